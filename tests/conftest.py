@@ -1,0 +1,49 @@
+"""Fixtures for every test that touches Redis: a real server, never a stand-in."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import redis as redis_py
+
+from tests.redis_server import RedisServer
+
+# A deadline per example measures the machine, not the code.
+hypothesis.settings.register_profile("streamer", deadline=None)
+hypothesis.settings.load_profile("streamer")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One server for the whole run. Tests share it: whoever breaks servers takes `own_redis_server`."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(name="redis")
+def redis_client(redis_server: RedisServer) -> Iterator[redis_py.Redis]:
+    """A blocking client of the shared server, which is empty when the test begins."""
+    with redis_server.connect() as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer, redis: redis_py.Redis) -> str:
+    """The URL of the shared server, which is empty when the test begins."""
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis_server() -> Iterator[Callable[..., RedisServer]]:
+    """A factory of servers for one test to kill, pause and restart; takes options of redis.conf.
+
+    What it returns is running, and is cleaned up after the test.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: str | int) -> RedisServer:
+            return stack.enter_context(RedisServer(**options))
+
+        yield start

