@@ -1,0 +1,395 @@
+"""Every message of the wire contract as an attrs model.
+
+The models are the contract: the codec, the JSON Schema and the protocol reference are made from them.
+A field whose default is None is left out of the JSON when it is None. `type` is the class's own
+name on the wire; `timestamp` of a server message is added by `codec.encode`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import attrs
+
+from streamer.protocol.errors import ErrorCode
+from streamer.protocol.topics import Kind, SubscriptionType
+
+RequestId = str | int
+"""Comes back in the answer to the request: a string or an integer of at most 64 characters."""
+
+MAX_REQUEST_ID_CHARACTERS: Final = 64
+
+
+def _check_request_id(_instance: object, _attribute: object, value: RequestId | None) -> None:
+    if len(str(value)) > MAX_REQUEST_ID_CHARACTERS:
+        raise ValueError(f"request_id is longer than {MAX_REQUEST_ID_CHARACTERS} characters")
+
+
+class Mode(enum.StrEnum):
+    """What happens to a subscription's messages when its client is behind."""
+
+    LATEST = "latest"
+    ALL = "all"
+
+
+class MarketPhase(enum.StrEnum):
+    """The `status` of a market."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    PRE_MARKET = "pre_market"
+    AFTER_HOURS = "after_hours"
+
+
+class Priority(enum.StrEnum):
+    """How urgent a notification is."""
+
+    LOW = "LOW"
+    NORMAL = "NORMAL"
+    HIGH = "HIGH"
+    URGENT = "URGENT"
+
+
+class GapReason(enum.StrEnum):
+    """Why a stream has a hole that the server could not fill."""
+
+    SOURCE_RECONNECTED = "source_reconnected"
+    HISTORY_EXPIRED = "history_expired"
+    OVERFLOW = "overflow"
+
+
+@attrs.frozen
+class Position:
+    """A place in a topic's stream.
+
+    A sequence alone would lie after a restart: counting starts again, and an old 17 looks like a
+    new one. The epoch tells the two apart.
+    """
+
+    epoch: str = attrs.field(validator=attrs.validators.max_len(64))
+    sequence: int = attrs.field(validator=[attrs.validators.ge(0), attrs.validators.lt(2**53)])
+    """Below 2**53, so that a browser can count it by one (ECMAScript MAX_SAFE_INTEGER)."""
+
+
+# Client -> server
+
+
+@attrs.frozen
+class Subscribe:
+    """Ask for topics; answered with `subscribed`."""
+
+    type: ClassVar[str] = "subscribe"
+    subscription_type: SubscriptionType
+    targets: Sequence[Any]
+    """Strings; anything else is rejected one by one, so that it does not spoil the others."""
+    kinds: Sequence[Kind] | None = None
+    mode: Mode = Mode.LATEST
+    max_rate: float | None = None
+    """At most so many messages a second of each target and kind; the newest are kept."""
+    snapshot: bool = True
+    since: Mapping[str, Position] | None = None
+    """Target -> the last position the client holds; what was missed since follows the ack."""
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+@attrs.frozen
+class Unsubscribe:
+    """Give topics up; answered with `unsubscribed`."""
+
+    type: ClassVar[str] = "unsubscribe"
+    subscription_type: SubscriptionType
+    targets: Sequence[Any]
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+@attrs.frozen
+class Ping:
+    """Ask for a `pong`: for clients that cannot send WebSocket pings (browsers)."""
+
+    type: ClassVar[str] = "ping"
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+@attrs.frozen
+class RefreshToken:
+    """Exchange a refresh token for a new access token."""
+
+    type: ClassVar[str] = "refresh_token"
+    refresh_token: str
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+@attrs.frozen
+class Reconnect:
+    """Restore a session: its subscriptions, and what was missed since `positions`."""
+
+    type: ClassVar[str] = "reconnect"
+    session_id: str
+    positions: Mapping[str, Position] = attrs.field(factory=dict)
+    """Topic as `type:target` -> the last position the client holds."""
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+ClientMessage = Subscribe | Unsubscribe | Ping | RefreshToken | Reconnect
+
+CLIENT_MESSAGES: Final[tuple[type[ClientMessage], ...]] = (
+    Subscribe,
+    Unsubscribe,
+    Ping,
+    RefreshToken,
+    Reconnect,
+)
+
+
+# Server -> client: answers and events
+
+
+@attrs.frozen
+class Connected:
+    """The first message on every connection."""
+
+    type: ClassVar[str] = "connected"
+    session_id: str
+    protocol: int
+    heartbeat_interval: float
+    """Seconds between the server's WebSocket pings."""
+    limits: Mapping[str, float]
+
+
+@attrs.frozen
+class RejectedTarget:
+    """One target of a request that was refused, and why."""
+
+    target: Any
+    code: ErrorCode
+    message: str
+
+
+@attrs.frozen
+class Subscribed:
+    """The answer to `subscribe`; snapshots of the targets follow it."""
+
+    type: ClassVar[str] = "subscribed"
+    subscription_type: SubscriptionType
+    targets: Sequence[str]
+    """Those of the request that are now held."""
+    rejected: Sequence[RejectedTarget]
+    positions: Mapping[str, Position]
+    """Target -> where its stream stands: the next live message follows it."""
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class Unsubscribed:
+    """The answer to `unsubscribe`; nothing of these targets comes after it."""
+
+    type: ClassVar[str] = "unsubscribed"
+    subscription_type: SubscriptionType
+    targets: Sequence[str]
+    rejected: Sequence[RejectedTarget]
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class Pong:
+    """The answer to `ping`."""
+
+    type: ClassVar[str] = "pong"
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class TokenRefreshed:
+    """The answer to `refresh_token`."""
+
+    type: ClassVar[str] = "token_refreshed"
+    access_token: str
+    expires_in: float
+    """Seconds."""
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class Reconnected:
+    """The answer to `reconnect`; the missed messages follow it, in order, then the live ones."""
+
+    type: ClassVar[str] = "reconnected"
+    session_id: str
+    """The new one."""
+    restored_subscriptions: Mapping[SubscriptionType, Sequence[str]]
+    missed_messages_count: int
+    recovered: bool
+    """True only if every missed message follows."""
+    positions: Mapping[str, Position] = attrs.field(factory=dict)
+    """Topic as `type:target` -> where its stream stands after the missed messages."""
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class Error:
+    """A request that was not carried out. It never closes the connection by itself."""
+
+    type: ClassVar[str] = "error"
+    code: ErrorCode
+    message: str
+    details: Mapping[str, Any] | None = None
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class Gap:
+    """A hole in a topic's stream that could not be filled; the stream resumes at the position."""
+
+    type: ClassVar[str] = "gap"
+    subscription_type: SubscriptionType
+    target: str
+    reason: GapReason
+    epoch: str
+    sequence: int
+    """Where the stream resumes: the next live message follows this sequence."""
+
+
+@attrs.frozen
+class ServerShutdown:
+    """The server is about to close with 1001."""
+
+    type: ClassVar[str] = "server_shutdown"
+    retry_after_ms: int
+    """This client's own delay before it reconnects: spread, so that not all come at once."""
+
+
+# Server -> client: data. Producers write these to Redis; what they add is passed through.
+
+
+@attrs.frozen
+class PriceUpdate:
+    """A trade, or the state of a price."""
+
+    type: ClassVar[str] = "price_update"
+    stock_code: str
+    price: float
+    change: float
+    change_percent: float
+    volume: float
+    timestamp: str | None = None
+    sequence: int | None = None
+    previous: int | None = None
+    snapshot: bool | None = None
+
+
+@attrs.frozen
+class PriceLevel:
+    """One level of an order book."""
+
+    price: float
+    quantity: float
+    orders: int | None = None
+
+
+@attrs.frozen
+class OrderbookUpdate:
+    """The top of an order book, best price first."""
+
+    type: ClassVar[str] = "orderbook_update"
+    stock_code: str
+    bids: Sequence[PriceLevel]
+    asks: Sequence[PriceLevel]
+    timestamp: str | None = None
+    sequence: int | None = None
+    previous: int | None = None
+    snapshot: bool | None = None
+
+
+@attrs.frozen
+class MarketStatus:
+    """A market opened, closed, or changed phase."""
+
+    type: ClassVar[str] = "market_status"
+    market: str
+    status: MarketPhase
+    timestamp: str | None = None
+    sequence: int | None = None
+    previous: int | None = None
+    snapshot: bool | None = None
+
+
+@attrs.frozen
+class Alert:
+    """A condition that a user asked to be told of has come true."""
+
+    type: ClassVar[str] = "alert"
+    alert_id: str | int
+    stock_code: str
+    alert_type: str
+    message: str
+    data: Mapping[str, Any] | None = None
+    timestamp: str | None = None
+
+
+@attrs.frozen
+class Notification:
+    """A message to a user."""
+
+    type: ClassVar[str] = "notification"
+    notification_id: str | int
+    title: str
+    message: str
+    notification_type: str
+    priority: Priority
+    timestamp: str | None = None
+
+
+DataMessage = PriceUpdate | OrderbookUpdate | MarketStatus | Alert | Notification
+
+
+@attrs.frozen
+class Batch:
+    """What one flush holds for a client, when that is more than one message, in order."""
+
+    type: ClassVar[str] = "batch"
+    messages: Sequence[DataMessage]
+    batch_size: int
+
+
+ServerMessage = (
+    Connected
+    | Subscribed
+    | Unsubscribed
+    | Pong
+    | TokenRefreshed
+    | Reconnected
+    | Error
+    | Gap
+    | ServerShutdown
+    | PriceUpdate
+    | OrderbookUpdate
+    | MarketStatus
+    | Alert
+    | Notification
+    | Batch
+)
+
+DATA_MESSAGES: Final[Mapping[Kind, type[DataMessage]]] = {
+    Kind.PRICE: PriceUpdate,
+    Kind.ORDERBOOK: OrderbookUpdate,
+    Kind.STATUS: MarketStatus,
+    Kind.ALERT: Alert,
+    Kind.NOTIFICATION: Notification,
+}
+"""What each kind of channel carries."""
+
+SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
+    Connected,
+    Subscribed,
+    Unsubscribed,
+    Pong,
+    TokenRefreshed,
+    Reconnected,
+    Error,
+    Gap,
+    ServerShutdown,
+    *DATA_MESSAGES.values(),
+    Batch,
+)
