@@ -115,8 +115,16 @@ _ORIGINS: Final = _Allowed(
 )
 
 
-def _setting(default: Any, allowed: _Allowed, help_text: str, **options: Any) -> Any:
-    return attrs.field(default=default, validator=allowed, metadata={"help": help_text}, **options)
+def _setting(
+    default: Any, allowed: _Allowed, help_text: str, *, heading: str | None = None, **options: Any
+) -> Any:
+    """A field with its `help` as metadata and, where a new group begins, the group's `heading`."""
+    return attrs.field(
+        default=default,
+        validator=allowed,
+        metadata={"help": help_text, "heading": heading},
+        **options,
+    )
 
 
 def _tuple_if_list(value: object) -> object:
@@ -139,12 +147,12 @@ class Settings:
     The unit is in the name; the sentence beside each field is its help on the command line too.
     """
 
-    # Where publications come from
     redis: str = _setting(
         "redis://127.0.0.1:6379/0",
         _REDIS_URL,
         "The Redis that publications come from: redis://, rediss:// (TLS) or unix://.",
         repr=lambda url: repr(redact(url)),
+        heading="Where publications come from",
     )
     memory: bool = _setting(
         False,
@@ -169,9 +177,11 @@ class Settings:
         "How long that message may take before the connection to Redis is given up and made anew.",
     )
 
-    # Where clients arrive
     host: str = _setting(
-        "127.0.0.1", _HOST, "The address to accept WebSocket clients on; 0.0.0.0 for all of IPv4."
+        "127.0.0.1",
+        _HOST,
+        "The address to accept WebSocket clients on; 0.0.0.0 for all of IPv4.",
+        heading="Where clients arrive",
     )
     port: int = _setting(
         8765, _PORT, "The port to accept WebSocket clients on; 0 picks a free one."
@@ -196,12 +206,12 @@ class Settings:
         converter=_path_if_text,
     )
 
-    # Who is let in
     max_connections: int = _setting(
         0,
         _integer(0),
         "The most clients at a time, beyond which one is closed with 1013 (try again later); "
         "0 = no limit.",
+        heading="Who is let in",
     )
     max_connections_per_address: int = _setting(
         5,
@@ -222,11 +232,11 @@ class Settings:
         "How long a client may take from connecting to the end of the WebSocket handshake.",
     )
 
-    # What a client may send
     rate_limit: float = _setting(
         100.0,
         _number(minimum=0),
         "Messages per second that a client may send in the long run; 0 = no limit.",
+        heading="What a client may send",
     )
     rate_limit_burst: float = _setting(
         attrs.Factory(_twice_the_rate, takes_self=True),
@@ -248,12 +258,12 @@ class Settings:
     )
     max_subscriptions: int = _setting(500, _integer(1), "The most topics that one client may hold.")
 
-    # What is sent, and when
     flush_interval_ms: float = _setting(
         30.0,
         _number(minimum=0),
         "How long updates are gathered before they are sent together, unless all is quiet; "
         "0 = sent at once.",
+        heading="What is sent, and when",
     )
     stretch_limit_ms: float = _setting(
         250.0,
@@ -286,12 +296,12 @@ class Settings:
         "since many come straight back.",
     )
 
-    # Keeping and ending connections
     heartbeat_interval_seconds: float = _setting(
         25.0,
         _SECONDS,
         "How often each client is pinged; "
         "below the idle timeout of the proxies in between, often 30 or 60 s.",
+        heading="Keeping and ending connections",
     )
     heartbeat_timeout_seconds: float = _setting(
         10.0,
@@ -320,11 +330,11 @@ class Settings:
         "What is added to that delay for each client, so that they do not all reconnect at once.",
     )
 
-    # What can be caught up on
     session_lifetime_seconds: float = _setting(
         300.0,
         _number(minimum=0),
         "How long after a disconnect a session can be restored.",
+        heading="What can be caught up on",
     )
     history_length: int = _setting(
         1000, _integer(0), "Publications kept of each topic for clients that reconnect."
@@ -335,8 +345,12 @@ class Settings:
         "How long publications are kept for clients that reconnect.",
     )
 
-    # What is reported
-    log_level: LogLevel = _setting("info", _choice(LogLevel), "The least severity that is logged.")
+    log_level: LogLevel = _setting(
+        "info",
+        _choice(LogLevel),
+        "The least severity that is logged.",
+        heading="What is reported",
+    )
     log_format: LogFormat = _setting(
         "text", _choice(LogFormat), "How the log on stderr is written."
     )

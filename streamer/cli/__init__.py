@@ -1,0 +1,56 @@
+"""The command line: the only place that reads argv, the environment and signals."""
+
+from collections.abc import Sequence
+
+import click
+
+from streamer import __version__
+from streamer.cli import serve
+from streamer.cli.errors import CommandError, ExitCode
+
+_EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.explanation}" for code in ExitCode)
+
+
+@click.group(
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="streamer", message="%(prog)s %(version)s")
+def commands() -> None:
+    """Market data from Redis, in front of every WebSocket client that asked for it.
+
+    `streamer serve` is the server. Each command explains itself: streamer serve --help
+    """
+
+
+for module in (serve,):
+    commands.add_command(module.command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (by default this process's) and return its exit code.
+
+    Every foreseen error is one line on stderr. A traceback on stderr is a bug.
+    """
+    try:
+        result = commands.main(arguments, prog_name="streamer", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as no_arguments:
+        no_arguments.show()
+        return ExitCode.USAGE
+    except click.ClickException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except CommandError as error:
+        return _fail(str(error), error.exit_code)
+    except click.Abort:
+        return ExitCode.INTERRUPTED
+    except BaseExceptionGroup as group:
+        # Trio delivers Ctrl-C inside a nursery as a group.
+        if group.split(KeyboardInterrupt)[1] is None:
+            return ExitCode.INTERRUPTED
+        raise
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"streamer: error: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,243 @@
+"""Command line options made from the fields of `Settings`.
+
+Each setting is a flag, a variable ``STREAMER_<NAME>`` and a key of the TOML file of ``--config``; a
+flag goes before a variable, a variable before the file, the file before the default. Text becomes a
+number or a list here, but only `Settings` judges values, so that all sources are refused in the
+same words; what is added here is where the value came from.
+"""
+
+import difflib
+import functools
+import os
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import attrs
+import click
+from click.core import ParameterSource
+
+from streamer.config import SettingError, Settings
+
+ENVIRONMENT_PREFIX: Final = "STREAMER_"
+SETTINGS_HELP: Final = (
+    "Each setting is also a variable, STREAMER_PORT for --port, and a key of the --config file, "
+    "port = 8765. A flag goes before a variable, a variable before the file."
+)
+
+_FIELDS: Final = {field.name: field for field in attrs.fields(Settings)}
+_CONFIG_VARIABLE: Final = f"{ENVIRONMENT_PREFIX}CONFIG"
+_TYPE_METAVARS: Final[dict[object, str]] = {
+    int: "N",
+    float: "N",
+    str: "URL",
+    Path | None: "FILE",
+    tuple[str, ...]: "LIST",
+}
+_UNIT_METAVARS: Final = {
+    "_bytes": "BYTES",
+    "_host": "ADDRESS",
+    "_ms": "MS",
+    "_ms_per_client": "MS",
+    "_port": "PORT",
+    "_seconds": "SECONDS",
+}
+
+
+class SettingsCommand(click.Command):
+    """A command whose help shows the settings under the headings of `Settings`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for each heading, the command's other options first."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                heading = parameter.heading if isinstance(parameter, _SettingOption) else "Options"
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def with_settings(
+    *, only: Collection[str] | None = None, without: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of the settings named, and it the `settings` made from them.
+
+    The settings that are not named keep their defaults, whatever variables and file say, but
+    variables and file may hold every setting: one file serves all commands.
+    """
+    names = [name for name in only or _FIELDS if name not in without]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        @click.pass_context
+        def run(context: click.Context, /, *arguments: Any, **values: Any) -> Any:
+            given = {name: values.pop(name) for name in names}
+            return command(*arguments, settings=_build(context, given), **values)
+
+        decorated: Callable[..., Any] = run
+        for option in reversed([*_setting_options(names), _config_option]):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+class _SettingOption(click.Option):
+    """An option that knows under which heading it belongs."""
+
+    def __init__(self, *declarations: Any, heading: str, **options: Any) -> None:
+        super().__init__(*declarations, **options)
+        self.heading = heading
+
+
+class _Text(click.ParamType[object]):
+    """Text that becomes a value where it can; where it cannot, `Settings` refuses it by name."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        """The value of a text; a value from TOML has its type already."""
+        del param, ctx
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
+
+
+class _Switch(click.types.BoolParamType):
+    """The same for booleans; click makes ``--x/--no-x`` of this type only."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """True or false for what click knows as such; anything else as it is."""
+        del param, ctx
+        known = self.str_to_bool(value) if isinstance(value, str) else None
+        return value if known is None else known
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part for item in text.split(",") if (part := item.strip()))
+
+
+def _setting_options(names: Iterable[str]) -> Iterator[Callable[[Any], Any]]:
+    heading = ""
+    for field in _FIELDS.values():
+        heading = field.metadata["heading"] or heading
+        if field.name in names:
+            yield _setting_option(field, heading)
+
+
+def _setting_option(field: "attrs.Attribute[Any]", heading: str) -> Callable[[Any], Any]:
+    flag = f"--{field.name.replace('_', '-')}"
+    kind: Any = field.type
+    parser: click.ParamType[Any]
+    if kind is bool:
+        parser, flag = _Switch(), f"{flag}/--no-{flag.removeprefix('--')}"
+    elif kind in {int, float}:
+        parser = _Text("number", kind)
+    elif kind == tuple[str, ...]:
+        parser = _Text("list", _split)
+    else:
+        parser = _Text("text", str)
+    return click.option(
+        flag,
+        field.name,
+        cls=_SettingOption,
+        type=parser,
+        metavar=None if kind is bool else _metavar(field.name, kind),
+        envvar=f"{ENVIRONMENT_PREFIX}{field.name.upper()}",
+        help=f"{field.metadata['help']}{_shown_default(field.default)}",
+        heading=heading,
+    )
+
+
+def _metavar(name: str, kind: Any) -> str:
+    for suffix, metavar in _UNIT_METAVARS.items():
+        if f"_{name}".endswith(suffix):
+            return metavar
+    if kind in _TYPE_METAVARS:
+        return _TYPE_METAVARS[kind]
+    return "|".join(get_args(kind))
+
+
+def _shown_default(default: object) -> str:
+    if isinstance(default, bool) or not isinstance(default, str | int | float):
+        return ""  # off, none, or told by the help itself
+    return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
+
+
+def _build(context: click.Context, given: dict[str, object]) -> Settings:
+    """The settings, from the values that click has taken from their sources."""
+    for variable in sorted(os.environ):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable != _CONFIG_VARIABLE:
+            _check_known(variable.removeprefix(ENVIRONMENT_PREFIX).lower(), f"variable {variable}")
+    explicit = {
+        name: value
+        for name, value in given.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if explicit.get("memory") is True and "redis" in explicit:
+        sources = f"{_source(context, 'memory')} and {_source(context, 'redis')}"
+        raise click.UsageError(f"memory and redis exclude each other (from {sources})")
+    try:
+        settings = Settings(**explicit)  # type: ignore[arg-type]  # Settings judges them
+    except SettingError as error:
+        raise click.UsageError(f"{error} (from {_source(context, error.setting)})") from None
+    for name in explicit:
+        path = getattr(settings, name)
+        if isinstance(path, Path) and not os.access(path, os.R_OK):
+            source = _source(context, name)
+            raise click.UsageError(f"{name}: {path} cannot be read (from {source})")
+    return settings
+
+
+def _source(context: click.Context, setting: str) -> str:
+    """What whoever set this would look for: a flag, a variable, or a file."""
+    source = context.get_parameter_source(setting)
+    if source is ParameterSource.ENVIRONMENT:
+        return f"{ENVIRONMENT_PREFIX}{setting.upper()}"
+    if source is ParameterSource.DEFAULT_MAP:
+        return str(context.meta[_CONFIG_VARIABLE])
+    return f"--{setting.replace('_', '-')}"
+
+
+def _check_known(setting: str, source: str) -> None:
+    if setting not in _FIELDS:
+        alike = difflib.get_close_matches(setting, _FIELDS, n=1)
+        hint = f"; did you mean {alike[0]}?" if alike else ""
+        raise click.UsageError(f"{setting} is not a setting (from {source}){hint}")
+
+
+def _read_config(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    """Make the file's values click's defaults; eager, so that it comes before the settings."""
+    if path is None:
+        return
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except OSError as error:
+        raise click.UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise click.UsageError(f"{path} is not TOML: {error}") from None
+    for name in values:
+        _check_known(name, str(path))
+    context.default_map = values
+    context.meta[_CONFIG_VARIABLE] = path
+
+
+_config_option: Final = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    envvar=_CONFIG_VARIABLE,
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="A TOML file with settings.",
+)

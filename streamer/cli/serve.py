@@ -1,0 +1,105 @@
+"""`streamer serve`: the server, from its settings to its last signal."""
+
+import resource
+import signal
+import ssl
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import click
+import structlog
+import trio
+
+from streamer.cli.errors import CommandError, ExitCode
+from streamer.cli.logs import configure_logging
+from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
+from streamer.config import Settings
+
+if TYPE_CHECKING:
+    from streamer.server import Server
+
+_HELP: Final = f"""Serve clients over WebSocket with what is published to Redis.
+
+\b
+  streamer serve                                    Redis and clients on this machine
+  streamer serve --redis redis://10.0.0.5 --host 0.0.0.0
+  streamer serve --config streamer.toml
+
+The first line on stdout is the address for clients, the second that of statistics and health.
+Ctrl-C or SIGTERM lets the clients go in good order; a second one ends the server at once.
+
+{SETTINGS_HELP}
+"""
+
+
+@click.command("serve", cls=SettingsCommand, help=_HELP)
+@with_settings()
+def command(settings: Settings) -> int:
+    """Run the server until a signal ends it."""
+    configure_logging(settings.log_level, settings.log_format)
+    _allow_many_connections()
+    return trio.run(_run, settings)
+
+
+@attrs.frozen
+class _Announcement:
+    """Tells people and scripts where the server listens, as soon as it does."""
+
+    def started(self, server: "Server") -> None:
+        click.echo(f"WebSocket  {server.websocket_url}\nHTTP       {server.http_url}")
+
+
+async def _run(settings: Settings) -> ExitCode:
+    # Imported here, since it takes longer than all other commands need to start.
+    from streamer.server import RedisRequired, serve  # noqa: PLC0415
+
+    shutdown = trio.Event()
+    failure: CommandError | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_handle_signals, shutdown, nursery.cancel_scope)
+        try:
+            await serve(settings, shutdown=shutdown, task_status=_Announcement())
+        except* RedisRequired as group:
+            failure = CommandError(_first_line(group), ExitCode.REDIS_REQUIRED)
+        except* ssl.SSLError as group:
+            reason = f"tls_certificate and tls_key: {_first_line(group)}"
+            failure = CommandError(reason, ExitCode.USAGE)
+        except* OSError as group:
+            failure = CommandError(f"cannot listen: {_first_line(group)}", ExitCode.CANNOT_LISTEN)
+        stopped_itself = not nursery.cancel_scope.cancel_called
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return ExitCode.OK if stopped_itself else ExitCode.INTERRUPTED
+
+
+def _first_line(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
+
+
+async def _handle_signals(
+    shutdown: trio.Event,
+    everything: trio.CancelScope,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Turn the first signal into a graceful stop and the second into an end at once."""
+    log = structlog.get_logger()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            name = signal.Signals(number).name
+            if shutdown.is_set():
+                log.warning("ending at once", signal=name)
+                everything.cancel()
+                return
+            log.info("stopping; a second signal ends at once", signal=name)
+            shutdown.set()
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files to what the system grants: each client is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,78 @@
+"""What is on stderr when the server has something to say."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from streamer.cli.logs import configure_logging
+from streamer.config import LogFormat
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Other tests log as if this one had not been."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def log_something() -> None:
+    """Entries of this package and of a library, below and above the level, with a failure."""
+    log = structlog.get_logger()
+    log.info("not worth telling")
+    log.warning("lost", topic="stock:005930", tries=3)
+    logging.getLogger("library").info("nor this")
+    logging.getLogger("library").warning("cannot %s", "bind", extra={"port": 80})
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        log.exception("broken", value=object)
+
+
+def test_json_is_one_object_for_each_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log collector reads every entry, ours and the libraries', failures included."""
+    configure_logging("warning", "json")
+    log_something()
+    out, err = capsys.readouterr()
+    entries = [json.loads(line) for line in err.splitlines()]
+    assert [(entry["event"], entry["level"]) for entry in entries] == [
+        ("lost", "warning"),
+        ("cannot bind", "warning"),
+        ("broken", "error"),
+    ]
+    lost, bind, broken = entries
+    assert (lost["topic"], lost["tries"]) == ("stock:005930", 3)
+    assert bind["port"] == 80
+    assert "ZeroDivisionError" in broken["exception"]
+    assert all(entry["timestamp"].endswith("Z") for entry in entries)
+    assert out == ""
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_debug_tells_all(log_format: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is filtered that was asked for."""
+    configure_logging("debug", log_format)
+    structlog.get_logger().debug("a detail")
+    logging.getLogger("library").debug("another")
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """An entry is a line with its values, a failure has its traceback, a pipe gets no colours."""
+    configure_logging("warning", "text")
+    log_something()
+    out, err = capsys.readouterr()
+    assert "lost" in err
+    assert "topic=stock:005930" in err
+    assert "cannot bind" in err
+    assert "ZeroDivisionError: division by zero" in err
+    assert "worth telling" not in err
+    assert "nor this" not in err
+    assert "\x1b" not in err
+    assert out == ""

@@ -1,0 +1,285 @@
+"""Settings from flags, variables and a file: which one counts, and how each is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import orjson
+import pytest
+
+from streamer.cli.options import SettingsCommand, with_settings
+from streamer.config import Settings
+
+NAMES = [field.name for field in attrs.fields(Settings)]
+
+
+@click.command(cls=SettingsCommand)
+@click.option("--quiet", is_flag=True, help="An option that is not a setting.")
+@click.option("--unseen", is_flag=True, hidden=True, expose_value=False)
+@with_settings()
+def every_setting(settings: Settings, *, quiet: bool) -> tuple[Settings, bool]:
+    """Take all settings."""
+    return settings, quiet
+
+
+@click.command(cls=SettingsCommand)
+@with_settings(only={"redis", "log_level"})
+def two_settings(settings: Settings) -> Settings:
+    """Take two settings."""
+    return settings
+
+
+@click.command(cls=SettingsCommand)
+@with_settings(without={"redis", "memory"})
+def most_settings(settings: Settings) -> Settings:
+    """Take all settings but two."""
+    return settings
+
+
+def parse(*arguments: str) -> Settings:
+    """The settings that a command line gives."""
+    settings, _quiet = every_setting.main(list(arguments), standalone_mode=False)
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def refusal(*arguments: str, command: click.Command = every_setting) -> str:
+    """The message with which a command line is refused."""
+    with pytest.raises(click.UsageError) as refused:
+        command.main(list(arguments), standalone_mode=False)
+    return refused.value.format_message()
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Any]:
+    """A value other than the default for each setting, as TOML has it."""
+    certificate, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate.touch()
+    key.touch()
+    special: dict[str, Any] = {
+        "redis": "unix:///run/redis.sock",
+        "host": "0.0.0.0",
+        "http_host": "::1",
+        "tls_certificate": str(certificate),
+        "tls_key": str(key),
+        "allowed_origins": ["https://a.example", "https://b.example"],
+        "log_level": "warning",
+        "log_format": "json",
+    }
+    return {
+        name: special[name] if name in special else _other(value)
+        for name, value in attrs.asdict(Settings()).items()
+    }
+
+
+def _other(value: Any) -> Any:
+    return not value if isinstance(value, bool) else value + 1
+
+
+def needed_with(name: str, files: dict[str, Any]) -> dict[str, Any]:
+    """The setting's value, with that of the setting without which it is refused."""
+    pair = {"tls_certificate": "tls_key", "tls_key": "tls_certificate"}
+    return {one: files[one] for one in (name, pair.get(name, name))}
+
+
+def expected(name: str, files: dict[str, Any]) -> Settings:
+    """What the setting's other value must lead to, wherever it is given."""
+    return Settings(**needed_with(name, files))
+
+
+def write_toml(path: Path, values: dict[str, Any]) -> str:
+    """Write a file of settings; JSON's scalars and lists are TOML's."""
+    path.write_text("".join(f"{name} = {orjson.dumps(v).decode()}\n" for name, v in values.items()))
+    return str(path)
+
+
+def test_nothing_given_gives_the_defaults() -> None:
+    """Without flag, variable and file a server has the published defaults."""
+    assert parse() == Settings()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_setting_has_a_flag(name: str, files: dict[str, Any]) -> None:
+    """What the library can be told, the command line can be told."""
+    arguments = []
+    for one, value in needed_with(name, files).items():
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        arguments += [flag(one)] if value is True else [flag(one), text]
+    assert parse(*arguments) == expected(name, files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_setting_has_a_variable(
+    name: str, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is configured without a command line."""
+    for one, value in needed_with(name, files).items():
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        monkeypatch.setenv(f"STREAMER_{one.upper()}", text)
+    assert parse() == expected(name, files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_setting_has_a_key_in_the_file(
+    name: str, files: dict[str, Any], tmp_path: Path
+) -> None:
+    """A file holds every setting, with its TOML type."""
+    config = write_toml(tmp_path / "streamer.toml", needed_with(name, files))
+    assert parse("--config", config) == expected(name, files)
+
+
+def test_flag_goes_before_variable_before_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The closer to the one who starts the server, the more it counts."""
+    config = write_toml(tmp_path / "streamer.toml", {"port": 1, "http_port": 1, "rate_limit": 1})
+    monkeypatch.setenv("STREAMER_CONFIG", config)
+    monkeypatch.setenv("STREAMER_PORT", "2")
+    monkeypatch.setenv("STREAMER_HTTP_PORT", "2")
+    settings = parse("--port", "3")
+    assert (settings.port, settings.http_port, settings.rate_limit) == (3, 2, 1)
+
+
+def test_a_switch_can_be_turned_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag can say no to what a variable says."""
+    monkeypatch.setenv("STREAMER_REQUIRE_REDIS", "yes")
+    assert parse().require_redis
+    assert not parse("--no-require-redis").require_redis
+
+
+def test_an_empty_variable_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`STREAMER_PORT=` in a compose file leaves the default."""
+    monkeypatch.setenv("STREAMER_PORT", "")
+    assert parse() == Settings()
+
+
+def test_other_options_pass_through() -> None:
+    """A command has options of its own beside the settings."""
+    assert every_setting.main(["--quiet"], standalone_mode=False) == (Settings(), True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "lines", "message"),
+    [
+        (
+            ["--port", "x"],
+            {},
+            "",
+            "port must be a whole number from 0 to 65535, not 'x' (from --port)",
+        ),
+        ([], {"PORT": "70000"}, "", "not 70000 (from STREAMER_PORT)"),
+        (
+            [],
+            {"MEMORY": "maybe"},
+            "",
+            "memory must be true or false, not 'maybe' (from STREAMER_MEMORY)",
+        ),
+        ([], {}, "port = 1.5", "not 1.5 (from {config})"),
+        ([], {}, "memory = 1", "memory must be true or false, not 1 (from {config})"),
+        ([], {}, "[port]\nnumber = 1", "not {{'number': 1}} (from {config})"),
+        (
+            [],
+            {},
+            "flush_interval = 1",
+            "flush_interval is not a setting (from {config}); did you mean",
+        ),
+        ([], {}, "colour = 1", "colour is not a setting (from {config})"),
+        (
+            [],
+            {"PROT": "1"},
+            "",
+            "prot is not a setting (from variable STREAMER_PROT); did you mean port?",
+        ),
+        (
+            ["--memory", "--redis", "redis://h"],
+            {},
+            "",
+            "exclude each other (from --memory and --redis)",
+        ),
+        (["--memory"], {"REDIS": "redis://h"}, "", "(from --memory and STREAMER_REDIS)"),
+        (
+            ["--tls-key", "key.pem"],
+            {},
+            "",
+            "tls_key needs tls_certificate beside it (from --tls-key)",
+        ),
+        (
+            ["--memory"],
+            {},
+            "require_redis = true",
+            "require_redis contradicts memory, which uses no Redis (from {config})",
+        ),
+        ([], {}, "port =", "{config} is not TOML: "),
+        ([], {}, "port = '\udcff'", "{config} is not TOML: "),
+    ],
+)
+def test_a_mistake_is_named_with_its_source(
+    arguments: list[str],
+    variables: dict[str, str],
+    lines: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever made it knows which setting to correct, and where."""
+    config = tmp_path / "streamer.toml"
+    config.write_text(lines, encoding="utf-8", errors="surrogateescape")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"STREAMER_{name}", value)
+    assert message.format(config=config) in refusal("--config", str(config), *arguments)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A mistyped --config does not start a server with defaults."""
+    missing = tmp_path / "missing.toml"
+    assert refusal("--config", str(missing)) == f"cannot read {missing}: No such file or directory"
+
+
+def test_an_unreadable_certificate_is_named(tmp_path: Path) -> None:
+    """A mistyped path is told before anything starts."""
+    (tmp_path / "chain.pem").touch()
+    arguments = ["--tls-certificate", f"{tmp_path}/chain.pem", "--tls-key", f"{tmp_path}/key.pem"]
+    assert refusal(*arguments) == f"tls_key: {tmp_path}/key.pem cannot be read (from --tls-key)"
+
+
+def test_a_command_takes_only_the_settings_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's file and variables serve other commands, which take what is theirs."""
+    config = write_toml(tmp_path / "streamer.toml", {"port": 1, "log_level": "error"})
+    monkeypatch.setenv("STREAMER_RATE_LIMIT", "7")
+    monkeypatch.setenv("STREAMER_REDIS", "redis://h")
+    settings = two_settings.main(["--config", config], standalone_mode=False)
+    assert settings == Settings(redis="redis://h", log_level="error")
+    assert "--port" in refusal("--port", "1", command=two_settings)
+    settings = most_settings.main(["--config", config], standalone_mode=False)
+    assert settings == Settings(port=1, log_level="error", rate_limit=7)
+    assert "--memory" in refusal("--memory", command=most_settings)
+
+
+def test_help_shows_each_setting_with_its_default_under_a_heading(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One finds a setting without knowing its name."""
+    every_setting.main(["--help"], standalone_mode=False, terminal_width=500)
+    text = capsys.readouterr().out
+    for name in NAMES:
+        assert flag(name) in text
+    assert (
+        text.index("\nOptions:") < text.index("--quiet") < text.index("\nWhere publications come")
+    )
+    assert (
+        text.index("\nWhere clients arrive:") < text.index("--port PORT") < text.index("\nWho is")
+    )
+    assert "--port PORT  " in text
+    assert "0 picks a free one.  [default: 8765]" in text
+    assert "--log-format text|json" in text
+    assert "--unseen" not in text
+    for metavar in ("--redis URL", "--tls-key FILE", "--allowed-origins LIST", "--rate-limit N"):
+        assert metavar in text
