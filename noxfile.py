@@ -1,0 +1,75 @@
+"""Everything a change has to pass, and how to run each part of it alone.
+
+    nox                       lint, types, package, and the tests on this Python
+    nox -s tests-3.13         the tests on another Python
+    nox -s tests-3.11 -- -k hub      arguments after -- go to pytest
+    nox -s bench -- --help    the benchmark
+    nox -r …                  the same with the environments of the last run, which is faster
+
+Nothing need be installed but Python and nox: where there is no redis-server the tests use the one
+that a test dependency carries.
+"""
+
+import sys
+
+import nox
+
+nox.needs_version = ">=2026.10"
+
+PROJECT = nox.project.load_toml()
+PYTHONS = nox.project.python_versions(PROJECT)
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+SOURCES = ("streamer", "tests", "bench", "noxfile.py")
+
+nox.options.sessions = ["lint", "types", "package", f"tests-{THIS_PYTHON}"]
+nox.options.error_on_missing_interpreters = True
+
+
+def dependencies(group: str) -> list[str]:
+    """The requirements of a dependency group of pyproject.toml."""
+    return list(nox.project.dependency_groups(PROJECT, group))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and known mistakes, Trio's among them."""
+    session.install(*dependencies("lint"))
+    session.run("ruff", "check", *SOURCES)
+    session.run("ruff", "format", "--check", *SOURCES)
+    session.run("flake8", *SOURCES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, strictly, in the tests and the benchmark too."""
+    session.install("-e", ".", *dependencies("types"))
+    session.run("mypy", "--strict", *SOURCES)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """What is built and installed is whole: its command starts, away from this directory."""
+    session.install(".")
+    session.chdir(session.create_tmp())
+    session.run("streamer", "--version")
+    session.run("streamer", "serve", "--help", silent=True)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The tests, and that they reach at least 95 % of all branches.
+
+    A run of a part (arguments after --) reports its coverage but does not have to reach the mark.
+    """
+    session.install("-e", ".", *dependencies("test"))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The fan-out benchmark; arguments after -- go to it."""
+    session.install("-e", ".", *dependencies("bench"))
+    session.run("python", "-m", "bench.fanout", *session.posargs)
