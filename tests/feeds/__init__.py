@@ -1,0 +1,1 @@
+"""Feeds, checked against the recordings themselves."""
