@@ -9,30 +9,35 @@ digit and every extra field is as it was written.
 
 from __future__ import annotations
 
-import json
+import enum
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from json.decoder import scanstring  # type: ignore[attr-defined]  # public in CPython since 3.0
+from reprlib import repr as short
+from types import NoneType
 from typing import Any, Final, get_args, get_origin
 
 import attrs
 import cattrs
 import orjson
-from cattrs.gen import make_dict_unstructure_fn, override
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.preconf.orjson import make_converter
 
 from streamer.protocol import messages
 from streamer.protocol.errors import ErrorCode, InvalidPublicationError, ProtocolError
+from streamer.protocol.shapes import fits
 from streamer.protocol.topics import Kind
 
-RESERVED: Final = frozenset({"sequence", "previous", "snapshot", "epoch"})
-"""Members of a data message that only the server may write."""
+_SERVER_ONLY: Final = frozenset({"previous", "snapshot"})
+RESERVED: Final = _SERVER_ONLY | {"sequence", "epoch"}
+"""Members of a data message that are the server's; a producer may give a whole position, though."""
 
 _RFC3339: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d+)?(?P<offset>[Zz]|[+-]\d\d:\d\d)?"
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)"
+    r"(\.\d+)?([Zz]|[+-]\d\d:\d\d)?",
+    re.ASCII,
 )
 
 StructureHook = Callable[[Any, Any], Any]
@@ -40,16 +45,28 @@ StructureHook = Callable[[Any, Any], Any]
 _CLIENT_TYPES: Final = {model.type: model for model in messages.CLIENT_MESSAGES}
 
 
+def _name(json_type: type) -> str:
+    return "null" if json_type is NoneType else json_type.__name__
+
+
 def _strict(*accepted: type) -> StructureHook:
     """A structure hook that takes these JSON types and converts nothing (True is not 1)."""
-    expected = " or ".join(t.__name__ for t in accepted)
+    expected = " or ".join(map(_name, accepted))
 
     def structure(value: object, _type: object) -> Any:
         if type(value) in accepted:
             return value
-        raise ValueError(f"expected {expected}, got {type(value).__name__}")
+        raise ValueError(f"expected {expected}, got {_name(type(value))}")
 
     return structure
+
+
+def _member(value: Any, enumeration: type[enum.StrEnum]) -> enum.StrEnum:
+    try:
+        return enumeration(value)
+    except ValueError:
+        options = ", ".join(enumeration)
+        raise ValueError(f"expected one of {options}, got {short(value)}") from None
 
 
 def _is_generic(generic: object, target: object) -> bool:
@@ -63,7 +80,7 @@ def _sequence_hook(target: Any, converter: cattrs.BaseConverter) -> StructureHoo
     def structure(value: object, _type: object) -> Any:
         # A str is a sequence too, and would be taken apart into its characters.
         if type(value) is not list:
-            raise ValueError(f"expected a list, got {type(value).__name__}")
+            raise ValueError(f"expected a list, got {_name(type(value))}")
         return [structure_item(item, item_type) for item in value]
 
     return structure
@@ -76,7 +93,7 @@ def _mapping_hook(target: Any, converter: cattrs.BaseConverter) -> StructureHook
 
     def structure(value: object, _type: object) -> Any:
         if type(value) is not dict:
-            raise ValueError(f"expected an object, got {type(value).__name__}")
+            raise ValueError(f"expected an object, got {_name(type(value))}")
         return {
             structure_key(key, key_type): structure_value(item, value_type)
             for key, item in value.items()
@@ -85,9 +102,21 @@ def _mapping_hook(target: Any, converter: cattrs.BaseConverter) -> StructureHook
     return structure
 
 
+def _object_hook(model: type[Any], converter: cattrs.Converter) -> StructureHook:
+    """Name what is no object; cattrs would index it and report how that failed."""
+    structure_object = make_dict_structure_fn(model, converter)
+
+    def structure(value: object, _type: object) -> Any:
+        if type(value) is not dict:
+            raise ValueError(f"expected an object, got {_name(type(value))}")
+        return structure_object(value, model)
+
+    return structure
+
+
 def _unstructure_hook(model: type[Any], converter: cattrs.Converter) -> Any:
-    """Leave out a field that is None where None is its default."""
-    return make_dict_unstructure_fn(
+    """Say a message's type, and leave out a field that is None where None is its default."""
+    unstructure_fields = make_dict_unstructure_fn(
         model,
         converter,
         **{  # type: ignore[arg-type]  # the stub takes the overrides for its own flags
@@ -96,33 +125,30 @@ def _unstructure_hook(model: type[Any], converter: cattrs.Converter) -> Any:
             if field.default is None
         },
     )
+    own = {"type": model.type} if hasattr(model, "type") else {}
+    return lambda message: own | unstructure_fields(message)
 
 
-def _make_converter(*, detailed_validation: bool) -> cattrs.Converter:
-    converter = make_converter(detailed_validation=detailed_validation)
-    for accepted in ((str,), (bool,), (int,)):
-        converter.register_structure_hook(accepted[0], _strict(*accepted))
+def _make_converter() -> cattrs.Converter:
+    converter = make_converter()
+    for scalar in (str, bool, int):
+        converter.register_structure_hook(scalar, _strict(scalar))
     converter.register_structure_hook(float, _strict(int, float))
+    # The hook of `str` serves its subclasses, too, and would take any string for an enum.
+    converter.register_structure_hook(enum.StrEnum, _member)
     for identifier in (str | int, str | int | None):
         converter.register_structure_hook_func(
-            partial(operator.eq, identifier),
-            _strict(*get_args(identifier)),
+            partial(operator.eq, identifier), _strict(*get_args(identifier))
         )
     for generic, factory in ((Sequence, _sequence_hook), (Mapping, _mapping_hook)):
         converter.register_structure_hook_factory(partial(_is_generic, generic), factory)
+    converter.register_structure_hook_factory(attrs.has, _object_hook)
     converter.register_unstructure_hook_factory(attrs.has, _unstructure_hook)
     return converter
 
 
-CONVERTER: Final = _make_converter(detailed_validation=True)
+CONVERTER: Final = _make_converter()
 """The one converter. It explains what is wrong, field by field."""
-
-_PUBLICATION_HOOKS: Final = {
-    kind: _make_converter(detailed_validation=False).get_structure_hook(model)
-    for kind, model in messages.DATA_MESSAGES.items()
-}
-"""The same rules without the explanation, which costs half as much again on the hot path: what
-fails here goes through CONVERTER for its reason."""
 
 
 def utc_timestamp(moment: datetime | None = None) -> str:
@@ -169,13 +195,13 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
     if model is None:
         raise ProtocolError(
             ErrorCode.UNKNOWN_MESSAGE_TYPE,
-            f"no client message has type {str(decoded['type'])[:64]!r}",
+            f"no client message has type {short(decoded['type'])}",
             details={"known": sorted(_CLIENT_TYPES)},
             request_id=request_id,
         )
     try:
         return CONVERTER.structure(decoded, model)
-    except (cattrs.BaseValidationError, ValueError, TypeError) as error:
+    except cattrs.BaseValidationError as error:
         reasons = explain(error)
         raise ProtocolError(
             ErrorCode.INVALID_MESSAGE,
@@ -197,13 +223,13 @@ def _readable_request_id(decoded: dict[str, object]) -> messages.RequestId | Non
 
 def encode(message: messages.ServerMessage | messages.ClientMessage, timestamp: str) -> bytes:
     """The JSON of a message of our own."""
-    body = CONVERTER.unstructure(message)
-    return orjson.dumps({"type": message.type, "timestamp": timestamp} | body)
+    first = {"type": message.type, "timestamp": timestamp}
+    return orjson.dumps(first | CONVERTER.unstructure(message))
 
 
 def encode_request(message: messages.ClientMessage) -> str:
     """The JSON of a client message."""
-    return orjson.dumps({"type": message.type} | CONVERTER.unstructure(message)).decode()
+    return orjson.dumps(CONVERTER.unstructure(message)).decode()
 
 
 # Publications
@@ -215,6 +241,8 @@ _KEY_FIELDS: Final[Mapping[Kind, str]] = {
     Kind.STATUS: "market",
 }
 """The field in which a data message names what its channel is about."""
+
+_FITS: Final = {kind: fits(model) for kind, model in messages.DATA_MESSAGES.items()}
 
 
 @attrs.frozen
@@ -245,83 +273,85 @@ def decode_publication(kind: Kind, key: str | None, raw: bytes) -> DecodedPublic
     model = messages.DATA_MESSAGES[kind]
     named_type = decoded.get("type")
     if named_type != model.type and "type" in decoded:
-        raise InvalidPublicationError(f"type {named_type!r} where {model.type!r} belongs")
-    try:
-        _PUBLICATION_HOOKS[kind](decoded, model)
-    except Exception as error:  # noqa: BLE001 - without detailed validation cattrs lets any through
-        raise InvalidPublicationError(_why_invalid(decoded, model, error)) from None
+        raise InvalidPublicationError(f"type {short(named_type)} where {model.type!r} belongs")
+    if not _FITS[kind](decoded):
+        try:
+            CONVERTER.structure(decoded, model)
+        except cattrs.BaseValidationError as error:
+            raise InvalidPublicationError("; ".join(explain(error)[:3])) from None
     if key is not None and decoded[_KEY_FIELDS[kind]] != key:
         raise InvalidPublicationError(
-            f"{_KEY_FIELDS[kind]} is {decoded[_KEY_FIELDS[kind]]!r} on the channel of {key!r}"
+            f"{_KEY_FIELDS[kind]} is {short(decoded[_KEY_FIELDS[kind]])} on the channel of {key!r}"
         )
     timestamp = decoded.get("timestamp")
     timestamp_in_utc = utc_timestamp() if timestamp is None else _in_utc(timestamp)
-    # The plain case, complete and without reserved members, is forwarded as it came.
-    if timestamp_in_utc is timestamp and named_type is not None and RESERVED.isdisjoint(decoded):
-        return DecodedPublication(raw.strip(), None)
-    return _normalise(raw, decoded, model.type, timestamp_in_utc)
+    position = _position(decoded)
+    not_the_producers = RESERVED if position is None else _SERVER_ONLY
+    # The usual case, complete and without such members, is forwarded as it came.
+    if (
+        timestamp_in_utc is timestamp
+        and named_type is not None
+        and not_the_producers.isdisjoint(decoded)
+    ):
+        return DecodedPublication(raw.strip(), position)
+    dropped = not_the_producers | {"type", "timestamp"}
+    # By name, so that of a member that is there twice the last stays: it is what was validated.
+    members = {name: text for name, text in _members(raw.decode()) if name not in dropped}
+    own = (f'"type":"{model.type}"', f'"timestamp":"{timestamp_in_utc}"')
+    return DecodedPublication(f"{{{','.join((*own, *members.values()))}}}".encode(), position)
 
 
-def _why_invalid(decoded: dict[str, Any], model: type[Any], error: Exception) -> str:
+def _position(decoded: dict[str, Any]) -> messages.Position | None:
+    epoch, sequence = decoded.get("epoch"), decoded.get("sequence")
+    if type(epoch) is not str or type(sequence) is not int:
+        return None
     try:
-        CONVERTER.structure(decoded, model)
-    except cattrs.BaseValidationError as detailed:
-        return "; ".join(explain(detailed)[:3])
-    return str(error)  # pragma: no cover - both converters have the same rules
+        return messages.Position(epoch, sequence)
+    except ValueError as error:
+        raise InvalidPublicationError(str(error)) from None
 
 
 def _in_utc(timestamp: str) -> str:
-    """The timestamp itself where it is RFC 3339 in UTC with Z, else the same moment written so."""
+    """The timestamp itself where it is RFC 3339 in UTC with T and Z; else the moment, written so.
+
+    A leap second (23:59:60) is refused, since hardly a client's date type could read it.
+    """
     match = _RFC3339.fullmatch(timestamp)
     if match is None:
-        raise InvalidPublicationError(f"timestamp {timestamp[:40]!r} is not RFC 3339")
+        raise InvalidPublicationError(f"timestamp {short(timestamp)} is not RFC 3339")
     try:
-        moment = datetime.fromisoformat(timestamp)
-    except ValueError as error:
-        raise InvalidPublicationError(f"timestamp {timestamp!r}: {error}") from None
-    if match["offset"] == "Z" and timestamp[10] == "T":
-        return timestamp
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    text = moment.astimezone(UTC).isoformat().removesuffix("+00:00")
-    return text + "Z"
+        if timestamp[10] == "T" and timestamp[-1] == "Z":
+            datetime.fromisoformat(timestamp)
+            return timestamp
+        date, time, fraction, offset = match.groups(default="")
+        is_utc = offset in {"", "Z", "z"}
+        moment = datetime.fromisoformat(f"{date}T{time}{'+00:00' if is_utc else offset}")
+        text = moment.astimezone(UTC).isoformat().removesuffix("+00:00")
+    except (ValueError, OverflowError) as error:
+        raise InvalidPublicationError(f"timestamp {short(timestamp)}: {error}") from None
+    # An offset is whole minutes, so the fraction stays, with as many digits as the producer has.
+    return f"{text}{fraction}Z"
 
 
-def _normalise(
-    raw: bytes, decoded: dict[str, Any], type_: str, timestamp: str
-) -> DecodedPublication:
-    """Write the members that are the server's; all others stay as the producer wrote them."""
-    position = None
-    drop = {"type", "timestamp", "previous", "snapshot"}
-    epoch, sequence = decoded.get("epoch"), decoded.get("sequence")
-    if type(epoch) is str and sequence is not None:
-        position = messages.Position(epoch, sequence)
-    else:
-        drop |= {"epoch", "sequence"}
-    members = [f'"type":"{type_}"', f'"timestamp":"{timestamp}"']
-    members += [text for name, text in _members(raw.decode()) if name not in drop]
-    return DecodedPublication(f"{{{','.join(members)}}}".encode(), position)
-
-
-_WHITESPACE: Final = re.compile(r"[ \t\n\r]*")
-_SCANNER: Final = json.JSONDecoder(parse_float=str, parse_int=str)
+_STRING: Final = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_TOKEN: Final = re.compile(_STRING + r"|[{}\[\],]")
+_NAME: Final = re.compile(_STRING)
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
-    """The members of a valid JSON object, each with its own text: `("price", '"price": 1.50')`."""
+    """The members of a valid JSON object, each with its own text: `("price", '"price": 1.50')`.
 
-    def after_whitespace(index: int) -> int:
-        match = _WHITESPACE.match(text, index)
-        assert match is not None  # the pattern matches nothing, too
-        return match.end()
-
-    index = after_whitespace(text.index("{") + 1)
-    while text[index] != "}":
-        start = index
-        name, index = scanstring(text, start + 1, True)
-        index = after_whitespace(after_whitespace(index) + 1)
-        _, index = _SCANNER.raw_decode(text, index)
-        yield name, text[start:index]
-        index = after_whitespace(index)
-        if text[index] == ",":
-            index = after_whitespace(index + 1)
+    The scanner of `json` would find their ends, too, but recurses, and so fails on depths that
+    orjson has let in.
+    """
+    depth = start = 0
+    for token in _TOKEN.finditer(text):
+        opens, closes = token[0] in "{[", token[0] in "}]"
+        depth += opens - closes
+        if opens and depth == 1:
+            start = token.end()
+        elif (depth == 1 and token[0] == ",") or depth == 0:
+            member = text[start : token.start()].strip()
+            if name := _NAME.match(member):  # else the object is empty
+                yield orjson.loads(name[0]), member
+            start = token.end()

