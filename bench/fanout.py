@@ -20,10 +20,7 @@ import click
 from bench import servers
 from bench.load import Load, Topic, run_load
 from bench.rig import Cores, RigError, running_redis
-from bench.servers import Started
-
-Start = Callable[[Path, int, int], contextlib.AbstractContextManager[Started]]
-"""Starts a server: (directory for its files, core, port of Redis)."""
+from bench.servers import Start
 
 
 @attrs.frozen
@@ -284,11 +281,7 @@ def main(  # noqa: PLR0917 - one for each option
     """
     flags = ("--flush-interval-ms", f"{flush_interval_ms:g}", *serve_flags)
 
-    def start(
-        directory: Path, core: int, redis_port: int
-    ) -> contextlib.AbstractContextManager[Started]:
-        return servers.streamer(directory, core, redis_port, *flags)
-
+    start = servers.streamer(*flags)
     done: list[Measurement] = []
     try:
         for count, rate in _runs(clients, rates):

@@ -1,4 +1,4 @@
-"""The servers that can be put on the rig, and how clients subscribe to each."""
+"""The servers that can be put on the rig: how each is started, and how its clients subscribe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,28 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from bench.load import Endpoint
-from bench.rig import Process, accepts_connections, compiled, free_port, running, wait_for
+import attrs
 
-Started = tuple[Endpoint, Process]
+from bench import install
+from bench.load import Endpoint
+from bench.rig import Process, RigError, accepts_connections, compiled, free_port, running, wait_for
 
 PEERS = Path(__file__).parent / "peers"
 STREAMER = (sys.executable, "-m", "streamer")
+
+Started = tuple[Endpoint, Process]
+Start = Callable[[Path, int, int], contextlib.AbstractContextManager[Started]]
+"""Starts a server: (directory for its files, core, port of Redis)."""
+
+
+@attrs.frozen
+class Server:
+    """A server under test."""
+
+    name: str
+    start: Start
+    busy_polls: bool = False
+    """It never sleeps, so its CPU time says nothing."""
 
 
 def subscribe_streamer(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -30,6 +45,23 @@ def subscribe_streamer(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
     return "/v1/ws", [json.dumps(message)]
 
 
+def subscribe_json(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """What the peers use whose applications define the protocol."""
+    return "/", [json.dumps({"subscribe": list(channels)})]
+
+
+def subscribe_path(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Channels in the path; the handshake is the subscription."""
+    return f"/sub/{','.join(channels)}", ()
+
+
+def subscribe_nats(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """NATS over WebSocket; the PONG says that all subscriptions before it are held."""
+    commands = ['CONNECT {"verbose":false,"pedantic":false}']
+    commands += [f"SUB {channel} {sid}" for sid, channel in enumerate(channels, 1)]
+    return "/", ["".join(f"{command}\r\n" for command in [*commands, "PING"])]
+
+
 def _announced_port(process: Process) -> Callable[[], int | None]:
     def look() -> int | None:
         found = re.search(r"^WebSocket\s+ws://[^\s:]+:(\d+)", process.log.read_text(), re.MULTILINE)
@@ -38,28 +70,140 @@ def _announced_port(process: Process) -> Callable[[], int | None]:
     return look
 
 
-@contextlib.contextmanager
-def streamer(directory: Path, core: int, redis_port: int, *flags: str) -> Iterator[Started]:
+def streamer(*flags: str) -> Start:
     """`streamer serve` as an operator would start it, with limits per address off."""
-    command = [*STREAMER, "serve", "--redis", f"redis://127.0.0.1:{redis_port}"]
-    command += ["--port", "0", "--http-port", "0", "--max-connections-per-address", "0", *flags]
-    with running(command, core=core, log=directory / "streamer.log") as process:
-        port = wait_for("streamer serve", process, _announced_port(process))
-        yield Endpoint(port, redis_port, subscribe_streamer, ack='"subscribed"', acks=1), process
 
+    @contextlib.contextmanager
+    def start(directory: Path, core: int, redis_port: int) -> Iterator[Started]:
+        command = [*STREAMER, "serve", "--redis", f"redis://127.0.0.1:{redis_port}"]
+        command += ["--port", "0", "--http-port", "0", "--max-connections-per-address", "0", *flags]
+        with running(command, core=core, log=directory / "streamer.log") as process:
+            port = wait_for("streamer serve", process, _announced_port(process))
+            yield (
+                Endpoint(port, redis_port, subscribe_streamer, ack='"subscribed"', acks=1),
+                process,
+            )
 
-def subscribe_path(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Channels in the path; the handshake is the subscription."""
-    return f"/sub/{','.join(channels)}", ()
+    return start
 
 
 @contextlib.contextmanager
 def raw_send(directory: Path, core: int, redis_port: int) -> Iterator[Started]:
     """A loop in C: one send() for each frame and client."""
     port = free_port()
-    binary = compiled("raw_send", [PEERS / "raw_send.c"])
-    with running(
-        [binary, str(redis_port), str(port)], core=core, log=directory / "raw_send.log"
-    ) as process:
+    command = [str(compiled("raw_send", [PEERS / "raw_send.c"])), str(redis_port), str(port)]
+    with running(command, core=core, log=directory / "raw_send.log") as process:
         wait_for("raw_send", process, lambda: accepts_connections(port))
         yield Endpoint(port, redis_port, subscribe_path), process
+
+
+@contextlib.contextmanager
+def _json_peer(
+    command: Sequence[str | Path],
+    environment: dict[str, str],
+    directory: Path,
+    core: int,
+    redis_port: int,
+) -> Iterator[Started]:
+    port = free_port()
+    name = Path(command[-1]).stem
+    with running(
+        [*command, str(redis_port), str(port)],
+        core=core,
+        log=directory / f"{name}.log",
+        environment=environment,
+    ) as process:
+        wait_for(name, process, lambda: accepts_connections(port))
+        yield Endpoint(port, redis_port, subscribe_json, ack='"subscribed"', acks=1), process
+
+
+def python_peer(script: str) -> Start:
+    """One of the Python peers."""
+
+    def start(
+        directory: Path, core: int, redis_port: int
+    ) -> contextlib.AbstractContextManager[Started]:
+        return _json_peer([install.python(), PEERS / script], {}, directory, core, redis_port)
+
+    return start
+
+
+def node_ws(
+    directory: Path, core: int, redis_port: int
+) -> contextlib.AbstractContextManager[Started]:
+    """Node's ws and ioredis."""
+    modules = install.node_modules("ws", "ioredis")
+    environment = {"NODE_PATH": str(modules)}
+    return _json_peer(["node", PEERS / "node_ws.js"], environment, directory, core, redis_port)
+
+
+def _filled(template: Path, directory: Path, **values: object) -> Path:
+    text = template.read_text()
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", str(value))
+    path = directory / template.name
+    path.write_text(text)
+    return path
+
+
+@contextlib.contextmanager
+def nchan(directory: Path, core: int, _redis_port: int) -> Iterator[Started]:
+    """Nginx with nchan; publications are POSTs to itself."""
+    root = install.debian("nchan", "nginx", "libnginx-mod-nchan")
+    try:
+        # Compiled into Debian's nginx, and wanted whatever the configuration says.
+        Path("/var/lib/nginx").mkdir(exist_ok=True)
+    except PermissionError as error:
+        raise RigError("nchan: nginx needs /var/lib/nginx; only root can make it.") from error
+    port = free_port()
+    configuration = _filled(
+        PEERS / "nchan.conf", directory, ROOT=root, DIRECTORY=directory, PORT=port
+    )
+    command = [
+        str(part) for part in (root / "usr/sbin/nginx", "-p", directory, "-c", configuration)
+    ]
+    with running(command, core=core, log=directory / "nchan.log") as process:
+        wait_for("nginx", process, lambda: accepts_connections(port))
+        yield (
+            Endpoint(port, port, subscribe_path, publish_protocol="http", publish_path="/pub/"),
+            process,
+        )
+
+
+@contextlib.contextmanager
+def nats(directory: Path, core: int, _redis_port: int) -> Iterator[Started]:
+    """nats-server with its WebSocket listener; publications speak NATS to it."""
+    root = install.debian("nats", "nats-server")
+    port, publish_port = free_port(), free_port()
+    configuration = _filled(PEERS / "nats.conf", directory, PORT=port, PUBLISH_PORT=publish_port)
+    command = [str(root / "usr/sbin/nats-server"), "-c", str(configuration)]
+    with running(command, core=core, log=directory / "nats.log") as process:
+        wait_for("nats-server", process, lambda: accepts_connections(port))
+        endpoint = Endpoint(
+            port,
+            publish_port,
+            subscribe_nats,
+            ack="PONG",
+            acks=1,
+            nats=True,
+            publish_protocol="nats",
+        )
+        yield endpoint, process
+
+
+SERVERS: dict[str, Server] = {
+    server.name: server
+    for server in (
+        Server("streamer", streamer("--flush-interval-ms", "0")),
+        Server("streamer-30ms", streamer("--flush-interval-ms", "30")),
+        Server("raw-send", raw_send),
+        Server("uwebsockets", python_peer("socketify_server.py"), busy_polls=True),
+        Server("nchan", nchan),
+        Server("nats", nats),
+        Server("node-ws", node_ws),
+        Server("picows", python_peer("picows_server.py")),
+        Server("websockets", python_peer("websockets_server.py")),
+        Server("fastapi", python_peer("fastapi_app.py")),
+        Server("trio-websocket", python_peer("trio_websocket_server.py")),
+    )
+}

@@ -1,0 +1,85 @@
+"""Getting the peers: from their registries into the benchmark's cache, never into the project.
+
+Each function returns where the thing is, installing it first if the cache has not got it, and
+raises RigError where it cannot be had: the harness then leaves that peer out and says so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.rig import CACHE, RigError
+
+PEERS = Path(__file__).parent / "peers"
+INSTALL_TIMEOUT_SECONDS = 600.0
+
+
+def _run(what: str, command: Sequence[str | Path], directory: Path) -> None:
+    try:
+        subprocess.run(
+            [str(part) for part in command],
+            cwd=directory,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_TIMEOUT_SECONDS,
+        )
+    except FileNotFoundError as error:
+        raise RigError(f"{what}: there is no {command[0]} on this machine.") from error
+    except subprocess.CalledProcessError as error:
+        raise RigError(f"{what} could not be installed: {error.stderr.strip()[-500:]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise RigError(f"{what} could not be installed in {error.timeout:g} s.") from error
+
+
+def _cached(name: str, contents: str, install: Callable[[Path], None]) -> Path:
+    """The cached directory, made anew when what is wanted in it has changed."""
+    directory = CACHE / name
+    marker = directory / ".installed"
+    if not marker.exists() or marker.read_text() != contents:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        install(directory)
+        marker.write_text(contents)
+    return directory
+
+
+def python() -> Path:
+    """The interpreter of an environment that holds the Python peers."""
+    requirements = PEERS / "requirements.txt"
+
+    def install(directory: Path) -> None:
+        _run("A virtual environment", [sys.executable, "-m", "venv", directory], directory)
+        pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        _run("The Python peers", [*pip, "--requirement", str(requirements)], directory)
+
+    return _cached("python", requirements.read_text(), install) / "bin" / "python"
+
+
+def node_modules(*packages: str) -> Path:
+    """A node_modules directory that holds the packages."""
+
+    def install(directory: Path) -> None:
+        npm = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(directory)]
+        _run(" and ".join(packages), [*npm, *packages], directory)
+
+    return _cached("node", " ".join(packages), install) / "node_modules"
+
+
+def debian(name: str, *packages: str) -> Path:
+    """A directory with the unpacked Debian packages: nothing is set up or started on the system."""
+
+    def install(directory: Path) -> None:
+        if os.geteuid() == 0:
+            # The download is refused where the lists are older than the archive.
+            _run("The package lists", ["apt-get", "update"], directory)
+        _run(name, ["apt-get", "download", *packages], directory)
+        for package in directory.glob("*.deb"):
+            _run(name, ["dpkg", "--extract", package, directory], directory)
+
+    return _cached(name, " ".join(packages), install)

@@ -1,0 +1,33 @@
+// Node's ws and ioredis: the frame is made once and written to each client's socket.
+"use strict";
+
+const { Redis } = require("ioredis");
+const { Sender, WebSocketServer } = require("ws");
+
+const [redisPort, port] = process.argv.slice(2).map(Number);
+const clients = new Map(); // channel -> Set of WebSocket
+
+const server = new WebSocketServer({ host: "127.0.0.1", port, backlog: 4096, perMessageDeflate: false });
+
+server.on("connection", (client) => {
+  client.on("message", (request) => {
+    const { subscribe } = JSON.parse(request);
+    for (const channel of subscribe) {
+      if (!clients.has(channel)) clients.set(channel, new Set());
+      clients.get(channel).add(client);
+    }
+    client.send(JSON.stringify({ subscribed: subscribe.length }));
+  });
+  client.on("close", () => clients.forEach((members) => members.delete(client)));
+  client.on("error", () => client.terminate());
+});
+
+const redis = new Redis(redisPort);
+redis.psubscribe("stock:*");
+redis.on("pmessageBuffer", (_pattern, channel, payload) => {
+  const members = clients.get(channel.toString());
+  if (!members) return;
+  const options = { fin: true, opcode: 1, mask: false, readOnly: true, rsv1: false };
+  const frame = Buffer.concat(Sender.frame(payload, options));
+  for (const client of members) client._socket.write(frame);
+});

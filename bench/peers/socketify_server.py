@@ -1,0 +1,39 @@
+"""uWebSockets (C++) through socketify: its own publish/subscribe, fed from Redis."""
+
+import json
+import sys
+
+from redis_messages import messages
+from socketify import App, CompressOptions, OpCode, WebSocket
+
+REDIS_PORT, PORT = int(sys.argv[1]), int(sys.argv[2])
+# A client that falls behind shall show as late; the default cuts it off at 64 KiB.
+MAX_BACKPRESSURE_BYTES = 64 * 1024 * 1024
+
+
+def subscribe(client: WebSocket, request: str, _opcode: OpCode) -> None:
+    """Take a subscription."""
+    channels = json.loads(request)["subscribe"]
+    for channel in channels:
+        client.subscribe(channel)
+    client.send(json.dumps({"subscribed": len(channels)}), OpCode.TEXT)
+
+
+async def forward() -> None:
+    """Hand each publication to uWebSockets."""
+    async for channel, payload in messages(REDIS_PORT):
+        app.publish(channel, payload, OpCode.TEXT)
+
+
+app = App()
+app.ws(
+    "/*",
+    {
+        "compression": CompressOptions.DISABLED,
+        "max_backpressure": MAX_BACKPRESSURE_BYTES,
+        "message": subscribe,
+    },
+)
+app.listen(PORT)
+app.loop.create_background_task(forward)
+app.run()
