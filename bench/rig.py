@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import attrs
 
-CACHE = Path(__file__).parent / ".cache"
+CACHE = Path(__file__).parent.parent / ".cache" / "bench"
 START_TIMEOUT_SECONDS = 20.0
 STOP_TIMEOUT_SECONDS = 10.0
 NICENESS = -10
@@ -188,7 +188,7 @@ def compiled(name: str, sources: Sequence[Path]) -> Path:
     Raises:
         RigError: there is no C compiler, or it refused.
     """
-    CACHE.mkdir(exist_ok=True)
+    CACHE.mkdir(parents=True, exist_ok=True)
     binary = CACHE / name
     newest = max(path.stat().st_mtime for path in sources)
     if binary.exists() and binary.stat().st_mtime > newest:

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """FastAPI on uvicorn and uvloop: the connection manager of its documentation, a send a client."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """picows (Cython) on uvloop: one send for each message and client."""
 
 import sys

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """What the asyncio peers share: publications from Redis as they come, and the subscribers' book."""
 
 import json

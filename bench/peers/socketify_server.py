@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """uWebSockets (C++) through socketify: its own publish/subscribe, fed from Redis."""
 
 import json

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """trio-websocket as its documentation shows it: send_message for each message and client."""
 
 import sys

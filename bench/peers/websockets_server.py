@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """websockets on uvloop, with its broadcast(): one frame made for all, written to each."""
 
 import sys
