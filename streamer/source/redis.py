@@ -101,7 +101,6 @@ class RedisSource:
         instance_id = secrets.token_hex(8)
         self._client_name = f"streamer-{instance_id}"
         self._probe_channel = f"streamer:probe:{instance_id}".encode()
-        self._probe_payload = b""
         self._probe_returned = trio.Event()
         self._probe_round_trip_seconds: float | None = None
 
@@ -234,7 +233,7 @@ class RedisSource:
                 elif channel != probe_channel:
                     self._messages += 1
                     on_message(channel, payload)
-                elif payload == self._probe_payload:
+                else:
                     self._probe_returned.set()
 
     def _on_answer(self, channel: bytes) -> None:
@@ -287,8 +286,7 @@ class RedisSource:
         await self._wait_confirmed([self._probe_channel])
         began = trio.current_time()
         self._probe_returned = trio.Event()
-        self._probe_payload = secrets.token_hex(8).encode()
         async with self._open_connection(self._probe_timeout_seconds) as connection:
-            await connection.execute("PUBLISH", self._probe_channel, self._probe_payload)
+            await connection.execute("PUBLISH", self._probe_channel, b"")
         await self._probe_returned.wait()
         self._probe_round_trip_seconds = trio.current_time() - began

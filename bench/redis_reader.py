@@ -1,0 +1,123 @@
+"""What one publication costs the Redis reader: CPU per message at a given rate.
+
+    python bench/redis_reader.py [--rates 1000 10000 100000 0] [--seconds 5] [--redis URL]
+
+A process of its own publishes 165-byte payloads on 100 channels, in bursts every 10 ms (rate 0: as
+fast as Redis takes them). The reader's listener only counts. CPU is that of the reader's process,
+user and system, all threads.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import socket
+import time
+from urllib.parse import urlsplit
+
+import trio
+
+from streamer.source.redis import RedisSource
+from tests.redis_server import RedisServer
+
+PAYLOAD = b"x" * 165
+CHANNELS = [f"stock:{number:06}:price" for number in range(100)]
+BURST_SECONDS = 0.01
+BURST_MESSAGES_UNPACED = 1000
+
+
+def publish(url: str, rate: int, messages: int) -> None:
+    """Publish `messages` at `rate` per second (0: unpaced) and wait for Redis to take them all."""
+    burst = int(rate * BURST_SECONDS) or BURST_MESSAGES_UNPACED
+    commands = [
+        b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n"
+        % (len(channel), channel.encode(), len(PAYLOAD), PAYLOAD)
+        for channel in CHANNELS
+    ]
+    address = urlsplit(url)
+    assert address.hostname is not None
+    with socket.create_connection((address.hostname, address.port or 6379)) as sock:
+        began = time.monotonic()
+        for first in range(0, messages, burst):
+            count = min(burst, messages - first)
+            sock.sendall(
+                b"".join(commands[number % len(commands)] for number in range(first, first + count))
+            )
+            answers = 0
+            while answers < count:
+                answers += sock.recv(65536).count(b"\n")
+            if rate:
+                time.sleep(max(0.0, began + (first + count) / rate - time.monotonic()))
+
+
+class Count:
+    """A listener that counts, and says when it has them all."""
+
+    def __init__(self, messages: int) -> None:
+        self.missing = messages
+        self.complete = trio.Event()
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:  # noqa: ARG002
+        """One less to wait for; with arguments, because the cost of the call is measured too."""
+        self.missing -= 1
+        if not self.missing:
+            self.complete.set()
+
+    def on_connected(self) -> None:
+        """Nothing to do."""
+
+    def on_lost(self, reason: str) -> None:
+        """A benchmark that lost messages is none."""
+        raise RuntimeError(reason)
+
+
+async def measure(url: str, rate: int, seconds: float) -> str:
+    """One row of the table."""
+    messages = int((rate or 200_000) * seconds)
+    listener = Count(messages)
+    source = RedisSource(url, listener)
+    source.subscribe(CHANNELS)
+    async with trio.open_nursery() as nursery:
+        if not await nursery.start(source.run):
+            raise SystemExit(f"no Redis at {url}: {source.last_error}")
+        publisher = multiprocessing.get_context("spawn").Process(
+            target=publish, args=(url, rate, messages)
+        )
+        publisher.start()
+        before = source.statistics()
+        began, cpu_began = time.monotonic(), time.process_time()
+        await listener.complete.wait()
+        cpu, elapsed = time.process_time() - cpu_began, time.monotonic() - began
+        bytes_received = source.statistics().bytes_received - before.bytes_received
+        nursery.cancel_scope.cancel()
+    publisher.join()
+    return (
+        f"{rate or 'max':>9} {messages:>9} {messages / elapsed:>12,.0f}"
+        f" {cpu / messages * 1e6:>14.2f} {cpu / elapsed:>9.0%}"
+        f" {bytes_received / elapsed / 1e6:>8.1f}"
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rates", type=int, nargs="+", default=[1_000, 10_000, 100_000, 0], metavar="PER_SECOND"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="how long each rate lasts (default %(default)s)"
+    )
+    parser.add_argument(
+        "--redis", metavar="URL", help="a redis:// URL; without it, a server of its own"
+    )
+    arguments = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        url = arguments.redis or stack.enter_context(RedisServer()).url
+        print(" offered/s  messages   received/s  CPU us/message  CPU used     MB/s")
+        for rate in arguments.rates:
+            print(trio.run(measure, url, rate, arguments.seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
