@@ -95,6 +95,7 @@ def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
     [
         ("flush_interval_ms", 0),
         ("port", 0),
+        ("port", 65535),
         ("redis", "rediss://user:secret@redis.example:6380/2"),
         ("redis", "unix:///run/redis.sock?db=1"),
         ("allowed_origins", ("https://a.example", "http://localhost:3000")),

@@ -48,9 +48,11 @@ def test_a_paused_server_answers_only_once_resumed(own_redis_server: Factory) ->
 
 
 def test_a_paused_server_can_be_stopped_and_leaves_nothing() -> None:
-    """Cleaning up needs no resume first, and takes the directory along."""
+    """Stopping in good order needs no resume first; closing takes the directory along."""
     with RedisServer() as server:
         server.pause()
+        server.stop()
+        assert "Ready to exit" in server.log
     assert not server.directory.exists()
     with pytest.raises(RuntimeError, match="not running"):
         server.kill()

@@ -54,11 +54,13 @@ async def _run(settings: Settings) -> ExitCode:
     from streamer.server import RedisRequired, serve  # noqa: PLC0415
 
     shutdown = trio.Event()
+    code = ExitCode.INTERRUPTED  # unless the server comes to its end
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(_handle_signals, shutdown, nursery.cancel_scope)
         try:
             await serve(settings, shutdown=shutdown, task_status=_Announcement())
+            code = ExitCode.OK
         except* RedisRequired as group:
             failure = CommandError(_first_line(group), ExitCode.REDIS_REQUIRED)
         except* ssl.SSLError as group:
@@ -66,11 +68,10 @@ async def _run(settings: Settings) -> ExitCode:
             failure = CommandError(reason, ExitCode.USAGE)
         except* OSError as group:
             failure = CommandError(f"cannot listen: {_first_line(group)}", ExitCode.CANNOT_LISTEN)
-        stopped_itself = not nursery.cancel_scope.cancel_called
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-    return ExitCode.OK if stopped_itself else ExitCode.INTERRUPTED
+    return code
 
 
 def _first_line(group: BaseExceptionGroup[BaseException]) -> str:
