@@ -52,7 +52,7 @@ def test_a_paused_server_can_be_stopped_and_leaves_nothing() -> None:
     with RedisServer() as server:
         server.pause()
         server.stop()
-        assert "Ready to exit" in server.log
+        assert "ready to exit" in server.log
     assert not server.directory.exists()
     with pytest.raises(RuntimeError, match="not running"):
         server.kill()
