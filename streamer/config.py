@@ -253,6 +253,11 @@ class Settings:
         _integer(1),
         "The largest message that a client may send, beyond which it is closed with 1009.",
     )
+    max_publication_bytes: int = _setting(
+        262_144,
+        _integer(1),
+        "The largest message taken from a producer: each is copied to every subscriber.",
+    )
     max_targets_per_request: int = _setting(
         100, _integer(1), "The most targets in one subscribe or unsubscribe."
     )

@@ -1,0 +1,1 @@
+"""Where clients arrive: listeners, handshake, sessions, limits, and the statistics page."""

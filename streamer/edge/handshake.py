@@ -1,0 +1,140 @@
+"""The opening handshake: RFC 6455, section 4.2, over h11.
+
+h11 reads the request, so that a plain HTTP request, another path and bytes that are not HTTP each
+get their answer at once. wsproto's own handshake is not used: it refuses a request before one can
+see its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NoReturn
+from urllib.parse import parse_qsl, urlsplit
+
+import attrs
+import h11
+import trio
+from wsproto.utilities import generate_accept_token
+
+PATH: Final = "/v1/ws"
+
+_RECEIVE_BYTES: Final = 4096
+_MAX_REQUEST_BYTES: Final = 16 * 1024
+"""Request line and headers, h11's own default: cookies and tokens fit, a flood does not."""
+_KEY_CHARACTERS: Final = 24
+"""A Sec-WebSocket-Key is 16 bytes in base64 (RFC 6455, 4.1)."""
+
+
+class HandshakeFailedError(Exception):
+    """The peer did not ask for a WebSocket here; it has had its answer where one was possible."""
+
+
+@attrs.frozen
+class Request:
+    """What a client asked for when it opened its connection."""
+
+    query: dict[str, str]
+    origin: str | None
+    user_agent: str | None
+    accept_token: bytes
+    trailing: bytes
+    """What came behind the request: the first frames."""
+
+    def accept(self) -> bytes:
+        """The response that opens the connection."""
+        return (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n\r\n" % self.accept_token
+        )
+
+
+async def receive_request(stream: trio.abc.Stream) -> Request:
+    """Read the request, and answer it where it is not for us. Callers have a deadline.
+
+    Raises HandshakeFailedError, and what the stream raises.
+    """
+    http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
+    try:
+        request = await _next_request(http, stream)
+        return _upgrade(request, bytes(http.trailing_data[0]))
+    except h11.RemoteProtocolError as error:
+        await _refuse(http, stream, error.error_status_hint, str(error))
+    except _Refused as refused:
+        await _refuse(http, stream, refused.status, refused.reason, refused.headers)
+
+
+class _Refused(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, status: int, reason: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+
+
+async def _next_request(http: h11.Connection, stream: trio.abc.Stream) -> h11.Request:
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            data = await stream.receive_some(_RECEIVE_BYTES)
+            if not data:
+                raise HandshakeFailedError("closed before the handshake")
+            http.receive_data(bytes(data))
+        else:
+            assert isinstance(event, h11.Request)  # the first event of a server connection
+            return event
+
+
+def _upgrade(request: h11.Request, trailing: bytes) -> Request:
+    url = urlsplit(request.target.decode("ascii"))
+    headers: dict[bytes, bytes] = {}
+    for name, value in request.headers:
+        headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
+    if url.path != PATH:
+        raise _Refused(404, f"There is nothing here; the WebSocket is at {PATH}.")
+    if b"websocket" not in _tokens(headers, b"upgrade") or b"upgrade" not in _tokens(
+        headers, b"connection"
+    ):
+        raise _Refused(426, "This is a WebSocket.", [("Upgrade", "websocket")])
+    if request.method != b"GET" or request.http_version < b"1.1":
+        raise _Refused(400, "A WebSocket is opened with GET and HTTP/1.1.")
+    if headers.get(b"sec-websocket-version") != b"13":
+        raise _Refused(426, "Version 13 is spoken here.", [("Sec-WebSocket-Version", "13")])
+    key = headers.get(b"sec-websocket-key", b"")
+    if len(key) != _KEY_CHARACTERS:
+        raise _Refused(400, "The header Sec-WebSocket-Key is missing or wrong.")
+    return Request(
+        query=dict(parse_qsl(url.query)),
+        origin=_text(headers.get(b"origin")),
+        user_agent=_text(headers.get(b"user-agent")),
+        accept_token=generate_accept_token(key),
+        trailing=trailing,
+    )
+
+
+def _tokens(headers: dict[bytes, bytes], name: bytes) -> list[bytes]:
+    return [token.strip().lower() for token in headers.get(name, b"").split(b",")]
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+async def _refuse(
+    http: h11.Connection,
+    stream: trio.abc.Stream,
+    status: int,
+    reason: str,
+    headers: Sequence[tuple[str, str]] = (),
+) -> NoReturn:
+    body = f"{reason}\n".encode()
+    response = h11.Response(
+        status_code=status,
+        headers=[
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close" if not headers else "close, Upgrade"),
+            *headers,
+        ],
+    )
+    # By hand: h11 would refuse a body in the answer to HEAD, and the connection ends here anyway.
+    await stream.send_all((http.send(response) or b"") + body)
+    raise HandshakeFailedError(f"{status}: {reason}")

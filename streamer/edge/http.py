@@ -1,0 +1,95 @@
+"""The operator's page: statistics, connections and health over HTTP, on a port of its own.
+
+Starlette on Hypercorn, both of which run on Trio. It is for operators and not for clients: it names
+addresses, so it listens on 127.0.0.1 unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import attrs
+import orjson
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+
+@attrs.frozen
+class Readiness:
+    """Whether clients should be sent here, and if not, why."""
+
+    ready: bool
+    reason: str | None = None
+
+
+@attrs.frozen
+class Report:
+    """Where the page gets what it shows. Each is called for each request and gives JSON types."""
+
+    statistics: Callable[[], dict[str, Any]]
+    connections: Callable[[], list[dict[str, Any]]]
+    readiness: Callable[[], Readiness]
+
+
+def make_app(report: Report) -> Starlette:
+    """The page as an ASGI application."""
+
+    async def statistics(_request: Request) -> Response:
+        return _json(report.statistics())
+
+    async def connections(_request: Request) -> Response:
+        listed = report.connections()
+        return _json({"count": len(listed), "connections": listed})
+
+    async def healthz(_request: Request) -> Response:
+        """The loop turns: whoever reads this has the proof."""
+        return _json({"status": "ok"})
+
+    async def readyz(_request: Request) -> Response:
+        readiness = report.readiness()
+        return _json(attrs.asdict(readiness), 200 if readiness.ready else 503)
+
+    return Starlette(
+        routes=[
+            Route("/v1/ws/stats", statistics),
+            Route("/v1/ws/connections", connections),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+        ]
+    )
+
+
+def _json(content: object, status: int = 200) -> Response:
+    body = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return Response(
+        body, status, headers={"Cache-Control": "no-store"}, media_type="application/json"
+    )
+
+
+async def serve_http(
+    report: Report,
+    host: str,
+    port: int,
+    *,
+    task_status: trio.TaskStatus[str],
+) -> None:
+    """Serve the page until cancelled; started with its URL, whose port is the real one.
+
+    Raises OSError where it cannot listen.
+    """
+    config = Config()
+    config.bind = [f"{host}:{port}"]
+    config.errorlog = logging.getLogger("streamer.http")
+    config.errorlog.setLevel(logging.WARNING)  # Hypercorn announces its address, and so do we
+    config.graceful_timeout = 1.0
+    async with trio.open_nursery() as nursery:
+        binds = await nursery.start(partial(serve, mode="asgi"), make_app(report), config)
+        task_status.started(binds[0])

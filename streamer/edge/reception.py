@@ -1,0 +1,154 @@
+"""From an accepted connection to a session, and the list of all sessions."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Final
+
+import structlog
+import trio
+
+from streamer.config import Settings
+from streamer.edge.admission import Admission
+from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
+from streamer.edge.heartbeat import Heartbeat
+from streamer.edge.session import Session
+from streamer.edge.transport import close_lingering
+from streamer.hub.hub import Hub
+from streamer.protocol.errors import CloseReason
+from streamer.protocol.frames import close_frame
+from streamer.protocol.topics import Topic
+
+UNSENT_BYTES: Final = 64 * 1024
+"""What the kernel may hold unsent for one client (TCP_NOTSENT_LOWAT). Its own measure, the send
+buffer, grows to megabytes: a client that stalls would then be sent seconds of stale prices where it
+should get the newest."""
+
+_ACCEPT_BACKLOG: Final = 4096
+"""Connections that may wait to be accepted, as in a reconnect storm; the kernel's own limit."""
+
+log = structlog.get_logger()
+
+ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
+
+
+class Reception:
+    """Receives connections and keeps the sessions that come of them."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        settings: Settings,
+        heartbeat: Heartbeat,
+        wait_ready: Callable[[Iterable[Topic]], Awaitable[None]],
+    ) -> None:
+        self._hub = hub
+        self._settings = settings
+        self._heartbeat = heartbeat
+        self._wait_ready = wait_ready
+        self.admission = Admission(settings)
+        self.sessions: dict[str, Session] = {}
+        self.connections_total = 0
+        """Sessions since the start."""
+
+    async def receive(self, stream: ClientStream) -> None:
+        """Serve one connection, from accept to close. Whatever goes wrong in it ends here."""
+        try:
+            request = None
+            with trio.move_on_after(self._settings.handshake_timeout_seconds):
+                request = await receive_request(stream)
+            if request is not None:
+                await self._admit(stream, request)
+        except (HandshakeFailedError, trio.BrokenResourceError) as error:
+            log.debug("no websocket", reason=str(error))
+        except Exception:
+            log.exception("a connection failed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _admit(self, stream: ClientStream, request: Request) -> None:
+        address = _remote_address(stream)
+        with self.admission.enter(address, request.origin) as refusal:
+            if refusal is not None:
+                log.info("connection refused", address=address, code=refusal.code)
+                await self._refuse(stream, request, refusal)
+                return
+            session = Session(
+                f"s-{secrets.token_urlsafe(12)}",
+                stream,
+                self._hub,
+                self._settings,
+                descriptor=_prepare_socket(stream),
+                trailing=request.trailing,
+                remote_address=address,
+                user_agent=request.user_agent,
+                wait_ready=self._wait_ready,
+            )
+            self.sessions[session.session_id] = session
+            self.connections_total += 1
+            self._heartbeat.add(session)
+            try:
+                await session.run(request.accept())
+            finally:
+                del self.sessions[session.session_id]
+
+    async def _refuse(self, stream: ClientStream, request: Request, refusal: CloseReason) -> None:
+        # The handshake is accepted first: a browser shows a page the close code, but not the
+        # status of an HTTP answer.
+        with trio.move_on_after(self._settings.close_timeout_seconds):
+            frame = close_frame(refusal.code, refusal.reason)
+            await stream.send_all(request.accept() + frame)
+            await close_lingering(stream)
+
+
+async def open_listeners(settings: Settings) -> list[Listener]:
+    """Listen where the settings say, on one port even where the host has several addresses.
+
+    Raises OSError, and ssl.SSLError for a certificate that does not fit.
+    """
+    port = settings.port
+    listeners = await trio.open_tcp_listeners(port, host=settings.host, backlog=_ACCEPT_BACKLOG)
+    if port == 0:
+        # Each address got a port of its own; clients are told of one.
+        for superfluous in listeners[1:]:
+            await superfluous.aclose()
+        listeners = listeners[:1]
+    if settings.tls_certificate is None:
+        return list(listeners)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    return [trio.SSLListener(listener, context, https_compatible=True) for listener in listeners]
+
+
+def listener_port(listener: Listener) -> int:
+    """The port that a listener has got."""
+    inner = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
+    assert isinstance(inner, trio.SocketListener)
+    port: int = inner.socket.getsockname()[1]
+    return port
+
+
+def _socket(stream: ClientStream) -> trio.socket.SocketType:
+    return (stream.transport_stream if isinstance(stream, trio.SSLStream) else stream).socket
+
+
+def _remote_address(stream: ClientStream) -> str:
+    try:
+        address = ip_address(_socket(stream).getpeername()[0].partition("%")[0])
+    except OSError as error:  # it has gone already
+        raise trio.BrokenResourceError from error
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def _prepare_socket(stream: ClientStream) -> int:
+    """Set the socket's options; returns the descriptor for direct writes, -1 where TLS forbids."""
+    client_socket = _socket(stream)
+    with suppress(AttributeError):  # not on every system
+        client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+    return -1 if isinstance(stream, trio.SSLStream) else client_socket.fileno()

@@ -1,0 +1,1 @@
+"""Who hears what, and when: synchronous, so that it can be reasoned about."""

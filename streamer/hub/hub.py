@@ -1,0 +1,486 @@
+"""Topic -> subscribers: publish, subscribe and flush.
+
+Nothing here waits, so whatever a method does is one step for everybody else: there is no moment
+between looking and registering. The one exception is `flush`, which hands control back between
+writes; see there for what may happen meanwhile.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter, itemgetter
+from typing import Final, Protocol
+
+import attrs
+
+from streamer.hub.outbox import Outbox, Subscription, frame_parts
+from streamer.hub.publication import Publication
+from streamer.hub.streams import Group, Lane, TopicStream
+from streamer.protocol.codec import encode
+from streamer.protocol.messages import Gap, GapReason, Mode, Position
+from streamer.protocol.topics import Kind, SubscriptionType, Topic
+
+_ORDER: Final = attrgetter("order")
+_FIRST: Final = itemgetter(0)
+
+WRITES_PER_TURN: Final = 64
+"""Writes before a flush hands control back: some half a millisecond, so that a flush to 10,000
+clients does not hold up a ping."""
+
+
+class Upstream(Protocol):
+    """Where publications come from, told which topics anybody wants."""
+
+    def want(self, stream: TopicStream) -> None:
+        """Somebody subscribed to a topic that nobody had."""
+
+    def release(self, topic: Topic) -> None:
+        """Nobody has had the topic for the linger time."""
+
+
+@attrs.frozen
+class SubscriptionRequest:
+    """What a client asks for of one topic."""
+
+    topic: Topic
+    mode: Mode = Mode.LATEST
+    kinds: frozenset[Kind] = frozenset()
+    """Empty: all that the topic carries."""
+    interval_seconds: float = 0.0
+
+
+@attrs.frozen
+class HubStatistics:
+    """What the hub holds and has done."""
+
+    topics: int
+    subscriptions_by_type: dict[str, int]
+    publications: int
+    messages_delivered: int
+    """To all clients, those that have left included."""
+    messages_conflated: int
+    messages_queued: int
+    messages_dropped: dict[str, int]
+    blocked_clients: int
+    groups: int
+
+
+@attrs.define
+class FlushProgress:
+    """What a flush has done so far."""
+
+    publications: int = 0
+    writes: int = 0
+    messages: int = 0
+    batches: int = 0
+
+    def count(self, messages: int) -> None:
+        """One write to one client, with so many messages."""
+        self.writes += 1
+        self.messages += messages
+        self.batches += messages > 1
+
+
+class Hub:
+    """All topics and all clients of one server."""
+
+    def __init__(
+        self,
+        *,
+        epoch: str,
+        upstream: Upstream,
+        on_dirty: Callable[[], None],
+        clock: Callable[[], float],
+        timestamp: Callable[[], str],
+        linger_seconds: float,
+    ) -> None:
+        self._epoch = epoch
+        self._epochs = itertools.count(1)
+        self._upstream = upstream
+        self._on_dirty = on_dirty
+        self._clock = clock
+        self._timestamp = timestamp
+        self._linger_seconds = linger_seconds
+        self.streams: dict[Topic, TopicStream] = {}
+        self._lingering: dict[TopicStream, float] = {}
+        self._groups: dict[tuple[Lane, ...], Group] = {}
+        self._outboxes: dict[Outbox, None] = {}
+        self._dirty: list[TopicStream] = []
+        self._timers: list[tuple[float, int, Outbox]] = []
+        """A heap of when a client has something whose rate allows it then."""
+        self._orders = itertools.count(1)
+        self._publications = 0
+        self._flush_number = 0
+        self._touched: dict[Group, None] = {}
+        """The groups of the flush under way."""
+        self._frames: dict[tuple[Lane, ...], tuple[bytes, int]] = {}
+        self._subscriptions_by_type: Counter[str] = Counter()
+        self._departed: Counter[str] = Counter()
+        self._departed_dropped: Counter[str] = Counter()
+
+    # Publications
+
+    def publish(self, stream: TopicStream, kind: Kind, text: bytes) -> None:
+        """Take a publication from a producer that gives no position: it gets the next one."""
+        sequence = stream.sequence = stream.sequence + 1
+        publication = Publication(
+            kind, sequence, next(self._orders), b'%b,"sequence":%d}' % (text[:-1], sequence)
+        )
+        stream.latest[kind] = publication
+        self._publications += 1
+        self._append(stream, publication)
+
+    def _append(self, stream: TopicStream, publication: Publication) -> None:
+        stream.order = publication.order
+        if not stream.window:
+            self._dirty.append(stream)
+            if len(self._dirty) == 1:
+                self._on_dirty()
+        stream.window.append(publication)
+
+    def start_epoch(self, stream: TopicStream, reason: GapReason, position: Position) -> None:
+        """Announce a hole: the stream resumes at `position`, in an epoch that may be new.
+
+        The gap stands between what was published before the hole and after it. The last known
+        values are forgotten: after a hole nobody knows whether they are still true.
+        """
+        topic = stream.topic
+        stream.epoch, stream.sequence = position.epoch, position.sequence
+        stream.latest.clear()
+        for lane in stream.lanes.values():
+            lane.base = position.sequence
+        gap = Gap(topic.subscription_type, topic.target, reason, position.epoch, position.sequence)
+        text = encode(gap, self._timestamp())
+        self._append(stream, Publication(None, position.sequence, next(self._orders), text))
+
+    def new_epoch(self) -> str:
+        """An epoch that no other stream has or had, on any instance."""
+        return f"{self._epoch}-{next(self._epochs)}"
+
+    # Clients
+
+    def add(self, outbox: Outbox) -> None:
+        """A client has arrived."""
+        self._outboxes[outbox] = None
+
+    def retire(self, outbox: Outbox, reason: str) -> None:
+        """Give up all that a client subscribed to; a close frame may still be on its way to it."""
+        self._leave(outbox)
+        for subscription in tuple(outbox.subscriptions.values()):
+            self._drop(subscription, reason)
+
+    def remove(self, outbox: Outbox) -> None:
+        """A client has gone: nothing of it remains but its account.
+
+        Call it before the socket is closed: its descriptor may then be somebody else's.
+        """
+        self.retire(outbox, "disconnected")
+        outbox.close()
+        del self._outboxes[outbox]
+        account = outbox.statistics()
+        self._departed.update(delivered=account.delivered, conflated=account.conflated)
+        self._departed_dropped.update(account.dropped)
+
+    def subscribe(
+        self, outbox: Outbox, requests: Iterable[SubscriptionRequest]
+    ) -> list[Subscription]:
+        """Register a client for topics; its streams go on from the positions of the result.
+
+        What it already holds is brought up to date first, so that its stream has no hole at the
+        place where the options change.
+        """
+        self._catch_up(outbox)
+        subscriptions = []
+        for request in requests:
+            stream = self.stream(request.topic)
+            self._lingering.pop(stream, None)
+            lane = stream.lane(request.mode, request.kinds or frozenset(request.topic.kinds))
+            subscription = outbox.subscriptions.get(stream)
+            if subscription is None:
+                subscription = outbox.subscriptions[stream] = Subscription(outbox, lane)
+                stream.solos[subscription] = None
+                stream.subscriptions += 1
+                self._subscriptions_by_type[request.topic.subscription_type] += 1
+            elif subscription.lane is not lane:
+                subscription.move(lane)
+            subscription.interval_seconds = request.interval_seconds
+            subscriptions.append(subscription)
+        self._join(outbox)
+        return subscriptions
+
+    def unsubscribe(self, outbox: Outbox, topics: Iterable[Topic]) -> None:
+        """Give topics up: nothing of them is written after this."""
+        self._leave(outbox)
+        for topic in topics:
+            stream = self.streams.get(topic)
+            if stream is not None and stream in outbox.subscriptions:
+                self._drop(outbox.subscriptions[stream], "unsubscribed")
+        self._join(outbox)
+
+    def _drop(self, subscription: Subscription, reason: str) -> None:
+        stream = subscription.lane.stream
+        outbox = subscription.outbox
+        outbox.forget(subscription, reason)
+        del outbox.subscriptions[stream]
+        del stream.solos[subscription]
+        stream.subscriptions -= 1
+        self._subscriptions_by_type[stream.topic.subscription_type] -= 1
+        if not stream.subscriptions:
+            self._lingering[stream] = self._clock() + self._linger_seconds
+
+    def snapshot(self, subscription: Subscription) -> list[bytes]:
+        """The last known values for a client that has just subscribed, oldest first.
+
+        None for a client that is behind: what waits for it is newer than what it holds already.
+        """
+        lane = subscription.lane
+        if subscription.position != lane.head:
+            return []
+        latest = (lane.stream.latest.get(kind) for kind in lane.kinds)
+        known = sorted((p for p in latest if p is not None), key=_ORDER)
+        return [publication.snapshot_text for publication in known]
+
+    def stream(self, topic: Topic) -> TopicStream:
+        """The stream of a topic; a new one is asked for upstream, and let go if nobody joins it."""
+        stream = self.streams.get(topic)
+        if stream is None:
+            stream = self.streams[topic] = TopicStream(topic, self.new_epoch())
+            self._upstream.want(stream)
+        # (Again) at the end of the line: whoever asked is about to subscribe.
+        self._lingering.pop(stream, None)
+        if not stream.subscriptions:
+            self._lingering[stream] = self._clock() + self._linger_seconds
+        return stream
+
+    def release_unused(self) -> None:
+        """Let go of the topics that nobody has had for the linger time."""
+        now = self._clock()
+        for stream, deadline in tuple(self._lingering.items()):
+            if deadline > now:
+                return  # they stand in the order of their deadlines
+            del self._lingering[stream]
+            del self.streams[stream.topic]
+            self._upstream.release(stream.topic)
+
+    def subscribers(self, topic: Topic) -> list[str]:
+        """The names (session ids) of the clients that hold a topic."""
+        return [
+            outbox.name
+            for outbox in self._outboxes
+            if self.streams.get(topic) in outbox.subscriptions
+        ]
+
+    # Standing together and standing alone
+
+    def _join(self, outbox: Outbox) -> None:
+        """Into the group of those that stand where this client does, if there is such a place."""
+        subscriptions = outbox.subscriptions.values()
+        if not subscriptions or not outbox.may_join or not all(map(_in_step, subscriptions)):
+            return
+        lanes = tuple(sorted((subscription.lane for subscription in subscriptions), key=id))
+        group = self._groups.get(lanes)
+        if group is None:
+            group = self._groups[lanes] = Group(lanes)
+        for subscription in subscriptions:
+            del subscription.lane.stream.solos[subscription]
+        if group in self._touched:
+            self._open(group)
+        outbox.enter(group)
+        outbox.visited = self._flush_number
+
+    def _leave(self, outbox: Outbox) -> None:
+        """Out of its group, with nothing of the flush under way owed to it."""
+        group = outbox.group
+        if group is None:
+            return
+        if group in self._touched and outbox.visited != self._flush_number:
+            outbox.visited = self._flush_number
+            outbox.write(*self._open(group))
+        self._part(outbox, group)
+
+    def _part(self, outbox: Outbox, group: Group) -> None:
+        outbox.leave()
+        for subscription in outbox.subscriptions.values():
+            subscription.lane.stream.solos[subscription] = None
+        if not group.members:
+            for lane in group.lanes:
+                del lane.groups[group]
+            del self._groups[group.lanes]
+
+    def _catch_up(self, outbox: Outbox) -> None:
+        """Give one client now what the next flush would bring it."""
+        self._leave(outbox)
+        for subscription in outbox.subscriptions.values():
+            outbox.offer(subscription, subscription.lane.stream.window, stretched=False)
+        if not outbox.blocked:
+            outbox.flush(self._clock(), self._timestamp)
+
+    # Flushing
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything to flush."""
+        return bool(self._dirty)
+
+    @property
+    def due_seconds(self) -> float | None:
+        """When the first message that waits for its rate may go, on the hub's clock."""
+        return self._timers[0][0] if self._timers else None
+
+    def flush(self, progress: FlushProgress, *, stretched: bool) -> Iterator[None]:
+        """Bring every client all that was published since the last flush.
+
+        With `stretched`, clients in mode latest get only the newest of each kind of a topic.
+
+        Yields after every WRITES_PER_TURN writes. Meanwhile clients may come, go, subscribe and
+        unsubscribe, and publications may arrive: those belong to the next flush, and whoever leaves
+        its group is brought to the end of this one first (`_leave`).
+        """
+        self._flush_number += 1
+        lanes, solos = self._cut(progress, stretched=stretched)
+        yield from self._flush_groups(progress)
+        for lane in lanes:
+            lane.clear()
+        self._touched.clear()
+        self._frames.clear()
+        while self._timers and self._timers[0][0] <= self._clock():
+            solos[heapq.heappop(self._timers)[2]] = None
+        yield from self._flush_solos(solos, progress)
+
+    def _cut(
+        self, progress: FlushProgress, *, stretched: bool
+    ) -> tuple[list[Lane], dict[Outbox, None]]:
+        """Close the window: what is published from here on belongs to the next flush.
+
+        One step for all topics, or a flush could bring a client one topic's newest and not
+        another's. Groups are only marked here; what is done for each of them is done in turn.
+        """
+        dirty, self._dirty = self._dirty, []
+        lanes: list[Lane] = []
+        solos: dict[Outbox, None] = {}
+        for stream in dirty:
+            window, stream.window = stream.window, []
+            progress.publications += len(window)
+            for subscription in stream.solos:
+                subscription.outbox.offer(subscription, window, stretched=stretched)
+                solos[subscription.outbox] = None
+            for lane in stream.lanes.values():
+                lane.cut(window, stretched=stretched)
+                if lane.parts:
+                    lanes.append(lane)
+                    self._touched.update(lane.groups)
+            stream.flushed_order = stream.order
+        return lanes, solos
+
+    def _open(self, group: Group) -> tuple[bytes, int]:
+        """What the flush under way brings each member of a group, as one frame and its messages.
+
+        The frame is made once for all groups that share it, and counted once for all members.
+        """
+        lanes = tuple([lane for lane in group.lanes if lane.parts])
+        frame = self._frames.get(lanes)
+        if frame is None:
+            parts = [part for lane in lanes for part in lane.parts]
+            parts.sort(key=_FIRST)
+            frame = self._frames[lanes] = frame_parts(parts, self._timestamp), len(parts)
+        if group.flush_number != self._flush_number:
+            group.flush_number = self._flush_number
+            offered = sum([lane.offered for lane in lanes])
+            group.offered += offered
+            group.delivered += frame[1]
+            group.conflated += offered - frame[1]
+        return frame
+
+    def _flush_groups(self, progress: FlushProgress) -> Iterator[None]:
+        number = self._flush_number
+        turn = WRITES_PER_TURN
+        for group in self._touched:
+            frame, messages = self._open(group)
+            size = len(frame)
+            for outbox in tuple(group.members):
+                if outbox.visited == number:
+                    continue
+                outbox.visited = number
+                # Outbox.write in line: the call would cost a tenth of the system call.
+                try:
+                    sent = os.write(outbox.descriptor, frame)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    outbox.fail(messages)
+                    continue
+                if sent != size:
+                    self._part(outbox, group)
+                    outbox.hold(frame, sent, messages)
+                progress.count(messages)
+                turn -= 1
+                if not turn:
+                    turn = WRITES_PER_TURN
+                    yield
+
+    def _flush_solos(self, solos: Iterable[Outbox], progress: FlushProgress) -> Iterator[None]:
+        for number, outbox in enumerate(solos, 1):
+            if not outbox.closed and not outbox.blocked:
+                progress.count(self._flush_solo(outbox))
+            if not number % WRITES_PER_TURN:
+                yield
+
+    def _flush_solo(self, outbox: Outbox) -> int:
+        """Write what waits for one client, which may then stand with others again."""
+        messages = outbox.flush(self._clock(), self._timestamp)
+        if outbox.pending and not outbox.blocked and (due := outbox.due_seconds) is not None:
+            heapq.heappush(self._timers, (due, next(self._orders), outbox))
+        self._join(outbox)
+        return messages
+
+    def resume(self, outbox: Outbox) -> None:
+        """The socket of a blocked client takes bytes again: write while it does."""
+        self._flush_solo(outbox)
+
+    def take(self, outbox: Outbox) -> bytes | memoryview:
+        """The next bytes for a client that cannot be written to directly; empty: all is out."""
+        data, _ = outbox.take(self._clock(), self._timestamp)
+        if not data:
+            outbox.blocked = False
+            self._flush_solo(outbox)
+        return data
+
+    def statistics(self) -> HubStatistics:
+        """The account of all clients, those that have left included."""
+        account = Counter(self._departed)
+        dropped = Counter(self._departed_dropped)
+        blocked = 0
+        for outbox in self._outboxes:
+            client = outbox.statistics()
+            account.update(
+                delivered=client.delivered, conflated=client.conflated, queued=client.queued
+            )
+            dropped.update(client.dropped)
+            blocked += client.blocked
+        return HubStatistics(
+            topics=len(self.streams),
+            subscriptions_by_type={
+                kind: self._subscriptions_by_type[kind] for kind in SubscriptionType
+            },
+            publications=self._publications,
+            messages_delivered=account["delivered"],
+            messages_conflated=account["conflated"],
+            messages_queued=account["queued"],
+            messages_dropped=dict(dropped),
+            blocked_clients=blocked,
+            groups=len(self._groups),
+        )
+
+
+def _in_step(subscription: Subscription) -> bool:
+    """Whether a client has exactly what the groups of its lane have."""
+    lane = subscription.lane
+    return (
+        subscription.seen_order == lane.stream.flushed_order
+        and subscription.position == lane.position
+        and not subscription.interval_seconds
+    )

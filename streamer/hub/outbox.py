@@ -1,0 +1,380 @@
+"""What one client has still to get, and the write that needs no task switch.
+
+Bytes go straight to the socket while it takes them. When it is full, the rest of the frame is
+held, the client's writer task is started, and what is published meanwhile waits here: the newest of
+each kind of a topic in mode latest, everything up to a bound in mode all. Answers and heartbeats
+overtake waiting data, but never the inside of a frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+import attrs
+
+from streamer.hub.publication import Publication
+from streamer.hub.streams import Group, Lane, Part
+from streamer.protocol.frames import text_frame
+from streamer.protocol.messages import Mode
+
+INDIRECT_BUFFER_BYTES: Final = 64 * 1024
+"""What may wait for the writer task of a TLS connection before the client counts as behind: as much
+as a plain socket holds unsent (see `edge.session`)."""
+
+
+class Owner(Protocol):
+    """The connection whose outbox it is. Both are called from inside a write: neither may wait."""
+
+    def on_blocked(self) -> None:
+        """The socket is full: start the writer task."""
+
+    def on_broken(self) -> None:
+        """The socket is dead: end the connection."""
+
+    def on_overflow(self) -> None:
+        """More is waiting than the client may leave waiting: close with 4008."""
+
+
+class Subscription:
+    """What one client asked for of one topic, and how much of it has been put on its connection."""
+
+    __slots__ = ("due_seconds", "interval_seconds", "lane", "outbox", "position", "seen_order")
+
+    def __init__(self, outbox: Outbox, lane: Lane) -> None:
+        self.outbox = outbox
+        self.lane = lane
+        self.interval_seconds = 0.0
+        """Between two messages of one kind; 0: no limit (`max_rate` of the contract)."""
+        self.due_seconds = 0.0
+        """When the next message may go, on the clock of the flush loop."""
+        self.position = lane.head
+        """The last sequence put on the connection. In a group the lane's position is the truth."""
+        self.seen_order = lane.stream.order
+        """The last publication that was offered, or that came before the client did."""
+
+    def move(self, lane: Lane) -> None:
+        """Go on with other options. What the old ones left out was not asked for: it is no hole."""
+        caught_up = self.position == self.lane.head
+        self.lane = lane
+        if caught_up:
+            self.position = lane.head
+
+
+@attrs.frozen
+class OutboxStatistics:
+    """A client's account: `offered == delivered + conflated + sum(dropped) + queued`, always."""
+
+    offered: int
+    """Publications of what it subscribed to, while it did."""
+    delivered: int
+    """Messages put on the connection."""
+    conflated: int
+    """Publications that a newer one replaced."""
+    queued: int
+    """Messages waiting."""
+    dropped: dict[str, int]
+    """Messages that will never be sent, by reason."""
+    blocked: bool
+    queued_bytes: int
+    """Of messages that may not be merged; bounded by the settings."""
+
+
+class Outbox:
+    """The way to one client."""
+
+    __slots__ = (
+        "_conflated",
+        "_control",
+        "_delivered",
+        "_group_start",
+        "_held",
+        "_held_messages",
+        "_max_queued_bytes",
+        "_offered",
+        "_owner",
+        "_queued_bytes",
+        "blocked",
+        "closed",
+        "control_bytes",
+        "descriptor",
+        "dropped",
+        "group",
+        "name",
+        "pending",
+        "subscriptions",
+        "visited",
+    )
+
+    def __init__(self, name: str, descriptor: int, owner: Owner, *, max_queued_bytes: int) -> None:
+        self.name = name
+        """The session_id, for whoever asks who is there."""
+        self.descriptor = descriptor
+        """Of a non-blocking socket; -1 where bytes must pass through TLS: then every write waits
+        for the writer task."""
+        self._owner = owner
+        self._max_queued_bytes = max_queued_bytes
+        self.subscriptions: dict[object, Subscription] = {}
+        """By topic stream."""
+        self.group: Group | None = None
+        self._group_start = (0, 0, 0)
+        self.visited = 0
+        """The number of the last flush that needs nothing more from this group member."""
+        self.blocked = False
+        self.closed = False
+        self._held: bytes | memoryview = b""
+        """The unsent rest of the write that found the socket full."""
+        self._held_messages = 0
+        self._control: list[bytes] = []
+        self.control_bytes = 0
+        self.pending: dict[object, tuple[Subscription, Publication]] = {}
+        self._queued_bytes = 0
+        self._offered = 0
+        self._delivered = 0
+        self._conflated = 0
+        self.dropped: Counter[str] = Counter()
+
+    # Membership of a group: the accounts are kept by the group and settled here.
+
+    def enter(self, group: Group) -> None:
+        """Join the clients that stand where this one does."""
+        self.group = group
+        self._group_start = group.account
+        group.members[self] = None
+
+    def leave(self) -> None:
+        """Stand alone; the positions become this client's own."""
+        group = self.group
+        if group is None:
+            return
+        self.group = None
+        del group.members[self]
+        offered, delivered, conflated = self._group_start
+        self._offered += group.offered - offered
+        self._delivered += group.delivered - delivered
+        self._conflated += group.conflated - conflated
+        for subscription in self.subscriptions.values():
+            subscription.position = subscription.lane.position
+            subscription.seen_order = subscription.lane.stream.flushed_order
+
+    # Writing
+
+    def write(self, data: bytes | memoryview, messages: int = 0) -> bool:
+        """Put bytes on the connection, which is not blocked; True: the socket took them all.
+
+        Never waits. A dead socket is reported to the owner, once.
+        """
+        descriptor = self.descriptor
+        sent = 0
+        if descriptor >= 0:
+            try:
+                sent = os.write(descriptor, data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.fail(messages)
+                return False
+            if sent == len(data):
+                return True
+        self.hold(data, sent, messages)
+        return False
+
+    def hold(self, data: bytes | memoryview, sent: int, messages: int) -> None:
+        """The socket took only `sent` bytes: keep the rest, and have the writer task started."""
+        self._held = memoryview(data)[sent:]
+        self._held_messages = messages
+        if not self.blocked:
+            self.blocked = True
+            self._owner.on_blocked()
+
+    def fail(self, messages: int) -> None:
+        """The socket died under a frame with so many messages."""
+        self._held_messages = messages
+        if not self.closed:
+            self._owner.on_broken()
+
+    def send_control(self, frame: bytes) -> None:
+        """Send an answer or a heartbeat: at once, or before any waiting data."""
+        if self.closed:
+            return
+        if self.blocked:
+            self._control.append(frame)
+            self.control_bytes += len(frame)
+        else:
+            self.write(frame)
+
+    # What waits
+
+    def offer(
+        self, subscription: Subscription, window: Iterable[Publication], *, stretched: bool
+    ) -> None:
+        """Take what was published of a topic: the client gets it with the next `flush`."""
+        lane = subscription.lane
+        latest = lane.mode is Mode.LATEST
+        behind = latest and (self.blocked or stretched or subscription.interval_seconds > 0)
+        for publication in window:
+            if publication.order > subscription.seen_order and (
+                publication.kind in lane.kinds or publication.kind is None
+            ):
+                self._put(subscription, publication, merge=behind and publication.merges)
+        subscription.seen_order = lane.stream.order
+
+    def _put(self, subscription: Subscription, publication: Publication, *, merge: bool) -> None:
+        """Let one publication wait; with `merge` it takes the place of an older one of its kind."""
+        self._offered += 1
+        key: object = publication
+        # Without a socket buffer of ours to look into, a little is kept before any is merged.
+        if merge and (self.descriptor >= 0 or self._queued_bytes > INDIRECT_BUFFER_BYTES):
+            key = (subscription, publication.kind)
+            if self.pending.pop(key, None) is not None:
+                self._conflated += 1
+        elif self.blocked:
+            self._queued_bytes += len(publication.text)
+            if self._queued_bytes > self._max_queued_bytes:
+                self.dropped["overflow"] += 1
+                self._owner.on_overflow()
+                return
+        self.pending[key] = (subscription, publication)
+
+    def forget(self, subscription: Subscription, reason: str) -> None:
+        """Drop what waits of one subscription."""
+        gone = [key for key, (owner, _) in self.pending.items() if owner is subscription]
+        for key in gone:
+            _, publication = self.pending.pop(key)
+            if key is publication and self.blocked:
+                self._queued_bytes -= len(publication.text)
+            self.dropped[reason] += 1
+
+    def take(
+        self, now_seconds: float, timestamp: Callable[[], str]
+    ) -> tuple[bytes | memoryview, int]:
+        """The next bytes to write, and how many data messages they finish; empty: nothing waits.
+
+        First the rest of a frame, then answers and heartbeats, then data, as one batch.
+        """
+        if self._held:
+            held, messages = self._held, self._held_messages
+            self._held, self._held_messages = b"", 0
+            return held, messages
+        if self._control:
+            control = b"".join(self._control)
+            self._control.clear()
+            self.control_bytes = 0
+            return control, 0
+        return self._take_pending(now_seconds, timestamp)
+
+    def _take_pending(self, now_seconds: float, timestamp: Callable[[], str]) -> tuple[bytes, int]:
+        if not self.pending:
+            return b"", 0
+        waiting = sorted(self.pending.items(), key=_publication_order)
+        self.pending = {}
+        self._queued_bytes = 0
+        parts: list[Part] = []
+        limited: list[Subscription] = []
+        for key, entry in waiting:
+            subscription, publication = entry
+            if subscription.interval_seconds and publication.merges:
+                if subscription.due_seconds > now_seconds:
+                    self.pending[key] = entry
+                    continue
+                limited.append(subscription)
+            text = publication.text_following(subscription.position)
+            subscription.position = publication.sequence
+            parts.append((publication.order, text, publication.kind is None))
+        for subscription in limited:
+            subscription.due_seconds = now_seconds + subscription.interval_seconds
+        self._delivered += len(parts)
+        return frame_parts(parts, timestamp), len(parts)
+
+    def flush(self, now_seconds: float, timestamp: Callable[[], str]) -> int:
+        """Write what waits, until it is written or the socket is full; how many messages."""
+        total = 0
+        while not self.closed:
+            data, messages = self.take(now_seconds, timestamp)
+            if not data:
+                self.blocked = False
+                break
+            total += messages
+            if not self.write(data, messages):
+                break
+        return total
+
+    @property
+    def may_join(self) -> bool:
+        """Whether nothing of its own keeps the client from standing with others."""
+        return not (self.blocked or self.closed or self.pending or self.descriptor < 0)
+
+    @property
+    def due_seconds(self) -> float | None:
+        """When the first message that waits for its rate may go; None: none does."""
+        return min(
+            (
+                subscription.due_seconds
+                for subscription, publication in self.pending.values()
+                if subscription.interval_seconds and publication.merges
+            ),
+            default=None,
+        )
+
+    def close(self, reason: str = "disconnected") -> None:
+        """Write nothing more, ever: the descriptor may soon be somebody else's socket."""
+        if self.closed:
+            return
+        self.closed = True
+        self.descriptor = -1
+        self.dropped[reason] += len(self.pending) + self._held_messages
+        self._delivered -= self._held_messages
+        self._held, self._held_messages = b"", 0
+        self.pending.clear()
+        self._control.clear()
+        self.control_bytes = self._queued_bytes = 0
+
+    def statistics(self) -> OutboxStatistics:
+        """The account up to now."""
+        offered, delivered, conflated = self._offered, self._delivered, self._conflated
+        if self.group is not None:
+            offered += self.group.offered - self._group_start[0]
+            delivered += self.group.delivered - self._group_start[1]
+            conflated += self.group.conflated - self._group_start[2]
+        return OutboxStatistics(
+            offered=offered,
+            delivered=delivered,
+            conflated=conflated,
+            queued=len(self.pending),
+            dropped={reason: count for reason, count in self.dropped.items() if count},
+            blocked=self.blocked,
+            queued_bytes=self._queued_bytes,
+        )
+
+
+def _publication_order(item: tuple[object, tuple[Subscription, Publication]]) -> int:
+    return item[1][1].order
+
+
+def frame_parts(parts: list[Part], timestamp: Callable[[], str]) -> bytes:
+    """The frames of messages in order: one bare, several as a `batch`, a gap always by itself."""
+    frames: list[bytes] = []
+    texts: list[bytes] = []
+    for _, text, bare in parts:
+        if bare:
+            frames += (
+                [batch_frame(texts, timestamp), text_frame(text)] if texts else [text_frame(text)]
+            )
+            texts = []
+        else:
+            texts.append(text)
+    if texts:
+        frames.append(batch_frame(texts, timestamp))
+    return b"".join(frames)
+
+
+def batch_frame(texts: list[bytes], timestamp: Callable[[], str]) -> bytes:
+    """One data message bare, several as a `batch`."""
+    if len(texts) == 1:
+        return text_frame(texts[0])
+    return text_frame(
+        b'{"type":"batch","timestamp":"%b","batch_size":%d,"messages":[%b]}'
+        % (timestamp().encode(), len(texts), b",".join(texts))
+    )

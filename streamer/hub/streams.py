@@ -1,0 +1,148 @@
+"""A topic's stream, its lanes, and the groups of clients that stand at the same place in them.
+
+What is done per client decides the cost of everything, so clients that would get the same bytes
+are kept together. A *lane* is a topic as one kind of subscription sees it (its mode and its kinds).
+A *group* is all the clients that hold the same lanes and have received the same of them: a flush
+makes one frame for the group and writes it to each member. A client that is anywhere else (its
+socket is full, it has just joined, it has a rate of its own) is a *solo*: it has a position of its
+own in every stream, and what it has still to get is kept in its outbox.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamer.hub.publication import Publication, conflate
+from streamer.protocol.messages import Mode, Position
+from streamer.protocol.topics import Kind, Topic
+
+if TYPE_CHECKING:
+    from streamer.hub.outbox import Outbox, Subscription
+
+
+Part = tuple[int, bytes, bool]
+"""Order, JSON and whether it stands outside a batch, of one message of a flush."""
+
+
+class Lane:
+    """A topic as the subscriptions with one mode and one choice of kinds see it."""
+
+    __slots__ = ("base", "groups", "kinds", "mode", "offered", "parts", "position", "stream")
+
+    def __init__(self, stream: TopicStream, mode: Mode, kinds: frozenset[Kind]) -> None:
+        self.stream = stream
+        self.mode = mode
+        self.kinds = kinds
+        self.base = stream.sequence
+        """The position before the first publication that the lane has seen."""
+        self.position = self.head
+        """The last sequence that its groups have been sent."""
+        self.groups: dict[Group, None] = {}
+        self.parts: list[Part] = []
+        """What the flush under way brings; empty between flushes."""
+        self.offered = 0
+        """How many publications that flush has for the lane, those merged away included."""
+
+    @property
+    def head(self) -> int:
+        """The last sequence published that the lane carries."""
+        if len(self.kinds) == len(self.stream.topic.kinds):
+            return self.stream.sequence
+        latest = self.stream.latest
+        return max(
+            (latest[kind].sequence for kind in self.kinds if kind in latest), default=self.base
+        )
+
+    def cut(self, window: list[Publication], *, stretched: bool) -> None:
+        """Make the parts of a flush from what was published since the last one."""
+        if len(self.kinds) != len(self.stream.topic.kinds):
+            kinds = self.kinds
+            window = [p for p in window if p.kind in kinds or p.kind is None]
+        if not window:
+            return
+        count = len(window)
+        if stretched and self.mode is Mode.LATEST:
+            window = conflate(window)
+        if self.groups:
+            position = self.position
+            for publication in window:
+                text = publication.text_following(position)
+                self.parts.append((publication.order, text, publication.kind is None))
+                position = publication.sequence
+            self.offered = count
+        self.position = window[-1].sequence
+
+    def clear(self) -> None:
+        """Forget the flush that is over."""
+        self.parts = []
+        self.offered = 0
+
+
+class Group:
+    """The clients that hold the same lanes and stand at the same place in them."""
+
+    __slots__ = ("conflated", "delivered", "flush_number", "lanes", "members", "offered")
+
+    def __init__(self, lanes: tuple[Lane, ...]) -> None:
+        self.lanes = lanes
+        self.members: dict[Outbox, None] = {}
+        self.flush_number = 0
+        """Of the last flush that is in its account."""
+        self.offered = 0
+        self.delivered = 0
+        self.conflated = 0
+        """The account of a member since the beginning: members keep the difference, so that a
+        flush counts once and not for each of them."""
+        for lane in lanes:
+            lane.groups[self] = None
+
+    @property
+    def account(self) -> tuple[int, int, int]:
+        """Offered, delivered and conflated so far."""
+        return self.offered, self.delivered, self.conflated
+
+
+class TopicStream:
+    """One topic: its position, its last known values, and who hears it."""
+
+    __slots__ = (
+        "epoch",
+        "flushed_order",
+        "lanes",
+        "latest",
+        "order",
+        "sequence",
+        "solos",
+        "subscriptions",
+        "topic",
+        "window",
+    )
+
+    def __init__(self, topic: Topic, epoch: str) -> None:
+        self.topic = topic
+        self.epoch = epoch
+        self.sequence = 0
+        """Of the last publication."""
+        self.order = 0
+        """Of the last publication, among those of all topics."""
+        self.flushed_order = 0
+        """Of the last publication that a flush has brought to the groups."""
+        self.latest: dict[Kind, Publication] = {}
+        self.window: list[Publication] = []
+        """What was published since the last flush."""
+        self.lanes: dict[tuple[Mode, frozenset[Kind]], Lane] = {}
+        self.solos: dict[Subscription, None] = {}
+        self.subscriptions = 0
+
+    def lane(self, mode: Mode, kinds: frozenset[Kind]) -> Lane:
+        """The lane for subscriptions of this sort."""
+        key = (mode, kinds)
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(self, mode, kinds)
+        return lane
+
+    @property
+    def position(self) -> Position:
+        """Where the stream stands."""
+        return Position(self.epoch, self.sequence)

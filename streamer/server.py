@@ -1,0 +1,273 @@
+"""The server: the nursery tree, from start to drain.
+
+    serve
+    ├── source            Redis reader and probe, or nothing for the bus in the process
+    ├── flush loop
+    ├── heartbeat
+    ├── keeper            lets go of topics that nobody has any more
+    ├── statistics page
+    └── connections       outlives the listeners while draining
+        ├── listeners     cancelled first on drain
+        └── per client    session: reader, and a writer only while its socket is full
+
+A client's failure ends at its own nursery and in the log. A fault of the source, the hub or the
+flush loop ends the server, loudly: to go on would be to lie.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from functools import partial
+from typing import Any, Final, NoReturn
+
+import attrs
+import structlog
+import trio
+
+from streamer.config import Settings, redact
+from streamer.edge.handshake import PATH
+from streamer.edge.heartbeat import Heartbeat
+from streamer.edge.http import Readiness, Report, serve_http
+from streamer.edge.reception import Listener, Reception, listener_port, open_listeners
+from streamer.edge.session import ConnectionInfo
+from streamer.hub.flush import FlushLoop, FlushStatistics
+from streamer.hub.hub import Hub, HubStatistics
+from streamer.protocol.codec import CONVERTER, utc_timestamp
+from streamer.protocol.errors import SHUTTING_DOWN
+from streamer.protocol.messages import ServerShutdown
+from streamer.source.ingest import Ingest, IngestStatistics
+from streamer.source.memory import MemoryBus
+from streamer.source.redis import RedisSource, RedisSourceStatistics
+
+_KEEPER_INTERVAL_SECONDS: Final = 1.0
+log = structlog.get_logger()
+
+
+class RedisRequired(Exception):  # noqa: N818 - reads as what it says
+    """Redis cannot be reached, and the settings say not to start without."""
+
+
+@attrs.frozen
+class RateLimitStatistics:
+    """What was refused for being too much."""
+
+    messages_refused: int
+    """Of the clients connected now."""
+    connections_refused: int
+
+
+@attrs.frozen
+class ServerStatistics:
+    """All that the server counts."""
+
+    started_at: str
+    uptime_seconds: float
+    active_connections: int
+    connections_total: int
+    subscriptions: int
+    subscriptions_by_type: dict[str, int]
+    messages_received: int
+    """From the clients connected now."""
+    messages_sent: int
+    messages_queued: int
+    messages_conflated: int
+    messages_dropped: dict[str, int]
+    hub: HubStatistics
+    batching: FlushStatistics
+    rate_limiting: RateLimitStatistics
+    ingest: IngestStatistics
+    redis: RedisSourceStatistics | None
+    """None with the bus in the process."""
+
+
+class Server:
+    """A running server, for whoever started it."""
+
+    def __init__(self, settings: Settings, shutdown: trio.Event) -> None:
+        self.settings = settings
+        self.instance = secrets.token_hex(4)
+        self._flush_loop = FlushLoop(
+            interval_seconds=settings.flush_interval_seconds,
+            stretch_limit_seconds=settings.stretch_limit_seconds,
+        )
+        self._ingest = Ingest(
+            max_publication_bytes=settings.max_publication_bytes,
+            subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
+        )
+        self.hub = Hub(
+            epoch=self.instance,
+            upstream=self._ingest,
+            on_dirty=self._flush_loop.wake,
+            clock=trio.current_time,
+            timestamp=utc_timestamp,
+            linger_seconds=settings.linger_seconds,
+        )
+        self.bus: MemoryBus | None = None
+        """The bus in the process, to publish to; None with Redis."""
+        self._redis: RedisSource | None = None
+        if settings.memory:
+            self.bus = MemoryBus(self._ingest)
+            self._ingest.attach(self.hub, self.bus)
+        else:
+            self._redis = RedisSource(
+                settings.redis,
+                self._ingest,
+                probe_interval_seconds=settings.probe_interval_seconds,
+                probe_timeout_seconds=settings.probe_timeout_seconds,
+            )
+            self._ingest.attach(self.hub, self._redis)
+        self._heartbeat = Heartbeat(
+            interval_seconds=settings.heartbeat_interval_seconds,
+            timeout_seconds=settings.heartbeat_timeout_seconds,
+        )
+        self._reception = Reception(self.hub, settings, self._heartbeat, self._ingest.wait_ready)
+        self._shutdown = shutdown
+        self._started_at = utc_timestamp()
+        self._started_seconds = trio.current_time()
+        self.websocket_url = ""
+        self.http_url = ""
+
+    def shutdown(self) -> None:
+        """Begin to stop in good order; `serve` returns when it is done."""
+        self._shutdown.set()
+
+    # The nursery tree
+
+    async def run(self, task_status: trio.TaskStatus[Server]) -> None:
+        """Serve until `shutdown`; see `serve`."""
+        settings = self.settings
+        listeners = await open_listeners(settings)
+        async with trio.open_nursery() as root:
+            source_scope = await root.start(self._run_source)
+            root.start_soon(self._flush_loop.run, self.hub)
+            root.start_soon(self._heartbeat.run)
+            root.start_soon(self._keep)
+            report = Report(self._statistics_json, self._connections_json, self.readiness)
+            self.http_url = await root.start(
+                partial(serve_http, report, settings.http_host, settings.http_port)
+            )
+            self.websocket_url = _url(settings, listener_port(listeners[0]))
+            async with trio.open_nursery() as connections:
+                accepting = await connections.start(self._accept, listeners, connections)
+                log.info("serving", websocket=self.websocket_url, http=self.http_url)
+                task_status.started(self)
+                await self._shutdown.wait()
+                accepting.cancel()
+                source_scope.cancel()
+                connections.cancel_scope.deadline = (
+                    trio.current_time() + settings.drain_timeout_seconds
+                )
+                await self._drain()
+            root.cancel_scope.cancel()
+
+    async def _run_source(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            if self._redis is None:
+                task_status.started(scope)
+                return
+            async with trio.open_nursery() as nursery:
+                connected = await nursery.start(self._redis.run)
+                if not connected:
+                    problem = f"no Redis at {redact(self.settings.redis)}: {self._redis.last_error}"
+                    if self.settings.require_redis:
+                        raise RedisRequired(problem)
+                    log.warning("serving without a source, and trying again", problem=problem)
+                task_status.started(scope)
+
+    async def _accept(
+        self,
+        listeners: list[Listener],
+        connections: trio.Nursery,
+        task_status: trio.TaskStatus[trio.CancelScope],
+    ) -> None:
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            await trio.serve_listeners(
+                self._reception.receive, listeners, handler_nursery=connections
+            )
+
+    async def _keep(self) -> NoReturn:
+        while True:
+            await trio.sleep(_KEEPER_INTERVAL_SECONDS)
+            self.hub.release_unused()
+
+    async def _drain(self) -> None:
+        """Let the clients go, each with a delay of its own: not all are to come back at once."""
+        settings = self.settings
+        await self._flush_loop.finish(self.hub)
+        sessions = list(self._reception.sessions.values())
+        log.info("draining", connections=len(sessions))
+        spread_ms = settings.drain_spread_ms_per_client * len(sessions)
+        for session in sessions:
+            delay_ms = settings.drain_min_retry_ms + random.uniform(0, spread_ms)  # noqa: S311
+            session.end(SHUTTING_DOWN, ServerShutdown(round(delay_ms)))
+
+    # What it tells
+
+    def readiness(self) -> Readiness:
+        """Whether clients should be sent here."""
+        if self._shutdown.is_set():
+            return Readiness(ready=False, reason="shutting down")
+        if self._redis is not None and not self._redis.ready:
+            return Readiness(ready=False, reason=f"Redis: {self._redis.last_error or 'not proven'}")
+        return Readiness(ready=True)
+
+    def connections(self) -> list[ConnectionInfo]:
+        """Each connection as it is now."""
+        return [session.info() for session in self._reception.sessions.values()]
+
+    def statistics(self) -> ServerStatistics:
+        """All counts up to now."""
+        hub = self.hub.statistics()
+        reception = self._reception
+        sessions = reception.sessions.values()
+        return ServerStatistics(
+            started_at=self._started_at,
+            uptime_seconds=trio.current_time() - self._started_seconds,
+            active_connections=len(sessions),
+            connections_total=reception.connections_total,
+            subscriptions=sum(hub.subscriptions_by_type.values()),
+            subscriptions_by_type=hub.subscriptions_by_type,
+            messages_received=sum(session.messages_received for session in sessions),
+            messages_sent=hub.messages_delivered,
+            messages_queued=hub.messages_queued,
+            messages_conflated=hub.messages_conflated,
+            messages_dropped=hub.messages_dropped,
+            hub=hub,
+            batching=self._flush_loop.statistics(),
+            rate_limiting=RateLimitStatistics(
+                messages_refused=sum(session.messages_refused for session in sessions),
+                connections_refused=reception.admission.refused,
+            ),
+            ingest=self._ingest.statistics(),
+            redis=None if self._redis is None else self._redis.statistics(),
+        )
+
+    def _statistics_json(self) -> dict[str, Any]:
+        json: dict[str, Any] = CONVERTER.unstructure(self.statistics())
+        return json
+
+    def _connections_json(self) -> list[dict[str, Any]]:
+        return [CONVERTER.unstructure(connection) for connection in self.connections()]
+
+
+async def serve(
+    settings: Settings,
+    *,
+    shutdown: trio.Event | None = None,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a server; started with it once it listens.
+
+    Returns when it has been shut down in good order, by `Server.shutdown` or by setting `shutdown`.
+    Cancel it to end it at once. Raises RedisRequired, OSError where it cannot listen, and
+    ssl.SSLError for a certificate that does not fit; inside an exception group, as nurseries do.
+    """
+    await Server(settings, shutdown or trio.Event()).run(task_status)
+
+
+def _url(settings: Settings, port: int) -> str:
+    scheme = "ws" if settings.tls_certificate is None else "wss"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{port}{PATH}"

@@ -1,0 +1,54 @@
+"""The bus inside the process: for the demo, for tests in virtual time, and for one machine.
+
+It keeps the last message of each channel, so that the first subscriber of a topic gets its last
+known value, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Who takes what is published."""
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Take one message of a subscribed channel."""
+
+
+class MemoryBus:
+    """Publish and subscribe by channel name. Nothing of it waits or fails."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._channels: set[str] = set()
+        self._last: dict[str, bytes] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Always."""
+        return True
+
+    def publish(self, channel: str, payload: bytes) -> int:
+        """Publish one message; returns how many received it (0 or 1), as Redis does."""
+        self._last[channel] = payload
+        if channel not in self._channels:
+            return 0
+        self._listener.on_message(channel.encode(), payload)
+        return 1
+
+    def subscribe(self, channels: Iterable[str]) -> None:
+        """Want these channels; what they last carried comes at once."""
+        for channel in channels:
+            if channel not in self._channels:
+                self._channels.add(channel)
+                if channel in self._last:
+                    self._listener.on_message(channel.encode(), self._last[channel])
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        """Want them no more."""
+        self._channels.difference_update(channels)
+
+    async def wait_subscribed(self, channels: Iterable[str]) -> None:
+        """Return at once: a subscription needs nobody's confirmation."""
