@@ -86,12 +86,15 @@ class Subscribe:
     targets: Sequence[Any]
     """Strings; anything else is rejected one by one, so that it does not spoil the others."""
     kinds: Sequence[Kind] | None = None
+    """Those wanted of the kinds that the topic carries; without it all."""
     mode: Mode = Mode.LATEST
+    """What happens when the client is behind: merge (latest), or hold all and in the end close."""
     max_rate: float | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.gt(0))
     )
     """At most so many messages a second of each target and kind; the newest are kept."""
     snapshot: bool = True
+    """Whether the last known value of each target follows the ack."""
     since: Mapping[str, Position] | None = None
     """Target -> the last position the client holds; what was missed since follows the ack."""
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
@@ -162,10 +165,13 @@ class Connected:
 
     type: ClassVar[str] = "connected"
     session_id: str
+    """Restores the subscriptions on another connection, by `reconnect` or in the URL."""
     protocol: int
+    """The version of the protocol: 1."""
     heartbeat_interval: float
     """Seconds between the server's WebSocket pings."""
     limits: Mapping[str, float]
+    """What the client may do, by the names of the server's settings."""
 
 
 def _echo(target: object) -> object:
@@ -178,6 +184,7 @@ class RejectedTarget:
     """One target of a request that was refused, and why."""
 
     target: Any = attrs.field(converter=_echo)
+    """As it was sent; of a list or an object the beginning, as a string."""
     code: ErrorCode
     message: str
 
@@ -191,6 +198,7 @@ class Subscribed:
     targets: Sequence[str]
     """Those of the request that are now held."""
     rejected: Sequence[RejectedTarget]
+    """Those of the request that are not."""
     positions: Mapping[str, Position]
     """Target -> where its stream stands: the next live message follows it."""
     request_id: RequestId | None = None
@@ -235,6 +243,7 @@ class Reconnected:
     """The new one."""
     restored_subscriptions: Mapping[SubscriptionType, Sequence[str]]
     missed_messages_count: int
+    """How many missed messages follow."""
     recovered: bool
     """True only if every missed message follows."""
     positions: Mapping[str, Position] = attrs.field(factory=dict)
@@ -248,8 +257,11 @@ class Error:
 
     type: ClassVar[str] = "error"
     code: ErrorCode
+    """For programs."""
     message: str
+    """For people; it may change."""
     details: Mapping[str, Any] | None = None
+    """More about the fault, such as `errors`, a reason for each wrong field."""
     request_id: RequestId | None = None
 
 
@@ -366,6 +378,7 @@ class Batch:
     type: ClassVar[str] = "batch"
     messages: Sequence[DataMessage]
     batch_size: int
+    """How many messages there are."""
 
 
 ServerMessage = (

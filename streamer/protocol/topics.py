@@ -9,9 +9,13 @@ from typing import Final, Self
 
 import attrs
 
-_TARGET: Final = re.compile(r"[A-Za-z0-9._/^=-]{1,64}")
-"""ASCII on purpose: two spellings of one visible name (Unicode composed and decomposed) would be
+TARGET_PATTERN: Final = "^[A-Za-z0-9._/^=-]{1,64}$"
+"""In the dialect of JSON Schema (ECMA-262), where `$` is nothing but the end.
+
+ASCII on purpose: two spellings of one visible name (Unicode composed and decomposed) would be
 two Redis channels, and a subscriber to the wrong one would wait for ever without an error."""
+
+_TARGET: Final = re.compile(TARGET_PATTERN)
 
 TARGET_RULE: Final = "1 to 64 of the letters A-Z and a-z, digits, and . - _ / ^ ="
 

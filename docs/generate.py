@@ -1,0 +1,184 @@
+"""Write docs/reference from the models: `python -m docs.generate`.
+
+The prose is in docs/templates; every table is made from what the server itself runs on, and a test
+fails while the files in docs/reference are not what this writes.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import attrs
+
+from streamer.config import Settings
+from streamer.protocol import messages, schema
+from streamer.protocol.errors import CLOSE_REASONS, ERROR_MEANINGS, ErrorCode
+from streamer.protocol.topics import KINDS, TARGET_RULE, Topic
+
+DOCS = Path(__file__).parent
+REFERENCE = DOCS / "reference"
+
+CLIENT_SETTINGS = (
+    "max_message_bytes",
+    "max_targets_per_request",
+    "max_subscriptions",
+    "rate_limit",
+    "rate_limit_burst",
+    "rate_limit_max_violations",
+    "max_connections_per_address",
+    "max_connections",
+    "handshake_timeout_seconds",
+    "flush_interval_ms",
+    "stretch_limit_ms",
+    "max_outbound_bytes",
+    "max_unread_replies_bytes",
+    "heartbeat_interval_seconds",
+    "heartbeat_timeout_seconds",
+    "session_lifetime_seconds",
+    "history_length",
+    "history_seconds",
+)
+"""The settings that a client notices."""
+
+
+ENUMS = {e.__name__: e for e in schema.ENUMS if e is not ErrorCode}
+"""Those whose members stand where they are used; error codes have a table of their own."""
+
+TOLD_ONCE = {"type", "timestamp", "request_id"}
+"""The fields that the template tells of for all messages together."""
+
+
+def references() -> dict[str, str]:
+    """The text of each generated file, by its name in docs/reference."""
+    template = Template((DOCS / "templates" / "protocol.md").read_text(encoding="utf-8"))
+    return {
+        "protocol.md": template.substitute(_tables()),
+        "protocol.schema.json": _json(schema.json_schema()),
+        "asyncapi.json": _json(schema.async_api()),
+    }
+
+
+def _json(document: schema.Schema) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _tables() -> dict[str, str]:
+    definitions = schema.json_schema()["$defs"]
+    data = tuple(messages.DATA_MESSAGES.values())
+    answers = [m for m in messages.SERVER_MESSAGES if m not in data and m is not messages.Batch]
+
+    def sections(models: Iterable[type[Any]]) -> str:
+        return "\n\n".join(_section(model, definitions[model.__name__]) for model in models)
+
+    return {
+        "version": str(schema.VERSION),
+        "target_rule": TARGET_RULE,
+        "topics": _topics(),
+        "client_messages": sections(messages.CLIENT_MESSAGES),
+        "answers": sections(answers),
+        "data_messages": sections((*data, messages.Batch)),
+        "parts": sections(schema.PARTS),
+        "errors": _table(
+            ("code", "meaning"),
+            ((f"`{code}`", meaning) for code, meaning in ERROR_MEANINGS.items()),
+        ),
+        "close_codes": _table(
+            ("code", "reason in the frame", "meaning", "the client should"),
+            ((str(c.code), c.reason, c.meaning, c.client_should) for c in CLOSE_REASONS),
+        ),
+        "settings": _settings(),
+    } | {f"default_{name}": _default(name) for name in CLIENT_SETTINGS}
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [tuple(header), *map(tuple, rows)]
+    lines.insert(1, ("---",) * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _topics() -> str:
+    rows = []
+    for subscription_type, kinds in KINDS.items():
+        channels = (Topic(subscription_type, "TARGET").channel(kind) for kind in kinds)
+        carried = (f"`{messages.DATA_MESSAGES[kind].type}`" for kind in kinds)
+        rows.append(
+            (
+                f"`{subscription_type}`",
+                ", ".join(f"`{kind}`" for kind in kinds),
+                ", ".join(f"`{channel}`" for channel in channels),
+                ", ".join(carried),
+            )
+        )
+    return _table(("subscription_type", "kinds", "Redis channels", "carries"), rows)
+
+
+def _section(model: type[Any], definition: schema.Schema) -> str:
+    title = f"`{model.type}`" if hasattr(model, "type") else model.__name__
+    answer = schema.ANSWERS.get(model)
+    description = definition["description"]
+    if answer is not None and f"`{answer.type}`" not in description:
+        description += f" Answered with `{answer.type}`."
+    rows = [
+        (
+            f"`{name}`",
+            _type_text(field),
+            "yes" if name in definition["required"] else "",
+            field.get("description", ""),
+        )
+        for name, field in definition["properties"].items()
+        if name not in TOLD_ONCE
+    ]
+    table = "\n\n" + _table(("field", "type", "required", ""), rows) if rows else ""
+    return f"### {title}\n\n{description}{table}"
+
+
+def _type_text(field: schema.Schema) -> str:
+    """A type in words: `array of PriceLevel`, `number above 0`, `latest, all (default latest)`."""
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        text = ", ".join(f"`{member}`" for member in ENUMS.get(name, ())) or name
+    else:
+        types = field.get("type", "any")
+        text = types if isinstance(types, str) else " or ".join(t for t in types if t != "null")
+    if "items" in field:
+        text += f" of {_type_text(field['items'])}"
+    if field.get("additionalProperties"):
+        text += f" of {_type_text(field['additionalProperties'])}"
+    for keyword, words in (
+        ("exclusiveMinimum", "above"),
+        ("minimum", "from"),
+        ("exclusiveMaximum", "below"),
+        ("maxLength", "at most"),
+    ):
+        if keyword in field:
+            text += f" {words} {field[keyword]}"
+    if "maxLength" in field:
+        text += " characters"
+    if "default" in field:
+        text += f" (default `{json.dumps(field['default']).strip(chr(34))}`)"
+    return text
+
+
+def _settings() -> str:
+    fields = attrs.fields_dict(Settings)
+    return _table(
+        ("setting", "default", ""),
+        ((f"`{name}`", _default(name), fields[name].metadata["help"]) for name in CLIENT_SETTINGS),
+    )
+
+
+def _default(name: str) -> str:
+    return f"{getattr(Settings(), name):.10g}"
+
+
+def main() -> None:
+    """Write the files."""
+    REFERENCE.mkdir(exist_ok=True)
+    for name, text in references().items():
+        (REFERENCE / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
