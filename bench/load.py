@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,52 @@ class Topic:
 
 
 @attrs.frozen
-class Subscriber:
-    """One connection: request path, indexes of its topics, text messages it sends to subscribe."""
+class Scheduled:
+    """One publication of a recorded feed: when, on which topic, and what (as in Topic)."""
 
-    path: str
-    topics: Sequence[int]
-    sends: Sequence[str]
+    at_ns: int
+    topic: int
+    head: str
+
+
+@attrs.frozen
+class Load:
+    """What the load client does; seconds, bytes and counts as named."""
+
+    rate_per_second: float = 0.0
+    """Publications over all topics, which take turns. 0 leaves the clients idle."""
+    seconds: float = 5.0
+    payload_bytes: int = 165
+    warmup_seconds: float = 0.5
+    settle_seconds: float = 0.5
+    drain_seconds: float = 5.0
+    """How long to wait at most for what was published and has not arrived."""
+    sample: int = 50
+    slow: int = 0
+    slow_seconds: float = 2.0
+    storm: int = 0
+    """So many of the connections, the last ones, come all at once while the others receive."""
+    storm_after_seconds: float = 1.0
+    in_flight: int = 100
+    """Handshakes at a time."""
+
+    def flags(self) -> list[str]:
+        """The load client's options."""
+        options = {"rate": self.rate_per_second, **attrs.asdict(self)}
+        del options["rate_per_second"]
+        return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+
+
+@attrs.frozen
+class Workload:
+    """A load on certain topics, by clients that each want certain ones."""
+
+    load: Load
+    topics: Sequence[Topic]
+    subscriptions: Sequence[Sequence[int]]
+    """For each connection the indexes of its topics."""
+    schedule: Sequence[Scheduled] = ()
+    """What is published when, instead of the topics' own heads at a rate."""
 
 
 @attrs.frozen
@@ -48,85 +88,57 @@ class Endpoint:
     publish_protocol: str = "redis"
     publish_path: str = "/"
 
-
-@attrs.frozen
-class Load:
-    """What the load client does; seconds, milliseconds and counts as named."""
-
-    rate_per_second: float
-    seconds: float
-    payload_bytes: int = 165
-    warmup_seconds: float = 0.5
-    settle_seconds: float = 0.5
-    drain_seconds: float = 5.0
-    sample: int = 50
-    slow: int = 0
-    slow_seconds: float = 2.0
-    storm: int = 0
-    storm_after_seconds: float = 1.0
-    in_flight: int = 100
-
     def flags(self) -> list[str]:
         """The load client's options."""
-        names = {"rate_per_second": "rate"}
-        options = attrs.asdict(self)
-        return [
-            f"--{names.get(name, name).replace('_', '-')}={value}"
-            for name, value in options.items()
-        ]
+        names = ("port", "publish_port", "publish_protocol", "publish_path", "ack", "acks")
+        flags = [f"--{name.replace('_', '-')}={getattr(self, name)}" for name in names]
+        return [*flags, "--nats"] if self.nats else flags
 
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
 
 
+def _connection_lines(workload: Workload, endpoint: Endpoint) -> Iterator[Iterable[str]]:
+    for wanted in workload.subscriptions:
+        path, sends = endpoint.subscribe([workload.topics[i].channel for i in wanted])
+        yield path, ",".join(map(str, wanted)), *sends
+
+
+def _write(path: Path, lines: Iterable[Iterable[str]]) -> str:
+    with path.open("w") as file:
+        file.writelines("\t".join(map(_escaped, fields)) + "\n" for fields in lines)
+    return f"--{path.name}={path}"
+
+
 def run_load(
-    load: Load,
-    endpoint: Endpoint,
-    topics: Sequence[Topic],
-    subscriptions: Sequence[Sequence[int]],
-    *,
-    core: int,
-    on_event: Callable[[str], None],
+    workload: Workload, endpoint: Endpoint, *, core: int, on_event: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run the load client to its end and return its result.
 
     Args:
-        load: what to do.
+        workload: what to do.
         endpoint: where.
-        topics: what is published, in turn.
-        subscriptions: for each connection the indexes of its topics.
         core: the core to run on, publisher included.
-        on_event: called with "connected", "measuring" and "drained" as these happen.
+        on_event: called with "connected", "measuring", "resuming" (slow clients read again) and
+            "drained" as these happen.
 
     Raises:
         RigError: the load client failed or did not end in time.
     """
-    client = compiled("loadclient", sorted((Path(__file__).parent / "loadclient").glob("*.[ch]")))
+    sources = sorted((Path(__file__).parent / "loadclient").glob("*.[ch]"))
+    command = [*pinned(core), str(compiled("loadclient", sources))]
+    load = workload.load
     with tempfile.TemporaryDirectory(prefix="fanout-") as name:
         directory = Path(name)
-        lines = (f"{_escaped(topic.channel)}\t{_escaped(topic.head)}\n" for topic in topics)
-        (directory / "topics").write_text("".join(lines))
-        with (directory / "connections").open("w") as file:
-            for wanted in subscriptions:
-                path, sends = endpoint.subscribe([topics[i].channel for i in wanted])
-                fields = [_escaped(path), ",".join(map(str, wanted)), *map(_escaped, sends)]
-                file.write("\t".join(fields) + "\n")
-        command = [*pinned(core), str(client), *load.flags()]
-        command += [
-            f"--topics={directory / 'topics'}",
-            f"--connections={directory / 'connections'}",
-        ]
-        command += [f"--port={endpoint.port}", f"--publish-port={endpoint.publish_port}"]
-        command += [
-            f"--publish-protocol={endpoint.publish_protocol}",
-            f"--publish-path={endpoint.publish_path}",
-        ]
-        command += [
-            f"--ack={endpoint.ack}",
-            f"--acks={endpoint.acks}",
-            *(["--nats"] if endpoint.nats else []),
-        ]
+        command += [*load.flags(), *endpoint.flags()]
+        command.append(
+            _write(directory / "topics", ((one.channel, one.head) for one in workload.topics))
+        )
+        command.append(_write(directory / "connections", _connection_lines(workload, endpoint)))
+        if workload.schedule:
+            lines = ((str(one.at_ns), str(one.topic), one.head) for one in workload.schedule)
+            command.append(_write(directory / "schedule", lines))
         bound = load.settle_seconds + load.warmup_seconds + load.seconds + load.drain_seconds
         return _read_events(command, CONNECT_ALLOWANCE_SECONDS + bound, on_event)
 

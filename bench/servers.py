@@ -34,13 +34,13 @@ class Server:
 
 
 def subscribe_streamer(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Streamer's own protocol, price updates of stocks only."""
-    targets = [channel.split(":")[1] for channel in channels]
+    """Streamer's own protocol; the channels are of stocks: stock:CODE:KIND."""
+    parts = [channel.split(":") for channel in channels]
     message = {
         "type": "subscribe",
         "subscription_type": "stock",
-        "targets": targets,
-        "kinds": ["price"],
+        "targets": list(dict.fromkeys(code for _, code, _ in parts)),
+        "kinds": list(dict.fromkeys(kind for _, _, kind in parts)),
     }
     return "/v1/ws", [json.dumps(message)]
 

@@ -153,8 +153,8 @@ static void on_update(void *context, const struct update *update)
     struct track *track = &c->tracks[update->topic];
     if (track->next == COUNTER_UNKNOWN)
         track->next = update->counter;
+    uint64_t missed = update->counter >= track->next ? update->counter - track->next : 0;
     if (update->counter >= track->next) {
-        uint64_t missed = update->counter - track->next;
         *(update->merged ? &r->tally->merged : &r->tally->lost) += missed;
         track->recent = (missed < 63 ? track->recent << (missed + 1) : 0) | 1;
         track->next = update->counter + 1;
@@ -168,8 +168,10 @@ static void on_update(void *context, const struct update *update)
             r->tally->duplicates++;
         }
     }
-    if (update->t_ns >= r->protocol->measure_start_ns && update->t_ns < r->protocol->measure_end_ns)
+    if (update->t_ns >= r->protocol->measure_start_ns && update->t_ns < r->protocol->measure_end_ns) {
         histogram_add(&r->tally->latency, r->now - update->t_ns);
+        histogram_add(&r->tally->age, r->now - update->t_ns + missed * r->protocol->topic_period_ns);
+    }
 }
 
 static void on_gap(void *context)

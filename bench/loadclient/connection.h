@@ -49,6 +49,9 @@ struct connection {
 struct tally {
     uint64_t updates, lost, merged, duplicates, out_of_order, snapshots, gaps, errors, malformed;
     struct histogram latency;
+    /* For how long a client had shown a value that was no longer the newest, when its next came. The
+     * same as the latency where nothing is merged; it needs publications at a steady pace. */
+    struct histogram age;
 };
 
 struct totals {
@@ -65,6 +68,7 @@ struct protocol {
     bool nats;       /* the payloads are one stream of the NATS protocol */
     uint32_t topic_count;
     int slow_receive_buffer_bytes;
+    uint64_t topic_period_ns; /* between two publications of a topic */
     /* Publications stamped within this are measured for latency. */
     uint64_t measure_start_ns, measure_end_ns;
 };

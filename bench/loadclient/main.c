@@ -29,7 +29,7 @@ enum { EVENTS_AT_ONCE = 32, MAX_SECONDS = 3600, DRAIN_IDLE_NS = 500000000, CONNE
 struct options {
     struct protocol protocol;
     struct publisher_options publish;
-    const char *topics_path, *connections_path, *host;
+    const char *topics_path, *connections_path, *schedule_path, *host;
     int port;
     double connect_rate, settle_seconds, warmup_seconds, seconds, drain_seconds, slow_seconds, storm_after_seconds, sweep_ms;
     uint32_t sample, slow, storm, in_flight;
@@ -174,12 +174,17 @@ static void say(const struct client *client, const char *event)
     fflush(stdout);
 }
 
+static void resume_slow(struct client *client)
+{
+    say(client, "resuming"); /* now the server holds the most for them */
+    stop_slow(client, false);
+}
+
 static uint64_t published_of(const struct client *client, uint32_t topic)
 {
     if (client->publisher.report == NULL)
         return 0;
-    uint64_t total = client->publisher.report->published, topics = client->o.publish.topic_count;
-    return total / topics + (topic < total % topics);
+    return client->publisher.report->per_topic[topic];
 }
 
 static uint64_t expected_messages(const struct client *client)
@@ -236,7 +241,7 @@ static void advance(struct client *client, uint64_t now)
         break;
     case PHASE_MEASURE:
         if (client->slow_stopped && now >= client->o.protocol.measure_start_ns + (uint64_t)(1e9 * client->o.slow_seconds))
-            stop_slow(client, false);
+            resume_slow(client);
         if (client->storm_ready_ns == 0 && client->o.storm > 0 && client->next == client->count && opening(client) == 0)
             client->storm_ready_ns = now;
         if (now >= client->phase_end_ns) {
@@ -245,7 +250,7 @@ static void advance(struct client *client, uint64_t now)
             client->phase = PHASE_DRAIN;
             client->phase_end_ns = now + (uint64_t)(1e9 * client->o.drain_seconds);
             if (client->slow_stopped)
-                stop_slow(client, false);
+                resume_slow(client);
         }
         break;
     case PHASE_DRAIN:
@@ -288,6 +293,8 @@ static void print_tally(struct client *client, const char *name, enum connection
            name, connections, t->updates, t->lost, undelivered, t->merged, t->duplicates, t->out_of_order, t->snapshots,
            t->gaps, t->errors, t->malformed);
     print_latency("latency_ms", &t->latency);
+    printf(",");
+    print_latency("age_ms", &t->age);
     printf("},");
 }
 
@@ -358,6 +365,10 @@ static void prepare(struct client *client)
     struct options *o = &client->o;
     o->publish.topics = read_topics(o->topics_path, &o->publish.topic_count);
     o->protocol.topic_count = o->publish.topic_count;
+    if (o->schedule_path != NULL)
+        o->publish.schedule = read_schedule(o->schedule_path, &o->publish.schedule_count, o->publish.topic_count);
+    else if (o->publish.rate_per_second > 0)
+        o->protocol.topic_period_ns = (uint64_t)(1e9 * o->publish.topic_count / o->publish.rate_per_second);
     client->connections = read_connections(o->connections_path, &client->count, o->publish.topic_count);
     if (o->storm > client->count || o->sample + o->slow > client->count - o->storm)
         errx(2, "more storm, sample and slow connections than connections");
@@ -396,6 +407,7 @@ static void parse(struct options *o, int argc, char **argv)
 {
     static const struct option names[] = {
         {"host", 1, NULL, 'h'}, {"port", 1, NULL, 'p'}, {"topics", 1, NULL, 't'}, {"connections", 1, NULL, 'c'},
+        {"schedule", 1, NULL, 'T'},
         {"ack", 1, NULL, 'a'}, {"acks", 1, NULL, 'A'}, {"nats", 0, NULL, 'n'}, {"sample", 1, NULL, 's'},
         {"slow", 1, NULL, 'w'}, {"slow-seconds", 1, NULL, 'W'}, {"slow-receive-buffer-bytes", 1, NULL, 'B'},
         {"storm", 1, NULL, 'x'}, {"storm-after-seconds", 1, NULL, 'X'}, {"in-flight", 1, NULL, 'f'},
@@ -408,6 +420,7 @@ static void parse(struct options *o, int argc, char **argv)
         case 'h': o->host = optarg; break;
         case 'p': o->port = atoi(optarg); break;
         case 't': o->topics_path = optarg; break;
+        case 'T': o->schedule_path = optarg; break;
         case 'c': o->connections_path = optarg; break;
         case 'a': o->protocol.ack = optarg; break;
         case 'A': o->protocol.acks = (uint32_t)atoi(optarg); break;

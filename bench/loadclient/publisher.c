@@ -105,11 +105,11 @@ static void append(struct wire *wire, const char *at, size_t length)
     wire->length += length;
 }
 
-static void append_publication(struct wire *wire, uint32_t topic, uint64_t counter)
+static void append_publication(struct wire *wire, uint32_t topic, const char *head, uint64_t counter)
 {
     static char tail[256], pad[64 * 1024], frame[1024];
     const struct publisher_options *o = wire->options;
-    const char *channel = o->topics[topic].channel, *head = o->topics[topic].head;
+    const char *channel = o->topics[topic].channel;
     size_t head_length = strlen(head);
     int tail_length = snprintf(tail, sizeof tail, ",\"%c\":[%u,%lu,%lu]", MARKER, topic, counter, now_ns());
     size_t length = head_length + (size_t)tail_length + 1, pad_length = 0;
@@ -170,7 +170,8 @@ static void publish_all(const struct publisher_options *o, struct publisher_repo
     const uint64_t start = now_ns(), total = publisher_total(o);
     uint64_t i = 0;
     while (i < total) {
-        uint64_t due = start + (uint64_t)(1e9 * (double)i / o->rate_per_second), now = now_ns();
+        const struct scheduled_publication *scheduled = o->schedule ? &o->schedule[i] : NULL;
+        uint64_t due = start + (scheduled ? scheduled->at_ns : (uint64_t)(1e9 * (double)i / o->rate_per_second)), now = now_ns();
         if (due > now) {
             if (wire->length > 0 && !flush(wire))
                 break;
@@ -181,7 +182,8 @@ static void publish_all(const struct publisher_options *o, struct publisher_repo
         }
         if (now - due > report->max_late_ns)
             report->max_late_ns = now - due;
-        append_publication(wire, (uint32_t)(i % o->topic_count), i / o->topic_count);
+        uint32_t topic = scheduled ? scheduled->topic : (uint32_t)(i % o->topic_count);
+        append_publication(wire, topic, scheduled ? scheduled->head : o->topics[topic].head, report->per_topic[topic]++);
         i++;
         if (wire->length > WRITE_BYTES && !flush(wire))
             break;
@@ -223,13 +225,14 @@ static void run(const struct publisher_options *o, struct publisher_report *repo
 
 uint64_t publisher_total(const struct publisher_options *o)
 {
-    return (uint64_t)(o->rate_per_second * o->seconds);
+    return o->schedule ? o->schedule_count : (uint64_t)(o->rate_per_second * o->seconds);
 }
 
 struct publisher publisher_fork(const struct publisher_options *options)
 {
     int go[2];
-    struct publisher_report *report = mmap(NULL, sizeof *report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    size_t size = sizeof(struct publisher_report) + options->topic_count * sizeof(uint64_t);
+    struct publisher_report *report = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (report == MAP_FAILED || pipe(go) != 0)
         err(1, "publisher");
     pid_t pid = fork();

@@ -12,13 +12,22 @@ struct publication_topic {
     const char *head; /* the message up to its last field, without the closing brace */
 };
 
+/* One line of a recorded feed. */
+struct scheduled_publication {
+    uint64_t at_ns; /* from the start */
+    uint32_t topic;
+    const char *head;
+};
+
 struct publisher_options {
     enum publish_protocol protocol;
     const char *host;
     int port;
     const char *http_path; /* %s is the channel */
-    double rate_per_second;
+    double rate_per_second; /* over all topics, which take turns */
     double seconds;
+    const struct scheduled_publication *schedule; /* instead of a rate, where not NULL */
+    uint64_t schedule_count;
     size_t payload_bytes; /* messages are padded to this */
     const struct publication_topic *topics;
     uint32_t topic_count;
@@ -30,6 +39,7 @@ struct publisher_report {
     uint64_t max_late_ns; /* how far behind its schedule a publication was written, at worst */
     uint64_t elapsed_ns, cpu_ns;
     bool finished;
+    uint64_t per_topic[]; /* how many publications of each */
 };
 
 struct publisher {

@@ -6,12 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *grown(void *array, uint32_t count, size_t item)
+static void *grown(void *array, uint64_t count, size_t item)
 {
     /* Doubles whenever count reaches a power of two. */
     if (count != 0 && (count & (count - 1)) != 0)
         return array;
-    array = realloc(array, (count ? 2 * (size_t)count : 1) * item);
+    array = realloc(array, (count ? 2 * count : 1) * item);
     if (array == NULL)
         err(1, "specification");
     return array;
@@ -61,6 +61,29 @@ struct publication_topic *read_topics(const char *path, uint32_t *count)
     free(line);
     fclose(file);
     return topics;
+}
+
+struct scheduled_publication *read_schedule(const char *path, uint64_t *count, uint32_t topic_count)
+{
+    FILE *file = open_for_reading(path);
+    struct scheduled_publication *schedule = NULL;
+    char *line = NULL;
+    size_t capacity = 0;
+    *count = 0;
+    while (getline(&line, &capacity, file) > 0) {
+        char *rest = line, *at_ns, *topic;
+        line[strcspn(line, "\n")] = '\0';
+        at_ns = strsep(&rest, "\t");
+        topic = strsep(&rest, "\t");
+        if (rest == NULL || strtoul(topic, NULL, 10) >= topic_count)
+            errx(1, "%s: line %lu is not a time, a topic and a message", path, *count + 1);
+        schedule = grown(schedule, *count, sizeof *schedule);
+        schedule[(*count)++] = (struct scheduled_publication){
+            .at_ns = strtoull(at_ns, NULL, 10), .topic = (uint32_t)strtoul(topic, NULL, 10), .head = unescaped(rest)};
+    }
+    free(line);
+    fclose(file);
+    return schedule;
 }
 
 struct connection *read_connections(const char *path, uint32_t *count, uint32_t topic_count)

@@ -29,9 +29,10 @@ async def forward() -> None:
 @contextlib.asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     """Forward while the application runs."""
-    task = asyncio.create_task(forward())
-    yield
-    task.cancel()
+    async with asyncio.TaskGroup() as tasks:
+        forwarding = tasks.create_task(forward())
+        yield
+        forwarding.cancel()
 
 
 app = FastAPI(lifespan=lifespan)

@@ -1,0 +1,194 @@
+"""One measurement: a Redis, a server, a load, and the figures that come of it."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from bench.load import Topic, Workload, run_load
+from bench.rig import Cores, RigError, running_redis
+from bench.servers import Start
+
+FAULTS = ("duplicates", "out_of_order", "malformed", "errors")
+
+
+@attrs.frozen
+class Measurement:
+    """One run; latency is from just before PUBLISH to receipt, in the parsed sample of clients."""
+
+    clients: int
+    topics: int
+    rate_per_second: float
+    payload_bytes: int
+    delivered_per_second: float
+    frames_per_second: float
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+    age_max_ms: float
+    """The longest that a client of the sample showed a value that was no longer the newest."""
+    server_cpu_us_per_delivery: float
+    server_cpu_share: float
+    """Of one core, from the start of measuring until everything was drained or given up."""
+    server_memory_bytes_per_client: float
+    """From start to all subscribed."""
+    server_memory_peak_bytes: float
+    """The most seen at the moments of the run; with slow clients that is when they read again."""
+    connects_per_second: float
+    storm_connects_per_second: float
+    lost: int
+    """Updates the sample never received although later ones of the topic came."""
+    undelivered: int
+    """Updates still not there for the sample when the run ended."""
+    merged: int
+    gaps: int
+    violations: int
+    """Duplicates, messages out of order or not JSON, errors, connections refused or cut off."""
+    client_cpu_share: float
+    """Of the load client's core; near 1 the client, not the server, is what was measured."""
+    detail: dict[str, Any]
+
+
+@attrs.frozen
+class Snapshot:
+    """What the server and Redis had used at one moment of the run."""
+
+    at_seconds: float
+    cpu_seconds: float
+    redis_cpu_seconds: float
+    memory_bytes: int
+
+
+def price_topics(count: int) -> list[Topic]:
+    """Price topics of `count` made-up stocks; with the marker field about 165 bytes a message."""
+    head = (
+        '{{"type":"price_update","stock_code":"T{:05}","price":72500,"change":500,'
+        '"change_percent":0.69,"volume":1234567,"timestamp":"2024-08-09T00:00:00Z"'
+    )
+    return [Topic(f"stock:T{i:05}:price", head.format(i)) for i in range(count)]
+
+
+def spread_subscriptions(clients: int, topics: int, per_client: int) -> list[list[int]]:
+    """Each client's topics, so that each topic has nearly the same number of clients."""
+    return [
+        sorted({(client * per_client + k) % topics for k in range(per_client)})
+        for client in range(clients)
+    ]
+
+
+def measure(start: Start, workload: Workload, cores: Cores) -> Measurement:
+    """Start Redis and a server, run one load against it, stop both.
+
+    Raises:
+        RigError: a part of the rig could not be had, or failed.
+    """
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fanout-")))
+        redis_port, redis = stack.enter_context(running_redis(directory, cores.client))
+        endpoint, server = stack.enter_context(start(directory, cores.server, redis_port))
+
+        def snapshot() -> Snapshot:
+            return Snapshot(
+                time.monotonic(),
+                server.cpu_seconds(),
+                redis.cpu_seconds(),
+                server.memory_bytes(),
+            )
+
+        snapshots = {"started": snapshot()}
+
+        def on_event(event: str) -> None:
+            snapshots[event] = snapshot()
+
+        try:
+            report = run_load(workload, endpoint, core=cores.client, on_event=on_event)
+        except RigError as error:
+            raise RigError(f"{error}\nThe server said:\n{server.tail()}") from error
+    return _measurement(workload, report, snapshots)
+
+
+def _measurement(
+    workload: Workload, report: dict[str, Any], at: dict[str, Snapshot]
+) -> Measurement:
+    load, clients = workload.load, len(workload.subscriptions)
+    sample, slow = report["sample"], report["slow"]
+    latency = sample["latency_ms"]
+    cpu_seconds = at["drained"].cpu_seconds - at["measuring"].cpu_seconds
+    wall_seconds = at["drained"].at_seconds - at["measuring"].at_seconds
+    redis_cpu_seconds = at["drained"].redis_cpu_seconds - at["measuring"].redis_cpu_seconds
+    delivered = report["messages_measured"]
+    connected_bytes = at["connected"].memory_bytes - at["started"].memory_bytes
+    return Measurement(
+        clients=clients,
+        topics=len(workload.topics),
+        rate_per_second=load.rate_per_second or len(workload.schedule) / load.seconds,
+        payload_bytes=load.payload_bytes,
+        delivered_per_second=report["delivered_per_second"],
+        frames_per_second=report["frames_measured"] / wall_seconds,
+        p50_ms=latency["p50"],
+        p99_ms=latency["p99"],
+        p999_ms=latency["p99.9"],
+        max_ms=latency["max"],
+        age_max_ms=sample["age_ms"]["max"],
+        server_cpu_us_per_delivery=1e6 * cpu_seconds / delivered if delivered else 0.0,
+        server_cpu_share=cpu_seconds / wall_seconds,
+        server_memory_bytes_per_client=connected_bytes / max(1, clients - load.storm),
+        server_memory_peak_bytes=max(one.memory_bytes for one in at.values()),
+        connects_per_second=report["connects_per_second"],
+        storm_connects_per_second=report.get("storm_connects_per_second", 0.0),
+        lost=sample["lost"] + slow["lost"],
+        undelivered=sample["undelivered"] + slow["undelivered"],
+        merged=sample["merged"] + slow["merged"],
+        gaps=sample["gaps"] + slow["gaps"],
+        violations=report["failed"]
+        + report["ended"]
+        + sum(sample[fault] + slow[fault] for fault in FAULTS),
+        client_cpu_share=report["client_cpu_share"],
+        detail={
+            **report,
+            "server_cpu_seconds": cpu_seconds,
+            "redis_cpu_seconds": redis_cpu_seconds,
+        },
+    )
+
+
+Column = tuple[str, Callable[[Measurement], str]]
+
+COLUMNS: Sequence[Column] = (
+    ("clients", lambda m: f"{m.clients:,}"),
+    ("topics", lambda m: f"{m.topics:,}"),
+    ("publications/s", lambda m: f"{m.rate_per_second:,.0f}"),
+    ("delivered/s", lambda m: f"{m.delivered_per_second:,.0f}"),
+    ("p50 ms", lambda m: f"{m.p50_ms:.2f}"),
+    ("p99 ms", lambda m: f"{m.p99_ms:.2f}"),
+    ("p99.9 ms", lambda m: f"{m.p999_ms:.2f}"),
+    ("server µs/delivery", lambda m: f"{m.server_cpu_us_per_delivery:.2f}"),
+    ("server core", lambda m: f"{m.server_cpu_share:.0%}"),
+    ("KB/client", lambda m: f"{m.server_memory_bytes_per_client / 1024:.1f}"),
+    ("connects/s", lambda m: f"{m.connects_per_second:,.0f}"),
+    ("lost", lambda m: f"{m.lost:,}"),
+    ("undelivered", lambda m: f"{m.undelivered:,}"),
+    ("merged", lambda m: f"{m.merged:,}"),
+    ("violations", lambda m: f"{m.violations:,}"),
+    ("load client core", lambda m: f"{m.client_cpu_share:.0%}"),
+)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose first row is its head."""
+    head, *body = rows
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_table(measurements: Sequence[Measurement]) -> str:
+    """The measurements as a Markdown table, one row each."""
+    body = [[show(measurement) for _, show in COLUMNS] for measurement in measurements]
+    return markdown([[name for name, _ in COLUMNS], *body])
