@@ -264,7 +264,8 @@ async def serve(
     Cancel it to end it at once. Raises RedisRequired, OSError where it cannot listen, and
     ssl.SSLError for a certificate that does not fit; inside an exception group, as nurseries do.
     """
-    await Server(settings, shutdown or trio.Event()).run(task_status)
+    shutdown = trio.Event() if shutdown is None else shutdown
+    await Server(settings, shutdown).run(task_status)
 
 
 def _url(settings: Settings, port: int) -> str:

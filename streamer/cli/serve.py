@@ -41,12 +41,16 @@ def command(settings: Settings) -> int:
     return trio.run(_run, settings)
 
 
-@attrs.frozen
+@attrs.define
 class _Announcement:
     """Tells people and scripts where the server listens, as soon as it does."""
 
-    def started(self, server: "Server") -> None:
-        click.echo(f"WebSocket  {server.websocket_url}\nHTTP       {server.http_url}")
+    made: bool = False
+
+    def started(self, value: "Server | None" = None) -> None:
+        assert value is not None  # trio's TaskStatus lets other tasks start with nothing
+        self.made = True
+        click.echo(f"WebSocket  {value.websocket_url}\nHTTP       {value.http_url}")
 
 
 async def _run(settings: Settings) -> ExitCode:
@@ -56,29 +60,38 @@ async def _run(settings: Settings) -> ExitCode:
     shutdown = trio.Event()
     code = ExitCode.INTERRUPTED  # unless the server comes to its end
     failure: CommandError | None = None
+    announcement = _Announcement()
     async with trio.open_nursery() as nursery:
         await nursery.start(_handle_signals, shutdown, nursery.cancel_scope)
         try:
-            await serve(settings, shutdown=shutdown, task_status=_Announcement())
+            await serve(settings, shutdown=shutdown, task_status=announcement)
             code = ExitCode.OK
         except* RedisRequired as group:
-            failure = CommandError(_first_line(group), ExitCode.REDIS_REQUIRED)
-        except* ssl.SSLError as group:
-            reason = f"tls_certificate and tls_key: {_first_line(group)}"
-            failure = CommandError(reason, ExitCode.USAGE)
+            failure = CommandError(str(_first(group)), ExitCode.REDIS_REQUIRED)
         except* OSError as group:
-            failure = CommandError(f"cannot listen: {_first_line(group)}", ExitCode.CANNOT_LISTEN)
+            if announcement.made:
+                raise  # it did start: this is a fault that nobody foresaw
+            failure = _cannot_start(settings, _first(group))
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
     return code
 
 
-def _first_line(group: BaseExceptionGroup[BaseException]) -> str:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Any one error stands for all: those that `serve` foresees come alone."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return str(error)
+    return error
+
+
+def _cannot_start(settings: Settings, error: BaseException) -> CommandError:
+    reason = getattr(error, "strerror", None) or error
+    if isinstance(error, ssl.SSLError):
+        return CommandError(f"tls_certificate and tls_key: {reason}", ExitCode.USAGE)
+    places = f"{settings.host}:{settings.port} and {settings.http_host}:{settings.http_port}"
+    return CommandError(f"cannot listen on {places}: {reason}", ExitCode.CANNOT_LISTEN)
 
 
 async def _handle_signals(
