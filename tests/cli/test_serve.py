@@ -1,0 +1,220 @@
+"""`streamer serve` as its operator meets it: a process with output, signals and an exit code."""
+
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+import pytest
+import trio
+
+from streamer.cli import main
+from streamer.cli.errors import ExitCode
+from streamer.config import Settings
+from streamer.server import Server
+
+DEADLINE_SECONDS: Final = 30.0
+
+HANDSHAKE: Final = (
+    b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+class Serving:
+    """A `streamer serve` process on free ports, which does not outlive its test."""
+
+    def __init__(self, directory: Path, *arguments: str, shell: str = "") -> None:
+        self._log = directory / "stderr.txt"
+        python = f'{shell} exec "$0" -m streamer serve --port 0 --http-port 0 "$@"'
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                ["/bin/sh", "-c", python, sys.executable, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        # What hangs fails: its output then ends.
+        self._deadline = threading.Timer(DEADLINE_SECONDS, self.process.kill)
+        self._deadline.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._deadline.cancel()
+        self.process.kill()
+        self.process.communicate()
+
+    @property
+    def log(self) -> str:
+        """What is on stderr so far."""
+        return self._log.read_text()
+
+    def addresses(self) -> tuple[str, str]:
+        """The URLs for clients and for operators, as soon as they are printed."""
+        assert self.process.stdout is not None
+        lines = [self.process.stdout.readline() for _ in range(2)]
+        websocket = re.fullmatch(r"WebSocket  (ws://127\.0\.0\.1:\d+/v1/ws)\n", lines[0])
+        http = re.fullmatch(r"HTTP       (http://127\.0\.0\.1:\d+)\n", lines[1])
+        assert websocket is not None, (lines, self.log)
+        assert http is not None, (lines, self.log)
+        return websocket[1], http[1]
+
+    def ends_with(self, code: ExitCode) -> None:
+        """Wait until the process has ended; whatever the code, without a traceback."""
+        assert self.process.wait() == code, self.log
+        assert "Traceback" not in self.log
+
+
+Serve = Callable[..., Serving]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts one server with the arguments given."""
+    running: list[Serving] = []
+
+    def start(*arguments: str, shell: str = "") -> Serving:
+        running.append(Serving(tmp_path, *arguments, shell=shell))
+        return running[-1]
+
+    yield start
+    for serving in running:
+        with serving:
+            pass
+
+
+def status(url: str) -> int:
+    """The HTTP status of a GET."""
+    try:
+        with urllib.request.urlopen(url, timeout=DEADLINE_SECONDS) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def connect(url: str) -> socket.socket:
+    """A WebSocket client that reads what it is sent and never answers, not even a close."""
+    address = urlsplit(url)
+    assert address.hostname is not None
+    client = socket.create_connection((address.hostname, address.port or 0), DEADLINE_SECONDS)
+    client.sendall(HANDSHAKE)
+    read_until(client, b'"connected"')
+    return client
+
+
+def read_until(client: socket.socket, wanted: bytes) -> None:
+    """Read until these bytes have come."""
+    received = b""
+    while wanted not in received:
+        received += (data := client.recv(65536))
+        assert data, received
+
+
+def errors(log: str) -> list[str]:
+    """The error lines of a command."""
+    return [line for line in log.splitlines() if line.startswith("streamer: error: ")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_listens_and_stops_in_order(serve: Serve, number: signal.Signals) -> None:
+    """Port 0 picks ports, stdout names them, they answer, and one signal ends with success."""
+    serving = serve("--memory")
+    websocket, http = serving.addresses()
+    assert status(f"{http}/healthz") == 200
+    with connect(websocket) as client:
+        client.shutdown(socket.SHUT_WR)
+    serving.process.send_signal(number)
+    serving.ends_with(ExitCode.OK)
+    assert number.name in serving.log
+
+
+def test_a_second_signal_ends_at_once(serve: Serve) -> None:
+    """An operator need not wait for a client that does not leave."""
+    serving = serve("--memory", "--close-timeout-seconds", "600", "--drain-timeout-seconds", "600")
+    websocket, _http = serving.addresses()
+    with connect(websocket) as client:
+        serving.process.send_signal(signal.SIGTERM)
+        read_until(client, b'"server_shutdown"')
+        serving.process.send_signal(signal.SIGTERM)
+        serving.ends_with(ExitCode.INTERRUPTED)
+
+
+@pytest.mark.parametrize("flag", ["--port", "--http-port"])
+def test_an_address_in_use_has_a_code_of_its_own(serve: Serve, flag: str) -> None:
+    """One line says what cannot be listened on; nothing is left running."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        serving = serve("--memory", flag, str(taken.getsockname()[1]))
+        serving.ends_with(ExitCode.CANNOT_LISTEN)
+    (line,) = errors(serving.log)
+    assert re.search(r"cannot listen on .*: Address already in use$", line)
+
+
+def test_required_redis_that_is_absent_has_a_code_of_its_own(serve: Serve, tmp_path: Path) -> None:
+    """A supervisor can tell this from a bug."""
+    serving = serve("--require-redis", "--redis", f"unix://{tmp_path}/absent.sock")
+    serving.ends_with(ExitCode.REDIS_REQUIRED)
+    (line,) = errors(serving.log)
+    assert "Redis" in line
+
+
+def test_absent_redis_is_told_and_waited_for(serve: Serve, tmp_path: Path) -> None:
+    """Without --require-redis the server is up but not ready."""
+    serving = serve("--redis", f"unix://{tmp_path}/absent.sock", "--log-format", "json")
+    _websocket, http = serving.addresses()
+    assert (status(f"{http}/healthz"), status(f"{http}/readyz")) == (200, 503)
+    serving.process.send_signal(signal.SIGTERM)
+    serving.ends_with(ExitCode.OK)
+    entries = [json.loads(line) for line in serving.log.splitlines()]
+    assert any("redis" in json.dumps(entry).lower() for entry in entries)
+
+
+def test_what_is_no_certificate_is_a_usage_error(serve: Serve, tmp_path: Path) -> None:
+    """The settings to correct are named."""
+    pem = tmp_path / "pem"
+    pem.write_text("no certificate")
+    serving = serve("--memory", "--tls-certificate", str(pem), "--tls-key", str(pem))
+    serving.ends_with(ExitCode.USAGE)
+    (line,) = errors(serving.log)
+    assert "tls_certificate and tls_key" in line
+
+
+def test_open_files_are_not_what_limits_connections(serve: Serve) -> None:
+    """The soft limit, 1,024 on most systems, is raised to what the system grants."""
+    serving = serve("--memory", shell="ulimit -S -n 100;")
+    serving.addresses()
+    limits = Path(f"/proc/{serving.process.pid}/limits").read_text()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    soft, hard = line.split()[3:5]
+    assert soft == hard
+    assert soft != "100"
+
+
+@pytest.mark.parametrize("error", [OSError("a disk"), ssl.SSLError("a record")])
+def test_a_fault_while_serving_is_not_called_a_wrong_address(
+    error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that would be the operator's at the start is a bug later on, and is shown as one."""
+
+    async def serve_and_fail(
+        settings: Settings, *, shutdown: trio.Event, task_status: trio.TaskStatus[Server]
+    ) -> None:
+        task_status.started(Server(settings, shutdown))
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    monkeypatch.setattr("streamer.server.serve", serve_and_fail)
+    with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="a "), flatten_subgroups=True):
+        main(["serve", "--memory"])
