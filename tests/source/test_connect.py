@@ -111,7 +111,7 @@ def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:
     with pytest.raises(ValueError, match="not a Redis URL") as caught:
         check_url(url)
     assert "pass" not in str(caught.value).replace("USER:PASSWORD", "")
-    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__  # a traceback shows no more than the message
 
 
 async def test_an_error_reply_leaves_the_connection_usable(redis_url: str) -> None:

@@ -253,6 +253,7 @@ async def test_a_probe_that_is_refused_costs_readiness_not_the_subscription(
             redis.execute_command("CONFIG", "SET", "maxclients", 1)  # the subscription itself stays
             await eventually(lambda: "max number of clients" in (source.last_error or ""))
             assert source.connected
+            assert not source.ready
 
 
 async def test_a_forbidden_channel_is_never_silence(
