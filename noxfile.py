@@ -2,7 +2,8 @@
 
     nox                       lint, types, package, and the tests on this Python
     nox -s tests-3.13         the tests on another Python
-    nox -s tests-3.11 -- -k hub      arguments after -- go to pytest
+    nox -s tests-3.11 -- -k hub   arguments after -- go to pytest
+    nox -s docs               write docs/reference anew, from the models
     nox -s bench -- --help    the benchmark
     nox -r …                  the same with the environments of the last run, which is faster
 
@@ -19,7 +20,7 @@ nox.needs_version = ">=2026.10"
 PROJECT = nox.project.load_toml()
 PYTHONS = nox.project.python_versions(PROJECT)
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-SOURCES = ("streamer", "tests", "bench", "noxfile.py")
+SOURCES = ("streamer", "tests", "bench", "docs", "noxfile.py")
 
 nox.options.sessions = ["lint", "types", "package", f"tests-{THIS_PYTHON}"]
 nox.options.error_on_missing_interpreters = True
@@ -66,6 +67,13 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write the reference from the models; the tests fail while it says something else."""
+    session.install("-e", ".")
+    session.run("python", "-m", "docs.generate")
 
 
 @nox.session
