@@ -6,7 +6,9 @@ raises RigError where it cannot be had: the harness then leaves that peer out an
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,3 +85,18 @@ def debian(name: str, *packages: str) -> Path:
             _run(name, ["dpkg", "--extract", package, directory], directory)
 
     return _cached(name, " ".join(packages), install)
+
+
+def python_versions() -> str:
+    """The versions of the Python peers that are installed."""
+    listed = subprocess.run(
+        [python(), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    wanted = {
+        re.split(r"[\[<>=]", line)[0] for line in (PEERS / "requirements.txt").read_text().split()
+    }
+    found = [one for one in json.loads(listed.stdout) if one["name"] in wanted]
+    return ", ".join(f"{one['name']} {one['version']}" for one in found)

@@ -28,6 +28,7 @@ class Server:
     """A server under test."""
 
     name: str
+    title: str
     start: Start
     busy_polls: bool = False
     """It never sleeps, so its CPU time says nothing."""
@@ -194,16 +195,25 @@ def nats(directory: Path, core: int, _redis_port: int) -> Iterator[Started]:
 SERVERS: dict[str, Server] = {
     server.name: server
     for server in (
-        Server("streamer", streamer("--flush-interval-ms", "0")),
-        Server("streamer-30ms", streamer("--flush-interval-ms", "30")),
-        Server("raw-send", raw_send),
-        Server("uwebsockets", python_peer("socketify_server.py"), busy_polls=True),
-        Server("nchan", nchan),
-        Server("nats", nats),
-        Server("node-ws", node_ws),
-        Server("picows", python_peer("picows_server.py")),
-        Server("websockets", python_peer("websockets_server.py")),
-        Server("fastapi", python_peer("fastapi_app.py")),
-        Server("trio-websocket", python_peer("trio_websocket_server.py")),
+        Server("streamer", "streamer", streamer("--flush-interval-ms", "0")),
+        Server("streamer-30ms", "streamer, 30 ms window", streamer("--flush-interval-ms", "30")),
+        Server("raw-send", "C loop, one send per frame and client", raw_send),
+        Server(
+            "uwebsockets",
+            "uWebSockets (C++, through socketify)",
+            python_peer("socketify_server.py"),
+            busy_polls=True,
+        ),
+        Server("nchan", "nchan (nginx module, C)", nchan),
+        Server("nats", "nats-server websocket (Go)", nats),
+        Server("node-ws", "Node ws + ioredis, shared frame", node_ws),
+        Server("picows", "picows (Cython, uvloop)", python_peer("picows_server.py")),
+        Server("websockets", "websockets broadcast (uvloop)", python_peer("websockets_server.py")),
+        Server("fastapi", "FastAPI + uvicorn (uvloop)", python_peer("fastapi_app.py")),
+        Server(
+            "trio-websocket",
+            "trio-websocket, send_message per client",
+            python_peer("trio_websocket_server.py"),
+        ),
     )
 }

@@ -24,6 +24,7 @@ static const char accept_value[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 struct receipt {
     struct connection *connection;
     const struct protocol *protocol;
+    struct totals *totals;
     struct tally *tally;
     uint64_t now;
 };
@@ -169,8 +170,12 @@ static void on_update(void *context, const struct update *update)
         }
     }
     if (update->t_ns >= r->protocol->measure_start_ns && update->t_ns < r->protocol->measure_end_ns) {
-        histogram_add(&r->tally->latency, r->now - update->t_ns);
-        histogram_add(&r->tally->age, r->now - update->t_ns + missed * r->protocol->topic_period_ns);
+        uint64_t latency = r->now - update->t_ns;
+        uint64_t *worst = &r->totals->worst_ns[(update->t_ns - r->protocol->measure_start_ns) / 1000000000u];
+        if (c->kind == KIND_SAMPLE && latency > *worst)
+            *worst = latency;
+        histogram_add(&r->tally->latency, latency);
+        histogram_add(&r->tally->age, latency + missed * r->protocol->topic_period_ns);
     }
 }
 
@@ -197,7 +202,7 @@ static void on_text(struct receipt *r, const char *at, size_t length)
 }
 
 /* Takes the complete lines and messages off what is held; the rest waits for the next frame. */
-static void on_nats(struct receipt *r, struct totals *totals)
+static void on_nats(struct receipt *r)
 {
     struct connection *c = r->connection;
     size_t done = 0;
@@ -215,7 +220,7 @@ static void on_nats(struct receipt *r, struct totals *totals)
             next += length + 2;
         } else if (c->state == STATE_SUBSCRIBING && memcmp(at, r->protocol->ack, strlen(r->protocol->ack)) == 0) {
             if (++c->acks == r->protocol->acks) {
-                become_live(c, totals);
+                become_live(c, r->totals);
                 if (c->held == NULL)
                     return;
             }
@@ -228,11 +233,11 @@ static void on_nats(struct receipt *r, struct totals *totals)
     c->held_length -= done;
 }
 
-static void on_message(struct receipt *r, struct totals *totals)
+static void on_message(struct receipt *r)
 {
     struct connection *c = r->connection;
     if (r->protocol->nats) {
-        on_nats(r, totals);
+        on_nats(r);
         return;
     }
     if (c->kind != KIND_DRAIN)
@@ -240,12 +245,13 @@ static void on_message(struct receipt *r, struct totals *totals)
     bool acknowledges = c->state == STATE_SUBSCRIBING && contains(c->held, c->held_length, r->protocol->ack);
     c->held_length = 0;
     if (acknowledges && ++c->acks == r->protocol->acks)
-        become_live(c, totals);
+        become_live(c, r->totals);
 }
 
-static void on_frame_end(struct receipt *r, struct totals *totals)
+static void on_frame_end(struct receipt *r)
 {
     struct connection *c = r->connection;
+    struct totals *totals = r->totals;
     c->in_frame = false;
     c->head_length = 0;
     if (c->opcode == OPCODE_PING) {
@@ -257,7 +263,7 @@ static void on_frame_end(struct receipt *r, struct totals *totals)
     } else if (c->opcode != OPCODE_PONG) {
         totals->frames++;
         if (c->held != NULL && c->final)
-            on_message(r, totals);
+            on_message(r);
     }
 }
 
@@ -350,9 +356,10 @@ static size_t take_handshake(struct connection *c, const struct protocol *protoc
     return answer - before;
 }
 
-static void feed(struct receipt *r, struct totals *totals, const char *at, size_t length)
+static void feed(struct receipt *r, const char *at, size_t length)
 {
     struct connection *c = r->connection;
+    struct totals *totals = r->totals;
     while (length > 0 && c->state != STATE_ENDED) {
         size_t taken;
         if (c->state == STATE_HANDSHAKE) {
@@ -360,13 +367,13 @@ static void feed(struct receipt *r, struct totals *totals, const char *at, size_
         } else if (!c->in_frame) {
             taken = take_head(c, totals, at, length);
             if (c->in_frame && c->frame_left == 0 && c->state != STATE_ENDED)
-                on_frame_end(r, totals);
+                on_frame_end(r);
         } else {
             taken = c->frame_left < length ? (size_t)c->frame_left : length;
             on_payload(c, totals, at, taken);
             c->frame_left -= taken;
             if (c->frame_left == 0)
-                on_frame_end(r, totals);
+                on_frame_end(r);
         }
         at += taken;
         length -= taken;
@@ -376,13 +383,13 @@ static void feed(struct receipt *r, struct totals *totals, const char *at, size_
 void connection_readable(struct connection *c, const struct protocol *protocol, struct totals *totals, uint64_t now)
 {
     static char chunk[CHUNK_BYTES];
-    struct receipt receipt = {.connection = c, .protocol = protocol, .tally = &totals->tallies[c->kind], .now = now};
+    struct receipt receipt = {.connection = c, .protocol = protocol, .totals = totals, .tally = &totals->tallies[c->kind], .now = now};
     ssize_t n;
     do {
         n = recv(c->fd, chunk, sizeof chunk, 0);
         if (n > 0) {
             totals->bytes += (uint64_t)n;
-            feed(&receipt, totals, chunk, (size_t)n);
+            feed(&receipt, chunk, (size_t)n);
         }
     } while (n == CHUNK_BYTES && c->state != STATE_ENDED);
     if (n == 0)

@@ -54,9 +54,12 @@ struct tally {
     struct histogram age;
 };
 
+enum { MAX_SECONDS = 3600 };
+
 struct totals {
     uint64_t messages, frames, bytes, pings, live, ended, failed;
     struct tally tallies[KINDS];
+    uint64_t worst_ns[MAX_SECONDS]; /* the sample's longest latency among what each second published */
     struct histogram handshake; /* connect to the last acknowledgement */
 };
 

@@ -24,7 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { EVENTS_AT_ONCE = 32, MAX_SECONDS = 3600, DRAIN_IDLE_NS = 500000000, CONNECT_LIMIT_SECONDS = 120 };
+enum { EVENTS_AT_ONCE = 32, DRAIN_IDLE_NS = 500000000, CONNECT_LIMIT_SECONDS = 120 };
 
 struct options {
     struct protocol protocol;
@@ -48,6 +48,7 @@ struct client {
     uint64_t started_ns, connected_ns, phase_end_ns, last_message_ns, next_sweep_ns, longest_turn_ns, storm_ready_ns;
     uint64_t messages_at_measure, frames_at_measure, bytes_at_measure, window_messages, cpu_at_measure_ns, cpu_used_ns, measured_ns;
     uint64_t per_second[MAX_SECONDS];
+    uint64_t storm_came; /* of the storm, when measuring ended */
     uint64_t expected; /* deliveries, once the publisher has finished */
     bool expected_known, slow_stopped;
 };
@@ -248,6 +249,7 @@ static void advance(struct client *client, uint64_t now)
             client->measured_ns = now - client->o.protocol.measure_start_ns;
             client->cpu_used_ns = cpu_ns() - client->cpu_at_measure_ns;
             client->phase = PHASE_DRAIN;
+            client->storm_came = client->totals.live > client->base_count ? client->totals.live - client->base_count : 0;
             client->phase_end_ns = now + (uint64_t)(1e9 * client->o.drain_seconds);
             if (client->slow_stopped)
                 resume_slow(client);
@@ -313,12 +315,18 @@ static void print_result(struct client *client)
     print_tally(client, "sample", KIND_SAMPLE);
     print_tally(client, "slow", KIND_SLOW);
     if (client->o.storm > 0) {
-        double after = (double)(client->storm_ready_ns - client->o.protocol.measure_start_ns) / 1e9 - client->o.storm_after_seconds;
-        printf("\"storm_connects_per_second\":%.1f,", client->storm_ready_ns ? client->o.storm / after : 0);
+        uint64_t until = client->storm_ready_ns ? client->storm_ready_ns : client->o.protocol.measure_end_ns;
+        double storm_seconds = (double)(until - client->o.protocol.measure_start_ns) / 1e9 - client->o.storm_after_seconds;
+        uint64_t came = client->storm_ready_ns ? client->o.storm : client->storm_came;
+        printf("\"storm_connects_per_second\":%.1f,\"storm_finished\":%s,", (double)came / storm_seconds,
+               client->storm_ready_ns ? "true" : "false");
     }
     printf("\"per_second\":[");
     for (int i = 0; i < (int)client->o.seconds && i < MAX_SECONDS; i++)
         printf("%s%lu", i ? "," : "", client->per_second[i]);
+    printf("],\"worst_ms_per_second\":[");
+    for (int i = 0; i < (int)client->o.seconds && i < MAX_SECONDS; i++)
+        printf("%s%.3f", i ? "," : "", (double)t->worst_ns[i] / 1e6);
     printf("],\"client_cpu_seconds\":%.4f,\"client_cpu_share\":%.4f,\"client_longest_turn_ms\":%.4f", (double)client->cpu_used_ns / 1e9,
            client->measured_ns ? (double)client->cpu_used_ns / (double)client->measured_ns : 0, (double)client->longest_turn_ns / 1e6);
     const struct publisher_report *p = client->publisher.report;

@@ -1,0 +1,137 @@
+"""`python -m bench`: measure streamer alone, or side by side with other servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from bench.compare import LIMIT, Record, environment, limits, rounds
+from bench.fanout import main as fanout
+from bench.plots import write_plots
+from bench.report import write_report, write_results
+from bench.rig import CACHE, Cores, RigError
+from bench.scenarios import scenarios
+from bench.servers import SERVERS
+
+RECORDS = CACHE / "records.jsonl"
+SCENARIO_NAMES = [*(scenario.name for scenario in scenarios(1, Path())), LIMIT]
+
+
+@click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Benchmarks of streamer on this machine: Linux, loopback, two cores."""
+
+
+main.add_command(fanout, "fanout")
+
+
+@main.command()
+@click.option(
+    "--rounds", "count", default=5, type=click.IntRange(1, 100), help="Interleaved rounds."
+)
+@click.option(
+    "--seconds", default=5.0, type=click.FloatRange(0.5, 600), help="Measured in each run."
+)
+@click.option(
+    "--scenario",
+    "chosen",
+    multiple=True,
+    type=click.Choice(SCENARIO_NAMES),
+    help="Repeatable; default all.",
+)
+@click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    type=click.Choice(list(SERVERS)),
+    help="Repeatable; default all.",
+)
+@click.option(
+    "--recordings",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Directory of the recorded feeds; without it that scenario is left out.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("docs/benchmarks"),
+    help="Where README.md, results.json and the plots go.",
+)
+@click.option("--keep", is_flag=True, help="Add to the measurements of earlier runs.")
+def compare(  # noqa: PLR0917 - one for each option
+    count: int,
+    seconds: float,
+    chosen: tuple[str, ...],
+    servers: tuple[str, ...],
+    recordings: Path | None,
+    output: Path,
+    *,
+    keep: bool,
+) -> None:
+    """Measure streamer and its peers side by side, and write the report.
+
+    Peers are installed into a cache when first needed; one that cannot be had is left out. Each
+    measurement is kept as it is made, so a run that was stopped can still be reported.
+    """
+    names = servers or tuple(SERVERS)
+    wanted = chosen or tuple(SCENARIO_NAMES)
+    found = [one for one in scenarios(seconds, recordings) if one.name in wanted]
+    cores = Cores.available()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with RECORDS.open("a" if keep else "w") as file:
+        _keep(rounds(count, found, names, cores), file)
+        if LIMIT in wanted:
+            _keep(limits(count, names, cores), file)
+    _report(output)
+
+
+def _keep(records: Iterable[Record], file: TextIO) -> None:
+    for record in records:
+        file.write(record.to_json() + "\n")
+        file.flush()
+        click.echo(_line(record), err=True)
+
+
+def _line(record: Record) -> str:
+    place = f"{record.round + 1} {record.scenario} {record.label} {record.server}"
+    if record.measurement is None:
+        return f"{place}: {(record.error or 'not sustained').splitlines()[0]}"
+    one = record.measurement
+    return (
+        f"{place}: {one.rate_per_second:,.0f} msg/s, {one.delivered_per_second:,.0f} delivered/s, "
+        f"p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms, "
+        f"{one.server_cpu_us_per_delivery:.2f} µs, {one.connects_per_second:,.0f} connects/s"
+    )
+
+
+@main.command()
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("docs/benchmarks"),
+    help="Where README.md, results.json and the plots go.",
+)
+def report(output: Path) -> None:
+    """Write the report again from the measurements that are kept."""
+    _report(output)
+
+
+def _report(output: Path) -> None:
+    records = [Record.from_json(line) for line in RECORDS.read_text().splitlines()]
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        plots = write_plots(records, output)
+    except RigError as error:
+        click.echo(f"bench: {error}", err=True)
+        plots = []
+    machine = environment()
+    write_results(records, machine, output / "results.json")
+    write_report(records, machine, scenarios(1, Path()), output, plots)
+    click.echo(f"Wrote {output / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

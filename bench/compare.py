@@ -1,0 +1,184 @@
+"""Scenarios x servers x rounds, interleaved; each measurement is kept as it comes."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from bench import install
+from bench.load import Load, Workload
+from bench.measure import Measurement, measure, price_topics, spread_subscriptions
+from bench.rig import Cores, RigError
+from bench.scenarios import Scenario
+from bench.servers import SERVERS, Server
+
+# A server that delivers less than this share of what is due is not asked for more in that round.
+OVERLOADED_SHARE = 0.9
+
+LIMIT = "limit"
+LIMIT_P99_MS = 100.0
+LIMIT_CLIENTS = 1000
+LIMIT_FIRST_RATE = 40.0
+LIMIT_LAST_RATE = 20_000.0
+LIMIT_FINE_STEP = 1.15
+LIMIT_ATTEMPTS = 3
+LIMIT_PASSES = 2
+LIMIT_SECONDS = 3.0
+
+
+@attrs.frozen
+class Record:
+    """One measurement of the comparison, or why there is none."""
+
+    round: int
+    scenario: str
+    label: str
+    x: float
+    server: str
+    measurement: Measurement | None = None
+    error: str | None = None
+
+    def to_json(self) -> str:
+        """As one line."""
+        return json.dumps(attrs.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """From that line."""
+        fields = json.loads(line)
+        if fields["measurement"] is not None:
+            fields["measurement"] = Measurement(**fields["measurement"])
+        return cls(**fields)
+
+
+def environment() -> dict[str, str]:
+    """What the figures depend on: machine, kernel, versions."""
+    model = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    found = {
+        "processor": f"{len(model)} x {model[0]}" if model else platform.processor(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+    for name, versions in (("python peers", install.python_versions), ("node", _node_version)):
+        try:
+            found[name] = versions()
+        except RigError as error:
+            found[name] = str(error)
+    return found
+
+
+def _node_version() -> str:
+    try:
+        done = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        raise RigError("There is no node on this machine.") from error
+    return done.stdout.strip()
+
+
+def _attempt(
+    server: Server, workload: Callable[[], Workload], cores: Cores
+) -> tuple[Measurement | None, str | None]:
+    try:
+        return measure(server.start, workload(), cores), None
+    except RigError as error:
+        return None, str(error)
+
+
+def _chosen(scenario: Scenario, servers: Sequence[str], turn: int) -> list[Server]:
+    """The servers of this scenario, beginning with another one in each round."""
+    names = [name for name in servers if not scenario.servers or name in scenario.servers]
+    turn %= max(1, len(names))
+    return [SERVERS[name] for name in names[turn:] + names[:turn]]
+
+
+def rounds(
+    count: int, found: Sequence[Scenario], servers: Sequence[str], cores: Cores
+) -> Iterator[Record]:
+    """Measure everything `count` times, a whole round before the next."""
+    for number in range(count):
+        for scenario in found:
+            overloaded: set[str] = set()
+            for case in scenario.cases:
+                for server in _chosen(scenario, servers, number):
+                    if server.name in overloaded:
+                        continue
+                    result, error = _attempt(server, case.workload, cores)
+                    yield Record(
+                        number, scenario.name, case.label, case.x, server.name, result, error
+                    )
+                    if result is None or _is_overloaded(result):
+                        overloaded.add(server.name)
+
+
+def _is_overloaded(measurement: Measurement) -> bool:
+    detail = measurement.detail
+    if not detail.get("published"):
+        return False
+    due_per_second: float = (
+        detail["expected"] / detail["published"] * detail["published_per_second"]
+    )
+    return measurement.delivered_per_second < OVERLOADED_SHARE * due_per_second
+
+
+def limits(count: int, servers: Sequence[str], cores: Cores) -> Iterator[Record]:
+    """The highest rate that 1,000 clients on one topic sustain, `count` times."""
+    for number in range(count):
+        turn = number % max(1, len(servers))
+        for name in [*servers[turn:], *servers[:turn]]:
+            best, error = _highest_rate(SERVERS[name], cores)
+            rate = best.rate_per_second if best is not None else 0.0
+            yield Record(number, LIMIT, "", rate, name, best, error)
+
+
+def sustained(measurement: Measurement) -> bool:
+    """Nothing lost, nothing merged, nothing late."""
+    return (
+        measurement.lost + measurement.merged + measurement.undelivered == 0
+        and measurement.violations == 0
+        and 0 < measurement.p99_ms < LIMIT_P99_MS
+    )
+
+
+def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str | None]:
+    best: Measurement | None = None
+    error: str | None = None
+    rate, step = LIMIT_FIRST_RATE, 2.0
+    while rate < LIMIT_LAST_RATE:
+        passed, error = _sustains(server, rate, cores)
+        if passed is not None:
+            best = passed
+        elif step == LIMIT_FINE_STEP:
+            break
+        else:
+            # Doubling has overshot: go on from the last good rate in small steps.
+            rate, step = rate / step, LIMIT_FINE_STEP
+        rate *= step
+    return best, error if best is None else None
+
+
+def _sustains(server: Server, rate: float, cores: Cores) -> tuple[Measurement | None, str | None]:
+    """The last passing measurement if enough of the attempts pass."""
+    workload = Workload(
+        Load(rate, LIMIT_SECONDS), price_topics(1), spread_subscriptions(LIMIT_CLIENTS, 1, 1)
+    )
+    passes = failures = 0
+    error: str | None = None
+    while True:
+        result, error = _attempt(server, lambda: workload, cores)
+        if result is not None and sustained(result):
+            passes += 1
+            if passes == LIMIT_PASSES:
+                return result, None
+        else:
+            failures += 1
+            if failures > LIMIT_ATTEMPTS - LIMIT_PASSES:
+                return None, error

@@ -1,0 +1,116 @@
+"""Plots of the medians. matplotlib is a dependency of the benchmark session only."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.compare import Record
+from bench.report import Medians, medians
+from bench.rig import RigError
+from bench.servers import SERVERS
+
+WIDTH_INCHES, HEIGHT_INCHES = 8.0, 4.8
+MEGABYTE = 1e6
+
+
+def write_plots(records: Sequence[Record], directory: Path) -> list[tuple[str, str]]:
+    """Draw what the records allow; returns (file name, caption) of each plot.
+
+    Raises:
+        RigError: matplotlib is not installed.
+    """
+    try:
+        # Imported here so that measuring needs no matplotlib, and checking types neither.
+        importlib.import_module("matplotlib").use("svg")
+        pyplot = importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise RigError("Plots need matplotlib: install it, or run the nox session.") from error
+    # Without these every run of the same figures would differ in ids and dates.
+    pyplot.rcParams.update({"svg.hashsalt": "streamer", "svg.fonttype": "none", "font.size": 9})
+    found = medians(records)
+    places = {(one.scenario, one.label): one.x for one in records}
+    drawn = []
+    for name, caption, scenario, draw in _PLOTS:
+        if not any(key[0] == scenario for key in found):
+            continue
+        figure, axes = pyplot.subplots(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
+        draw(axes, found, places)
+        axes.set_title(caption)
+        axes.grid(visible=True, which="both", alpha=0.25)
+        axes.legend(fontsize=7, ncols=2)
+        figure.savefig(directory / name, metadata={"Date": None})
+        pyplot.close(figure)
+        drawn.append((name, caption))
+    return drawn
+
+
+def _series(
+    found: Medians, places: Mapping[tuple[str, str], float], scenario: str, server: str, name: str
+) -> tuple[list[float], list[float]]:
+    points = sorted(
+        (places[key[:2]], value.values[name])
+        for key, value in found.items()
+        if key[0] == scenario and key[2] == server
+    )
+    return [x for x, _ in points], [y for _, y in points]
+
+
+Draw = Callable[[Any, Medians, Mapping[tuple[str, str], float]], None]
+
+
+def _lines(scenario: str, name: str, scale: float = 1.0) -> Draw:
+    def draw(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
+        for server in SERVERS.values():
+            xs, ys = _series(found, places, scenario, server.name, name)
+            if xs:
+                ours = server.name.startswith("streamer")
+                axes.plot(
+                    xs,
+                    [y / scale for y in ys],
+                    marker="o",
+                    markersize=3,
+                    linewidth=2.4 if ours else 1.1,
+                    label=server.title,
+                )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+
+    return draw
+
+
+def _latency(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
+    _lines("hot-topic", "p99_ms")(axes, found, places)
+    axes.set_xlabel("publications/s")
+    axes.set_ylabel("p99 from PUBLISH to receipt, ms")
+
+
+def _delivered(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
+    _lines("hot-topic", "delivered_per_second")(axes, found, places)
+    offered = sorted(x for (scenario, _), x in places.items() if scenario == "hot-topic")
+    due = [1000 * x for x in offered]
+    axes.plot(offered, due, color="black", linestyle=":", label="offered")
+    axes.set_xlabel("publications/s")
+    axes.set_ylabel("updates delivered/s")
+
+
+def _cpu(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
+    _lines("hot-topic", "server_cpu_us_per_delivery")(axes, found, places)
+    axes.set_xlabel("publications/s")
+    axes.set_ylabel("server CPU per update, µs")
+
+
+def _memory(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
+    _lines("idle", "server_memory_peak_bytes", MEGABYTE)(axes, found, places)
+    axes.set_xlabel("idle clients")
+    axes.set_ylabel("memory, MB")
+
+
+_PLOTS: Sequence[tuple[str, str, str, Draw]] = (
+    ("latency.svg", "p99 against load: 1,000 clients, one topic", "hot-topic", _latency),
+    ("delivered.svg", "Delivered against offered: 1,000 clients", "hot-topic", _delivered),
+    ("cpu.svg", "CPU per update: 1,000 clients, one topic", "hot-topic", _cpu),
+    ("memory.svg", "Memory against idle clients", "idle", _memory),
+)

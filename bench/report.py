@@ -1,0 +1,243 @@
+"""From measurements to what is read: medians, ratios, Markdown tables."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import attrs
+
+from bench.compare import LIMIT, LIMIT_ATTEMPTS, LIMIT_CLIENTS, LIMIT_P99_MS, LIMIT_PASSES, Record
+from bench.measure import Measurement, markdown
+from bench.scenarios import Scenario
+from bench.servers import SERVERS
+
+RAW_LOOP = "raw-send"
+OURS = "streamer"
+
+INTRODUCTION = (
+    "Written by `python -m bench compare`; how it measures is in `bench/README.md`. Medians of up "
+    "to {rounds} interleaved rounds, with the lowest and highest p99 of the rounds beside it. "
+    "Latency is from just before PUBLISH to receipt, over a sample of clients parsed in full. The "
+    "server has a core of its own; Redis, publisher and load client share another. `our p99 ÷` "
+    "and `our CPU ÷` are streamer's figure (interval 0) divided by that of the row: below 1, "
+    "streamer is better. `CPU ÷ C loop` is the row's CPU per update divided by the C loop's."
+)
+LIMIT_EXPLANATION = (
+    f"{LIMIT_CLIENTS:,} clients on one topic; nothing lost, nothing merged, p99 under "
+    f"{LIMIT_P99_MS:.0f} ms, in {LIMIT_PASSES} of {LIMIT_ATTEMPTS} attempts."
+)
+
+
+@attrs.frozen
+class Median:
+    """The medians of one case and server over the rounds."""
+
+    values: Mapping[str, float]
+    rounds: int
+    spread_p99_ms: tuple[float, float]
+    """Lowest and highest."""
+
+    @classmethod
+    def of(cls, measurements: Sequence[Measurement]) -> Median:
+        """Over at least one measurement."""
+        names = [field.name for field in attrs.fields(Measurement) if field.name != "detail"]
+        values = {name: median(getattr(one, name) for one in measurements) for name in names}
+        p99 = [one.p99_ms for one in measurements]
+        return cls(values, len(measurements), (min(p99), max(p99)))
+
+
+Medians = Mapping[tuple[str, str, str], Median]
+"""(scenario, label, server) to medians."""
+
+
+def medians(records: Iterable[Record]) -> Medians:
+    """The medians of all that was measured."""
+    groups: defaultdict[tuple[str, str, str], list[Measurement]] = defaultdict(list)
+    for record in records:
+        if record.measurement is not None:
+            groups[record.scenario, record.label, record.server].append(record.measurement)
+    return {key: Median.of(group) for key, group in groups.items()}
+
+
+Show = Callable[[Median], str]
+
+
+def _as_milliseconds(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value / 1000:.1f} s"
+
+
+def _milliseconds(name: str) -> Show:
+    return lambda of: _as_milliseconds(of.values[name])
+
+
+def _p99(of: Median) -> str:
+    middle = _as_milliseconds(of.values["p99_ms"])
+    if of.rounds == 1:
+        return middle
+    return f"{middle} ({' to '.join(map(_as_milliseconds, of.spread_p99_ms))})"
+
+
+def _count(name: str) -> Show:
+    return lambda of: f"{of.values[name]:,.0f}"
+
+
+def _decimal(name: str) -> Show:
+    return lambda of: f"{of.values[name]:.1f}"
+
+
+def _share(name: str) -> Show:
+    return lambda of: f"{of.values[name]:.0%}"
+
+
+_LATENCY: Sequence[tuple[str, Show]] = (
+    ("p50 ms", _milliseconds("p50_ms")),
+    ("p99 ms", _p99),
+    ("p99.9 ms", _milliseconds("p999_ms")),
+)
+_DELIVERY: Sequence[tuple[str, Show]] = (
+    ("delivered/s", _count("delivered_per_second")),
+    ("frames/s", _count("frames_per_second")),
+    *_LATENCY,
+)
+_HEALTH: Sequence[tuple[str, Show]] = (
+    ("lost", _count("lost")),
+    ("not arrived", _count("undelivered")),
+    ("merged", _count("merged")),
+    ("violations", _count("violations")),
+    ("load client", _share("client_cpu_share")),
+)
+_MEGABYTES_PEAK: tuple[str, Show] = (
+    "peak MB",
+    lambda of: f"{of.values['server_memory_peak_bytes'] / 1e6:.0f}",
+)
+_COLUMNS: Mapping[str, Sequence[tuple[str, Show]]] = {
+    "watchlists": (*_DELIVERY, ("oldest ms", _milliseconds("age_max_ms")), *_HEALTH),
+    "slow-clients": (*_DELIVERY, _MEGABYTES_PEAK, *_HEALTH),
+    "idle": (
+        (
+            "KB/client",
+            lambda of: f"{of.values['server_memory_bytes_per_client'] / 1024:.1f}",
+        ),
+        ("connects/s", _count("connects_per_second")),
+        ("violations", _count("violations")),
+    ),
+    "storm": (("connects/s", _count("storm_connects_per_second")), *_LATENCY, *_HEALTH),
+}
+
+
+def _cpu(server: str, values: Mapping[str, float]) -> list[str]:
+    if SERVERS[server].busy_polls:
+        return ["busy-polls", ""]
+    return [
+        f"{values['server_cpu_us_per_delivery']:.2f}",
+        f"{values['server_cpu_share']:.0%}",
+    ]
+
+
+def _ratio(one: Median | None, other: Median | None, name: str) -> str:
+    if one is None or other is None or not other.values[name] or not one.values[name]:
+        return ""
+    return f"{one.values[name] / other.values[name]:.2f}"
+
+
+def _table(found: Medians, scenario: str, label: str, columns: Sequence[tuple[str, Show]]) -> str:
+    with_cpu = scenario != "idle"
+    head = ["server", *(name for name, _ in columns)]
+    if with_cpu:
+        head += ["CPU µs/update", "core", "CPU ÷ C loop", "our p99 ÷", "our CPU ÷"]
+    rows = [head]
+    of = {key[2]: value for key, value in found.items() if key[:2] == (scenario, label)}
+    ours, raw = of.get(OURS), of.get(RAW_LOOP)
+    cpu = "server_cpu_us_per_delivery"
+    for server in SERVERS:
+        if (row_of := of.get(server)) is None:
+            continue
+        row = [SERVERS[server].title, *(show(row_of) for _, show in columns)]
+        if with_cpu:
+            polls = SERVERS[server].busy_polls
+            row += _cpu(server, row_of.values)
+            row += ["" if polls else _ratio(row_of, raw, cpu)]
+            row += [_ratio(ours, row_of, "p99_ms"), "" if polls else _ratio(ours, row_of, cpu)]
+        rows.append(row)
+    return markdown(rows)
+
+
+def _limit_table(found: Medians, records: Sequence[Record]) -> str:
+    rows = [["server", "highest msg/s", "updates/s", "p99 ms", "of each round"]]
+    for server in SERVERS:
+        each = [one.x for one in records if one.scenario == LIMIT and one.server == server]
+        if not each:
+            continue
+        best = found.get((LIMIT, "", server))
+        p99 = f"{best.values['p99_ms']:.0f}" if best else ""
+        updates = f"{median(each) * LIMIT_CLIENTS:,.0f}"
+        rounds = ", ".join(f"{rate:,.0f}" for rate in each)
+        rows.append([SERVERS[server].title, f"{median(each):,.0f}", updates, p99, rounds])
+    return markdown(rows)
+
+
+def write_report(
+    records: Sequence[Record],
+    environment: Mapping[str, str],
+    scenarios: Sequence[Scenario],
+    directory: Path,
+    plots: Sequence[tuple[str, str]],
+) -> None:
+    """Write README.md with all tables into the directory; `plots` are (file name, caption)."""
+    found = medians(records)
+    rounds = max((value.rounds for value in found.values()), default=0)
+    parts = [
+        "# Benchmarks",
+        INTRODUCTION.format(rounds=rounds),
+        markdown([["", ""], *([name, text] for name, text in environment.items())]),
+    ]
+    parts += [f"![{caption}]({name})" for name, caption in plots]
+    for scenario in scenarios:
+        labels = list(dict.fromkeys(one.label for one in records if one.scenario == scenario.name))
+        if not labels:
+            continue
+        parts += [f"## {scenario.title}", scenario.explanation]
+        columns = _COLUMNS.get(scenario.name, (*_DELIVERY, *_HEALTH))
+        for label in labels:
+            parts += [f"### {label}"] if label else []
+            parts.append(_table(found, scenario.name, label, columns))
+    if any(record.scenario == LIMIT for record in records):
+        parts += [
+            "## Highest sustained rate",
+            LIMIT_EXPLANATION,
+            _limit_table(found, records),
+        ]
+    if missing := _missing(records):
+        parts += ["## Left out", *missing]
+    (directory / "README.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _missing(records: Iterable[Record]) -> list[str]:
+    errors = {
+        (one.server, one.scenario, " … ".join(_first_and_last(one.error)))
+        for one in records
+        if one.error is not None and one.scenario != LIMIT
+    }
+    return [f"- {server}, {scenario}: {error}" for server, scenario, error in sorted(errors)]
+
+
+def _first_and_last(text: str) -> list[str]:
+    lines = text.splitlines()
+    return list(dict.fromkeys((lines[0], lines[-1].strip())))
+
+
+def write_results(records: Sequence[Record], environment: Mapping[str, str], path: Path) -> None:
+    """Write every measurement, without the load client's raw report, as JSON."""
+    rows = []
+    for record in records:
+        row = attrs.asdict(record)
+        if row["measurement"] is not None:
+            del row["measurement"]["detail"]
+        rows.append(row)
+    path.write_text(
+        json.dumps({"environment": dict(environment), "records": rows}, indent=1) + "\n"
+    )
