@@ -1,0 +1,1 @@
+"""A client of the server: it reconnects, and it proves its stream."""
