@@ -36,5 +36,6 @@ app.ws(
     },
 )
 app.listen(PORT)
-app.loop.create_background_task(forward)
+# Held here: asyncio refers to its tasks weakly, and so does socketify: the collector took this one.
+forwarding = app.loop.ensure_future(forward())
 app.run()
