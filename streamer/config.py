@@ -172,7 +172,7 @@ class Settings:
         "to prove that publications still arrive.",
     )
     probe_timeout_seconds: float = _setting(
-        15.0,
+        10.0,
         _SECONDS,
         "How long that message may take before the connection to Redis is given up and made anew.",
     )
@@ -343,6 +343,11 @@ class Settings:
     )
     history_length: int = _setting(
         1000, _integer(0), "Publications kept of each topic for clients that reconnect."
+    )
+    max_history_bytes: int = _setting(
+        268_435_456,
+        _integer(0),
+        "The most memory for the recent publications of all topics together.",
     )
     history_seconds: float = _setting(
         300.0,

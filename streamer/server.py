@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import random
 import secrets
+from collections import deque
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -30,17 +31,26 @@ from streamer.edge.handshake import PATH
 from streamer.edge.heartbeat import Heartbeat
 from streamer.edge.http import Readiness, Report, serve_http
 from streamer.edge.reception import Listener, Reception, listener_port, open_listeners
+from streamer.edge.requests import Services
+from streamer.edge.restore import SessionKeeper
 from streamer.edge.session import ConnectionInfo
 from streamer.hub.flush import FlushLoop, FlushStatistics
 from streamer.hub.hub import Hub, HubStatistics
+from streamer.hub.outbox import Outbox
+from streamer.hub.sessions import SessionStore
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
+from streamer.source.archive import RedisArchive
+from streamer.source.commands import Commands
 from streamer.source.ingest import Ingest, IngestStatistics
 from streamer.source.memory import MemoryBus
 from streamer.source.redis import RedisSource, RedisSourceStatistics
+from streamer.source.sessions import RedisSessions
 
 _KEEPER_INTERVAL_SECONDS: Final = 1.0
+_LAST_SAVE_SECONDS: Final = 2.0
+"""For what clients confirmed while they were let go; the rest of their sessions is saved before."""
 log = structlog.get_logger()
 
 
@@ -94,6 +104,7 @@ class Server:
         self._ingest = Ingest(
             max_publication_bytes=settings.max_publication_bytes,
             subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
+            history_length=settings.history_length,
         )
         self.hub = Hub(
             epoch=self.instance,
@@ -102,13 +113,17 @@ class Server:
             clock=trio.current_time,
             timestamp=utc_timestamp,
             linger_seconds=settings.linger_seconds,
+            history_length=settings.history_length,
+            max_history_bytes=settings.max_history_bytes,
         )
         self.bus: MemoryBus | None = None
         """The bus in the process, to publish to; None with Redis."""
         self._redis: RedisSource | None = None
+        self._commands: Commands | None = None
+        store: SessionStore | None = None
         if settings.memory:
             self.bus = MemoryBus(self._ingest)
-            self._ingest.attach(self.hub, self.bus)
+            self._ingest.attach(self.hub, self.bus, None)
         else:
             self._redis = RedisSource(
                 settings.redis,
@@ -116,17 +131,30 @@ class Server:
                 probe_interval_seconds=settings.probe_interval_seconds,
                 probe_timeout_seconds=settings.probe_timeout_seconds,
             )
-            self._ingest.attach(self.hub, self._redis)
+            self._commands = Commands(settings.redis, client_name=f"streamer-{self.instance}")
+            archive = RedisArchive(self._commands, history_length=settings.history_length)
+            self._ingest.attach(self.hub, self._redis, archive)
+            store = RedisSessions(
+                self._commands, lifetime_seconds=settings.session_lifetime_seconds
+            )
         self._heartbeat = Heartbeat(
             interval_seconds=settings.heartbeat_interval_seconds,
             timeout_seconds=settings.heartbeat_timeout_seconds,
         )
-        self._reception = Reception(self.hub, settings, self._heartbeat, self._ingest.wait_ready)
+        self._keeper = SessionKeeper(
+            self._find_outbox, store, lifetime_seconds=settings.session_lifetime_seconds
+        )
+        services = Services(self.hub, settings, self._ingest, self._keeper)
+        self._reception = Reception(services, self._heartbeat)
         self._shutdown = shutdown
         self._started_at = utc_timestamp()
         self._started_seconds = trio.current_time()
         self.websocket_url = ""
         self.http_url = ""
+
+    def _find_outbox(self, session_id: str) -> Outbox | None:
+        session = self._reception.sessions.get(session_id)
+        return None if session is None else session.outbox
 
     def shutdown(self) -> None:
         """Begin to stop in good order; `serve` returns when it is done."""
@@ -139,10 +167,13 @@ class Server:
         settings = self.settings
         listeners = await open_listeners(settings)
         async with trio.open_nursery() as root:
+            if self._commands is not None:
+                root.start_soon(self._commands.run)
             source_scope = await root.start(self._run_source)
             root.start_soon(self._flush_loop.run, self.hub)
             root.start_soon(self._heartbeat.run)
             root.start_soon(self._keep)
+            root.start_soon(self._keeper.run)
             report = Report(self._statistics_json, self._connections_json, self.readiness)
             self.http_url = await root.start(
                 partial(serve_http, report, settings.http_host, settings.http_port)
@@ -159,6 +190,8 @@ class Server:
                     trio.current_time() + settings.drain_timeout_seconds
                 )
                 await self._drain()
+            with trio.move_on_after(_LAST_SAVE_SECONDS):
+                await self._keeper.save()
             root.cancel_scope.cancel()
 
     async def _run_source(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
@@ -167,6 +200,7 @@ class Server:
                 task_status.started(scope)
                 return
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ingest.run)
                 connected = await nursery.start(self._redis.run)
                 if not connected:
                     problem = f"no Redis at {redact(self.settings.redis)}: {self._redis.last_error}"
@@ -188,9 +222,14 @@ class Server:
             )
 
     async def _keep(self) -> NoReturn:
+        marks: deque[tuple[float, int]] = deque()
         while True:
             await trio.sleep(_KEEPER_INTERVAL_SECONDS)
             self.hub.release_unused()
+            now = trio.current_time()
+            marks.append((now + self.settings.history_seconds, self.hub.order))
+            while marks[0][0] <= now:
+                self.hub.expire_history(marks.popleft()[1])
 
     async def _drain(self) -> None:
         """Let the clients go, each with a delay of its own: not all are to come back at once."""
@@ -198,6 +237,10 @@ class Server:
         await self._flush_loop.finish(self.hub)
         sessions = list(self._reception.sessions.values())
         log.info("draining", connections=len(sessions))
+        for session in sessions:
+            self._keeper.changed(session.session_id)
+        with trio.move_on_after(settings.drain_timeout_seconds / 2):
+            await self._keeper.save()
         spread_ms = settings.drain_spread_ms_per_client * len(sessions)
         for session in sessions:
             delay_ms = settings.drain_min_retry_ms + random.uniform(0, spread_ms)  # noqa: S311

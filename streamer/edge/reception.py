@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Final
@@ -17,12 +16,11 @@ from streamer.config import Settings
 from streamer.edge.admission import Admission
 from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
 from streamer.edge.heartbeat import Heartbeat
+from streamer.edge.requests import Services
 from streamer.edge.session import Session
 from streamer.edge.transport import close_lingering
-from streamer.hub.hub import Hub
 from streamer.protocol.errors import CloseReason
 from streamer.protocol.frames import close_frame
-from streamer.protocol.topics import Topic
 
 UNSENT_BYTES: Final = 64 * 1024
 """What the kernel may hold unsent for one client (TCP_NOTSENT_LOWAT). Its own measure, the send
@@ -41,18 +39,11 @@ Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
 class Reception:
     """Receives connections and keeps the sessions that come of them."""
 
-    def __init__(
-        self,
-        hub: Hub,
-        settings: Settings,
-        heartbeat: Heartbeat,
-        wait_ready: Callable[[Iterable[Topic]], Awaitable[None]],
-    ) -> None:
-        self._hub = hub
-        self._settings = settings
+    def __init__(self, services: Services, heartbeat: Heartbeat) -> None:
+        self._services = services
+        self._settings = services.settings
         self._heartbeat = heartbeat
-        self._wait_ready = wait_ready
-        self.admission = Admission(settings)
+        self.admission = Admission(services.settings)
         self.sessions: dict[str, Session] = {}
         self.connections_total = 0
         """Sessions since the start."""
@@ -82,13 +73,10 @@ class Reception:
             session = Session(
                 f"s-{secrets.token_urlsafe(12)}",
                 stream,
-                self._hub,
-                self._settings,
+                self._services,
+                request,
                 descriptor=_prepare_socket(stream),
-                trailing=request.trailing,
                 remote_address=address,
-                user_agent=request.user_agent,
-                wait_ready=self._wait_ready,
             )
             self.sessions[session.session_id] = session
             self.connections_total += 1

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, assert_never
+from collections.abc import Awaitable
+from typing import Final
 
 import attrs
 import structlog
 import trio
 
-from streamer.config import Settings
+from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
+from streamer.edge.requests import Requests, Services
 from streamer.edge.transport import (
     ConnectionEndedError,
     MessageTooLargeError,
     PeerClosedError,
     Transport,
 )
-from streamer.hub.hub import Hub, SubscriptionRequest
-from streamer.hub.outbox import Outbox, OutboxStatistics, Subscription, batch_frame
+from streamer.hub.outbox import Outbox, OutboxStatistics
 from streamer.protocol import errors, messages
 from streamer.protocol.codec import decode_client, encode, utc_timestamp
 from streamer.protocol.errors import CloseReason, ErrorCode, ProtocolError
 from streamer.protocol.frames import ping_frame, text_frame
-from streamer.protocol.messages import Mode, RejectedTarget
-from streamer.protocol.topics import KINDS, TARGET_RULE, Kind, Topic, is_target
 
 PROTOCOL_VERSION: Final = 1
-
-_MAX_ECHOED_CHARACTERS: Final = 80
-"""Of a rejected target, which goes back to whoever sent it."""
 
 log = structlog.get_logger()
 
@@ -63,12 +58,15 @@ class Session:
         "_limiter",
         "_messages_received",
         "_nursery",
+        "_pings",
         "_reading",
         "_remote_address",
+        "_requests",
+        "_restore_id",
+        "_services",
         "_settings",
         "_transport",
         "_user_agent",
-        "_wait_ready",
         "outbox",
         "session_id",
     )
@@ -77,27 +75,25 @@ class Session:
         self,
         session_id: str,
         stream: trio.abc.Stream,
-        hub: Hub,
-        settings: Settings,
+        services: Services,
+        request: Request,
         *,
         descriptor: int,
-        trailing: bytes,
         remote_address: str,
-        user_agent: str | None,
-        wait_ready: Callable[[Iterable[Topic]], Awaitable[None]],
     ) -> None:
-        """Take over a connection whose handshake is done.
+        """Take over a connection whose handshake is read and not yet answered.
 
         `descriptor`: of its socket, or -1 where bytes must go through the stream (TLS).
-        `wait_ready` waits until nothing that is published to these topics can be missed any more.
         """
+        settings = services.settings
         now = trio.current_time()
         self.session_id = session_id
-        self._hub = hub
+        self._services = services
+        self._hub = services.hub
         self._settings = settings
         self._remote_address = remote_address
-        self._user_agent = user_agent
-        self._wait_ready = wait_ready
+        self._user_agent = request.user_agent
+        self._restore_id = request.query.get("session_id")
         self._connected_at = utc_timestamp()
         self._connected_seconds = now
         self._messages_received = 0
@@ -109,12 +105,15 @@ class Session:
         )
         self._transport = Transport(
             stream,
-            hub,
+            services.hub,
             self.outbox,
             max_message_bytes=settings.max_message_bytes,
-            trailing=trailing,
+            trailing=request.trailing,
             admit_frame=self._admit,
+            on_pong=self._on_pong,
         )
+        self._requests = Requests(self.outbox, services, self._wait_room)
+        self._pings = 0
         self._reading = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._ending: tuple[CloseReason, bytes] | None = None
@@ -136,6 +135,7 @@ class Session:
                         await self._finish(*self._ending)
                 nursery.cancel_scope.cancel()
         finally:
+            self._services.keeper.ended(self.outbox)
             self._hub.remove(self.outbox)
 
     async def _finish(self, reason: CloseReason, farewell: bytes) -> None:
@@ -143,19 +143,19 @@ class Session:
         if reason is errors.SHUTTING_DOWN:
             # A client that does as it is told still gets what it has not read yet.
             await self._transport.wait_written()
+        self._services.keeper.ended(self.outbox)
         self._hub.retire(self.outbox, reason.reason)
         await self._transport.finish(reason)
 
     async def _read(self) -> None:
         transport = self._transport
-        limit = self._settings.max_unread_replies_bytes
         try:
+            if self._restore_id is not None:
+                await self._answer_errors(self._requests.restore(self._restore_id, {}))
             while True:
                 for message in transport.messages():
                     await self._receive(message)
-                    # A client that asks but does not read its answers is not read either.
-                    while self.outbox.control_bytes > limit:
-                        await transport.wait_progress()
+                    await self._wait_room()
                 await transport.receive()
         except PeerClosedError as closed:
             transport.answer_close(closed.code)
@@ -171,6 +171,11 @@ class Session:
             )
         except ConnectionEndedError as ended:
             self.end(ended.reason)
+
+    async def _wait_room(self) -> None:
+        """A client that asks but does not read its answers is not read either."""
+        while self.outbox.control_bytes > self._settings.max_unread_replies_bytes:
+            await self._transport.wait_progress()
 
     def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
         """Close the connection with a reason, and a message before it. Does not wait."""
@@ -214,7 +219,18 @@ class Session:
 
     def ping(self) -> None:
         """Ask the client for a sign of life, ahead of any waiting data."""
-        self.outbox.send_control(ping_frame())
+        self._pings += 1
+        self._hub.mark_ping(self.outbox)
+        self.outbox.send_control(ping_frame(self._ping_payload))
+
+    @property
+    def _ping_payload(self) -> bytes:
+        return b"%d" % self._pings
+
+    def _on_pong(self, payload: bytes) -> None:
+        if self._pings and payload == self._ping_payload:
+            self._hub.mark_pong(self.outbox)
+            self._services.keeper.changed(self.session_id)
 
     def give_up(self) -> None:
         """The client has been silent for too long: it would not read a close frame either."""
@@ -239,9 +255,8 @@ class Session:
         )
         return text_frame(encode(connected, utc_timestamp()))
 
-    def _send(self, message: messages.ServerMessage, following: bytes = b"") -> None:
-        frame = text_frame(encode(message, utc_timestamp()))
-        self.outbox.send_control(frame + following)
+    def _send(self, message: messages.ServerMessage) -> None:
+        self.outbox.send_control(text_frame(encode(message, utc_timestamp())))
 
     def _admit(self) -> bool:
         """Count a frame against the rate limit; going on after many refusals ends in 1008."""
@@ -252,13 +267,28 @@ class Session:
 
     async def _receive(self, message: str | bytes) -> None:
         self._messages_received += 1
+        if self._admit():
+            await self._answer_errors(self._carry_out(message))
+        else:
+            self._send(self._refusal())
+
+    async def _carry_out(self, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            raise ProtocolError(
+                ErrorCode.INVALID_MESSAGE, "binary messages mean nothing here; send text"
+            )
+        await self._requests.carry_out(decode_client(message))
+
+    async def _answer_errors(self, request: Awaitable[None]) -> None:
         try:
-            if self._admit():
-                await self._carry_out(decode_client(_text(message)))
-            else:
-                self._send(self._refusal())
+            await request
         except ProtocolError as error:
             self._send(messages.Error(error.code, error.message, error.details, error.request_id))
+        except Exception:
+            log.exception("a request failed", session_id=self.session_id)
+            self._send(
+                messages.Error(ErrorCode.INTERNAL_ERROR, "a fault of this server, which is logged")
+            )
 
     def _refusal(self) -> messages.Error:
         settings = self._settings
@@ -272,130 +302,6 @@ class Session:
             },
         )
 
-    async def _carry_out(self, message: messages.ClientMessage) -> None:
-        match message:
-            case messages.Subscribe():
-                await self._subscribe(message)
-            case messages.Unsubscribe():
-                self._unsubscribe(message)
-            case messages.Ping():
-                self._send(messages.Pong(message.request_id))
-            case messages.RefreshToken():
-                raise ProtocolError(
-                    ErrorCode.INVALID_TOKEN,
-                    "this server does not ask for tokens, so it has none to refresh",
-                    request_id=message.request_id,
-                )
-            case messages.Reconnect():
-                raise ProtocolError(
-                    ErrorCode.SESSION_RESTORATION_FAILED,
-                    "this server keeps no sessions; subscribe anew",
-                    request_id=message.request_id,
-                )
-            case _:  # pragma: no cover
-                assert_never(message)
-
-    async def _subscribe(self, message: messages.Subscribe) -> None:
-        kinds, interval_seconds = self._options(message)
-        topics, rejected = self._topics(message)
-        held = {subscription.lane.stream.topic for subscription in self._subscriptions}
-        room = self._settings.max_subscriptions - len(held)
-        requests: dict[Topic, SubscriptionRequest] = {}
-        for topic in topics:
-            if topic not in held and topic not in requests:
-                if room == 0:
-                    rejected.append(self._no_room(topic))
-                    continue
-                room -= 1
-            requests[topic] = SubscriptionRequest(topic, message.mode, kinds, interval_seconds)
-        for topic in requests:
-            self._hub.stream(topic)
-        await self._wait_ready(requests)
-        # From here to the ack nothing waits: no publication can come between position and stream.
-        subscriptions = self._hub.subscribe(self.outbox, requests.values())
-        positions = {
-            subscription.lane.stream.topic.target: messages.Position(
-                subscription.lane.stream.epoch, subscription.position
-            )
-            for subscription in subscriptions
-        }
-        values: list[bytes] = []
-        if message.snapshot:
-            for subscription in subscriptions:
-                values += self._hub.snapshot(subscription)
-        self._send(
-            messages.Subscribed(
-                message.subscription_type, list(positions), rejected, positions, message.request_id
-            ),
-            following=batch_frame(values, utc_timestamp) if values else b"",
-        )
-
-    @property
-    def _subscriptions(self) -> Iterable[Subscription]:
-        return self.outbox.subscriptions.values()
-
-    def _options(self, message: messages.Subscribe) -> tuple[frozenset[Kind], float]:
-        """The kinds and the seconds between messages that are asked for, if they make sense."""
-        carried = KINDS[message.subscription_type]
-        kinds = frozenset(message.kinds or carried)
-        problem = None
-        if not kinds.issubset(carried):
-            problem = f"kinds of a {message.subscription_type} are {', '.join(carried)}"
-        elif message.max_rate is not None and not message.max_rate > 0:
-            problem = "max_rate is more than 0"
-        elif message.max_rate is not None and message.mode is Mode.ALL:
-            problem = "max_rate merges on purpose, and mode all never does"
-        if problem is not None:
-            raise ProtocolError(
-                ErrorCode.INVALID_MESSAGE,
-                f"invalid subscribe: {problem}",
-                request_id=message.request_id,
-            )
-        return kinds, 0.0 if message.max_rate is None else 1.0 / message.max_rate
-
-    def _unsubscribe(self, message: messages.Unsubscribe) -> None:
-        topics, rejected = self._topics(message)
-        self._hub.unsubscribe(self.outbox, topics)
-        targets = [topic.target for topic in topics]
-        self._send(
-            messages.Unsubscribed(message.subscription_type, targets, rejected, message.request_id)
-        )
-
-    def _topics(
-        self, message: messages.Subscribe | messages.Unsubscribe
-    ) -> tuple[list[Topic], list[RejectedTarget]]:
-        """The topics that a request names, and the targets that name none."""
-        limit = self._settings.max_targets_per_request
-        if len(message.targets) > limit:
-            raise ProtocolError(
-                ErrorCode.TOO_MANY_TARGETS,
-                f"{len(message.targets)} targets in one request, where {limit} are allowed",
-                details={"max_targets_per_request": limit},
-                request_id=message.request_id,
-            )
-        topics: dict[Topic, None] = {}
-        rejected = []
-        for target in message.targets:
-            if is_target(target):
-                topics[Topic(message.subscription_type, target)] = None
-            else:
-                echo = target if isinstance(target, str) else repr(target)
-                rejected.append(
-                    RejectedTarget(
-                        echo[:_MAX_ECHOED_CHARACTERS],
-                        ErrorCode.INVALID_TARGET,
-                        f"a target is {TARGET_RULE}",
-                    )
-                )
-        return list(topics), rejected
-
-    def _no_room(self, topic: Topic) -> RejectedTarget:
-        return RejectedTarget(
-            topic.target,
-            ErrorCode.SUBSCRIPTION_LIMIT_EXCEEDED,
-            f"a connection holds at most {self._settings.max_subscriptions} subscriptions",
-        )
-
     def info(self) -> ConnectionInfo:
         """The connection as it is now."""
         now = trio.current_time()
@@ -406,14 +312,11 @@ class Session:
             connected_at=self._connected_at,
             connected_seconds=now - self._connected_seconds,
             idle_seconds=now - self.last_received_seconds,
-            subscriptions=sorted(str(s.lane.stream.topic) for s in self._subscriptions),
+            subscriptions=sorted(
+                str(subscription.lane.stream.topic)
+                for subscription in self.outbox.subscriptions.values()
+            ),
             messages_received=self._messages_received,
             messages_refused=self._limiter.refused,
             outbox=self.outbox.statistics(),
         )
-
-
-def _text(message: str | bytes) -> str:
-    if isinstance(message, str):
-        return message
-    raise ProtocolError(ErrorCode.INVALID_MESSAGE, "binary messages mean nothing here; send text")

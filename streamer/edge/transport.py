@@ -57,6 +57,7 @@ class Transport:
         "_frames",
         "_hub",
         "_max_message_bytes",
+        "_on_pong",
         "_parts",
         "_parts_bytes",
         "_progress",
@@ -74,6 +75,7 @@ class Transport:
         max_message_bytes: int,
         trailing: bytes,
         admit_frame: Callable[[], bool],
+        on_pong: Callable[[bytes], None],
     ) -> None:
         """Take over an open connection.
 
@@ -85,6 +87,7 @@ class Transport:
         self.outbox = outbox
         self._max_message_bytes = max_message_bytes
         self._admit_frame = admit_frame
+        self._on_pong = on_pong
         self._frames = FrameProtocol(client=False, extensions=[])
         self._frames.receive_bytes(trailing)
         self._parts: list[str | bytes] = []
@@ -119,7 +122,9 @@ class Transport:
                 elif frame.opcode is Opcode.CLOSE:
                     code, _ = cast("tuple[int, str]", frame.payload)
                     raise PeerClosedError(code)
-                elif frame.opcode is not Opcode.PONG:
+                elif frame.opcode is Opcode.PONG:
+                    self._on_pong(cast("bytes", frame.payload))
+                else:
                     yield from self._assemble(
                         cast("str | bytes", frame.payload), finished=frame.message_finished
                     )

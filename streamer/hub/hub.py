@@ -11,13 +11,13 @@ import heapq
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
 from typing import Final, Protocol
 
 import attrs
 
-from streamer.hub.outbox import Outbox, Subscription, frame_parts
+from streamer.hub.outbox import Outbox, Subscription, batch_frames, frame_parts
 from streamer.hub.publication import Publication
 from streamer.hub.streams import Group, Lane, TopicStream
 from streamer.protocol.codec import encode
@@ -97,6 +97,9 @@ class Hub:
         clock: Callable[[], float],
         timestamp: Callable[[], str],
         linger_seconds: float,
+        history_length: int,
+        max_history_bytes: int,
+        writes_per_turn: int = WRITES_PER_TURN,
     ) -> None:
         self._epoch = epoch
         self._epochs = itertools.count(1)
@@ -105,6 +108,10 @@ class Hub:
         self._clock = clock
         self._timestamp = timestamp
         self._linger_seconds = linger_seconds
+        self._history_length = history_length
+        self._max_history_bytes = max_history_bytes
+        self._writes_per_turn = writes_per_turn
+        self._history_bytes = 0
         self.streams: dict[Topic, TopicStream] = {}
         self._lingering: dict[TopicStream, float] = {}
         self._groups: dict[tuple[Lane, ...], Group] = {}
@@ -113,6 +120,8 @@ class Hub:
         self._timers: list[tuple[float, int, Outbox]] = []
         """A heap of when a client has something whose rate allows it then."""
         self._orders = itertools.count(1)
+        self.order = 0
+        """Of the last publication of any topic; they count up."""
         self._publications = 0
         self._flush_number = 0
         self._touched: dict[Group, None] = {}
@@ -126,36 +135,107 @@ class Hub:
 
     def publish(self, stream: TopicStream, kind: Kind, text: bytes) -> None:
         """Take a publication from a producer that gives no position: it gets the next one."""
-        sequence = stream.sequence = stream.sequence + 1
-        publication = Publication(
-            kind, sequence, next(self._orders), b'%b,"sequence":%d}' % (text[:-1], sequence)
-        )
+        sequence = stream.sequence + 1
+        self.publish_placed(stream, kind, b'%b,"sequence":%d}' % (text[:-1], sequence), sequence)
+
+    def publish_placed(self, stream: TopicStream, kind: Kind, text: bytes, sequence: int) -> None:
+        """Take the publication that follows the last one, its `sequence` already in its text."""
+        stream.sequence = sequence
+        publication = Publication(kind, sequence, next(self._orders), text)
         stream.latest[kind] = publication
+        history = stream.history
+        self._history_bytes += len(text)
+        if len(history) == history.maxlen or self._history_bytes > self._max_history_bytes:
+            self._forget_oldest(stream)
+        history.append(publication)
         self._publications += 1
         self._append(stream, publication)
 
+    def _forget_oldest(self, stream: TopicStream) -> None:
+        if stream.history:
+            self._history_bytes -= len(stream.history.popleft().text)
+
     def _append(self, stream: TopicStream, publication: Publication) -> None:
-        stream.order = publication.order
+        self.order = stream.order = publication.order
         if not stream.window:
             self._dirty.append(stream)
             if len(self._dirty) == 1:
                 self._on_dirty()
         stream.window.append(publication)
 
-    def start_epoch(self, stream: TopicStream, reason: GapReason, position: Position) -> None:
+    def start_epoch(
+        self,
+        stream: TopicStream,
+        reason: GapReason,
+        position: Position,
+        latest: Iterable[tuple[Kind, int, bytes]] = (),
+    ) -> None:
         """Announce a hole: the stream resumes at `position`, in an epoch that may be new.
 
         The gap stands between what was published before the hole and after it. The last known
-        values are forgotten: after a hole nobody knows whether they are still true.
+        values are forgotten, since after a hole nobody knows whether they are still true; `latest`
+        are the new ones (kind, sequence, JSON) where they are known.
         """
         topic = stream.topic
-        stream.epoch, stream.sequence = position.epoch, position.sequence
+        self.adopt(stream, position, latest)
+        gap = Gap(topic.subscription_type, topic.target, reason, position.epoch, position.sequence)
+        self._notice(stream, encode(gap, self._timestamp()), position.epoch)
+        for publication in sorted(stream.latest.values(), key=_ORDER):
+            self._notice(stream, publication.snapshot_text, None)
+
+    def adopt(
+        self,
+        stream: TopicStream,
+        position: Position,
+        latest: Iterable[tuple[Kind, int, bytes]] = (),
+    ) -> None:
+        """Take over the position that the producers keep; no client has been told another."""
+        stream.epoch = stream.former_epoch = position.epoch
+        stream.sequence = position.sequence
         stream.latest.clear()
+        self._history_bytes -= sum(len(publication.text) for publication in stream.history)
+        stream.history.clear()
+        for kind, sequence, text in latest:
+            stream.latest[kind] = Publication(kind, sequence, next(self._orders), text)
         for lane in stream.lanes.values():
             lane.base = position.sequence
-        gap = Gap(topic.subscription_type, topic.target, reason, position.epoch, position.sequence)
-        text = encode(gap, self._timestamp())
-        self._append(stream, Publication(None, position.sequence, next(self._orders), text))
+            if not stream.subscriptions:
+                lane.epoch, lane.position = position.epoch, position.sequence
+        if not stream.subscriptions:
+            stream.window.clear()
+
+    def rename_epoch(self, stream: TopicStream, epoch: str) -> None:
+        """Go on in the producers' epoch, where nothing was published in the one clients were told.
+
+        No gap: to them, the old name still means the same place (`TopicStream.missed`).
+        """
+        stream.former_epoch, stream.epoch = stream.epoch, epoch
+        for lane in stream.lanes.values():
+            lane.epoch = epoch
+        for subscription in stream.solos:
+            subscription.epoch = epoch
+
+    def extend_history(
+        self, stream: TopicStream, earlier: Sequence[tuple[Kind, int, bytes]]
+    ) -> None:
+        """Put what was published just before the oldest publication kept in front of it."""
+        maxlen = stream.history.maxlen or 0
+        for kind, sequence, text in reversed(earlier):
+            if len(stream.history) == maxlen or self._history_bytes > self._max_history_bytes:
+                return
+            self._history_bytes += len(text)
+            # Old, but only now known: they are kept as long as if they were new.
+            stream.history.appendleft(Publication(kind, sequence, self.order, text))
+
+    def expire_history(self, before_order: int) -> None:
+        """Forget what was published before that order, among all topics."""
+        for stream in self.streams.values():
+            while stream.history and stream.history[0].order < before_order:
+                self._forget_oldest(stream)
+
+    def _notice(self, stream: TopicStream, text: bytes, epoch: str | None) -> None:
+        order = next(self._orders)
+        self._append(stream, Publication(None, stream.sequence, order, text, epoch=epoch))
 
     def new_epoch(self) -> str:
         """An epoch that no other stream has or had, on any instance."""
@@ -232,6 +312,53 @@ class Hub:
         if not stream.subscriptions:
             self._lingering[stream] = self._clock() + self._linger_seconds
 
+    def mark_ping(self, outbox: Outbox) -> None:
+        """Remember what the client has been sent before the ping that follows now."""
+        group = outbox.group
+        if group in self._touched and outbox.visited != self._flush_number:
+            return  # its lanes stand at the end of a flush that has not reached it yet
+        for subscription in outbox.subscriptions.values():
+            at = subscription if group is None else subscription.lane
+            subscription.pinged = subscription.lane.stream.place(at.epoch, at.position)
+
+    def mark_pong(self, outbox: Outbox) -> None:
+        """The client has answered: it has received what it was sent before the ping."""
+        for subscription in outbox.subscriptions.values():
+            subscription.confirmed = subscription.pinged
+
+    def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
+        """What a subscription would have received since a position; None where it is not known."""
+        stream = self.streams[request.topic]
+        missed = stream.missed(since)
+        if missed is None or not request.kinds:
+            return missed
+        return [publication for publication in missed if publication.kind in request.kinds]
+
+    def replay(
+        self, subscription: Subscription, since: Position, missed: Sequence[Publication]
+    ) -> bytes:
+        """The frames of what was missed, for a client that has just subscribed.
+
+        They go out with the answer, before the live flow, which follows what they end with.
+        """
+        subscription.pinged = subscription.confirmed = since
+        position = since.sequence
+        texts = []
+        for publication in missed:
+            texts.append(publication.text_following(position))
+            position = publication.sequence
+        if position != self.position(subscription).sequence:
+            # It comes from other options, under which it was sent more: it stands alone for now.
+            self._leave(subscription.outbox)
+            subscription.position = position
+        subscription.outbox.count_replayed(len(texts))
+        return batch_frames(texts, self._timestamp)
+
+    def position(self, subscription: Subscription) -> Position:
+        """What the client has been sent of a topic: the next message follows it."""
+        at = subscription if subscription.outbox.group is None else subscription.lane
+        return subscription.lane.stream.place(at.epoch, at.position)
+
     def snapshot(self, subscription: Subscription) -> list[bytes]:
         """The last known values for a client that has just subscribed, oldest first.
 
@@ -248,7 +375,8 @@ class Hub:
         """The stream of a topic; a new one is asked for upstream, and let go if nobody joins it."""
         stream = self.streams.get(topic)
         if stream is None:
-            stream = self.streams[topic] = TopicStream(topic, self.new_epoch())
+            stream = TopicStream(topic, self.new_epoch(), history_length=self._history_length)
+            self.streams[topic] = stream
             self._upstream.want(stream)
         # (Again) at the end of the line: whoever asked is about to subscribe.
         self._lingering.pop(stream, None)
@@ -336,7 +464,7 @@ class Hub:
 
         With `stretched`, clients in mode latest get only the newest of each kind of a topic.
 
-        Yields after every WRITES_PER_TURN writes. Meanwhile clients may come, go, subscribe and
+        Yields after every `writes_per_turn` writes. Meanwhile clients may come, go, subscribe and
         unsubscribe, and publications may arrive: those belong to the next flush, and whoever leaves
         its group is brought to the end of this one first (`_leave`).
         """
@@ -397,7 +525,7 @@ class Hub:
 
     def _flush_groups(self, progress: FlushProgress) -> Iterator[None]:
         number = self._flush_number
-        turn = WRITES_PER_TURN
+        turn = self._writes_per_turn
         for group in self._touched:
             frame, messages = self._open(group)
             size = len(frame)
@@ -419,14 +547,14 @@ class Hub:
                 progress.count(messages)
                 turn -= 1
                 if not turn:
-                    turn = WRITES_PER_TURN
+                    turn = self._writes_per_turn
                     yield
 
     def _flush_solos(self, solos: Iterable[Outbox], progress: FlushProgress) -> Iterator[None]:
         for number, outbox in enumerate(solos, 1):
             if not outbox.closed and not outbox.blocked:
                 progress.count(self._flush_solo(outbox))
-            if not number % WRITES_PER_TURN:
+            if not number % self._writes_per_turn:
                 yield
 
     def _flush_solo(self, outbox: Outbox) -> int:

@@ -25,6 +25,10 @@ INDIRECT_BUFFER_BYTES: Final = 64 * 1024
 as a plain socket holds unsent (see `edge.session`)."""
 
 
+MAX_BATCH_BYTES: Final = 256 * 1024
+"""A batch larger than this is sent as several: usual client libraries refuse messages of 1 MiB."""
+
+
 class Owner(Protocol):
     """The connection whose outbox it is. Both are called from inside a write: neither may wait."""
 
@@ -41,7 +45,17 @@ class Owner(Protocol):
 class Subscription:
     """What one client asked for of one topic, and how much of it has been put on its connection."""
 
-    __slots__ = ("due_seconds", "interval_seconds", "lane", "outbox", "position", "seen_order")
+    __slots__ = (
+        "confirmed",
+        "due_seconds",
+        "epoch",
+        "interval_seconds",
+        "lane",
+        "outbox",
+        "pinged",
+        "position",
+        "seen_order",
+    )
 
     def __init__(self, outbox: Outbox, lane: Lane) -> None:
         self.outbox = outbox
@@ -54,6 +68,10 @@ class Subscription:
         """The last sequence put on the connection. In a group the lane's position is the truth."""
         self.seen_order = lane.stream.order
         """The last publication that was offered, or that came before the client did."""
+        self.epoch = lane.stream.epoch
+        """The epoch of that."""
+        self.pinged = self.confirmed = lane.stream.place(self.epoch, self.position)
+        """What the client had been sent at the last ping, and at the last one that it answered."""
 
     def move(self, lane: Lane) -> None:
         """Go on with other options. What the old ones left out was not asked for: it is no hole."""
@@ -71,6 +89,8 @@ class OutboxStatistics:
     """Publications of what it subscribed to, while it did."""
     delivered: int
     """Messages put on the connection."""
+    replayed: int
+    """Messages put on it again, or late, because the client asked for what it had missed."""
     conflated: int
     """Publications that a newer one replaced."""
     queued: int
@@ -96,6 +116,7 @@ class Outbox:
         "_offered",
         "_owner",
         "_queued_bytes",
+        "_replayed",
         "blocked",
         "closed",
         "control_bytes",
@@ -134,6 +155,7 @@ class Outbox:
         self._offered = 0
         self._delivered = 0
         self._conflated = 0
+        self._replayed = 0
         self.dropped: Counter[str] = Counter()
 
     # Membership of a group: the accounts are kept by the group and settled here.
@@ -157,6 +179,7 @@ class Outbox:
         self._conflated += group.conflated - conflated
         for subscription in self.subscriptions.values():
             subscription.position = subscription.lane.position
+            subscription.epoch = subscription.lane.epoch
             subscription.seen_order = subscription.lane.stream.flushed_order
 
     # Writing
@@ -197,13 +220,17 @@ class Outbox:
 
     def send_control(self, frame: bytes) -> None:
         """Send an answer or a heartbeat: at once, or before any waiting data."""
-        if self.closed:
+        if self.closed or not frame:
             return
         if self.blocked:
             self._control.append(frame)
             self.control_bytes += len(frame)
         else:
             self.write(frame)
+
+    def count_replayed(self, messages: int) -> None:
+        """Account for messages that the client gets among its answers."""
+        self._replayed += messages
 
     # What waits
 
@@ -282,7 +309,8 @@ class Outbox:
                 limited.append(subscription)
             text = publication.text_following(subscription.position)
             subscription.position = publication.sequence
-            parts.append((publication.order, text, publication.kind is None))
+            parts.append((publication.order, text, publication.epoch is not None))
+            subscription.epoch = publication.epoch or subscription.epoch
         for subscription in limited:
             subscription.due_seconds = now_seconds + subscription.interval_seconds
         self._delivered += len(parts)
@@ -341,6 +369,7 @@ class Outbox:
         return OutboxStatistics(
             offered=offered,
             delivered=delivered,
+            replayed=self._replayed,
             conflated=conflated,
             queued=len(self.pending),
             dropped={reason: count for reason, count in self.dropped.items() if count},
@@ -353,25 +382,37 @@ def _publication_order(item: tuple[object, tuple[Subscription, Publication]]) ->
     return item[1][1].order
 
 
-def frame_parts(parts: list[Part], timestamp: Callable[[], str]) -> bytes:
+def frame_parts(parts: Iterable[Part], timestamp: Callable[[], str]) -> bytes:
     """The frames of messages in order: one bare, several as a `batch`, a gap always by itself."""
     frames: list[bytes] = []
     texts: list[bytes] = []
+    size = 0
+
+    def end_batch() -> None:
+        nonlocal texts, size
+        if texts:
+            frames.append(_data_frame(texts, timestamp))
+            texts, size = [], 0
+
     for _, text, bare in parts:
         if bare:
-            frames += (
-                [batch_frame(texts, timestamp), text_frame(text)] if texts else [text_frame(text)]
-            )
-            texts = []
-        else:
-            texts.append(text)
-    if texts:
-        frames.append(batch_frame(texts, timestamp))
+            end_batch()
+            frames.append(text_frame(text))
+            continue
+        if size + len(text) > MAX_BATCH_BYTES:
+            end_batch()
+        texts.append(text)
+        size += len(text)
+    end_batch()
     return b"".join(frames)
 
 
-def batch_frame(texts: list[bytes], timestamp: Callable[[], str]) -> bytes:
-    """One data message bare, several as a `batch`."""
+def batch_frames(texts: Iterable[bytes], timestamp: Callable[[], str]) -> bytes:
+    """The frames of data messages in order; empty where there are none."""
+    return frame_parts([(0, text, False) for text in texts], timestamp)
+
+
+def _data_frame(texts: list[bytes], timestamp: Callable[[], str]) -> bytes:
     if len(texts) == 1:
         return text_frame(texts[0])
     return text_frame(

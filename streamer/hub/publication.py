@@ -11,12 +11,25 @@ class Publication:
     A plain class with slots: one is made for each publication, and attrs would add nothing to it.
     """
 
-    __slots__ = ("kind", "order", "sequence", "text")
+    __slots__ = ("epoch", "kind", "order", "sequence", "text")
 
-    def __init__(self, kind: Kind | None, sequence: int, order: int, text: bytes) -> None:
+    def __init__(
+        self,
+        kind: Kind | None,
+        sequence: int,
+        order: int,
+        text: bytes,
+        *,
+        epoch: str | None = None,
+    ) -> None:
         self.kind = kind
-        """None: a `gap`, which is no data message: all subscribers get it, outside a batch."""
+        """None: a notice about the stream (a gap, or the last known values after it), which all
+        subscribers get as it is."""
+        self.epoch = epoch
+        """The one that begins with this, which is then a `gap`: no data message, so that it never
+        stands in a batch."""
         self.sequence = sequence
+        """A notice has that of the position which it leaves its receivers at."""
         self.order = order
         """Place among the publications of all topics: the order inside a batch."""
         self.text = text

@@ -10,6 +10,8 @@ own in every stream, and what it has still to get is kept in its outbox.
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from streamer.hub.publication import Publication, conflate
@@ -27,7 +29,17 @@ Part = tuple[int, bytes, bool]
 class Lane:
     """A topic as the subscriptions with one mode and one choice of kinds see it."""
 
-    __slots__ = ("base", "groups", "kinds", "mode", "offered", "parts", "position", "stream")
+    __slots__ = (
+        "base",
+        "epoch",
+        "groups",
+        "kinds",
+        "mode",
+        "offered",
+        "parts",
+        "position",
+        "stream",
+    )
 
     def __init__(self, stream: TopicStream, mode: Mode, kinds: frozenset[Kind]) -> None:
         self.stream = stream
@@ -37,6 +49,8 @@ class Lane:
         """The position before the first publication that the lane has seen."""
         self.position = self.head
         """The last sequence that its groups have been sent."""
+        self.epoch = stream.epoch
+        """The epoch of that."""
         self.groups: dict[Group, None] = {}
         self.parts: list[Part] = []
         """What the flush under way brings; empty between flushes."""
@@ -67,10 +81,12 @@ class Lane:
             position = self.position
             for publication in window:
                 text = publication.text_following(position)
-                self.parts.append((publication.order, text, publication.kind is None))
+                self.parts.append((publication.order, text, publication.epoch is not None))
                 position = publication.sequence
             self.offered = count
         self.position = window[-1].sequence
+        if self.epoch != self.stream.epoch:
+            self.epoch = self.stream.epoch  # the window held the gap
 
     def clear(self) -> None:
         """Forget the flush that is over."""
@@ -106,8 +122,11 @@ class TopicStream:
     """One topic: its position, its last known values, and who hears it."""
 
     __slots__ = (
+        "_place",
         "epoch",
         "flushed_order",
+        "former_epoch",
+        "history",
         "lanes",
         "latest",
         "order",
@@ -118,9 +137,11 @@ class TopicStream:
         "window",
     )
 
-    def __init__(self, topic: Topic, epoch: str) -> None:
+    def __init__(self, topic: Topic, epoch: str, *, history_length: int) -> None:
         self.topic = topic
         self.epoch = epoch
+        self.former_epoch = epoch
+        """Another name of the epoch, which clients were told before its producers named it."""
         self.sequence = 0
         """Of the last publication."""
         self.order = 0
@@ -128,11 +149,14 @@ class TopicStream:
         self.flushed_order = 0
         """Of the last publication that a flush has brought to the groups."""
         self.latest: dict[Kind, Publication] = {}
+        self.history: deque[Publication] = deque(maxlen=history_length)
+        """The last publications of the epoch, without a hole."""
         self.window: list[Publication] = []
         """What was published since the last flush."""
         self.lanes: dict[tuple[Mode, frozenset[Kind]], Lane] = {}
         self.solos: dict[Subscription, None] = {}
         self.subscriptions = 0
+        self._place = Position(epoch, 0)
 
     def lane(self, mode: Mode, kinds: frozenset[Kind]) -> Lane:
         """The lane for subscriptions of this sort."""
@@ -142,7 +166,17 @@ class TopicStream:
             lane = self.lanes[key] = Lane(self, mode, kinds)
         return lane
 
-    @property
-    def position(self) -> Position:
-        """Where the stream stands."""
-        return Position(self.epoch, self.sequence)
+    def place(self, epoch: str, sequence: int) -> Position:
+        """A position; one object for all who stand there."""
+        if self._place.sequence != sequence or self._place.epoch != epoch:
+            self._place = Position(epoch, sequence)
+        return self._place
+
+    def missed(self, since: Position) -> list[Publication] | None:
+        """All that was published after a position; None where that is not known any more."""
+        if since.epoch not in (self.epoch, self.former_epoch) or since.sequence > self.sequence:
+            return None
+        count = self.sequence - since.sequence
+        if count > len(self.history):
+            return None
+        return list(islice(self.history, len(self.history) - count, None))

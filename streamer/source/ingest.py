@@ -6,8 +6,9 @@ reason, logged at a bounded rate, and never forwarded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, Protocol
+from collections.abc import Collection, Iterable
+from itertools import islice
+from typing import Final, NoReturn, Protocol
 
 import attrs
 import structlog
@@ -17,8 +18,17 @@ from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import decode_publication
 from streamer.protocol.errors import InvalidPublicationError
-from streamer.protocol.messages import GapReason, Position
+from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
+from streamer.source.archive import Inquiry, RedisArchive, TopicRecord
+from streamer.source.connect import RedisConnectionError
+from streamer.source.intake import Intake
+
+_TOPICS_PER_READ: Final = 100
+"""Topics whose positions are read in one round trip."""
+
+_RETRY_SECONDS: Final = 0.2
+"""Before positions that could not be read are asked for again."""
 
 _LOG_INTERVAL_SECONDS: Final = 1.0
 """Between two log lines about invalid publications: a broken producer must not fill the disk."""
@@ -51,6 +61,10 @@ class IngestStatistics:
     rejected: int
     """Publications that did not fit their channel."""
     last_rejection: str | None
+    recovered: int
+    """Publications read from the history after the source was lost."""
+    duplicates: int
+    """Publications that had been received before."""
     unrouted: int
     """Messages of channels that had just been released."""
 
@@ -58,55 +72,99 @@ class IngestStatistics:
 class Ingest:
     """The hub's upstream: it asks the bus for channels and takes what they carry."""
 
-    def __init__(self, *, max_publication_bytes: int, subscribe_timeout_seconds: float) -> None:
+    def __init__(
+        self, *, max_publication_bytes: int, subscribe_timeout_seconds: float, history_length: int
+    ) -> None:
         self._max_publication_bytes = max_publication_bytes
         self._subscribe_timeout_seconds = subscribe_timeout_seconds
-        self._routes: dict[bytes, tuple[TopicStream, Kind, str | None]] = {}
-        self._unproven: set[TopicStream] = set()
-        """Streams that may have missed something: they resume with a gap."""
+        self._history_length = history_length
+        self._intakes: dict[Topic, Intake] = {}
+        self._routes: dict[bytes, tuple[Intake, Kind, str | None]] = {}
+        self._to_read: dict[Intake, None] = {}
+        """Topics whose position has to be read before they go on."""
+        self._something_to_read = trio.Event()
+        self._something_read = trio.lowlevel.ParkingLot()
+        self._renamed: list[TopicStream] = []
         self._received = 0
+        self._recovered = 0
         self._rejected = 0
         self._unrouted = 0
         self._last_rejection: str | None = None
         self._log_after_seconds = 0.0
         self._unlogged = 0
 
-    def attach(self, hub: Hub, bus: Bus) -> None:
-        """Connect the two; once, before anything is received."""
+    def attach(self, hub: Hub, bus: Bus, archive: RedisArchive | None) -> None:
+        """Connect them; once, before anything is received. No archive: nobody keeps positions."""
         self._hub = hub
         self._bus = bus
+        self._archive = archive
 
     # Called by the hub
 
     def want(self, stream: TopicStream) -> None:
         """Route the channels of a topic to its stream."""
         topic = stream.topic
+        intake = self._intakes[topic] = Intake(self._hub, stream, max_held=self._history_length)
         # Sectors and watchlists tell of many stocks; a stock's or market's channel of itself alone.
         about_itself = topic.subscription_type in (SubscriptionType.STOCK, SubscriptionType.MARKET)
         for kind in topic.kinds:
             key = topic.target if about_itself else None
-            self._routes[topic.channel(kind).encode()] = (stream, kind, key)
-        if not self._bus.connected:
-            self._unproven.add(stream)
+            self._routes[topic.channel(kind).encode()] = (intake, kind, key)
+        intake.unproven = not self._bus.connected
+        if self._archive is not None:
+            self._read_later(intake)
         self._bus.subscribe(_channels(topic))
 
     def release(self, topic: Topic) -> None:
         """Let go of the channels of a topic."""
         for channel in _channels(topic):
-            stream, _, _ = self._routes.pop(channel.encode())
-            self._unproven.discard(stream)
+            del self._routes[channel.encode()]
+        self._to_read.pop(self._intakes.pop(topic), None)
         self._bus.unsubscribe(_channels(topic))
 
-    async def wait_ready(self, topics: Iterable[Topic]) -> None:
+    # Called by sessions
+
+    async def wait_ready(self, topics: Collection[Topic]) -> None:
         """Wait until nothing published to these topics can be missed.
 
         Not while the bus is down, and not for ever: a client is better off with its subscription
         and a gap later than with no answer.
         """
-        if self._bus.connected:
-            channels = [channel for topic in topics for channel in _channels(topic)]
-            with trio.move_on_after(self._subscribe_timeout_seconds):
-                await self._bus.wait_subscribed(channels)
+        with trio.move_on_after(self._subscribe_timeout_seconds):
+            if self._bus.connected:
+                await self._bus.wait_subscribed(_channels(*topics))
+            while self._bus.connected and any(self._is_reading(topic) for topic in topics):
+                await self._something_read.park()
+
+    def _is_reading(self, topic: Topic) -> bool:
+        intake = self._intakes.get(topic)
+        return intake is not None and intake.reading
+
+    async def recover(self, topic: Topic, since: Position) -> Position:
+        """Fetch what was published after a position, where the hub has forgotten it and Redis not.
+
+        Afterwards `TopicStream.missed` may know what followed the position that is returned: the
+        same place, by the name that its epoch has here. Reads no more than the history's length.
+        """
+        intake = self._intakes.get(topic)
+        if self._archive is None or intake is None or not intake.placed:
+            return since
+        stream = intake.stream
+        if stream.missed(since) is not None:
+            return since
+        try:
+            (record,) = await self._archive.read([Inquiry(topic, since)], "")
+        except RedisConnectionError as error:
+            log.warning("history not read", topic=str(topic), reason=str(error))
+            return since
+        # The stream may have moved while Redis was asked, and only its present epoch counts.
+        if record is None or not record.follows or record.position.epoch != stream.epoch:
+            return since
+        oldest = stream.history[0].sequence if stream.history else stream.sequence + 1
+        earlier = [entry for entry in record.entries if entry[1] < oldest]
+        if [sequence for _, sequence, _ in earlier] == list(range(since.sequence + 1, oldest)):
+            self._hub.extend_history(stream, earlier)
+        return Position(stream.epoch, since.sequence)
 
     # Called by the bus
 
@@ -116,7 +174,7 @@ class Ingest:
         if route is None:
             self._unrouted += 1
             return
-        stream, kind, key = route
+        intake, kind, key = route
         self._received += 1
         if len(payload) > self._max_publication_bytes:
             self._reject(channel, f"{len(payload)} bytes, more than {self._max_publication_bytes}")
@@ -126,20 +184,98 @@ class Ingest:
         except InvalidPublicationError as error:
             self._reject(channel, str(error))
             return
-        self._hub.publish(stream, kind, publication.text)
+        if not intake.take(kind, publication):
+            intake.unproven = True
+            self._read_later(intake)
+        elif intake.renamed:
+            self._note_name(intake)
 
     def on_connected(self) -> None:
-        """All channels are subscribed (again): streams that may have a hole say so."""
+        """All channels are subscribed (again): streams that may have a hole fill it or say so."""
         log.info("source connected")
-        for stream in self._unproven:
-            position = Position(self._hub.new_epoch(), 0)
-            self._hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, position)
-        self._unproven.clear()
+        if self._archive is None:
+            for intake in self._intakes.values():
+                intake.catch_up(None)
+        self._something_to_read.set()
 
     def on_lost(self, reason: str) -> None:
         """The bus is gone: what is published from now on may be missed."""
         log.warning("source lost", reason=reason)
-        self._unproven.update(stream for stream, _, _ in self._routes.values())
+        for intake in self._intakes.values():
+            intake.unproven = True
+            intake.lost += 1
+            if self._archive is not None:
+                self._read_later(intake)
+        self._something_read.unpark_all()
+
+    # Reading positions and histories
+
+    def _read_later(self, intake: Intake) -> None:
+        intake.reading = True
+        self._to_read[intake] = None
+        self._something_to_read.set()
+
+    async def run(self) -> NoReturn:
+        """Read the positions of new topics, and what was missed while the source was lost."""
+        while True:
+            await self._something_to_read.wait()
+            self._something_to_read = trio.Event()
+            await self._tell_names()
+            while self._to_read and self._bus.connected:
+                await self._read_some(list(islice(self._to_read, _TOPICS_PER_READ)))
+
+    def _note_name(self, intake: Intake) -> None:
+        intake.renamed = False
+        self._renamed.append(intake.stream)
+        self._something_to_read.set()
+
+    async def _tell_names(self) -> None:
+        streams, self._renamed = self._renamed, []
+        if self._archive is not None and streams:
+            try:
+                await self._archive.tell_names(
+                    [(stream.topic, stream.former_epoch, stream.epoch) for stream in streams]
+                )
+            except RedisConnectionError as error:
+                # Clients that come to another server with the old name will be told of a gap.
+                log.warning("names of epochs not told", reason=str(error))
+
+    async def _read_some(self, intakes: list[Intake]) -> None:
+        assert self._archive is not None  # without one, nothing is ever to be read
+        # Only what is published after Redis has confirmed the subscription is sure to arrive, so
+        # only what is read after that leaves no hole.
+        with trio.move_on_after(self._subscribe_timeout_seconds) as waiting:
+            await self._bus.wait_subscribed(_channels(*(i.stream.topic for i in intakes)))
+        if waiting.cancelled_caught:
+            return
+        lost = [intake.lost for intake in intakes]
+        try:
+            records = await self._archive.read(
+                [intake.inquiry for intake in intakes], self._hub.new_epoch()
+            )
+        except RedisConnectionError as error:
+            log.warning("positions not read", reason=str(error))
+            await trio.sleep(_RETRY_SECONDS)
+            return
+        for intake, lost_before, record in zip(intakes, lost, records, strict=True):
+            if intake in self._to_read and intake.lost == lost_before:
+                del self._to_read[intake]
+                self._catch_up(intake, record)
+                await trio.lowlevel.checkpoint()
+        self._something_read.unpark_all()
+
+    def _catch_up(self, intake: Intake, record: TopicRecord | None) -> None:
+        before = intake.stream.place(intake.stream.epoch, intake.stream.sequence)
+        complete = intake.catch_up(record)
+        after = intake.stream.place(intake.stream.epoch, intake.stream.sequence)
+        if after.epoch == before.epoch:
+            self._recovered += after.sequence - before.sequence
+        if not complete and after == before:
+            intake.skip_hole()
+        elif not complete:
+            self._read_later(intake)
+        if intake.renamed:
+            self._note_name(intake)
 
     def _reject(self, channel: bytes, reason: str) -> None:
         self._rejected += 1
@@ -163,9 +299,11 @@ class Ingest:
             received=self._received,
             rejected=self._rejected,
             last_rejection=self._last_rejection,
+            recovered=self._recovered,
+            duplicates=sum(intake.duplicates for intake in self._intakes.values()),
             unrouted=self._unrouted,
         )
 
 
-def _channels(topic: Topic) -> list[str]:
-    return [topic.channel(kind) for kind in topic.kinds]
+def _channels(*topics: Topic) -> list[str]:
+    return [topic.channel(kind) for topic in topics for kind in topic.kinds]

@@ -32,3 +32,8 @@ def history_key(topic: str) -> str:
 def published_key(topic: str, publisher_id: str) -> str:
     """Of the hash by which one publisher's retries are told from new publications."""
     return f"streamer:{{{topic}}}:published:{publisher_id}"
+
+
+def session_key(session_id: str) -> str:
+    """Of what is kept of a client's session, as JSON, while it can be restored."""
+    return f"streamer:session:{session_id}"

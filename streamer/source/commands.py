@@ -1,0 +1,89 @@
+"""Commands to Redis and their replies, pipelined over a connection kept while it is good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, NoReturn
+
+import trio
+
+from streamer.source.connect import (
+    INCOMPLETE,
+    Command,
+    Connection,
+    RedisTimeoutError,
+    open_connection,
+)
+
+_COMMANDS_PER_SEND: Final = 100
+"""Few enough that Redis never waits with its replies for us to read them while we still send."""
+
+
+class Commands:
+    """A connection for requests, opened when first needed and again after it failed.
+
+    One caller at a time has it; others wait in line.
+    """
+
+    def __init__(self, url: str, *, client_name: str, timeout_seconds: float = 5.0) -> None:
+        """`timeout_seconds`: to connect, and for the replies to what is sent at once."""
+        self._url = url
+        self._client_name = client_name
+        self._timeout_seconds = timeout_seconds
+        self._lock = trio.Lock()
+        self._connection: Connection | None = None
+        self._opened: AbstractAsyncContextManager[Connection]
+
+    async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands and return their replies in order, a `RedisReplyError` as such.
+
+        Raises RedisConnectionError, after which some may have been carried out.
+        """
+        async with self._lock:
+            replies: list[Any] = []
+            try:
+                for start in range(0, len(commands), _COMMANDS_PER_SEND):
+                    replies += await self._exchange(commands[start : start + _COMMANDS_PER_SEND])
+            except BaseException:
+                # Cancelled or failed half way, the connection would answer the next question
+                # with the reply to the last one.
+                await self._close()
+                raise
+            return replies
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            with trio.fail_after(self._timeout_seconds):
+                connection = self._connection or await self._connect()
+                await connection.send(commands)
+                replies: list[Any] = []
+                while len(replies) < len(commands):
+                    reply = connection.reader.gets()
+                    if reply is INCOMPLETE:
+                        await connection.receive()
+                    else:
+                        replies.append(reply)
+                return replies
+        except trio.TooSlowError:
+            raise RedisTimeoutError("no reply from Redis") from None
+
+    async def _connect(self) -> Connection:
+        self._opened = open_connection(
+            self._url, timeout_seconds=self._timeout_seconds, client_name=self._client_name
+        )
+        self._connection = await self._opened.__aenter__()
+        return self._connection
+
+    async def _close(self) -> None:
+        if self._connection is not None:
+            self._connection = None
+            with trio.CancelScope(shield=True):  # it closes a socket, and waits for nothing
+                await self._opened.__aexit__(None, None, None)
+
+    async def run(self) -> NoReturn:
+        """Close the connection when cancelled: whoever makes an instance keeps this running."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            await self._close()
