@@ -56,11 +56,11 @@ _BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 3.0
 
 _PASSING: Final = re.compile(
-    r"\b(NOSCRIPT|OUTOFORDER|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|MISCONF|OOM|CLUSTERDOWN"
-    r"|TRYAGAIN)\b"
+    r"(?:^|-)(?:NOSCRIPT|OUTOFORDER|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|MISCONF|OOM"
+    r"|CLUSTERDOWN|TRYAGAIN) "
 )
-"""Errors that speak of Redis' state and not of the publication. Searched for, not matched: before
-version 7, what happens in a script is told in the middle of another error's text."""
+"""Errors that speak of Redis' state and not of the publication. Before version 7, what happens in a
+script is told in the middle of another error's text."""
 
 
 class PublishFailedError(Exception):
@@ -180,6 +180,8 @@ class Publisher:
         self._silence = trio.CancelScope()
 
         self._connected = False
+        self._away = False
+        """The last attempt to connect failed: longer than a reconnect, nothing makes room."""
         self._connections = 0
         self._acknowledged = 0
         self._last_error: str | None = None
@@ -221,6 +223,8 @@ class Publisher:
         for channel, payload in publications:
             destination, stream = self._destination(channel)
             checked.append((destination, stream, destination.check(payload)))
+            if not len(checked) % _WINDOW:
+                await trio.lowlevel.checkpoint()  # a long call holds nobody up
         await self._wait_for_room(len(checked))
         if not checked:
             return []
@@ -244,7 +248,7 @@ class Publisher:
     async def _wait_for_room(self, wanted: int) -> None:
         await trio.lowlevel.checkpoint()
         while self._held >= self._hold_messages:
-            if not self._connected:
+            if self._away:
                 reason = f"{self._held} publications are held already; {self._last_error}"
                 raise PublishFailedError(reason, [None] * wanted)
             await self._room.park()
@@ -293,10 +297,11 @@ class Publisher:
         """Keep a connection and send what is held, until cancelled; `open_publisher` does this."""
         backoff_seconds = _BACKOFF_SECONDS
         while True:
-            acknowledged = self._acknowledged
+            answered_seconds, connections = self._answered_seconds, self._connections
             self._last_error = await self._keep_connection()
+            self._away = self._connections == connections
             self._room.unpark_all()
-            if self._acknowledged > acknowledged:
+            if self._answered_seconds > answered_seconds:
                 backoff_seconds = _BACKOFF_SECONDS
             await trio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - guards nothing
             backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
@@ -311,6 +316,7 @@ class Publisher:
                 client_name=f"streamer-publisher-{self._id}",
             ) as connection:
                 self._connected = True
+                self._away = False
                 self._connections += 1
                 self._candidate_epoch = secrets.token_hex(8)
                 with trio.CancelScope() as self._silence:
