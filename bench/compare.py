@@ -151,34 +151,34 @@ def sustained(measurement: Measurement) -> bool:
 def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str | None]:
     best: Measurement | None = None
     error: str | None = None
-    rate, step = LIMIT_FIRST_RATE, 2.0
+    rate, step, passes = LIMIT_FIRST_RATE, 2.0, 1
     while rate < LIMIT_LAST_RATE:
-        passed, error = _sustains(server, rate, cores)
+        passed, error = _sustains(server, rate, cores, passes)
         if passed is not None:
             best = passed
         elif step == LIMIT_FINE_STEP:
             break
         else:
-            # Doubling has overshot: go on from the last good rate in small steps.
-            rate, step = rate / step, LIMIT_FINE_STEP
+            # Doubling has overshot: go on from the last good rate, in small steps and strictly.
+            rate, step, passes = rate / step, LIMIT_FINE_STEP, LIMIT_PASSES
         rate *= step
     return best, error if best is None else None
 
 
-def _sustains(server: Server, rate: float, cores: Cores) -> tuple[Measurement | None, str | None]:
-    """The last passing measurement if enough of the attempts pass."""
+def _sustains(
+    server: Server, rate: float, cores: Cores, passes: int
+) -> tuple[Measurement | None, str | None]:
+    """The last passing measurement if so many of the attempts pass."""
     workload = Workload(
         Load(rate, LIMIT_SECONDS), price_topics(1), spread_subscriptions(LIMIT_CLIENTS, 1, 1)
     )
-    passes = failures = 0
     error: str | None = None
-    while True:
+    for attempt in range(LIMIT_ATTEMPTS):
         result, error = _attempt(server, lambda: workload, cores)
         if result is not None and sustained(result):
-            passes += 1
-            if passes == LIMIT_PASSES:
+            passes -= 1
+            if passes == 0:
                 return result, None
-        else:
-            failures += 1
-            if failures > LIMIT_ATTEMPTS - LIMIT_PASSES:
-                return None, error
+        if passes > LIMIT_ATTEMPTS - 1 - attempt:
+            break
+    return None, error

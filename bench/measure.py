@@ -111,6 +111,8 @@ def measure(start: Start, workload: Workload, cores: Cores) -> Measurement:
             report = run_load(workload, endpoint, core=cores.client, on_event=on_event)
         except RigError as error:
             raise RigError(f"{error}\nThe server said:\n{server.tail()}") from error
+        if server.popen.poll() is not None:
+            raise RigError(f"The server ended during the run:\n{server.tail()}")
     return _measurement(workload, report, snapshots)
 
 
