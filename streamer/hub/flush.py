@@ -45,7 +45,7 @@ class FlushLoop:
         self._interval_seconds = interval_seconds
         self._stretch_limit_seconds = stretch_limit_seconds
         self._wakeup = trio.Event()
-        self._idle = trio.lowlevel.ParkingLot()
+        self._flushed = trio.lowlevel.ParkingLot()
         self._flushing = False
         self._flushes = 0
         self._stretched = 0
@@ -75,8 +75,6 @@ class FlushLoop:
             await trio.sleep_until(start + self._interval_seconds)
             # Whatever waits now came in while this flush was under way, or after it.
             opened = start if hub.dirty else None
-            if opened is None:
-                self._idle.unpark_all()
 
     async def _wait(self, hub: Hub) -> None:
         """Until there is something to flush, or something whose rate allows it now."""
@@ -88,9 +86,10 @@ class FlushLoop:
             await self._wakeup.wait()
 
     async def finish(self, hub: Hub) -> None:
-        """Wait until all that was published has been flushed."""
-        while hub.dirty or self._flushing:
-            await self._idle.park()
+        """Wait until all that was published before has been flushed; more may come meanwhile."""
+        last = self._flushes + self._flushing + hub.dirty
+        while self._flushes < last:
+            await self._flushed.park()
 
     def _account(self, seconds: float, *, stretched: bool) -> None:
         self._flushes += 1
@@ -98,6 +97,7 @@ class FlushLoop:
         self._seconds_total += seconds
         self._seconds_last = seconds
         self._seconds_longest = max(self._seconds_longest, seconds)
+        self._flushed.unpark_all()
 
     def statistics(self) -> FlushStatistics:
         """What was done up to now."""

@@ -7,7 +7,6 @@ writes; see there for what may happen meanwhile.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import os
 from collections import Counter
@@ -117,8 +116,9 @@ class Hub:
         self._groups: dict[tuple[Lane, ...], Group] = {}
         self._outboxes: dict[Outbox, None] = {}
         self._dirty: list[TopicStream] = []
-        self._timers: list[tuple[float, int, Outbox]] = []
-        """A heap of when a client has something whose rate allows it then."""
+        self._due: dict[Outbox, float] = {}
+        """When a client has something whose rate allows it then. No heap: a client that leaves must
+        leave this too, and to go through all of them costs less than the flush of one."""
         self._orders = itertools.count(1)
         self.order = 0
         """Of the last publication of any topic; they count up."""
@@ -252,6 +252,7 @@ class Hub:
         self._leave(outbox)
         for subscription in tuple(outbox.subscriptions.values()):
             self._drop(subscription, reason)
+        self._due.pop(outbox, None)
 
     def remove(self, outbox: Outbox) -> None:
         """A client has gone: nothing of it remains but its account.
@@ -407,6 +408,8 @@ class Hub:
     def _join(self, outbox: Outbox) -> None:
         """Into the group of those that stand where this client does, if there is such a place."""
         subscriptions = outbox.subscriptions.values()
+        if outbox.group is not None:
+            return  # an answer had filled its socket, and no flush has come since
         if not subscriptions or not outbox.may_join or not all(map(_in_step, subscriptions)):
             return
         lanes = tuple(sorted((subscription.lane for subscription in subscriptions), key=id))
@@ -457,7 +460,7 @@ class Hub:
     @property
     def due_seconds(self) -> float | None:
         """When the first message that waits for its rate may go, on the hub's clock."""
-        return self._timers[0][0] if self._timers else None
+        return min(self._due.values(), default=None)
 
     def flush(self, progress: FlushProgress, *, stretched: bool) -> Iterator[None]:
         """Bring every client all that was published since the last flush.
@@ -475,8 +478,10 @@ class Hub:
             lane.clear()
         self._touched.clear()
         self._frames.clear()
-        while self._timers and self._timers[0][0] <= self._clock():
-            solos[heapq.heappop(self._timers)[2]] = None
+        now = self._clock()
+        for outbox in [outbox for outbox, due in self._due.items() if due <= now]:
+            del self._due[outbox]
+            solos[outbox] = None
         yield from self._flush_solos(solos, progress)
 
     def _cut(
@@ -533,6 +538,10 @@ class Hub:
                 if outbox.visited == number:
                     continue
                 outbox.visited = number
+                if outbox.blocked:  # by an answer or a heartbeat
+                    self._part(outbox, group)
+                    outbox.write(frame, messages)
+                    continue
                 # Outbox.write in line: the call would cost a tenth of the system call.
                 try:
                     sent = os.write(outbox.descriptor, frame)
@@ -561,7 +570,8 @@ class Hub:
         """Write what waits for one client, which may then stand with others again."""
         messages = outbox.flush(self._clock(), self._timestamp)
         if outbox.pending and not outbox.blocked and (due := outbox.due_seconds) is not None:
-            heapq.heappush(self._timers, (due, next(self._orders), outbox))
+            self._due[outbox] = due
+            self._on_dirty()  # a writer task may have been here, and the flush loop asleep
         self._join(outbox)
         return messages
 

@@ -114,6 +114,7 @@ class Outbox:
         "_held_messages",
         "_max_queued_bytes",
         "_offered",
+        "_overflowed",
         "_owner",
         "_queued_bytes",
         "_replayed",
@@ -152,6 +153,7 @@ class Outbox:
         self.control_bytes = 0
         self.pending: dict[object, tuple[Subscription, Publication]] = {}
         self._queued_bytes = 0
+        self._overflowed = False
         self._offered = 0
         self._delivered = 0
         self._conflated = 0
@@ -185,10 +187,15 @@ class Outbox:
     # Writing
 
     def write(self, data: bytes | memoryview, messages: int = 0) -> bool:
-        """Put bytes on the connection, which is not blocked; True: the socket took them all.
+        """Put bytes on the connection; True: the socket took them all.
 
-        Never waits. A dead socket is reported to the owner, once.
+        Behind the rest of what is held, if there is any. Never waits. A dead socket is reported to
+        the owner.
         """
+        if self._held:  # by an answer or a heartbeat, while a flush owes a group's frame
+            self._held = b"".join((self._held, data))
+            self._held_messages += messages
+            return False
         descriptor = self.descriptor
         sent = 0
         if descriptor >= 0:
@@ -214,7 +221,7 @@ class Outbox:
 
     def fail(self, messages: int) -> None:
         """The socket died under a frame with so many messages."""
-        self._held_messages = messages
+        self._held_messages += messages
         if not self.closed:
             self._owner.on_broken()
 
@@ -240,26 +247,38 @@ class Outbox:
         """Take what was published of a topic: the client gets it with the next `flush`."""
         lane = subscription.lane
         latest = lane.mode is Mode.LATEST
-        behind = latest and (self.blocked or stretched or subscription.interval_seconds > 0)
+        merging = stretched or subscription.interval_seconds > 0
         for publication in window:
             if publication.order > subscription.seen_order and (
                 publication.kind in lane.kinds or publication.kind is None
             ):
-                self._put(subscription, publication, merge=behind and publication.merges)
+                merge = latest and publication.merges and (merging or self._is_full(publication))
+                self._put(subscription, publication, merge=merge)
         subscription.seen_order = lane.stream.order
+
+    def _is_full(self, publication: Publication) -> bool:
+        """Whether one more does not fit without taking the place of another."""
+        if self.descriptor >= 0:
+            return self.blocked
+        # Without a socket buffer of ours to look into, a little is kept before any is merged.
+        limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes)
+        return self.blocked and self._queued_bytes + len(publication.text) > limit
 
     def _put(self, subscription: Subscription, publication: Publication, *, merge: bool) -> None:
         """Let one publication wait; with `merge` it takes the place of an older one of its kind."""
         self._offered += 1
         key: object = publication
-        # Without a socket buffer of ours to look into, a little is kept before any is merged.
-        if merge and (self.descriptor >= 0 or self._queued_bytes > INDIRECT_BUFFER_BYTES):
+        if self._overflowed:
+            self.dropped["overflow"] += 1  # nothing may follow the hole
+            return
+        if merge:
             key = (subscription, publication.kind)
             if self.pending.pop(key, None) is not None:
                 self._conflated += 1
-        elif self.blocked:
+        else:
             self._queued_bytes += len(publication.text)
-            if self._queued_bytes > self._max_queued_bytes:
+            if self.blocked and self._queued_bytes > self._max_queued_bytes:
+                self._overflowed = True
                 self.dropped["overflow"] += 1
                 self._owner.on_overflow()
                 return
@@ -270,7 +289,7 @@ class Outbox:
         gone = [key for key, (owner, _) in self.pending.items() if owner is subscription]
         for key in gone:
             _, publication = self.pending.pop(key)
-            if key is publication and self.blocked:
+            if key is publication:
                 self._queued_bytes -= len(publication.text)
             self.dropped[reason] += 1
 
@@ -300,11 +319,16 @@ class Outbox:
         self._queued_bytes = 0
         parts: list[Part] = []
         limited: list[Subscription] = []
+        kept: set[Subscription] = set()
         for key, entry in waiting:
             subscription, publication = entry
-            if subscription.interval_seconds and publication.merges:
+            # What has no rate of its own (a gap) does not overtake what has.
+            if subscription.interval_seconds and (publication.merges or subscription in kept):
                 if subscription.due_seconds > now_seconds:
+                    kept.add(subscription)
                     self.pending[key] = entry
+                    if key is publication:
+                        self._queued_bytes += len(publication.text)
                     continue
                 limited.append(subscription)
             text = publication.text_following(subscription.position)

@@ -1,0 +1,623 @@
+"""A hub with real sockets in virtual time, and a model that knows what each client must receive.
+
+`World` does to a hub what the source, the flush loop, the sessions and their writer tasks do, one
+step at a time and in whatever order it is told. `Client` reads the other end of the sockets and
+checks each message against the topics' logs; it looks at nothing but what came over the wire and
+what was asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import select
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, cast
+
+import attrs
+from wsproto.frame_protocol import FrameProtocol, Opcode
+
+from streamer.hub.hub import FlushProgress, Hub, SubscriptionRequest
+from streamer.hub.outbox import Outbox
+from streamer.hub.streams import TopicStream
+from streamer.protocol.codec import encode
+from streamer.protocol.errors import TOO_SLOW
+from streamer.protocol.frames import close_frame, ping_frame, text_frame
+from streamer.protocol.messages import GapReason, Mode, Position, Subscribed, Unsubscribed
+from streamer.protocol.topics import Kind, Topic
+
+TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
+
+TOPICS: Final = tuple(map(Topic.parse, ("stock:A", "stock:B", "market:M", "sector:S")))
+
+LINGER_SECONDS: Final = 5.0
+
+_SEND_BUFFER_BYTES: Final = 1
+"""The kernel makes it the least it allows (some 4 KB): full after a message or two."""
+
+
+@attrs.frozen(eq=False)
+class Entry:
+    """One publication, or a gap (kind None), of a topic's log."""
+
+    kind: Kind | None
+    epoch: str
+    sequence: int
+    value: int
+    """Of no other publication; -1 for a gap."""
+
+
+@attrs.define(eq=False)
+class Log:
+    """All that a topic has carried since somebody wanted it."""
+
+    stream: TopicStream
+    entries: list[Entry] = attrs.field(factory=list)
+    first_epoch: str = attrs.field(init=False)
+    cut: int = 0
+    """How many of them a flush has taken up."""
+
+    def __attrs_post_init__(self) -> None:
+        self.first_epoch = self.stream.epoch
+
+    def epoch(self, index: int) -> str:
+        """The epoch that it is in after so many entries."""
+        return self.entries[index - 1].epoch if index else self.first_epoch
+
+    def latest(self, before: int, kinds: frozenset[Kind]) -> list[Entry]:
+        """The last known value of each kind among the first `before`, oldest first."""
+        newest: dict[Kind, Entry] = {}
+        for entry in self.entries[:before]:
+            if entry.kind is None:
+                newest.clear()
+            elif entry.kind in kinds:
+                newest.pop(entry.kind, None)
+                newest[entry.kind] = entry
+        return list(newest.values())
+
+
+@attrs.frozen
+class Options:
+    """How a client holds a topic."""
+
+    mode: Mode
+    kinds: frozenset[Kind]
+    interval_seconds: float
+
+    def carries(self, entry: Entry) -> bool:
+        """Whether the client is to hear of it at all."""
+        return entry.kind is None or entry.kind in self.kinds
+
+
+@attrs.define(eq=False)
+class Holding:
+    """What the server owes a client of one topic."""
+
+    log: Log
+    options: Options
+    offered: int
+    """How many entries of the log are in the client's account, or came before its time."""
+
+
+@attrs.frozen(eq=False)
+class Ack:
+    """What an answer to `subscribe` must mean, for one topic."""
+
+    log: Log
+    index: int
+    """How many entries the log had when the server answered."""
+    options: Options
+
+
+@attrs.define(eq=False)
+class View:
+    """What a client can know of one topic, from what it was sent."""
+
+    log: Log
+    options: Options
+    index: int
+    """How many entries lie behind it."""
+    epoch: str
+    sequence: int
+    narrowed: bool = False
+    """Something of earlier options may still come."""
+
+
+class Client:
+    """One client, its outbox and the session that a real one would have."""
+
+    def __init__(self, world: World, name: str, *, indirect: bool, max_queued_bytes: int) -> None:
+        self.world = world
+        self.server_end, self.client_end = socket.socketpair()
+        self.server_end.setblocking(False)
+        self.client_end.setblocking(False)
+        self.server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        self.indirect = indirect
+        descriptor = -1 if indirect else self.server_end.fileno()
+        self.outbox = Outbox(name, descriptor, self, max_queued_bytes=max_queued_bytes)
+        self.name = name
+        self.writers = 0
+        self.broken = self.overflowed = self.ended = False
+        self.holdings: dict[Topic, Holding] = {}
+        self.offered = 0
+        """The model's account of what concerned this client."""
+        self.acks: dict[int, dict[Topic, Ack]] = {}
+        # On the client's side of the wire:
+        self._frames = FrameProtocol(client=True, extensions=[])
+        self._message = ""
+        self.views: dict[Topic, View] = {}
+        self.received = 0
+        self.pings = 0
+        self.close_code: int | None = None
+        self._snapshots: list[tuple[Topic, Entry]] = []
+        self.was_behind = False
+        """Merging is allowed: since it last had everything, it was blocked or a flush stretched."""
+
+    # What the outbox reports
+
+    def on_blocked(self) -> None:
+        """A writer task would start."""
+        self.writers += 1
+
+    def on_broken(self) -> None:
+        """The session would end."""
+        self.broken = True
+
+    def on_overflow(self) -> None:
+        """The session would close."""
+        self.overflowed = True
+        assert any(
+            options.mode is Mode.ALL or Kind.STATUS in options.kinds
+            for options in (holding.options for holding in self.holdings.values())
+        ), "what may be merged is never too much"
+
+    @property
+    def vanished(self) -> bool:
+        """Whether the client's end of the connection is gone."""
+        return self.client_end.fileno() < 0
+
+    @property
+    def listened_to(self) -> bool:
+        """Whether a session would still carry out what this client asks."""
+        return not (self.ended or self.overflowed or self.broken)
+
+    # The writer task, a step at a time
+
+    def write(self) -> None:
+        """One turn of the writer task, if it runs and the socket takes bytes."""
+        if not self.writers or self.outbox.closed or self.broken:
+            return
+        hub = self.world.hub
+        due_before = hub.due_seconds
+        self.world.told_dirty = False
+        if self.indirect:
+            data = hub.take(self.outbox)
+            if data:
+                self.feed(bytes(data))
+            else:
+                self.writers -= 1
+        elif select.select([], [self.server_end], [], 0)[1]:
+            hub.resume(self.outbox)
+            self.writers -= not self.outbox.blocked
+        due = hub.due_seconds
+        if due is not None and (due_before is None or due < due_before):
+            assert self.world.told_dirty, "the flush loop sleeps too long"
+
+    # The client's side
+
+    def read(self, max_bytes: int = 1 << 20) -> int:
+        """Read what has arrived, up to so many bytes."""
+        if self.vanished:
+            return 0
+        try:
+            data = self.client_end.recv(max_bytes)
+        except BlockingIOError:
+            return 0
+        self.feed(data)
+        return len(data)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the wire."""
+        self._frames.receive_bytes(data)
+        for frame in self._frames.received_frames():
+            assert self.close_code is None, "something follows the close frame"
+            if frame.opcode is Opcode.PING:
+                self.pings += 1
+            elif frame.opcode is Opcode.CLOSE:
+                code, _ = cast("tuple[int, str]", frame.payload)
+                self.close_code = code
+            else:
+                assert frame.opcode is Opcode.TEXT
+                self._message += str(frame.payload)
+                if frame.message_finished:
+                    message, self._message = json.loads(self._message), ""
+                    self._receive(message)
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        match message["type"]:
+            case "batch":
+                assert message["batch_size"] == len(message["messages"]) > 1
+                for inner in message["messages"]:
+                    self._receive_data(inner)
+            case "subscribed":
+                self._receive_ack(message)
+            case "unsubscribed":
+                for target in message["targets"]:
+                    self.views.pop(Topic(message["subscription_type"], target), None)
+            case "gap":
+                self._receive_gap(message)
+            case _:
+                self._receive_data(message)
+
+    def _receive_ack(self, message: dict[str, Any]) -> None:
+        assert not self._snapshots, "snapshots are missing"
+        for topic, ack in self.acks.pop(message["request_id"]).items():
+            position = message["positions"][topic.target]
+            view = self.views.get(topic)
+            entries = ack.log.entries
+            if view is None:
+                epoch = ack.log.epoch(ack.index)
+                known = [e.sequence for e in entries[: ack.index] if e.epoch == epoch]
+                relevant = [
+                    e.sequence
+                    for e in entries[: ack.index]
+                    if e.epoch == epoch and ack.options.carries(e)
+                ]
+                assert position["epoch"] == epoch
+                assert max(relevant, default=0) <= position["sequence"] <= max(known, default=0)
+                view = View(ack.log, ack.options, ack.index, epoch, position["sequence"])
+                self.views[topic] = view
+                self._expect_snapshots(topic, ack)
+            else:
+                assert view.log is ack.log
+                missed = [e for e in entries[view.index : ack.index] if view.options.carries(e)]
+                if missed:  # it is behind: the answer overtook them
+                    assert (position["epoch"], position["sequence"]) == (view.epoch, view.sequence)
+                    view.narrowed = True
+                else:
+                    assert position["epoch"] == ack.log.epoch(ack.index)
+                    view.index, view.sequence = ack.index, position["sequence"]
+                    view.narrowed = False
+                    self._expect_snapshots(topic, ack)
+                view.options = ack.options
+
+    def _expect_snapshots(self, topic: Topic, ack: Ack) -> None:
+        self._snapshots += [(topic, e) for e in ack.log.latest(ack.index, ack.options.kinds)]
+
+    def _receive_gap(self, message: dict[str, Any]) -> None:
+        self.received += 1
+        topic = Topic(message["subscription_type"], message["target"])
+        view = self.views[topic]
+        index, entry = next(
+            (i, e)
+            for i, e in enumerate(view.log.entries)
+            if e.kind is None and e.epoch == message["epoch"]
+        )
+        self._advance(view, index, entry)
+        view.epoch, view.sequence = message["epoch"], message["sequence"]
+        assert view.sequence == entry.sequence
+
+    def _receive_data(self, message: dict[str, Any]) -> None:
+        topic, index = self.world.find(message["value"])
+        view = self.views.get(topic)
+        assert view is not None, "a message of what is not held"
+        entry = view.log.entries[index]
+        assert (entry.value, entry.sequence) == (message["value"], message["sequence"])
+        if message.get("snapshot"):
+            assert self._snapshots, "a snapshot that nothing asked for"
+            assert self._snapshots.pop(0) == (topic, entry)
+            return
+        assert not self._snapshots, "snapshots follow their answer at once"
+        self.received += 1
+        assert view.narrowed or entry.kind in view.options.kinds
+        assert entry.epoch == view.epoch, "a message of another epoch than was announced"
+        if "previous" in message:
+            assert message["previous"] == view.sequence
+            assert message["previous"] != entry.sequence - 1, "previous says what goes by itself"
+        else:
+            assert entry.sequence == view.sequence + 1, "an unannounced hole"
+        self._advance(view, index, entry)
+        view.sequence = entry.sequence
+
+    def _advance(self, view: View, index: int, entry: Entry) -> None:
+        assert index >= view.index, f"{entry} is a repeat, out of order, or before its time"
+        for skipped in view.log.entries[view.index : index]:
+            assert skipped.kind is not None, f"{skipped}: a gap that was not announced"
+            if view.options.carries(skipped) and not view.narrowed:
+                assert skipped.kind is not Kind.STATUS, "a market's status is never merged"
+                assert view.options.mode is Mode.LATEST, "mode all never merges"
+                assert view.options.interval_seconds or self.was_behind, "nothing was to merge"
+        view.index = index + 1
+
+    def has_everything(self) -> bool:
+        """Whether nothing is under way to it any more."""
+        return not (self.outbox.blocked or self.outbox.statistics().queued)
+
+    def check_up_to_date(self) -> None:
+        """A client that reads gets the last value of each kind, and every gap, in the end."""
+        assert self.views.keys() == self.holdings.keys()
+        assert not self.acks
+        assert not self._snapshots
+        for view in self.views.values():
+            missed = [e for e in view.log.entries[view.index :] if view.options.carries(e)]
+            assert not missed
+
+
+class World:
+    """A hub and everything around it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.hub = Hub(
+            epoch="e",
+            upstream=self,
+            on_dirty=self._on_dirty,
+            clock=lambda: self.now,
+            timestamp=lambda: TIMESTAMP,
+            linger_seconds=LINGER_SECONDS,
+            history_length=100,
+            max_history_bytes=1 << 20,
+            writes_per_turn=1,
+        )
+        self.clients: list[Client] = []
+        self.logs: dict[Topic, Log] = {}
+        self._values: dict[int, tuple[Topic, int]] = {}
+        self._numbers = itertools.count(1)
+        self._flush: Iterator[None] | None = None
+        self.progress = FlushProgress()
+        self._epochs: set[str] = set()
+        self.told_dirty = False
+
+    # What the hub calls
+
+    def want(self, stream: TopicStream) -> None:
+        """Begin to keep what the topic carries."""
+        assert stream.topic not in self.logs
+        assert stream.epoch not in self._epochs
+        self._epochs.add(stream.epoch)
+        self.logs[stream.topic] = Log(stream)
+
+    def release(self, topic: Topic) -> None:
+        """Nobody may want it any more."""
+        assert not any(topic in client.holdings for client in self.clients)
+        del self.logs[topic]
+
+    def _on_dirty(self) -> None:
+        self.told_dirty = True
+
+    def find(self, value: int) -> tuple[Topic, int]:
+        """Where a publication stands in its topic's log."""
+        return self._values[value]
+
+    # The source
+
+    def publish(self, topic: Topic, kind: Kind, size: int) -> None:
+        """A producer publishes; nobody hears it where nobody wants the topic."""
+        log = self.logs.get(topic)
+        if log is None:
+            return
+        value = next(self._numbers)
+        last = log.entries[-1] if log.entries else None
+        sequence = last.sequence + 1 if last else 1
+        self._values[value] = topic, len(log.entries)
+        epoch = log.epoch(len(log.entries))
+        log.entries.append(Entry(kind, epoch, sequence, value))
+        text = json.dumps({"type": kind, "value": value, "pad": "x" * size})
+        self.hub.publish(log.stream, kind, text.encode())
+
+    def lose_source(self, topics: Iterable[Topic]) -> None:
+        """The source was away, and something of these topics may have been missed."""
+        for topic in topics:
+            if log := self.logs.get(topic):
+                epoch = self.hub.new_epoch()
+                assert epoch not in self._epochs
+                self._epochs.add(epoch)
+                log.entries.append(Entry(None, epoch, 0, -1))
+                self.hub.start_epoch(log.stream, GapReason.SOURCE_RECONNECTED, Position(epoch, 0))
+
+    # The flush loop
+
+    @property
+    def flushing(self) -> bool:
+        """Whether a flush is under way."""
+        return self._flush is not None
+
+    def flush_begin(self, *, stretched: bool) -> None:
+        """Begin a flush, up to where it first hands control back."""
+        assert not self.flushing
+        if stretched:
+            for client in self.clients:
+                client.was_behind = True
+        self._flush = self.hub.flush(self.progress, stretched=stretched)
+        self._cut()
+        self.flush_step()
+
+    def _cut(self) -> None:
+        for log in self.logs.values():
+            log.cut = len(log.entries)
+        for client in self.clients:
+            self._offer(client)
+
+    def _offer(self, client: Client, *, all_of_it: bool = False) -> None:
+        for holding in client.holdings.values():
+            upto = len(holding.log.entries) if all_of_it else holding.log.cut
+            new = holding.log.entries[holding.offered : upto]
+            client.offered += sum(map(holding.options.carries, new))
+            holding.offered = max(holding.offered, upto)
+
+    def flush_step(self) -> None:
+        """Let the flush under way go on to where it next hands control back."""
+        assert self._flush is not None
+        try:
+            next(self._flush)
+        except StopIteration:
+            self._flush = None
+
+    def flush_finish(self) -> None:
+        """Let the flush under way come to its end."""
+        while self.flushing:
+            self.flush_step()
+
+    # Clients
+
+    def connect(self, *, indirect: bool = False, max_queued_bytes: int = 1 << 20) -> Client:
+        """A client arrives."""
+        name = f"client {next(self._numbers)}"
+        client = Client(self, name, indirect=indirect, max_queued_bytes=max_queued_bytes)
+        self.clients.append(client)
+        self.hub.add(client.outbox)
+        return client
+
+    def subscribe(self, client: Client, topics: Iterable[Topic], options: Options) -> None:
+        """As `edge.session` carries it out, from where it does not wait any more."""
+        requests = [
+            SubscriptionRequest(
+                topic,
+                options.mode,
+                options.kinds & frozenset(topic.kinds),
+                options.interval_seconds,
+            )
+            for topic in topics
+        ]
+        if not client.listened_to:
+            return
+        for request in requests:
+            self.hub.stream(request.topic)
+        request_id = next(self._numbers)
+        self._offer(client, all_of_it=True)
+        acks: dict[Topic, Ack] = {}
+        for request in requests:
+            log = self.logs[request.topic]
+            kinds = request.kinds or frozenset(request.topic.kinds)
+            held = attrs.evolve(options, kinds=kinds)
+            client.holdings[request.topic] = Holding(log, held, len(log.entries))
+            acks[request.topic] = Ack(log, len(log.entries), held)
+        subscriptions = self.hub.subscribe(client.outbox, requests)
+        positions = {
+            s.lane.stream.topic.target: Position(s.epoch, s.position) for s in subscriptions
+        }
+        values = [text for s in subscriptions for text in self.hub.snapshot(s)]
+        client.acks[request_id] = acks
+        answer = Subscribed(
+            requests[0].topic.subscription_type, list(positions), [], positions, request_id
+        )
+        frames = [text_frame(text) for text in (encode(answer, TIMESTAMP), *values)]
+        client.outbox.send_control(b"".join(frames))
+
+    def unsubscribe(self, client: Client, topics: list[Topic]) -> None:
+        """As `edge.session` carries it out."""
+        if not client.listened_to:
+            return
+        self.hub.unsubscribe(client.outbox, topics)
+        for topic in topics:
+            client.holdings.pop(topic, None)
+            answer = Unsubscribed(topic.subscription_type, [topic.target], [])
+            client.outbox.send_control(text_frame(encode(answer, TIMESTAMP)))
+
+    def ping(self, client: Client) -> None:
+        """The heartbeat."""
+        client.outbox.send_control(ping_frame())
+
+    def end(self, client: Client) -> None:
+        """The server gives a client up, and tells it why."""
+        if not client.ended:
+            client.ended = True
+            self.hub.retire(client.outbox, TOO_SLOW.reason)
+            client.holdings.clear()
+            client.outbox.send_control(close_frame(TOO_SLOW.code, TOO_SLOW.reason))
+
+    def vanish(self, client: Client) -> None:
+        """A client's end of the connection is gone, and nobody has told the hub."""
+        client.client_end.close()
+
+    def disconnect(self, client: Client) -> None:
+        """A session is over."""
+        self.hub.remove(client.outbox)
+        client.holdings.clear()
+        self.clients.remove(client)
+        self.check_account(client)
+        assert client.outbox.statistics().queued == 0
+        client.server_end.close()
+        client.client_end.close()
+
+    def close(self) -> None:
+        """Give the sockets back, whatever has happened."""
+        for client in self.clients:
+            client.server_end.close()
+            client.client_end.close()
+
+    # What must always be true
+
+    def check_account(self, client: Client) -> None:
+        """What a client was offered is delivered, merged, dropped for a reason, or waits."""
+        account = client.outbox.statistics()
+        assert account.offered == (
+            account.delivered + account.conflated + sum(account.dropped.values()) + account.queued
+        )
+        assert min(account.delivered, account.conflated, account.queued_bytes) >= 0
+        if not self.flushing and not client.broken:
+            assert account.offered == client.offered
+
+    def check(self) -> None:
+        """What must be true between any two steps."""
+        for client in self.clients:
+            self.check_account(client)
+            if client.outbox.blocked:
+                client.was_behind = True
+            if not client.broken:
+                assert client.writers == client.outbox.blocked
+        statistics = self.hub.statistics()
+        by_type = statistics.subscriptions_by_type
+        held = [topic for client in self.clients for topic in client.holdings]
+        assert sum(by_type.values()) == len(held)
+        for topic in TOPICS:
+            names = [client.name for client in self.clients if topic in client.holdings]
+            assert self.hub.subscribers(topic) == names
+        assert statistics.topics == len(self.logs)
+
+    def settle(self) -> None:
+        """All clients read, and time passes, until there is nothing more to send."""
+        self.flush_finish()
+        for client in [c for c in self.clients if c.broken or c.vanished]:
+            self.disconnect(client)
+        for _ in range(200):
+            busy = False
+            for client in self.clients:
+                if client.overflowed:
+                    self.end(client)
+                busy |= client.read() > 0 or client.outbox.blocked
+                client.write()
+            due = self.hub.due_seconds
+            if self.hub.dirty or due is not None:
+                self.now = max(self.now, due or 0.0)
+                self.flush_begin(stretched=False)
+                self.flush_finish()
+                busy = True
+            self.check()
+            if not busy:
+                break
+        else:
+            raise AssertionError("there is always something more to send")
+        for client in self.clients:
+            assert client.has_everything()
+            client.was_behind = False
+            if client.ended:
+                assert client.close_code == TOO_SLOW.code
+            else:
+                client.check_up_to_date()
+                for view in client.views.values():
+                    view.narrowed = False
+                assert client.outbox.statistics().delivered == client.received
+
+    def empty(self) -> None:
+        """When all have gone and the linger time is over, nothing of them remains."""
+        for client in tuple(self.clients):
+            self.disconnect(client)
+        self.now += LINGER_SECONDS
+        self.hub.release_unused()
+        assert not self.logs
+        statistics = self.hub.statistics()
+        assert not any(statistics.subscriptions_by_type.values())
+        assert (statistics.topics, statistics.groups, statistics.messages_queued) == (0, 0, 0)
+        assert self.hub.due_seconds is None
