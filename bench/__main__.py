@@ -60,6 +60,12 @@ main.add_command(fanout, "fanout")
     default=Path("docs/benchmarks"),
     help="Where README.md, results.json and the plots go.",
 )
+@click.option(
+    "--niceness",
+    default=-10,
+    type=click.IntRange(-20, 19),
+    help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
+)
 @click.option("--keep", is_flag=True, help="Add to the measurements of earlier runs.")
 def compare(  # noqa: PLR0917 - one for each option
     count: int,
@@ -68,6 +74,7 @@ def compare(  # noqa: PLR0917 - one for each option
     servers: tuple[str, ...],
     recordings: Path | None,
     output: Path,
+    niceness: int,
     *,
     keep: bool,
 ) -> None:
@@ -79,7 +86,7 @@ def compare(  # noqa: PLR0917 - one for each option
     names = servers or tuple(SERVERS)
     wanted = chosen or tuple(SCENARIO_NAMES)
     found = [one for one in scenarios(seconds, recordings) if one.name in wanted]
-    cores = Cores.available()
+    cores = Cores.available(niceness)
     CACHE.mkdir(parents=True, exist_ok=True)
     with RECORDS.open("a" if keep else "w") as file:
         _keep(rounds(count, found, names, cores), file)

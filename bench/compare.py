@@ -19,6 +19,9 @@ from bench.servers import SERVERS, Server
 
 # A server that delivers less than this share of what is due is not asked for more in that round.
 OVERLOADED_SHARE = 0.9
+# Beyond this a measurement is tried again.
+DISTURBED_SHARE = 0.08
+DISTURBED_TRIES = 3
 
 LIMIT = "limit"
 LIMIT_P99_MS = 100.0
@@ -87,10 +90,25 @@ def _node_version() -> str:
 def _attempt(
     server: Server, workload: Callable[[], Workload], cores: Cores
 ) -> tuple[Measurement | None, str | None]:
+    """The least disturbed of a few tries; further ones only while other programs disturb it."""
+    best: Measurement | None = None
+    load = workload()
     try:
-        return measure(server.start, workload(), cores), None
+        for _ in range(DISTURBED_TRIES):
+            result = measure(server.start, load, cores)
+            if best is None or _disturbance(result) < _disturbance(best):
+                best = result
+            if _disturbance(best) < DISTURBED_SHARE:
+                break
     except RigError as error:
         return None, str(error)
+    return best, None
+
+
+def _disturbance(measurement: Measurement) -> float:
+    """How much other programs were in the way: they ran, and a part of the rig waited."""
+    waited = max(measurement.server_waiting_share, measurement.client_waiting_share)
+    return min(measurement.foreign_cpu_share, waited)
 
 
 def _chosen(scenario: Scenario, servers: Sequence[str], turn: int) -> list[Server]:

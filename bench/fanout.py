@@ -91,6 +91,12 @@ def _runs(clients: Sequence[int], rates: Sequence[float]) -> Iterator[tuple[int,
     help="One more argument for `streamer serve`; repeatable.",
 )
 @click.option(
+    "--niceness",
+    default=-10,
+    type=click.IntRange(-20, 19),
+    help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
+)
+@click.option(
     "--json",
     "json_path",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -109,6 +115,7 @@ def main(  # noqa: PLR0917 - one for each option
     slow_seconds: float,
     flush_interval_ms: float,
     serve_flags: tuple[str, ...],
+    niceness: int,
     json_path: Path | None,
 ) -> None:
     """Measure the fan-out of `streamer serve` on this machine.
@@ -137,7 +144,7 @@ def main(  # noqa: PLR0917 - one for each option
                 price_topics(topics),
                 spread_subscriptions(count, topics, min(topics, topics_per_client)),
             )
-            done.append(measure(start, workload, Cores.available()))
+            done.append(measure(start, workload, Cores.available(niceness)))
     except RigError as error:
         click.echo(f"bench.fanout: error: {error}", err=True)
         sys.exit(1)

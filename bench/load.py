@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from bench.rig import RigError, compiled, pinned
+from bench.rig import Core, RigError, compiled
 
 # Connecting is bounded by the load client itself (CONNECT_LIMIT_SECONDS in main.c).
 CONNECT_ALLOWANCE_SECONDS = 130.0
@@ -112,7 +112,7 @@ def _write(path: Path, lines: Iterable[Iterable[str]]) -> str:
 
 
 def run_load(
-    workload: Workload, endpoint: Endpoint, *, core: int, on_event: Callable[[str], None]
+    workload: Workload, endpoint: Endpoint, *, core: Core, on_event: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run the load client to its end and return its result.
 
@@ -127,7 +127,7 @@ def run_load(
         RigError: the load client failed or did not end in time.
     """
     sources = sorted((Path(__file__).parent / "loadclient").glob("*.[ch]"))
-    command = [*pinned(core), str(compiled("loadclient", sources))]
+    command = [str(compiled("loadclient", sources))]
     load = workload.load
     with tempfile.TemporaryDirectory(prefix="fanout-") as name:
         directory = Path(name)
@@ -140,7 +140,7 @@ def run_load(
             lines = ((str(one.at_ns), str(one.topic), one.head) for one in workload.schedule)
             command.append(_write(directory / "schedule", lines))
         bound = load.settle_seconds + load.warmup_seconds + load.seconds + load.drain_seconds
-        return _read_events(command, CONNECT_ALLOWANCE_SECONDS + bound, on_event)
+        return _read_events(core.command(command), CONNECT_ALLOWANCE_SECONDS + bound, on_event)
 
 
 def _read_events(
@@ -149,7 +149,11 @@ def _read_events(
     # `timeout` bounds the client from outside, so reading its pipe needs no deadline of its own.
     bounded = ["timeout", "--kill-after=5", f"{seconds:.0f}", *command]
     with subprocess.Popen(
-        bounded, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        bounded,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as client:
         assert client.stdout is not None
         assert client.stderr is not None

@@ -53,6 +53,12 @@ class Measurement:
     """Duplicates, messages out of order or not JSON, errors, connections refused or cut off."""
     client_cpu_share: float
     """Of the load client's core; near 1 the client, not the server, is what was measured."""
+    foreign_cpu_share: float
+    """Of both cores, by what has nothing to do with the run."""
+    server_waiting_share: float
+    """Of the time, waiting for its core; with several threads also for each other."""
+    client_waiting_share: float
+    """The same of the load client, which may also wait for Redis and the publisher."""
     detail: dict[str, Any]
 
 
@@ -64,6 +70,9 @@ class Snapshot:
     cpu_seconds: float
     redis_cpu_seconds: float
     memory_bytes: int
+    waiting_seconds: float
+    busy_seconds: float
+    """Of both cores, by whatever ran on them."""
 
 
 def price_topics(count: int) -> list[Topic]:
@@ -100,6 +109,8 @@ def measure(start: Start, workload: Workload, cores: Cores) -> Measurement:
                 server.cpu_seconds(),
                 redis.cpu_seconds(),
                 server.memory_bytes(),
+                server.waiting_seconds(),
+                cores.busy_seconds(),
             )
 
         snapshots = {"started": snapshot()}
@@ -125,6 +136,13 @@ def _measurement(
     cpu_seconds = at["drained"].cpu_seconds - at["measuring"].cpu_seconds
     wall_seconds = at["drained"].at_seconds - at["measuring"].at_seconds
     redis_cpu_seconds = at["drained"].redis_cpu_seconds - at["measuring"].redis_cpu_seconds
+    rig_cpu_seconds = (
+        cpu_seconds
+        + redis_cpu_seconds
+        + report["client_cpu_seconds"]
+        + report.get("publisher_cpu_seconds", 0.0)
+    )
+    foreign_seconds = at["drained"].busy_seconds - at["measuring"].busy_seconds - rig_cpu_seconds
     delivered = report["messages_measured"]
     connected_bytes = at["connected"].memory_bytes - at["started"].memory_bytes
     return Measurement(
@@ -153,6 +171,10 @@ def _measurement(
         + report["ended"]
         + sum(sample[fault] + slow[fault] for fault in FAULTS),
         client_cpu_share=report["client_cpu_share"],
+        foreign_cpu_share=max(0.0, foreign_seconds / (2 * wall_seconds)),
+        server_waiting_share=(at["drained"].waiting_seconds - at["measuring"].waiting_seconds)
+        / wall_seconds,
+        client_waiting_share=report["client_waiting_share"],
         detail={
             **report,
             "server_cpu_seconds": cpu_seconds,
@@ -180,6 +202,8 @@ COLUMNS: Sequence[Column] = (
     ("merged", lambda m: f"{m.merged:,}"),
     ("violations", lambda m: f"{m.violations:,}"),
     ("load client core", lambda m: f"{m.client_cpu_share:.0%}"),
+    ("waited", lambda m: f"{max(m.server_waiting_share, m.client_waiting_share):.0%}"),
+    ("foreign", lambda m: f"{m.foreign_cpu_share:.0%}"),
 )
 
 

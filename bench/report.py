@@ -24,7 +24,9 @@ INTRODUCTION = (
     "Latency is from just before PUBLISH to receipt, over a sample of clients parsed in full. The "
     "server has a core of its own; Redis, publisher and load client share another. `our p99 ÷` "
     "and `our CPU ÷` are streamer's figure (interval 0) divided by that of the row: below 1, "
-    "streamer is better. `CPU ÷ C loop` is the row's CPU per update divided by the C loop's."
+    "streamer is better. `CPU ÷ C loop` is the row's CPU per update divided by the C loop's. "
+    "`load client` is its share of its core, `waited` how much of the time server or load "
+    "client waited for their core: where either is large, the row says little."
 )
 LIMIT_EXPLANATION = (
     f"{LIMIT_CLIENTS:,} clients on one topic; nothing lost, nothing merged, p99 under "
@@ -109,6 +111,12 @@ _HEALTH: Sequence[tuple[str, Show]] = (
     ("merged", _count("merged")),
     ("violations", _count("violations")),
     ("load client", _share("client_cpu_share")),
+    (
+        "waited",
+        lambda of: (
+            f"{max(of.values['server_waiting_share'], of.values['client_waiting_share']):.0%}"
+        ),
+    ),
 )
 _MEGABYTES_PEAK: tuple[str, Show] = (
     "peak MB",

@@ -23,7 +23,6 @@ import attrs
 CACHE = Path(__file__).parent.parent / ".cache" / "bench"
 START_TIMEOUT_SECONDS = 20.0
 STOP_TIMEOUT_SECONDS = 10.0
-NICENESS = -10
 T = TypeVar("T")
 
 CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -34,17 +33,50 @@ class RigError(Exception):
 
 
 @attrs.frozen
+class Core:
+    """A core to run things on, and how far ahead of what else the machine does."""
+
+    number: int
+    niceness: int = 0
+
+    def command(self, command: Sequence[str | Path]) -> list[str]:
+        """The command, pinned; start it in a session of its own.
+
+        Where the kernel groups processes by session, niceness counts inside the group only, and
+        the group has one of its own. Lowering either needs privileges: without them the rig is
+        as quiet as the machine.
+        """
+        pinned = ["taskset", "--cpu-list", str(self.number), *map(str, command)]
+        if self.niceness == 0:
+            return pinned
+        script = '{ echo "$0" >/proc/self/autogroup; } 2>/dev/null; exec nice -n "$0" "$@"'
+        return ["sh", "-c", script, str(self.niceness), *pinned]
+
+
+@attrs.frozen
 class Cores:
     """Which core runs what."""
 
-    server: int = 0
-    client: int = 1
+    server: Core
+    client: Core
 
     @classmethod
-    def available(cls) -> Cores:
+    def available(cls, niceness: int = 0) -> Cores:
         """The first two cores of this machine, or the only one for both."""
-        cores = sorted(os.sched_getaffinity(0))
-        return cls(server=cores[0], client=cores[min(1, len(cores) - 1)])
+        numbers = sorted(os.sched_getaffinity(0))
+        server, client = numbers[0], numbers[min(1, len(numbers) - 1)]
+        return cls(Core(server, niceness), Core(client, niceness))
+
+    def busy_seconds(self) -> float:
+        """How long the two were not idle since the machine started, whatever ran on them."""
+        numbers = {self.server.number, self.client.number}
+        busy = 0
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *fields = line.split()
+            if name in {f"cpu{number}" for number in numbers}:
+                # user nice system [idle iowait] irq softirq steal; guest time is in user
+                busy += sum(int(fields[i]) for i in (0, 1, 2, 5, 6, 7))
+        return busy / CLOCK_TICKS_PER_SECOND
 
 
 def free_port() -> int:
@@ -84,6 +116,15 @@ class Process:
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / CLOCK_TICKS_PER_SECOND
 
+    def waiting_seconds(self) -> float:
+        """How long its threads, and its children's, could have run and had no core."""
+        nanoseconds = 0
+        for pid in self._tree():
+            with contextlib.suppress(OSError):
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    nanoseconds += int((thread / "schedstat").read_text().split()[1])
+        return nanoseconds / 1e9
+
     def memory_bytes(self) -> int:
         """Proportional set size of the process and its children: shared pages count once."""
         total = 0
@@ -95,18 +136,11 @@ class Process:
         return total
 
 
-def pinned(core: int) -> list[str]:
-    """What goes before a command to run it on one core, ahead of what else the machine does."""
-    # Lowering niceness needs privileges: without them the rig is only as quiet as the machine.
-    ahead = ["nice", "-n", str(NICENESS)] if os.geteuid() == 0 else []
-    return [*ahead, "taskset", "--cpu-list", str(core)]
-
-
 @contextlib.contextmanager
 def running(
     command: Sequence[str | Path],
     *,
-    core: int,
+    core: Core,
     log: Path,
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
@@ -114,13 +148,14 @@ def running(
     """Run a program on one core until the block ends; its output goes to the log."""
     with log.open("w") as output:
         popen = subprocess.Popen(
-            [*pinned(core), *map(str, command)],
+            core.command(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=directory,
             env={**os.environ, **(environment or {})},
+            start_new_session=True,
         )
     process = Process(popen, log)
     try:
@@ -171,7 +206,7 @@ def find_redis_server() -> str:
 
 
 @contextlib.contextmanager
-def running_redis(directory: Path, core: int) -> Iterator[tuple[int, Process]]:
+def running_redis(directory: Path, core: Core) -> Iterator[tuple[int, Process]]:
     """A Redis without persistence; yields its port and process."""
     port = free_port()
     command = [find_redis_server(), "--port", str(port), "--save", "", "--appendonly", "no"]

@@ -13,13 +13,22 @@ import attrs
 
 from bench import install
 from bench.load import Endpoint
-from bench.rig import Process, RigError, accepts_connections, compiled, free_port, running, wait_for
+from bench.rig import (
+    Core,
+    Process,
+    RigError,
+    accepts_connections,
+    compiled,
+    free_port,
+    running,
+    wait_for,
+)
 
 PEERS = Path(__file__).parent / "peers"
 STREAMER = (sys.executable, "-m", "streamer")
 
 Started = tuple[Endpoint, Process]
-Start = Callable[[Path, int, int], contextlib.AbstractContextManager[Started]]
+Start = Callable[[Path, Core, int], contextlib.AbstractContextManager[Started]]
 """Starts a server: (directory for its files, core, port of Redis)."""
 
 
@@ -75,7 +84,7 @@ def streamer(*flags: str) -> Start:
     """`streamer serve` as an operator would start it, with limits per address off."""
 
     @contextlib.contextmanager
-    def start(directory: Path, core: int, redis_port: int) -> Iterator[Started]:
+    def start(directory: Path, core: Core, redis_port: int) -> Iterator[Started]:
         command = [*STREAMER, "serve", "--redis", f"redis://127.0.0.1:{redis_port}"]
         command += ["--port", "0", "--http-port", "0", "--max-connections-per-address", "0", *flags]
         with running(command, core=core, log=directory / "streamer.log") as process:
@@ -89,7 +98,7 @@ def streamer(*flags: str) -> Start:
 
 
 @contextlib.contextmanager
-def raw_send(directory: Path, core: int, redis_port: int) -> Iterator[Started]:
+def raw_send(directory: Path, core: Core, redis_port: int) -> Iterator[Started]:
     """A loop in C: one send() for each frame and client."""
     port = free_port()
     command = [str(compiled("raw_send", [PEERS / "raw_send.c"])), str(redis_port), str(port)]
@@ -103,7 +112,7 @@ def _json_peer(
     command: Sequence[str | Path],
     environment: dict[str, str],
     directory: Path,
-    core: int,
+    core: Core,
     redis_port: int,
 ) -> Iterator[Started]:
     port = free_port()
@@ -122,7 +131,7 @@ def python_peer(script: str) -> Start:
     """One of the Python peers."""
 
     def start(
-        directory: Path, core: int, redis_port: int
+        directory: Path, core: Core, redis_port: int
     ) -> contextlib.AbstractContextManager[Started]:
         return _json_peer([install.python(), PEERS / script], {}, directory, core, redis_port)
 
@@ -130,7 +139,7 @@ def python_peer(script: str) -> Start:
 
 
 def node_ws(
-    directory: Path, core: int, redis_port: int
+    directory: Path, core: Core, redis_port: int
 ) -> contextlib.AbstractContextManager[Started]:
     """Node's ws and ioredis."""
     modules = install.node_modules("ws", "ioredis")
@@ -148,7 +157,7 @@ def _filled(template: Path, directory: Path, **values: object) -> Path:
 
 
 @contextlib.contextmanager
-def nchan(directory: Path, core: int, _redis_port: int) -> Iterator[Started]:
+def nchan(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
     """Nginx with nchan; publications are POSTs to itself."""
     root = install.debian("nchan", "nginx", "libnginx-mod-nchan")
     try:
@@ -172,7 +181,7 @@ def nchan(directory: Path, core: int, _redis_port: int) -> Iterator[Started]:
 
 
 @contextlib.contextmanager
-def nats(directory: Path, core: int, _redis_port: int) -> Iterator[Started]:
+def nats(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
     """nats-server with its WebSocket listener; publications speak NATS to it."""
     root = install.debian("nats", "nats-server")
     port, publish_port = free_port(), free_port()

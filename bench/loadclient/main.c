@@ -46,7 +46,7 @@ struct client {
     struct publisher publisher;
     struct totals totals;
     uint64_t started_ns, connected_ns, phase_end_ns, last_message_ns, next_sweep_ns, longest_turn_ns, storm_ready_ns;
-    uint64_t messages_at_measure, frames_at_measure, bytes_at_measure, window_messages, cpu_at_measure_ns, cpu_used_ns, measured_ns;
+    uint64_t messages_at_measure, frames_at_measure, bytes_at_measure, window_messages, cpu_at_measure_ns, cpu_used_ns, measured_ns, waiting_at_measure_ns, waited_ns;
     uint64_t per_second[MAX_SECONDS];
     uint64_t storm_came; /* of the storm, when measuring ended */
     uint64_t expected; /* deliveries, once the publisher has finished */
@@ -59,6 +59,19 @@ static uint64_t cpu_ns(void)
     getrusage(RUSAGE_SELF, &used);
     return (uint64_t)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000000u
            + (uint64_t)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1000u;
+}
+
+/* How long this process could have run and had no core. */
+static uint64_t waiting_ns(void)
+{
+    unsigned long ran, waited = 0;
+    FILE *file = fopen("/proc/self/schedstat", "r");
+    if (file != NULL) {
+        if (fscanf(file, "%lu %lu", &ran, &waited) != 2)
+            waited = 0;
+        fclose(file);
+    }
+    return waited;
 }
 
 static void watch(int set, int operation, struct connection *c, uint32_t events)
@@ -206,6 +219,7 @@ static void begin_measuring(struct client *client, uint64_t now)
     client->frames_at_measure = client->totals.frames;
     client->bytes_at_measure = client->totals.bytes;
     client->cpu_at_measure_ns = cpu_ns();
+    client->waiting_at_measure_ns = waiting_ns();
     if (client->o.slow > 0)
         stop_slow(client, true);
     say(client, "measuring");
@@ -248,6 +262,7 @@ static void advance(struct client *client, uint64_t now)
         if (now >= client->phase_end_ns) {
             client->measured_ns = now - client->o.protocol.measure_start_ns;
             client->cpu_used_ns = cpu_ns() - client->cpu_at_measure_ns;
+            client->waited_ns = waiting_ns() - client->waiting_at_measure_ns;
             client->phase = PHASE_DRAIN;
             client->storm_came = client->totals.live > client->base_count ? client->totals.live - client->base_count : 0;
             client->phase_end_ns = now + (uint64_t)(1e9 * client->o.drain_seconds);
@@ -327,8 +342,9 @@ static void print_result(struct client *client)
     printf("],\"worst_ms_per_second\":[");
     for (int i = 0; i < (int)client->o.seconds && i < MAX_SECONDS; i++)
         printf("%s%.3f", i ? "," : "", (double)t->worst_ns[i] / 1e6);
-    printf("],\"client_cpu_seconds\":%.4f,\"client_cpu_share\":%.4f,\"client_longest_turn_ms\":%.4f", (double)client->cpu_used_ns / 1e9,
-           client->measured_ns ? (double)client->cpu_used_ns / (double)client->measured_ns : 0, (double)client->longest_turn_ns / 1e6);
+    printf("],\"client_cpu_seconds\":%.4f,\"client_cpu_share\":%.4f,\"client_waiting_share\":%.4f,\"client_longest_turn_ms\":%.4f", (double)client->cpu_used_ns / 1e9,
+           client->measured_ns ? (double)client->cpu_used_ns / (double)client->measured_ns : 0,
+           client->measured_ns ? (double)client->waited_ns / (double)client->measured_ns : 0, (double)client->longest_turn_ns / 1e6);
     const struct publisher_report *p = client->publisher.report;
     if (p != NULL)
         printf(",\"published\":%lu,\"published_per_second\":%.1f,\"publish_errors\":%lu,\"publisher_late_ms\":%.4f,\"publisher_cpu_seconds\":%.4f",
