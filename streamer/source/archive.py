@@ -17,8 +17,9 @@ import structlog
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.source.commands import Commands
-from streamer.source.connect import Command, RedisReplyError
+from streamer.source.connect import Command, RedisConnectionError, RedisReplyError
 from streamer.source.keys import history_key, position_key
+from streamer.source.replies import is_passing
 
 NEWEST_ENTRIES: Final = 32
 """How far back the last known value of each kind is looked for."""
@@ -107,6 +108,10 @@ class RedisArchive:
 
     def _record(self, reply: Any) -> TopicRecord | None:
         if isinstance(reply, RedisReplyError):
+            if is_passing(reply):
+                # It may have positions, and will say so: a Redis that still loads its data, say,
+                # already lets one subscribe.
+                raise RedisConnectionError(f"Redis cannot tell positions now: {reply}")
             # An ACL without scripts, say: then Redis keeps no positions for us.
             log.warning("position not read", reason=str(reply))
             return None
