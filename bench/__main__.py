@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
 import click
+import trio
 
+from bench.check import SCRIPTS
+from bench.check import check as check_load_client
 from bench.compare import LIMIT, Record, environment, limits, rounds
 from bench.fanout import main as fanout
 from bench.plots import write_plots
@@ -112,6 +116,16 @@ def _line(record: Record) -> str:
         f"p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms, "
         f"{one.server_cpu_us_per_delivery:.2f} µs, {one.connects_per_second:,.0f} connects/s"
     )
+
+
+@main.command()
+def check() -> None:
+    """Put the load client to the test: a scripted server loses, repeats and disorders."""
+    wrong = trio.run(check_load_client)
+    for line in wrong:
+        click.echo(line, err=True)
+    click.echo(f"{len(SCRIPTS) - len(wrong)} passed, {len(wrong)} failed")
+    sys.exit(1 if wrong else 0)
 
 
 @main.command()

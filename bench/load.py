@@ -99,6 +99,14 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
 
 
+def _topic_lines(topics: Sequence[Topic]) -> Iterator[Iterable[str]]:
+    # A server may number the messages of all kinds of one target together.
+    streams: dict[str, int] = {}
+    for topic in topics:
+        target = topic.channel.rpartition(":")[0]
+        yield topic.channel, str(streams.setdefault(target, len(streams))), topic.head
+
+
 def _connection_lines(workload: Workload, endpoint: Endpoint) -> Iterator[Iterable[str]]:
     for wanted in workload.subscriptions:
         path, sends = endpoint.subscribe([workload.topics[i].channel for i in wanted])
@@ -132,9 +140,7 @@ def run_load(
     with tempfile.TemporaryDirectory(prefix="fanout-") as name:
         directory = Path(name)
         command += [*load.flags(), *endpoint.flags()]
-        command.append(
-            _write(directory / "topics", ((one.channel, one.head) for one in workload.topics))
-        )
+        command.append(_write(directory / "topics", _topic_lines(workload.topics)))
         command.append(_write(directory / "connections", _connection_lines(workload, endpoint)))
         if workload.schedule:
             lines = ((str(one.at_ns), str(one.topic), one.head) for one in workload.schedule)

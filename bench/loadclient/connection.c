@@ -138,6 +138,20 @@ static void hold(struct connection *c, const char *at, size_t length)
     c->held_length += length;
 }
 
+/* A server that numbers its messages must account for every one of them by these numbers. */
+static bool follows(struct receipt *r, const struct update *update)
+{
+    uint64_t *last = &r->connection->sequences[r->protocol->topics[update->topic].stream];
+    bool known = *last != SEQUENCE_UNKNOWN;
+    if (known && update->previous > *last)
+        r->tally->lost += update->previous - *last;
+    if (known && update->previous < *last)
+        r->tally->out_of_order++;
+    r->tally->merged += update->sequence - 1 - update->previous;
+    *last = update->sequence;
+    return known || update->previous < update->sequence - 1;
+}
+
 static void on_update(void *context, const struct update *update)
 {
     struct receipt *r = context;
@@ -155,8 +169,10 @@ static void on_update(void *context, const struct update *update)
     if (track->next == COUNTER_UNKNOWN)
         track->next = update->counter;
     uint64_t missed = update->counter >= track->next ? update->counter - track->next : 0;
+    bool accounted = update->numbered && follows(r, update);
     if (update->counter >= track->next) {
-        *(update->merged ? &r->tally->merged : &r->tally->lost) += missed;
+        if (!accounted)
+            r->tally->lost += missed;
         track->recent = (missed < 63 ? track->recent << (missed + 1) : 0) | 1;
         track->next = update->counter + 1;
     } else {
@@ -164,7 +180,7 @@ static void on_update(void *context, const struct update *update)
         if (age < 64 && !(track->recent >> age & 1)) {
             track->recent |= UINT64_C(1) << age; /* counted as lost when it was passed over */
             r->tally->out_of_order++;
-            r->tally->lost -= r->tally->lost > 0;
+            r->tally->lost -= !accounted && r->tally->lost > 0;
         } else {
             r->tally->duplicates++;
         }
@@ -181,7 +197,13 @@ static void on_update(void *context, const struct update *update)
 
 static void on_gap(void *context)
 {
-    ((struct receipt *)context)->tally->gaps++;
+    struct receipt *r = context;
+    r->tally->gaps++;
+    /* Which stream it is about does not matter here: what follows on any of them is believed. */
+    for (uint32_t t = 0; t < r->protocol->topic_count; t++) {
+        r->connection->sequences[t] = SEQUENCE_UNKNOWN;
+        r->connection->tracks[t].next = COUNTER_UNKNOWN;
+    }
 }
 
 static void on_error(void *context)

@@ -1,6 +1,7 @@
 #ifndef CONNECTION_H
 #define CONNECTION_H
 #include "histogram.h"
+#include "publisher.h"
 
 #include <netinet/in.h>
 #include <stdbool.h>
@@ -25,6 +26,8 @@ struct track {
     uint64_t recent; /* bit i: counter next - 1 - i was received */
 };
 
+enum { SEQUENCE_UNKNOWN = 0 };
+
 struct connection {
     int fd;
     uint8_t kind, state;
@@ -38,6 +41,7 @@ struct connection {
     size_t held_length, held_capacity;
     uint64_t opened_ns;
     struct track *tracks;
+    uint64_t *sequences; /* per stream the last number received, or SEQUENCE_UNKNOWN */
     /* from the specification */
     const char *path;
     uint32_t *topics, topic_count;
@@ -70,6 +74,7 @@ struct protocol {
     uint32_t acks;   /* of them each connection waits for; 0 = the handshake is the subscription */
     bool nats;       /* the payloads are one stream of the NATS protocol */
     uint32_t topic_count;
+    const struct publication_topic *topics;
     int slow_receive_buffer_bytes;
     uint64_t topic_period_ns; /* between two publications of a topic */
     /* Publications stamped within this are measured for latency. */

@@ -92,7 +92,8 @@ static void open_next(struct client *client)
     c->base = client->phase == PHASE_CONNECT;
     if (c->kind != KIND_DRAIN) {
         c->tracks = calloc(client->o.protocol.topic_count, sizeof *c->tracks);
-        if (c->tracks == NULL)
+        c->sequences = calloc(client->o.protocol.topic_count, sizeof *c->sequences);
+        if (c->tracks == NULL || c->sequences == NULL)
             err(1, "tracks");
         for (uint32_t t = 0; t < client->o.protocol.topic_count; t++)
             c->tracks[t].next = c->base ? 0 : COUNTER_UNKNOWN;
@@ -302,8 +303,10 @@ static void print_tally(struct client *client, const char *name, enum connection
         if (c->kind != kind || c->tracks == NULL)
             continue;
         connections++;
-        for (uint32_t k = 0; k < c->topic_count && c->base; k++)
-            undelivered += published_of(client, c->topics[k]) - c->tracks[c->topics[k]].next;
+        for (uint32_t k = 0; k < c->topic_count; k++) {
+            uint64_t next = c->tracks[c->topics[k]].next;
+            undelivered += next == COUNTER_UNKNOWN ? 0 : published_of(client, c->topics[k]) - next;
+        }
     }
     printf("\"%s\":{\"connections\":%lu,\"updates\":%lu,\"lost\":%lu,\"undelivered\":%lu,\"merged\":%lu,\"duplicates\":%lu,"
            "\"out_of_order\":%lu,\"snapshots\":%lu,\"gaps\":%lu,\"errors\":%lu,\"malformed\":%lu,",
@@ -388,6 +391,7 @@ static void prepare(struct client *client)
 {
     struct options *o = &client->o;
     o->publish.topics = read_topics(o->topics_path, &o->publish.topic_count);
+    o->protocol.topics = o->publish.topics;
     o->protocol.topic_count = o->publish.topic_count;
     if (o->schedule_path != NULL)
         o->publish.schedule = read_schedule(o->schedule_path, &o->publish.schedule_count, o->publish.topic_count);

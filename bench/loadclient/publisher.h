@@ -9,6 +9,7 @@ enum publish_protocol { PUBLISH_REDIS, PUBLISH_NATS, PUBLISH_HTTP };
 
 struct publication_topic {
     const char *channel;
+    uint32_t stream; /* topics whose messages a server may number together have one, less than the count of topics */
     const char *head; /* the message up to its last field, without the closing brace */
 };
 

@@ -45,6 +45,15 @@ static const char *scan_scalar(const char *at, const char *end)
     return at == start ? NULL : at;
 }
 
+static const char *scan_number(const char *at, const char *end, uint64_t *number)
+{
+    if (at >= end || *at < '0' || *at > '9')
+        return NULL;
+    for (*number = 0; at < end && *at >= '0' && *at <= '9'; at++)
+        *number = *number * 10 + (uint64_t)(*at - '0');
+    return at;
+}
+
 static const char *scan_marker(const char *at, const char *end, struct update *update)
 {
     uint64_t numbers[3] = {0};
@@ -52,11 +61,9 @@ static const char *scan_marker(const char *at, const char *end, struct update *u
         at = skip_space(at, end);
         if (at >= end || *at++ != (i ? ',' : '['))
             return NULL;
-        at = skip_space(at, end);
-        if (at >= end || *at < '0' || *at > '9')
+        at = scan_number(skip_space(at, end), end, &numbers[i]);
+        if (at == NULL)
             return NULL;
-        for (; at < end && *at >= '0' && *at <= '9'; at++)
-            numbers[i] = numbers[i] * 10 + (uint64_t)(*at - '0');
     }
     update->topic = (uint32_t)numbers[0];
     update->counter = numbers[1];
@@ -70,7 +77,7 @@ static const char *scan_value(const char *at, const char *end, const struct scan
 static const char *scan_object(const char *at, const char *end, const struct scan_visitor *visitor, int depth)
 {
     struct update update = {0};
-    bool marked = false;
+    bool marked = false, merged = false;
     struct text type = {0};
     at = skip_space(at + 1, end);
     if (at < end && *at == '}')
@@ -89,10 +96,14 @@ static const char *scan_object(const char *at, const char *end, const struct sca
             marked = true;
         } else if (text_is(key, "type")) {
             at = scan_string(at, end, &type);
+        } else if (text_is(key, "previous")) {
+            at = scan_number(at, end, &update.previous);
+            merged = true;
+        } else if (text_is(key, "sequence")) {
+            at = scan_number(at, end, &update.sequence);
+            update.numbered = true;
         } else {
-            if (text_is(key, "previous"))
-                update.merged = true;
-            else if (text_is(key, "snapshot") && at < end && *at == 't')
+            if (text_is(key, "snapshot") && at < end && *at == 't')
                 update.snapshot = true;
             at = scan_value(at, end, visitor, depth);
         }
@@ -106,6 +117,8 @@ static const char *scan_object(const char *at, const char *end, const struct sca
         if (*at++ != ',')
             return NULL;
     }
+    if (!merged)
+        update.previous = update.sequence - 1;
     if (marked)
         visitor->on_update(visitor->context, &update);
     else if (type.at != NULL && text_is(type, "gap"))

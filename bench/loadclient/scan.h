@@ -12,8 +12,10 @@ struct update {
     uint32_t topic;
     uint64_t counter; /* from 0, per topic */
     uint64_t t_ns;    /* now_ns() just before PUBLISH */
-    bool merged;      /* carries "previous": what lies before it was merged by policy */
-    bool snapshot;
+    /* Where the server numbers the messages of a stream: this one, and the one it says it follows
+     * ("previous", else the number before). What lies between was merged by policy. */
+    uint64_t sequence, previous;
+    bool numbered, snapshot;
 };
 
 struct scan_visitor {

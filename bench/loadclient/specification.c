@@ -50,13 +50,15 @@ struct publication_topic *read_topics(const char *path, uint32_t *count)
     size_t capacity = 0;
     *count = 0;
     while (getline(&line, &capacity, file) > 0) {
-        char *rest = line, *channel;
+        char *rest = line, *channel, *stream;
         line[strcspn(line, "\n")] = '\0';
         channel = strsep(&rest, "\t");
-        if (rest == NULL)
-            errx(1, "%s: line %u has no message", path, *count + 1);
+        stream = strsep(&rest, "\t");
+        if (rest == NULL || strtoul(stream, NULL, 10) > *count)
+            errx(1, "%s: line %u is not a channel, a stream and a message", path, *count + 1);
         topics = grown(topics, *count, sizeof *topics);
-        topics[(*count)++] = (struct publication_topic){.channel = unescaped(channel), .head = unescaped(rest)};
+        topics[(*count)++] = (struct publication_topic){
+            .channel = unescaped(channel), .stream = (uint32_t)strtoul(stream, NULL, 10), .head = unescaped(rest)};
     }
     free(line);
     fclose(file);

@@ -6,7 +6,7 @@
 /* The files that the driver writes. One line each, fields divided by tabs; \\, \r and \n stand for
  * backslash, carriage return and line feed.
  *
- *   topics:       channel <TAB> message without its closing brace
+ *   topics:       channel <TAB> stream index <TAB> message without its closing brace
  *   schedule:     nanoseconds from the start <TAB> topic index <TAB> message without its closing brace
  *   connections:  request path <TAB> topic indexes, comma separated <TAB> first text to send <TAB> ...
  */

@@ -1,0 +1,127 @@
+"""Is the instrument right? The load client against a server that loses, repeats and disorders."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+import trio_websocket
+
+from bench.load import Endpoint, Load, Workload, run_load
+from bench.measure import price_topics
+from bench.rig import Cores, RigError, running_redis
+from bench.servers import subscribe_json
+
+PUBLISHED = 10
+
+
+@attrs.frozen
+class Script:
+    """What a client is sent, and what the load client must say of it."""
+
+    name: str
+    frames: Sequence[str]
+    expected: dict[str, int]
+
+
+def _message(counter: int, **fields: Any) -> dict[str, Any]:
+    return {"type": "price_update", **fields, "~": [0, counter, 1]}
+
+
+def _plain(*counters: int) -> list[str]:
+    return [json.dumps(_message(counter)) for counter in counters]
+
+
+def _numbered(*pairs: tuple[int, int | None]) -> list[str]:
+    """(sequence, previous); the counter is the sequence less one."""
+    return [
+        json.dumps(
+            _message(
+                sequence - 1,
+                sequence=sequence,
+                **({} if previous is None else {"previous": previous}),
+            )
+        )
+        for sequence, previous in pairs
+    ]
+
+
+SCRIPTS = (
+    Script("all there", _plain(*range(10)), {"updates": 10, "lost": 0, "undelivered": 0}),
+    Script(
+        "a batch, indented",
+        [json.dumps({"type": "batch", "messages": [_message(i) for i in range(10)]}, indent=1)],
+        {"updates": 10, "lost": 0, "undelivered": 0, "malformed": 0},
+    ),
+    Script("two lost", _plain(0, 1, 4, 5, 6, 7, 8, 9), {"lost": 2, "undelivered": 0}),
+    Script("the first lost", _plain(*range(1, 10)), {"lost": 1}),
+    Script("the last two not there", _plain(*range(8)), {"lost": 0, "undelivered": 2}),
+    Script("one twice", _plain(*range(10), 9), {"duplicates": 1, "out_of_order": 0, "lost": 0}),
+    Script("two swapped", _plain(0, 2, 1, *range(3, 10)), {"out_of_order": 1, "lost": 0}),
+    Script(
+        "merged, and it says so",
+        _numbered((1, None), (2, None), (7, 2), (8, None), (10, 8)),
+        {"merged": 5, "lost": 0, "undelivered": 0},
+    ),
+    Script(
+        "merged, but it says too little",
+        _numbered((1, None), (2, None), (7, 4), (8, None), (10, None)),
+        {"merged": 2, "lost": 3},
+    ),
+    Script(
+        "a gap announced",
+        [*_numbered((1, None)), '{"type":"gap"}', *_numbered((6, None), (7, None))],
+        {"gaps": 1, "lost": 0, "undelivered": 3},
+    ),
+    Script("no JSON", [*_plain(*range(10)), '{"~":[0,1'], {"malformed": 1, "lost": 0}),
+    Script("an error", [*_plain(*range(10)), '{"type":"error"}'], {"errors": 1, "lost": 0}),
+)
+
+
+async def check() -> list[str]:
+    """Play every script to the load client; returns what it got wrong.
+
+    Raises:
+        RigError: a part of the rig could not be had, or failed.
+    """
+    wrong = []
+    with tempfile.TemporaryDirectory(prefix="fanout-") as name:
+        core = Cores.available().client
+        with running_redis(Path(name), core) as (redis_port, _):
+            for script in SCRIPTS:
+                sample = (await _play(script, redis_port))["sample"]
+                found = {key: sample[key] for key in script.expected}
+                if found != script.expected:
+                    wrong.append(f"{script.name}: {found} instead of {script.expected}")
+    return wrong
+
+
+async def _play(script: Script, redis_port: int) -> dict[str, Any]:
+    async def client(request: trio_websocket.WebSocketRequest) -> None:
+        connection = await request.accept()
+        await connection.get_message()
+        await connection.send_message('{"subscribed":1}')
+        for frame in script.frames:
+            await connection.send_message(frame)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            partial(trio_websocket.serve_websocket, client, "127.0.0.1", 0, ssl_context=None)
+        )
+        load = Load(PUBLISHED, 1.0, sample=1, warmup_seconds=0, settle_seconds=0.1)
+        endpoint = Endpoint(server.port, redis_port, subscribe_json, ack='"subscribed"', acks=1)
+        workload = Workload(load, price_topics(1), [[0]])
+        core = Cores.available().client
+        report = await trio.to_thread.run_sync(
+            lambda: run_load(workload, endpoint, core=core, on_event=lambda _: None)
+        )
+        nursery.cancel_scope.cancel()
+        return report
+    raise RigError(f"{script.name}: the server ended before the load client")
