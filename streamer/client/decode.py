@@ -18,9 +18,12 @@ import attrs
 import cattrs
 import orjson
 
+from streamer.client.errors import DecodeError
 from streamer.client.messages import (
     Alert,
     Data,
+    Error,
+    Gap,
     MarketStatus,
     Notification,
     OrderbookUpdate,
@@ -28,10 +31,6 @@ from streamer.client.messages import (
 )
 from streamer.protocol import messages
 from streamer.protocol.codec import CONVERTER, explain
-
-
-class DecodeError(ValueError):
-    """What was received is not what a server of this protocol sends; the text says why."""
 
 
 @attrs.frozen
@@ -49,8 +48,8 @@ Control = (
     | messages.Pong
     | messages.TokenRefreshed
     | messages.Reconnected
-    | messages.Error
-    | messages.Gap
+    | Error
+    | Gap
     | messages.ServerShutdown
 )
 Message = Data | Control | Unknown
@@ -64,8 +63,8 @@ _CONTROL: Final[Mapping[str, type[Control]]] = {
         messages.Pong,
         messages.TokenRefreshed,
         messages.Reconnected,
-        messages.Error,
-        messages.Gap,
+        Error,
+        Gap,
         messages.ServerShutdown,
     )
 }
@@ -130,7 +129,8 @@ def _message(decoded: Any, text: str) -> Message:
         extra.pop("type")
         return model(**members, extra=extra, text=text)
     if name in _CONTROL:
-        return CONVERTER.structure(orjson.loads(text), _CONTROL[name])
+        message = CONVERTER.structure(orjson.loads(text), _CONTROL[name])
+        return attrs.evolve(message, text=text) if isinstance(message, Gap | Error) else message
     return Unknown(name, text)
 
 

@@ -71,6 +71,11 @@ class Streamed(Data):
     snapshot: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     """Whether it is the last known value rather than news."""
 
+    def place(self, topic: Topic | None) -> None:
+        """Set its topic: by whoever decoded it, before anybody else has it."""
+        # Not attrs.evolve, which would check and convert every member a second time.
+        object.__setattr__(self, "topic", topic)
+
     @property
     def follows(self) -> int:
         """The sequence that it follows for this client."""
@@ -161,3 +166,24 @@ class Notification(Data):
     message: str = attrs.field(validator=_STRING)
     notification_type: str = attrs.field(validator=_STRING)
     priority: messages.Priority = attrs.field(converter=messages.Priority)
+
+
+@attrs.frozen
+class Gap(messages.Gap):
+    """A hole in a topic's stream that could not be filled; the stream resumes at the position."""
+
+    text: str = attrs.field(default="", repr=False, eq=False)
+    """The JSON object as it was received."""
+
+    @property
+    def topic(self) -> Topic:
+        """The topic whose stream it is."""
+        return Topic(self.subscription_type, self.target)
+
+
+@attrs.frozen
+class Error(messages.Error):
+    """A request that was not carried out, or a fault of the server's own."""
+
+    text: str = attrs.field(default="", repr=False, eq=False)
+    """The JSON object as it was received."""

@@ -133,8 +133,7 @@ class _Stream:
 
     @property
     def is_recovering(self) -> bool:
-        behind = self.held < self.stands and not self.partial
-        return self.live and (behind or self.unannounced is not None)
+        return self.live and self.held != self.stands and not self.partial
 
     @property
     def position(self) -> Position | None:
@@ -302,7 +301,7 @@ class Verifier:
 
     def _advance(self, topic: Topic, stream: _Stream, message: Streamed) -> None:
         sequence, follows, held = message.sequence, message.follows, stream.held
-        if stream.unannounced is not None:
+        if stream.unannounced is not None and not self._renamed(stream, follows):
             detail = f"{sequence} comes after {held} of epoch {stream.epoch}, which has ended"
             self._violate(Fault.EPOCH, topic, detail)
             stream.move(stream.unannounced)
@@ -321,6 +320,19 @@ class Verifier:
         self._merged += max(sequence - follows - 1, 0)
         stream.held = sequence
         stream.stands = max(stream.stands, sequence)
+
+    @staticmethod
+    def _renamed(stream: _Stream, follows: int) -> bool:
+        """Whether the same stream goes on under another epoch, which is then taken over.
+
+        A server gives a topic an epoch of its own until it learns that of the topic's producers.
+        """
+        assert stream.unannounced is not None
+        renamed = follows == stream.held <= stream.unannounced.sequence
+        if renamed:
+            stream.epoch = stream.unannounced.epoch
+            stream.unannounced = None
+        return renamed
 
     @staticmethod
     def _left_out(stream: _Stream, follows: int) -> bool:

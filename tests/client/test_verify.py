@@ -10,12 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from streamer.client.decode import Message, decode_server
-from streamer.client.messages import MarketStatus, PriceUpdate, Streamed
+from streamer.client.messages import Error, Gap, MarketStatus, PriceUpdate, Streamed
 from streamer.client.verify import VIOLATIONS_KEPT, Account, Fault, Verifier, Violation
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import (
-    Error,
-    Gap,
     GapReason,
     MarketPhase,
     Ping,
@@ -232,6 +230,14 @@ def test_after_an_unannounced_epoch_the_stream_goes_on_in_it() -> None:
     show(verifier, *conversation)
     assert verifier.account().faults == {Fault.EPOCH: 1}
     assert verifier.position(STOCK) == Position("b", 3)
+
+
+def test_a_stream_may_go_on_under_the_epoch_of_its_producers() -> None:
+    """Another epoch is no hole where all that was missed follows; the new name is then held."""
+    verifier = Verifier()
+    show(verifier, subscribe(since=HELD), subscribed(8, "b"), price(7), price(8), price(9))
+    assert verifier.account().violations == 0
+    assert verifier.position(STOCK) == Position("b", 9)
 
 
 def reconnected(sequence: int | None, epoch: str = "a") -> Reconnected:

@@ -1,0 +1,149 @@
+"""What the client is tested against: the real server, and a peer that does what a test tells it."""
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio_websocket
+
+from streamer.config import Settings
+from streamer.server import Server, serve
+
+Serve = Callable[..., Awaitable[Server]]
+Script = Callable[["Line"], Awaitable[None]]
+
+
+@pytest.fixture
+def start_server(nursery: trio.Nursery) -> Serve:
+    """Starts a server without Redis; takes its settings."""
+
+    async def start(**settings: Any) -> Server:
+        own = {"memory": True, "port": 0, "http_port": 0, "flush_interval_ms": 0.0} | settings
+        server: Server = await nursery.start(serve, Settings(**own))
+        return server
+
+    return start
+
+
+@pytest.fixture
+async def server(start_server: Serve) -> Server:
+    """A server with default settings, but that it sends at once."""
+    return await start_server()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Let others run until something is so."""
+    while True:
+        await trio.lowlevel.checkpoint()
+        if condition():
+            return
+
+
+class Line:
+    """One connection of a peer."""
+
+    def __init__(self, request: trio_websocket.WebSocketRequest) -> None:
+        self.path = request.path
+        self._request = request
+        self._socket: trio_websocket.WebSocketConnection | None = None
+
+    async def socket(self) -> trio_websocket.WebSocketConnection:
+        """The connection, accepted."""
+        if self._socket is None:
+            self._socket = await self._request.accept()
+        return self._socket
+
+    async def reject(self, status: int) -> None:
+        """Answer the handshake with an HTTP status."""
+        await self._request.reject(status)
+
+    async def greet(self, **changes: Any) -> None:
+        """Say `connected`."""
+        greeting = {"session_id": "s1", "protocol": 1, "heartbeat_interval": 25, "limits": {}}
+        await self.say("connected", **greeting | changes)
+
+    async def say(self, message_type: str, **members: Any) -> None:
+        """Send one message."""
+        message = {"type": message_type, "timestamp": "2024-08-09T00:00:00Z"} | members
+        await self.send(json.dumps(message))
+
+    async def send(self, message: str | bytes) -> None:
+        """Send what need not be a message."""
+        await (await self.socket()).send_message(message)
+
+    async def hear(self) -> dict[str, Any]:
+        """The next message of the client."""
+        message: dict[str, Any] = json.loads(await (await self.socket()).get_message())
+        return message
+
+    async def accept_subscription(self, sequence: int = 0) -> None:
+        """Answer a subscription in full, at this position."""
+        request = await self.hear()
+        assert request["type"] == "subscribe"
+        await self.say(
+            "subscribed",
+            subscription_type=request["subscription_type"],
+            targets=request["targets"],
+            rejected=[],
+            positions={
+                target: {"epoch": "a", "sequence": sequence} for target in request["targets"]
+            },
+            request_id=request["request_id"],
+        )
+
+    async def price(self, sequence: int, **members: Any) -> None:
+        """Send a price of stock 005930."""
+        values = {"stock_code": "005930", "price": 1, "change": 0, "change_percent": 0, "volume": 1}
+        await self.say("price_update", **values, sequence=sequence, **members)
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Close the connection."""
+        await (await self.socket()).aclose(code, reason)
+
+    async def wait_closed(self) -> int:
+        """Read until the client closes; with which code."""
+        socket = await self.socket()
+        code: int | None = None
+        while code is None:
+            try:
+                await socket.get_message()
+            except trio_websocket.ConnectionClosed:
+                code = socket.closed.code if socket.closed else 0
+        return code
+
+
+Peer = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+def peer(nursery: trio.Nursery) -> Peer:
+    """Starts a WebSocket server that plays a script for each connection; returns its URL."""
+
+    async def start(*scripts: Script) -> str:
+        left = list(scripts)
+
+        async def play(request: trio_websocket.WebSocketRequest) -> None:
+            await left.pop(0)(Line(request))
+
+        listening = await nursery.start(
+            partial(
+                trio_websocket.serve_websocket, play, "127.0.0.1", 0, None, message_queue_size=0
+            )
+        )
+        return f"ws://127.0.0.1:{listening.port}/v1/ws"
+
+    return start
+
+
+@pytest.fixture
+async def deadline(nursery: trio.Nursery) -> None:
+    """What hangs fails."""
+
+    async def expire() -> None:
+        await trio.sleep(30)
+        pytest.fail("the test hangs")
+
+    nursery.start_soon(expire)

@@ -1,0 +1,384 @@
+"""The client comes back: what it lost is restored, and what cannot be is announced."""
+
+from typing import Any
+
+import pytest
+import trio
+
+from streamer.client import (
+    Backoff,
+    Client,
+    ClosedError,
+    ConnectError,
+    Gap,
+    PriceUpdate,
+    SubscriptionRejectedError,
+    Topic,
+    open_client,
+)
+from streamer.protocol import errors
+from streamer.protocol.messages import GapReason
+from streamer.server import Server
+from tests.client.conftest import Line, Peer, Serve, wait_until
+
+STOCK = Topic.parse("stock:005930")
+TOPICS = ["stock:005930", "stock:000660", "market:KOSPI"]
+
+pytestmark = pytest.mark.usefixtures("deadline")
+
+
+def at_once() -> Backoff:
+    """No waiting between attempts."""
+    return Backoff(first_seconds=0.0)
+
+
+def publish(server: Server, price: int, code: str = "005930") -> None:
+    """Publish a price of a stock."""
+    assert server.bus is not None
+    text = f'{{"stock_code":"{code}","price":{price},"change":0,"change_percent":0,"volume":1}}'
+    server.bus.publish(f"stock:{code}:price", text.encode())
+
+
+def cut(server: Server) -> None:
+    """Cut all connections without a word."""
+    for session in list(server._reception.sessions.values()):
+        session.give_up()
+
+
+def close(server: Server, reason: errors.CloseReason) -> None:
+    """Close all connections with a code."""
+    for session in list(server._reception.sessions.values()):
+        session.end(reason)
+
+
+async def prices(client: Client, count: int) -> list[int]:
+    """The next prices, which are all that comes."""
+    received = []
+    for _ in range(count):
+        message = await client.receive()
+        assert isinstance(message, PriceUpdate), message
+        assert not message.snapshot
+        received.append(int(message.price))
+    return received
+
+
+async def lose_and_miss(server: Server, client: Client, count: int) -> None:
+    """Cut the connection of a client that is up to date, and publish before it is back."""
+    cut(server)
+    await wait_until(lambda: not server._reception.sessions)
+    for number in range(count):
+        publish(server, 100 + number)
+    await wait_until(lambda: client.statistics().connections == 2)
+
+
+@pytest.mark.parametrize("lifetime_seconds", [300.0, 0.0])
+async def test_what_was_missed_follows_in_order(
+    lifetime_seconds: float, start_server: Serve
+) -> None:
+    """From the session, and where that is not known any more from the positions."""
+    server = await start_server(session_lifetime_seconds=lifetime_seconds)
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe(TOPICS)
+        first_session_id = client.statistics().session_id
+        publish(server, 1)
+        assert await prices(client, 1) == [1]
+        await lose_and_miss(server, client, 3)
+        assert await prices(client, 3) == [100, 101, 102]
+        publish(server, 2)
+        assert await prices(client, 1) == [2]
+        account = client.account()
+        assert (account.violations, account.gaps, account.outstanding) == (0, {}, 0)
+        assert server.statistics().subscriptions == len(TOPICS)
+        assert client.statistics().session_id != first_session_id
+
+
+async def test_options_are_restored_too(start_server: Serve) -> None:
+    """Without the session, the client says them again."""
+    server = await start_server(session_lifetime_seconds=0.0)
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe([STOCK], kinds=["price"])
+        await client.subscribe(["market:KOSPI"])
+        await lose_and_miss(server, client, 1)
+        assert await prices(client, 1) == [100]
+        assert server.bus is not None
+        server.bus.publish("stock:005930:orderbook", b'{"stock_code":"005930","bids":[],"asks":[]}')
+        publish(server, 2)
+        assert await prices(client, 1) == [2]
+        assert client.account().violations == 0
+
+
+async def test_what_cannot_be_restored_is_a_gap(start_server: Serve) -> None:
+    """More was missed than the server keeps: a gap says so, and a snapshot follows."""
+    server = await start_server(history_length=2)
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe([STOCK])
+        publish(server, 1)
+        assert await prices(client, 1) == [1]
+        await lose_and_miss(server, client, 5)
+        gap = await client.receive()
+        assert isinstance(gap, Gap)
+        assert (gap.topic, gap.reason, gap.sequence) == (STOCK, GapReason.HISTORY_EXPIRED, 6)
+        assert '"type":"gap"' in gap.text
+        snapshot = await client.receive()
+        assert isinstance(snapshot, PriceUpdate)
+        assert snapshot.snapshot
+        publish(server, 2)
+        assert await prices(client, 1) == [2]
+        account = client.account()
+        assert (account.violations, account.gaps) == (0, {GapReason.HISTORY_EXPIRED: 1})
+
+
+async def test_a_server_that_begins_anew_is_a_gap(
+    nursery: trio.Nursery, start_server: Serve
+) -> None:
+    """Its history went with it; the client waits until there is a server again."""
+    server = await start_server(drain_min_retry_ms=0, drain_spread_ms_per_client=0.0)
+    port = int(server.websocket_url.rsplit(":", 1)[1].split("/")[0])
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe([STOCK])
+        publish(server, 1)
+        assert await prices(client, 1) == [1]
+        server.shutdown()
+        await wait_until(lambda: "refused" in (client.statistics().last_problem or ""))
+        assert not client.statistics().connected
+        server = await start_server(port=port)
+        gap = await client.receive()
+        assert isinstance(gap, Gap)
+        publish(server, 2)
+        assert await prices(client, 1) == [2]
+        assert client.account().violations == 0
+
+
+async def test_requests_wait_for_the_connection(server: Server) -> None:
+    """One that was cut off is made again; what was given up meanwhile stays given up."""
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe(TOPICS)
+        cut(server)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.unsubscribe, ["stock:000660"])
+            nursery.start_soon(client.subscribe, ["sector:chips"])
+        assert client.statistics().subscriptions == len(TOPICS)
+        assert client.statistics().connections == 2
+        (connection,) = server.connections()
+        assert connection.subscriptions == ["market:KOSPI", "sector:chips", "stock:005930"]
+
+
+async def test_what_a_restored_session_has_too_much_is_given_up(peer: Peer) -> None:
+    """The server may have taken a subscription whose answer was lost; nobody wants it."""
+    asked: list[dict[str, Any]] = []
+
+    async def first(line: Line) -> None:
+        await line.greet(session_id="s1")
+        await line.accept_subscription(sequence=3)
+        await line.close(4008)
+
+    async def second(line: Line) -> None:
+        await line.greet(session_id="s2")
+        asked.append(await line.hear())
+        await line.say(
+            "reconnected",
+            session_id="s2",
+            restored_subscriptions={"stock": ["005930", "000660"]},
+            missed_messages_count=0,
+            recovered=True,
+            request_id=asked[-1]["request_id"],
+        )
+        asked.append(await line.hear())
+        await line.say(
+            "unsubscribed",
+            subscription_type="stock",
+            targets=["000660"],
+            rejected=[],
+            request_id=asked[-1]["request_id"],
+        )
+        await line.price(4)
+        await line.wait_closed()
+
+    async with open_client(await peer(first, second), backoff=at_once()) as client:
+        await client.subscribe([STOCK])
+        assert await prices(client, 1) == [1]
+    reconnect, unsubscribe = asked
+    assert (reconnect["type"], reconnect["session_id"]) == ("reconnect", "s1")
+    assert reconnect["positions"] == {"stock:005930": {"epoch": "a", "sequence": 3}}
+    assert (unsubscribe["type"], unsubscribe["targets"]) == ("unsubscribe", ["000660"])
+
+
+async def test_more_positions_than_a_message_holds_are_sent_with_the_subscriptions(
+    start_server: Serve,
+) -> None:
+    """A `reconnect` that the server refuses as too large would close the connection for good."""
+    server = await start_server(max_message_bytes=1000, max_targets_per_request=5)
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe([f"stock:{number:06}" for number in range(20)])
+        publish(server, 1, code="000007")
+        assert await prices(client, 1) == [1]
+        cut(server)
+        await wait_until(lambda: client.statistics().connections == 2)
+        publish(server, 2, code="000007")
+        assert await prices(client, 1) == [2]
+        assert client.account().violations == 0
+
+
+async def test_a_subscription_that_is_refused_on_return_ends_the_client(
+    nursery: trio.Nursery, start_server: Serve
+) -> None:
+    """To go on without it would be to lose it in silence."""
+    server = await start_server(drain_min_retry_ms=0, drain_spread_ms_per_client=0.0)
+    port = int(server.websocket_url.rsplit(":", 1)[1].split("/")[0])
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe(TOPICS)
+        server.shutdown()
+        await wait_until(lambda: "refused" in (client.statistics().last_problem or ""))
+        await start_server(port=port, max_subscriptions=2)
+        gaps = [await client.receive(), await client.receive()]
+        assert all(isinstance(gap, Gap) for gap in gaps)
+        with pytest.raises(SubscriptionRejectedError, match="market:KOSPI rejected"):
+            await client.receive()
+
+
+@pytest.mark.parametrize("reason", [errors.OVERLOADED, errors.TOO_SLOW, errors.SHUTTING_DOWN])
+async def test_codes_that_say_so_are_come_back_from(
+    reason: errors.CloseReason, server: Server
+) -> None:
+    """With everything restored."""
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe([STOCK])
+        close(server, reason)
+        await wait_until(lambda: client.statistics().connections == 2)
+        assert client.statistics().last_problem == f"{reason.reason} ({reason.code})"
+        publish(server, 1)
+        assert await prices(client, 1) == [1]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        errors.POLICY,
+        errors.TOO_LARGE,
+        errors.PROTOCOL_VIOLATION,
+        errors.INVALID_UTF8,
+        errors.UNAUTHENTICATED,
+    ],
+)
+async def test_codes_that_forbid_it_are_not_come_back_from(
+    reason: errors.CloseReason, server: Server
+) -> None:
+    """What had arrived is handed out first; 4001 needs a token that this client does not have."""
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        await client.subscribe([STOCK])
+        publish(server, 1)
+        await wait_until(lambda: client.statistics().buffered_messages == 1)
+        close(server, reason)
+        assert await prices(client, 1) == [1]
+        with pytest.raises(ClosedError) as info:
+            await client.receive()
+        assert (info.value.code, info.value.reason) == (reason.code, reason.reason)
+        assert client.statistics().connections == 1
+
+
+async def test_an_expired_token_is_replaced(peer: Peer) -> None:
+    """A function that gives tokens is asked for another."""
+    paths = []
+
+    async def first(line: Line) -> None:
+        paths.append(line.path)
+        await line.greet()
+        await line.close(4001)
+
+    async def second(line: Line) -> None:
+        paths.append(line.path)
+        await line.greet()
+        await line.wait_closed()
+
+    tokens = iter(["one", "two"])
+
+    async def next_token() -> str:
+        await trio.lowlevel.checkpoint()
+        return next(tokens)
+
+    url = await peer(first, second)
+    async with open_client(url + "?a=b", token=next_token, backoff=at_once()) as client:
+        await wait_until(lambda: client.statistics().connections == 2)
+    assert paths == ["/v1/ws?a=b&token=one", "/v1/ws?a=b&token=two"]
+
+
+async def test_the_servers_delay_goes_before_ones_own(peer: Peer) -> None:
+    """`server_shutdown` says when to come back: here at once, where the backoff says in hours."""
+
+    async def first(line: Line) -> None:
+        await line.greet()
+        await line.say("server_shutdown", retry_after_ms=1)
+        await line.close(1001)
+
+    async def second(line: Line) -> None:
+        await line.greet()
+        await line.wait_closed()
+
+    slowly = Backoff(first_seconds=1e6, max_seconds=1e6)
+    async with open_client(await peer(first, second), backoff=slowly) as client:
+        await wait_until(lambda: client.statistics().connections == 2)
+
+
+async def test_leaving_while_away_takes_no_time(peer: Peer) -> None:
+    """The block ends though the next attempt is hours off."""
+
+    async def script(line: Line) -> None:
+        await line.greet()
+        await line.close(1013)
+
+    slowly = Backoff(first_seconds=1e6, max_seconds=1e6)
+    async with open_client(await peer(script), backoff=slowly) as client:
+        await wait_until(lambda: client.statistics().last_problem is not None)
+
+
+async def test_http_refusals_are_told_apart(peer: Peer) -> None:
+    """5xx may pass, 4xx will not."""
+
+    async def first(line: Line) -> None:
+        await line.greet()
+        await line.close(1013)
+
+    url = await peer(first, lambda line: line.reject(503), lambda line: line.reject(403))
+    async with open_client(url, backoff=at_once()) as client:
+        with pytest.raises(ConnectError, match="HTTP status 403"):
+            await client.receive()
+
+
+async def test_a_server_that_does_not_answer_pings_is_left(peer: Peer) -> None:
+    """A connection may be dead without a word: the peer reads nothing, so it answers nothing."""
+
+    async def first(line: Line) -> None:
+        await line.greet(heartbeat_interval=0.01)
+        await trio.sleep_forever()
+
+    async def second(line: Line) -> None:
+        await line.greet()
+        await line.wait_closed()
+
+    async with open_client(
+        await peer(first, second),
+        backoff=at_once(),
+        pong_timeout_seconds=0.01,
+        close_timeout_seconds=0.01,
+    ) as client:
+        async with trio.open_nursery() as nursery:
+            # The message that the peer does not read stops its reader, and so its pongs.
+            nursery.start_soon(client.subscribe, [STOCK])
+            await wait_until(lambda: client.statistics().connections == 2)
+            nursery.cancel_scope.cancel()
+        assert client.statistics().last_problem == "the server did not answer a ping (1006)"
+
+
+async def test_a_connection_that_lasted_resets_the_backoff(server: Server) -> None:
+    """One that did not is one more failure: a server that closes at once is not hammered."""
+    backoff = Backoff(first_seconds=0.0, max_seconds=1e6)
+    async with open_client(server.websocket_url, backoff=backoff) as client:
+        cut(server)
+        await wait_until(lambda: client.statistics().connections == 2)
+        cut(server)
+        await wait_until(lambda: client.statistics().connections == 3)
+        assert backoff.failures == 2
+        backoff.max_seconds = 0.0
+        cut(server)
+        await wait_until(lambda: client.statistics().connections == 4)
+        assert backoff.failures == 1
