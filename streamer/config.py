@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from streamer.source.urls import SENTINEL_SCHEMES, SINGLE_SCHEMES, HostsURL, has_scheme
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES)
 
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
 
@@ -34,7 +36,7 @@ def redact(url: str) -> str:
     """The URL without its password, for logs and error messages."""
     # Greedy up to the last @: a password that should have been percent-encoded may hold one.
     url = re.sub(r"(://[^:@/]*:).*@", r"\1***@", url)
-    return re.sub(r"([?&]password=)[^&'\"]*", r"\1***", url)
+    return re.sub(r"([?&]\w*password=)[^&'\"]*", r"\1***", url)
 
 
 @attrs.frozen
@@ -86,6 +88,8 @@ def _is_redis_url(value: object) -> bool:
     if not isinstance(value, str):
         return False
     try:
+        if has_scheme(value, SENTINEL_SCHEMES):
+            return bool(HostsURL.parse(value, default_port=0).path)
         parts = urlsplit(value)
         _ = parts.port  # parsed, and found wrong, only when asked for
     except ValueError:
@@ -150,7 +154,8 @@ class Settings:
     redis: str = _setting(
         "redis://127.0.0.1:6379/0",
         _REDIS_URL,
-        "The Redis that publications come from: redis://, rediss:// (TLS) or unix://.",
+        "The Redis that publications come from: redis://, rediss:// (TLS), unix:// or "
+        "redis+sentinel://HOST,HOST/MASTER.",
         repr=lambda url: repr(redact(url)),
         heading="Where publications come from",
     )

@@ -66,6 +66,11 @@ class RedisServer:
     Every call blocks, for some tens of milliseconds.
     """
 
+    arguments: tuple[str, ...] = ()
+    """After the configuration file."""
+    sign_of_life = "Ready to accept connections"
+    """In the log, once clients are served."""
+
     def __init__(self, **options: str | int) -> None:
         self.options: dict[str, str | int] = {"save": '""', **options}
         self._directory = tempfile.TemporaryDirectory(prefix="redis-")
@@ -198,7 +203,7 @@ class RedisServer:
         )
         with (self.directory / "redis.log").open("wb") as log:
             process = subprocess.Popen(
-                [binary, configuration],
+                [binary, configuration, *self.arguments],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -206,7 +211,7 @@ class RedisServer:
             )
         # The log, not a PING: it answers alike with a password, TLS only, or a long load.
         deadline = time.monotonic() + START_DEADLINE_SECONDS
-        while "Ready to accept connections" not in self.log:
+        while self.sign_of_life not in self.log:
             ended = process.poll() is not None
             if ended or time.monotonic() > deadline:
                 process.kill()

@@ -64,12 +64,15 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
         (
             "redis",
             "http://localhost",
-            "a URL with the scheme redis, rediss, unix, not 'http://localhost'",
+            "a URL with the scheme redis, rediss, unix, redis+sentinel, rediss+sentinel, not 'http://localhost'",
         ),
         ("redis", "redis://localhost:none", "not 'redis://localhost:none'"),
         ("redis", "redis:///0", "not 'redis:///0'"),
         ("redis", "unix://", "not 'unix://'"),
         ("redis", "redis://[::1/0", "not 'redis://[::1/0'"),
+        ("redis", "redis+sentinel://a,b/", "not 'redis+sentinel://a,b/'"),
+        ("redis", "redis+sentinel://a,:1/main", "not 'redis+sentinel://a,:1/main'"),
+        ("redis", "redis+sentinel://a:x/main", "not 'redis+sentinel://a:x/main'"),
         (
             "allowed_origins",
             ["https://a.example", "b.example"],
@@ -98,6 +101,7 @@ def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
         ("port", 65535),
         ("redis", "rediss://user:secret@redis.example:6380/2"),
         ("redis", "unix:///run/redis.sock?db=1"),
+        ("redis", "rediss+sentinel://user:secret@a:1,b:2/main/0?ssl_ca_certs=ca.pem"),
         ("allowed_origins", ("https://a.example", "http://localhost:3000")),
         ("log_format", "json"),
     ],
@@ -140,6 +144,10 @@ def test_burst_follows_the_rate_and_always_admits_one_message(rate: float, burst
         ("redis://user:secret@redis.example/0", "redis://user:***@redis.example/0"),
         ("redis://:sec/r:e@t@redis.example/0", "redis://:***@redis.example/0"),
         ("unix:///redis.sock?password=secret&db=1", "unix:///redis.sock?password=***&db=1"),
+        (
+            "redis+sentinel://:s@a:1,b:2/main?sentinel_password=secret",
+            "redis+sentinel://:***@a:1,b:2/main?sentinel_password=***",
+        ),
         ("redis://redis.example:6379/0", "redis://redis.example:6379/0"),
     ],
 )

@@ -1,9 +1,9 @@
 """Connections to Redis that Trio waits on.
 
 redis-py has no Trio client, but its blocking one knows how to reach a Redis: URLs, TLS, AUTH and
-ACL users, unix sockets. So it connects, in a worker thread, and hands over the socket; from then
-on Trio waits and hiredis parses. The alternative, draining redis-py's own `get_message`, costs
-fourteen times the CPU per message.
+ACL users, unix sockets, Sentinel. So it connects, in a worker thread, and hands over the socket;
+from then on Trio waits and hiredis parses. The alternative, draining redis-py's own `get_message`,
+costs fourteen times the CPU per message.
 """
 
 import socket
@@ -18,6 +18,9 @@ import redis.exceptions
 import trio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from streamer.source.sentinel import MasterFinder, SentinelURL
+from streamer.source.urls import SENTINEL_SCHEMES, has_scheme
 
 RECEIVE_BYTES: Final = 65536
 """Most bytes taken from a socket at once: what bounds how long one batch of messages can hold up
@@ -130,18 +133,22 @@ def check_url(url: str) -> None:
 async def open_connection(
     url: str, *, timeout_seconds: float, client_name: str
 ) -> AsyncIterator[Connection]:
-    """Connect to the Redis at `url` (redis://, rediss:// or unix://) and close it at the end.
+    """Connect to the Redis at `url` and close the connection at the end.
 
-    `timeout_seconds` bounds each step (connect, TLS handshake, each answer), and so how long a
-    cancellation may have to wait for the worker thread. `client_name` is what CLIENT LIST shows.
+    `url` is redis://, rediss:// or unix://, or redis+sentinel:// or rediss+sentinel:// for the
+    master that the sentinels name at that moment. `timeout_seconds` bounds each step (connect, TLS
+    handshake, each answer, of each sentinel too), and so how long a cancellation may have to wait
+    for the worker thread. `client_name` is what CLIENT LIST shows.
 
     Raises `RedisTimeoutError` when Redis is silent, `RedisConnectionError` when it cannot be
     reached or refuses us, `ValueError` for a URL that is none.
     """
-    blocking = _blocking_connection(url, timeout_seconds=timeout_seconds, client_name=client_name)
+    blocking, finder = _blocking_connection(
+        url, timeout_seconds=timeout_seconds, client_name=client_name
+    )
     # Not abandoned on cancel: the thread ends by its own timeouts, and a socket that it returns
     # too late is still closed here.
-    connection = Connection(await trio.to_thread.run_sync(_connect, blocking))
+    connection = Connection(await trio.to_thread.run_sync(_connect, blocking, finder))
     try:
         yield connection
     finally:
@@ -155,9 +162,11 @@ def _pack(command: Command) -> bytes:
 
 def _blocking_connection(
     url: str, *, timeout_seconds: float, client_name: str
-) -> redis.connection.AbstractConnection:
+) -> tuple[redis.connection.Connection, MasterFinder | None]:
     try:
-        options: dict[str, Any] = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+        sentinels = SentinelURL.parse(url) if has_scheme(url, SENTINEL_SCHEMES) else None
+        server_url = url if sentinels is None else sentinels.master_url
+        options: dict[str, Any] = redis.connection.parse_url(server_url)  # type: ignore[no-untyped-call]
         options.setdefault("socket_timeout", timeout_seconds)
         options.setdefault("socket_connect_timeout", timeout_seconds)
         options.setdefault("client_name", client_name)
@@ -172,20 +181,26 @@ def _blocking_connection(
             # nothing is left behind in its parser when the socket changes hands.
             "socket_read_size": 1,
         }
+        finder = None if sentinels is None else MasterFinder(sentinels, options)
         connection_class = options.pop("connection_class", redis.connection.Connection)
-        connection: redis.connection.AbstractConnection = connection_class(**options)
+        connection: redis.connection.Connection = connection_class(**options)
     except (TypeError, ValueError, redis.exceptions.RedisError):
         # The cause is dropped: what urllib quotes in its messages can be part of the password.
         raise ValueError(
-            "not a Redis URL: expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://… or"
-            " unix://PATH, and after ? only options that redis-py knows"
+            "not a Redis URL: expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://…,"
+            " unix://PATH or redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTERNAME[/DB],"
+            " and after ? only options that redis-py knows"
         ) from None
-    return connection
+    return connection, finder
 
 
-def _connect(blocking: redis.connection.AbstractConnection) -> socket.socket:
+def _connect(blocking: redis.connection.Connection, finder: MasterFinder | None) -> socket.socket:
     try:
+        if finder is not None:
+            blocking.host, blocking.port = finder.find()
         blocking.connect()  # type: ignore[no-untyped-call]
+        if finder is not None:
+            finder.check_role(blocking)
     except (TimeoutError, redis.exceptions.TimeoutError) as error:
         raise RedisTimeoutError(f"no answer from Redis: {error}") from error
     except (OSError, UnicodeError, redis.exceptions.RedisError) as error:
