@@ -350,9 +350,8 @@ class Publisher:
             await connection.receive()
             while (reply := gets()) is not INCOMPLETE:
                 self._settle(reply)
-                self._answered_seconds = trio.current_time()
-                silent_until = self._answered_seconds + self._timeout_seconds
-                self._silence.deadline = silent_until if self._sent else math.inf
+            silent_until = trio.current_time() + self._timeout_seconds
+            self._silence.deadline = silent_until if self._sent else math.inf
             if self._unsent:
                 self._work.set()
             if self._held < self._hold_messages:
@@ -406,6 +405,7 @@ class Publisher:
         if isinstance(reply, RedisReplyError) and _PASSING.search(str(reply)):
             # What is in the pipeline behind it is sent again, too, in the order that it had.
             raise RedisConnectionError(f"Redis cannot publish now: {reply}")
+        self._answered_seconds = trio.current_time()
         publication = self._sent.popleft()
         if isinstance(reply, RedisReplyError):
             publication.call.refusal = f"Redis refused {publication.destination.channel}: {reply}"
