@@ -5,6 +5,7 @@
     ├── flush loop
     ├── heartbeat
     ├── keeper            lets go of topics that nobody has any more
+    ├── watchdog          measures how long the loop is held up
     ├── statistics page
     └── connections       outlives the listeners while draining
         ├── listeners     cancelled first on drain
@@ -47,6 +48,7 @@ from streamer.source.ingest import Ingest, IngestStatistics
 from streamer.source.memory import MemoryBus
 from streamer.source.redis import RedisSource, RedisSourceStatistics
 from streamer.source.sessions import RedisSessions
+from streamer.watchdog import LoopStatistics, Watchdog
 
 _KEEPER_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
@@ -83,6 +85,7 @@ class ServerStatistics:
     messages_queued: int
     messages_conflated: int
     messages_dropped: dict[str, int]
+    loop: LoopStatistics
     hub: HubStatistics
     batching: FlushStatistics
     rate_limiting: RateLimitStatistics
@@ -146,6 +149,7 @@ class Server:
         )
         services = Services(self.hub, settings, self._ingest, self._keeper)
         self._reception = Reception(services, self._heartbeat)
+        self._watchdog = Watchdog()
         self._shutdown = shutdown
         self._started_at = utc_timestamp()
         self._started_seconds = trio.current_time()
@@ -173,6 +177,7 @@ class Server:
             root.start_soon(self._flush_loop.run, self.hub)
             root.start_soon(self._heartbeat.run)
             root.start_soon(self._keep)
+            root.start_soon(self._watchdog.run)
             root.start_soon(self._keeper.run)
             report = Report(self._statistics_json, self._connections_json, self.readiness)
             self.http_url = await root.start(
@@ -180,6 +185,7 @@ class Server:
             )
             self.websocket_url = _url(settings, listener_port(listeners[0]))
             async with trio.open_nursery() as connections:
+                self._reception.open(connections)
                 accepting = await connections.start(self._accept, listeners, connections)
                 log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 task_status.started(self)
@@ -277,6 +283,7 @@ class Server:
             messages_queued=hub.messages_queued,
             messages_conflated=hub.messages_conflated,
             messages_dropped=hub.messages_dropped,
+            loop=self._watchdog.statistics(),
             hub=hub,
             batching=self._flush_loop.statistics(),
             rate_limiting=RateLimitStatistics(

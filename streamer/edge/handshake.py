@@ -16,9 +16,10 @@ import h11
 import trio
 from wsproto.utilities import generate_accept_token
 
+from streamer.edge.transport import close_lingering, receive_some
+
 PATH: Final = "/v1/ws"
 
-_RECEIVE_BYTES: Final = 4096
 _MAX_REQUEST_BYTES: Final = 16 * 1024
 """Request line and headers, h11's own default: cookies and tokens fit, a flood does not."""
 _KEY_CHARACTERS: Final = 24
@@ -48,14 +49,15 @@ class Request:
         )
 
 
-async def receive_request(stream: trio.abc.Stream) -> Request:
+async def receive_request(stream: trio.abc.Stream, descriptor: int) -> Request:
     """Read the request, and answer it where it is not for us. Callers have a deadline.
 
+    `descriptor`: of the stream's socket, -1 where there is none to read from (TLS).
     Raises HandshakeFailedError, and what the stream raises.
     """
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
     try:
-        request = await _next_request(http, stream)
+        request = await _next_request(http, stream, descriptor)
         return _upgrade(request, bytes(http.trailing_data[0]))
     except h11.RemoteProtocolError as error:
         await _refuse(http, stream, error.error_status_hint, str(error))
@@ -70,21 +72,26 @@ class _Refused(Exception):  # noqa: N818 - never leaves this module
         self.headers = headers
 
 
-async def _next_request(http: h11.Connection, stream: trio.abc.Stream) -> h11.Request:
+async def _next_request(
+    http: h11.Connection, stream: trio.abc.Stream, descriptor: int
+) -> h11.Request:
     while True:
         event = http.next_event()
         if event is h11.NEED_DATA:
-            data = await stream.receive_some(_RECEIVE_BYTES)
+            data = await receive_some(stream, descriptor)
             if not data:
                 raise HandshakeFailedError("closed before the handshake")
-            http.receive_data(bytes(data))
+            http.receive_data(data)
         else:
             assert isinstance(event, h11.Request)  # the first event of a server connection
             return event
 
 
 def _upgrade(request: h11.Request, trailing: bytes) -> Request:
-    url = urlsplit(request.target.decode("ascii"))
+    try:
+        url = urlsplit(request.target.decode("ascii"))
+    except ValueError as error:
+        raise _Refused(400, f"The URL is none: {error}.") from None
     headers: dict[bytes, bytes] = {}
     for name, value in request.headers:
         headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
@@ -137,4 +144,6 @@ async def _refuse(
     )
     # By hand: h11 would refuse a body in the answer to HEAD, and the connection ends here anyway.
     await stream.send_all((http.send(response) or b"") + body)
+    # Who sends too much has more on its way: to close now would reset the connection under it.
+    await close_lingering(stream)
     raise HandshakeFailedError(f"{status}: {reason}")

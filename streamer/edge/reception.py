@@ -43,19 +43,25 @@ class Reception:
         self._services = services
         self._settings = services.settings
         self._heartbeat = heartbeat
+        self._writers: trio.Nursery
         self.admission = Admission(services.settings)
         self.sessions: dict[str, Session] = {}
         self.connections_total = 0
         """Sessions since the start."""
 
+    def open(self, nursery: trio.Nursery) -> None:
+        """Give the place where writer tasks run; once, before the first connection."""
+        self._writers = nursery
+
     async def receive(self, stream: ClientStream) -> None:
         """Serve one connection, from accept to close. Whatever goes wrong in it ends here."""
         try:
+            descriptor = _prepare_socket(stream)
             request = None
             with trio.move_on_after(self._settings.handshake_timeout_seconds):
-                request = await receive_request(stream)
+                request = await receive_request(stream, descriptor)
             if request is not None:
-                await self._admit(stream, request)
+                await self._admit(stream, descriptor, request)
         except (HandshakeFailedError, trio.BrokenResourceError) as error:
             log.debug("no websocket", reason=str(error))
         except Exception:
@@ -63,7 +69,7 @@ class Reception:
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _admit(self, stream: ClientStream, request: Request) -> None:
+    async def _admit(self, stream: ClientStream, descriptor: int, request: Request) -> None:
         address = _remote_address(stream)
         with self.admission.enter(address, request.origin) as refusal:
             if refusal is not None:
@@ -75,8 +81,9 @@ class Reception:
                 stream,
                 self._services,
                 request,
-                descriptor=_prepare_socket(stream),
+                descriptor=descriptor,
                 remote_address=address,
+                start_writer=self._writers.start_soon,
             )
             self.sessions[session.session_id] = session
             self.connections_total += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import attrs
@@ -51,20 +51,21 @@ class Session:
     """Carries out what one client asks, in the order in which it asks."""
 
     __slots__ = (
+        "_broken",
         "_connected_at",
         "_connected_seconds",
         "_ending",
         "_hub",
         "_limiter",
         "_messages_received",
-        "_nursery",
         "_pings",
-        "_reading",
         "_remote_address",
         "_requests",
         "_restore_id",
+        "_scope",
         "_services",
         "_settings",
+        "_start_writer",
         "_transport",
         "_user_agent",
         "outbox",
@@ -80,16 +81,21 @@ class Session:
         *,
         descriptor: int,
         remote_address: str,
+        start_writer: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         """Take over a connection whose handshake is read and not yet answered.
 
         `descriptor`: of its socket, or -1 where bytes must go through the stream (TLS).
+        `start_writer` starts the writer task, in a nursery that all connections share: one of its
+        own would double what a quiet client costs, and a writer lives only while its socket is
+        full and ends with it.
         """
         settings = services.settings
         now = trio.current_time()
         self.session_id = session_id
         self._services = services
         self._hub = services.hub
+        self._start_writer = start_writer
         self._settings = settings
         self._remote_address = remote_address
         self._user_agent = request.user_agent
@@ -114,9 +120,9 @@ class Session:
         )
         self._requests = Requests(self.outbox, services, self._wait_room)
         self._pings = 0
-        self._reading = trio.CancelScope()
-        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
         self._ending: tuple[CloseReason, bytes] | None = None
+        self._broken = False
 
     async def run(self, opening: bytes) -> None:
         """Serve the client until one side ends it; nothing of it remains in the hub.
@@ -125,15 +131,13 @@ class Session:
         """
         self._hub.add(self.outbox)
         try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self.outbox.send_control(opening + self._greeting())
-                with self._reading:
-                    await self._read()
-                if self._ending is not None:
-                    with trio.move_on_after(self._settings.close_timeout_seconds):
-                        await self._finish(*self._ending)
-                nursery.cancel_scope.cancel()
+            self.outbox.send_control(opening + self._greeting())
+            with self._scope:
+                await self._read()
+            if self._ending is not None and not self._broken:
+                self._scope = trio.move_on_after(self._settings.close_timeout_seconds)
+                with self._scope:
+                    await self._finish(*self._ending)
         finally:
             self._services.keeper.ended(self.outbox)
             self._hub.remove(self.outbox)
@@ -156,6 +160,8 @@ class Session:
                 for message in transport.messages():
                     await self._receive(message)
                     await self._wait_room()
+                    # One read can hold hundreds of requests, and others want their turn.
+                    await trio.lowlevel.checkpoint()
                 await transport.receive()
         except PeerClosedError as closed:
             transport.answer_close(closed.code)
@@ -182,7 +188,7 @@ class Session:
         if self._ending is None:
             frame = b"" if farewell is None else text_frame(encode(farewell, utc_timestamp()))
             self._ending = (reason, frame)
-            self._reading.cancel()
+            self._scope.cancel()
 
     @property
     def messages_received(self) -> int:
@@ -198,13 +204,12 @@ class Session:
 
     def on_blocked(self) -> None:
         """Start the writer task, which lives while the socket is full."""
-        assert self._nursery is not None  # nothing is written before run()
-        self._nursery.start_soon(self._transport.write_blocked)
+        self._start_writer(self._transport.write_blocked)
 
     def on_broken(self) -> None:
         """Nothing can be written any more, a close frame included."""
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
+        self._broken = True
+        self._scope.cancel()
 
     def on_overflow(self) -> None:
         """More waits than the settings allow."""

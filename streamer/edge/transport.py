@@ -7,6 +7,7 @@ sends each message through a lock and a task switch. wsproto's frame parser is w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Final, cast
 
@@ -100,13 +101,13 @@ class Transport:
     async def receive(self) -> None:
         """Wait for bytes from the peer. Raises PeerClosedError where it is gone."""
         try:
-            data = await self._stream.receive_some(_RECEIVE_BYTES)
+            data = await receive_some(self._stream, self.outbox.descriptor)
         except trio.BrokenResourceError:
             data = b""
         if not data:
             raise PeerClosedError(_NO_CLOSE_FRAME)
         self.last_received_seconds = trio.current_time()
-        self._frames.receive_bytes(bytes(data))
+        self._frames.receive_bytes(data)
 
     def messages(self) -> Iterator[str | bytes]:
         """The whole messages received so far: text as str, binary as bytes. Pings are answered.
@@ -209,6 +210,25 @@ class Transport:
         """Answer the peer's close frame; the server then closes first (RFC 6455, 7.1.1)."""
         if code != _NO_CLOSE_FRAME:
             self.outbox.send_control(close_frame(1000 if code == _NO_STATUS else code, ""))
+
+
+async def receive_some(stream: trio.abc.Stream, descriptor: int) -> bytes:
+    """Bytes from the peer, empty at its end; straight from the socket where there is one.
+
+    Raises BrokenResourceError.
+    """
+    if descriptor < 0:
+        return bytes(await stream.receive_some(_RECEIVE_BYTES))
+    # What a client sends is rare and small: to wait first is right nearly always, and leaves out
+    # the attempt, the context managers and the checkpoint of a socket's own recv.
+    while True:
+        await trio.lowlevel.wait_readable(descriptor)
+        try:
+            return os.read(descriptor, _RECEIVE_BYTES)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise trio.BrokenResourceError from error
 
 
 async def close_lingering(stream: trio.abc.Stream) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final, NoReturn
 
 import trio
@@ -12,6 +12,7 @@ from streamer.source.connect import (
     INCOMPLETE,
     Command,
     Connection,
+    RedisConnectionError,
     RedisTimeoutError,
     open_connection,
 )
@@ -38,19 +39,26 @@ class Commands:
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and return their replies in order, a `RedisReplyError` as such.
 
-        Raises RedisConnectionError, after which some may have been carried out.
+        They are sent again over a new connection where the old one turns out to be dead, so only
+        for commands that may be carried out twice. Raises RedisConnectionError.
         """
         async with self._lock:
-            replies: list[Any] = []
-            try:
-                for start in range(0, len(commands), _COMMANDS_PER_SEND):
-                    replies += await self._exchange(commands[start : start + _COMMANDS_PER_SEND])
-            except BaseException:
-                # Cancelled or failed half way, the connection would answer the next question
-                # with the reply to the last one.
-                await self._close()
-                raise
-            return replies
+            if self._connection is not None:
+                with suppress(RedisConnectionError):
+                    return await self._execute_once(commands)
+            return await self._execute_once(commands)
+
+    async def _execute_once(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = []
+        try:
+            for start in range(0, len(commands), _COMMANDS_PER_SEND):
+                replies += await self._exchange(commands[start : start + _COMMANDS_PER_SEND])
+        except BaseException:
+            # Cancelled or failed half way, the connection would answer the next question with the
+            # reply to the last one.
+            await self._close()
+            raise
+        return replies
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
         try:

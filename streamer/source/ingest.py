@@ -130,11 +130,19 @@ class Ingest:
         Not while the bus is down, and not for ever: a client is better off with its subscription
         and a gap later than with no answer.
         """
+        if all(self._is_ready(topic) for topic in topics):
+            return
         with trio.move_on_after(self._subscribe_timeout_seconds):
             if self._bus.connected:
                 await self._bus.wait_subscribed(_channels(*topics))
             while self._bus.connected and any(self._is_reading(topic) for topic in topics):
                 await self._something_read.park()
+            for intake in filter(None, map(self._intakes.get, topics)):
+                intake.confirmed = self._bus.connected and not intake.reading
+
+    def _is_ready(self, topic: Topic) -> bool:
+        intake = self._intakes.get(topic)
+        return intake is not None and intake.confirmed
 
     def _is_reading(self, topic: Topic) -> bool:
         intake = self._intakes.get(topic)
@@ -203,6 +211,7 @@ class Ingest:
         log.warning("source lost", reason=reason)
         for intake in self._intakes.values():
             intake.unproven = True
+            intake.confirmed = False
             intake.lost += 1
             if self._archive is not None:
                 self._read_later(intake)

@@ -24,6 +24,7 @@ class Intake:
         "_held",
         "_hub",
         "_max_held",
+        "confirmed",
         "duplicates",
         "lost",
         "placed",
@@ -42,6 +43,8 @@ class Intake:
         """Whether the producers place their publications."""
         self.unproven = False
         """Whether something may have been missed."""
+        self.confirmed = False
+        """Whether nothing that is published can be missed: a new subscriber need not wait."""
         self.reading = False
         """Whether the position has to be read first: what arrives meanwhile is held."""
         self.lost = 0
