@@ -95,19 +95,26 @@ class RecordedEvent:
     event: Event
 
 
-def read_recording(path: Path) -> Iterator[RecordedEvent]:
+def read_recording(
+    path: Path, *, on_read: Callable[[int], object] = lambda _bytes: None
+) -> Iterator[RecordedEvent]:
     """Every event of the recording at `path`, gzipped or plain, a line at a time.
 
-    Streams of other kinds are passed over. Raises FeedError where the file is damaged, and OSError
-    where it cannot be opened.
+    Streams of other kinds are passed over. `on_read` is told how many more bytes of the file have
+    been read, now and then; of a pipe it is told nothing. Raises FeedError where the file is
+    damaged, and OSError where it cannot be opened.
     """
-    line_number = 0
+    line_number = read_bytes = 0
     with path.open("rb") as file:
+        seekable = file.seekable()
         compressed = file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
         try:
             lines = gzip.GzipFile(fileobj=file) if compressed else file
             for line_number, line in enumerate(lines, 1):
                 received_ns, event = _parse_line(line)
+                if seekable and (position := file.tell()) != read_bytes:
+                    on_read(position - read_bytes)
+                    read_bytes = position
                 if event is not None:
                     yield RecordedEvent(line_number, received_ns, event)
         except KeyError as error:

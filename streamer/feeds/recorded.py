@@ -5,7 +5,7 @@ from __future__ import annotations
 import decimal
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from operator import attrgetter
 from pathlib import Path
@@ -39,15 +39,17 @@ _PERCENT_STEP: Final = Decimal("0.0001")
 _NS_PER_SECOND: Final = 1e9
 
 
-def recorded_feed(paths: Iterable[Path]) -> Iterator[FeedMessage]:
+def recorded_feed(
+    paths: Iterable[Path], *, on_read: Callable[[int], object] = lambda _bytes: None
+) -> Iterator[FeedMessage]:
     """The recordings as one feed, merged by receive time, at the pace of their recorder's clock.
 
-    Each recording is one symbol's, and is read as it is consumed. Every digit of a price or
-    quantity is the exchange's. Raises FeedError where a recording is damaged, OSError where it
-    cannot be opened.
+    Each recording is one symbol's, and is read as it is consumed; `on_read` is told how many more
+    bytes of the files have been. Every digit of a price or quantity is the exchange's. Raises
+    FeedError where a recording is damaged, OSError where it cannot be opened.
     """
     start_ns: int | None = None
-    recordings = (_publications(path) for path in paths)
+    recordings = (_publications(path, on_read) for path in paths)
     for publication in heapq.merge(*recordings, key=attrgetter("received_ns")):
         if start_ns is None:
             start_ns = publication.received_ns
@@ -62,10 +64,10 @@ class _Publication:
     payload: bytes
 
 
-def _publications(path: Path) -> Iterator[_Publication]:
+def _publications(path: Path, on_read: Callable[[int], object]) -> Iterator[_Publication]:
     symbol_feed = _SymbolFeed()
     received_ns = line_number = 0
-    for recorded in read_recording(path):
+    for recorded in read_recording(path, on_read=on_read):
         line_number = recorded.line_number
         # Where the recorder's clock was set back, the file's order is still the order of events.
         received_ns = max(received_ns, recorded.received_ns)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import bisect
 import gzip
 import json
+import os
 import re
+import threading
 from decimal import Decimal
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -282,6 +284,30 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     """A file that is not there is no damaged recording."""
     with pytest.raises(FileNotFoundError):
         list(recorded_feed([tmp_path / "none"]))
+
+
+def test_progress_is_told_in_bytes_of_the_files() -> None:
+    """In the end all bytes have been told, and in many steps."""
+    steps: list[int] = []
+    for _ in recorded_feed([BTCUSDT, ETHUSDT], on_read=steps.append):
+        pass
+    assert sum(steps) == BTCUSDT.stat().st_size + ETHUSDT.stat().st_size
+    assert len(steps) > 10
+    assert min(steps) > 0
+
+
+def test_a_pipe_is_read_without_progress(tmp_path: Path) -> None:
+    """What has no position can be replayed all the same."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0")).read_bytes()
+    writer = threading.Thread(target=pipe.write_bytes, args=[text])
+    writer.start()
+    steps: list[int] = []
+    messages = list(recorded_feed([pipe], on_read=steps.append))
+    writer.join()
+    assert [exact(message)["trade_id"] for message in messages] == [1, 2]
+    assert steps == []
 
 
 def test_no_recordings_are_an_empty_feed() -> None:
