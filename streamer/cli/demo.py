@@ -1,0 +1,141 @@
+"""`streamer demo`: a server with a market of its own, to look at without Redis or a data feed."""
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import click
+import trio
+
+from streamer.cli.errors import CommandError, ExitCode
+from streamer.cli.logs import configure_logging
+from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
+from streamer.cli.serve import _allow_many_connections, _cannot_start, _first, _handle_signals
+from streamer.config import Settings
+from streamer.feeds.playback import play
+from streamer.feeds.simulated import SimulatedMarket
+from streamer.protocol.topics import SubscriptionType, Topic
+from streamer.source.memory import MemoryBus
+
+if TYPE_CHECKING:
+    from streamer.server import Server
+
+_HELP: Final = f"""Show what this is: a server and a simulated market in one process, without Redis.
+
+A dozen Korean stocks trade at made-up prices in two markets, which open and close every two
+minutes or so. The demo prints the addresses, commands to look on from another terminal, and all
+that can be subscribed to.
+
+\b
+  streamer demo
+  streamer demo --rate 500                          a busy market
+  streamer demo --port 9000 --http-port 9001        where the usual ports are taken
+
+Ctrl-C or SIGTERM lets the clients go in good order; a second one ends it at once.
+
+{SETTINGS_HELP}
+"""
+
+_SETTINGS_OF_REDIS: Final = (
+    "redis",
+    "memory",
+    "require_redis",
+    "probe_interval_seconds",
+    "probe_timeout_seconds",
+    "subscribe_timeout_seconds",
+)
+
+
+@click.command("demo", cls=SettingsCommand, help=_HELP)
+@click.option(
+    "--rate",
+    "trades_per_second",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="N",
+    help="Trades per second while the market is open, of all stocks together. Each is published "
+    "as a price of its stock and sector, and followed by the stock's order book.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="What the market is made from: the same seed brings the same prices.",
+)
+@with_settings(without=_SETTINGS_OF_REDIS)
+def command(settings: Settings, trades_per_second: float, seed: int) -> int:
+    """Run the server and the market until a signal ends them."""
+    configure_logging(settings.log_level, settings.log_format)
+    _allow_many_connections()
+    market = SimulatedMarket(
+        seed=seed, started_at=datetime.now(UTC), trades_per_second=trades_per_second
+    )
+    return trio.run(_run, attrs.evolve(settings, memory=True), market)
+
+
+async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
+    # Imported here, since it takes longer than all other commands need to start.
+    from streamer.server import serve  # noqa: PLC0415
+
+    shutdown = trio.Event()
+    code = ExitCode.INTERRUPTED  # unless the server comes to its end
+    failure: CommandError | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_handle_signals, shutdown, nursery.cancel_scope)
+        async with trio.open_nursery() as serving:
+            try:
+                server: Server = await serving.start(partial(serve, settings, shutdown=shutdown))
+            except* OSError as group:
+                failure = _cannot_start(settings, _first(group))
+            else:
+                click.echo("\n".join(_introduction(server, market)))
+                assert server.bus is not None  # as memory=True says
+                nursery.start_soon(_trade, market, server.bus)
+        code = ExitCode.OK
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return code
+
+
+async def _trade(market: SimulatedMarket, bus: MemoryBus) -> None:
+    async with aclosing(play(market)) as batches:
+        async for batch in batches:
+            for message in batch:
+                bus.publish(message.channel, message.payload)
+
+
+def _introduction(server: "Server", market: SimulatedMarket) -> Iterator[str]:
+    """What to type in another terminal; the first two lines are those of `streamer serve`."""
+    topics = f"stock:{market.stocks[0].code} market:{market.stocks[0].market}"
+    yield f"WebSocket  {server.websocket_url}"
+    yield f"HTTP       {server.http_url}"
+    yield ""
+    yield "Look on from another terminal:"
+    yield f"  streamer listen --url {server.websocket_url} {topics}"
+    yield f"  curl {server.http_url}/v1/ws/stats"
+    yield f"  curl {server.http_url}/v1/ws/connections"
+    yield ""
+    yield "What can be subscribed to:"
+    for topic, what in _topics(market):
+        yield f"  {topic!s:<26}  {what}"
+    yield ""
+    yield "Ctrl-C ends the demo."
+
+
+def _topics(market: SimulatedMarket) -> Iterator[tuple[Topic, str]]:
+    for stock in market.stocks:
+        yield Topic(SubscriptionType.STOCK, stock.code), f"{stock.name}, {stock.market}"
+    for name in dict.fromkeys(stock.market for stock in market.stocks):
+        yield Topic(SubscriptionType.MARKET, name), "opens and closes"
+    for sector in dict.fromkeys(stock.sector for stock in market.stocks):
+        members = [stock.name for stock in market.stocks if stock.sector == sector]
+        yield Topic(SubscriptionType.SECTOR, sector), ", ".join(members)
+    watched = [stock.name for stock in market.stocks if stock.code in market.watchlist.codes]
+    yield Topic(SubscriptionType.WATCHLIST, market.watchlist.id), ", ".join(watched)

@@ -1,0 +1,199 @@
+"""`streamer replay`: recorded market data, published as if it happened now."""
+
+import signal
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from datetime import timedelta
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+import attrs
+import click
+import trio
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from streamer.cli.errors import CommandError, ExitCode
+from streamer.cli.options import SettingsCommand, with_settings
+from streamer.config import Settings, redact
+from streamer.feeds.feed import FeedError, FeedMessage
+from streamer.feeds.playback import loop, play
+from streamer.feeds.recorded import recorded_feed
+from streamer.source.connect import RedisConnectionError, open_connection
+from streamer.source.publisher import PublishFailedError, Receipt, open_publisher
+
+_CONNECT_TIMEOUT_SECONDS: Final = 5.0
+
+_HELP: Final = """Publish recorded market data to Redis, at the pace at which it was recorded.
+
+Each FILE, gzipped or plain, is a recording of one symbol's Binance spot streams; several are merged
+by time. Trades are published as price updates of stock:SYMBOL, depth as its order book of ten
+levels, with every digit of the exchange. A server on the same Redis brings them to its clients; in
+three terminals:
+
+\b
+  streamer serve
+  streamer listen stock:BTCUSDT
+  streamer replay spot_btcusdt.gz
+
+\b
+  streamer replay --speed 10 --loop spot_btcusdt.gz spot_ethusdt.gz
+
+At the end, or on Ctrl-C, a summary on stderr tells what was published. Redis has to be there at the
+start; if it is away later, what is due is held for 30 s.
+"""
+
+
+@click.command("replay", cls=SettingsCommand, help=_HELP)
+@click.argument(
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="N",
+    help="How many times as fast as it happened; 0 = as fast as Redis takes it.",
+)
+@click.option(
+    "--loop",
+    "endless",
+    is_flag=True,
+    help="Begin again at the end, until Ctrl-C. Changes and volumes begin again, too.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="End after this many messages.",
+)
+@with_settings(only=("redis", "history_length", "history_seconds"))
+def command(
+    settings: Settings, files: Sequence[Path], speed: float, endless: bool, limit: int | None
+) -> int:
+    """Publish until the recordings or the user's patience end."""
+    account = _Account()
+    console = Console(stderr=True)
+    progress = Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[account]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    # Bytes, since how long a recording lasts is known only at its end. A pipe has none.
+    total_bytes = sum(path.stat().st_size for path in files)
+    bar = progress.add_task("", total=None if endless else total_bytes or None, account=account)
+    make_feed = partial(recorded_feed, files, on_read=partial(progress.advance, bar))
+    feed = islice(loop(make_feed) if endless else make_feed(), limit)
+    try:
+        with progress:
+            return trio.run(_run, settings, feed, speed, account)
+    finally:
+        if account.messages:
+            click.echo(account.summary(), err=True)
+
+
+@attrs.define
+class _Account:
+    """What has been published and acknowledged."""
+
+    began_seconds: float = attrs.field(factory=time.monotonic)
+    messages: int = 0
+    unheard: int = 0
+    """Those that no server was subscribed to."""
+    recorded_seconds: float = 0.0
+    """Of the recording, up to the last of them."""
+
+    def add(self, batch: Sequence[FeedMessage], receipts: Iterable[Receipt | None]) -> None:
+        """Count what has a receipt."""
+        for message, receipt in zip(batch, receipts, strict=True):
+            if receipt is not None:
+                self.messages += 1
+                self.unheard += not receipt.receivers
+                self.recorded_seconds = message.at_seconds
+
+    def __str__(self) -> str:
+        """As it is shown beside the progress bar."""
+        recorded = timedelta(seconds=int(self.recorded_seconds))
+        return f"{self.messages:,} messages, {recorded} of the recording"
+
+    def summary(self) -> str:
+        """As it is told at the end."""
+        elapsed_seconds = time.monotonic() - self.began_seconds
+        heard = f"; no server received {self.unheard:,} of them" if self.unheard else ""
+        return f"Published {self}, in {elapsed_seconds:.1f} s{heard}"
+
+
+async def _run(
+    settings: Settings, feed: Iterable[FeedMessage], speed: float, account: _Account
+) -> ExitCode:
+    code = ExitCode.INTERRUPTED  # unless the feed comes to its end
+    failure: CommandError | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_end_on_signal, nursery.cancel_scope)
+        try:
+            await _check_redis(settings.redis)
+            await _publish(settings, feed, speed, account)
+            code = ExitCode.OK
+        except CommandError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return code
+
+
+async def _check_redis(url: str) -> None:
+    """Fail at once, where a publisher would hold what it is given and wait."""
+    try:
+        async with open_connection(
+            url, timeout_seconds=_CONNECT_TIMEOUT_SECONDS, client_name="streamer-replay"
+        ):
+            pass
+    except RedisConnectionError as error:
+        problem = f"no Redis at {redact(url)}: {error}"
+        raise CommandError(problem, ExitCode.REDIS_REQUIRED) from None
+    except ValueError as error:
+        raise CommandError(f"redis: {error}", ExitCode.USAGE) from None
+
+
+async def _publish(
+    settings: Settings, feed: Iterable[FeedMessage], speed: float, account: _Account
+) -> None:
+    async with open_publisher(
+        settings.redis,
+        history_length=settings.history_length,
+        history_seconds=settings.history_seconds,
+    ) as publisher:
+        try:
+            async with aclosing(play(feed, speed=speed)) as batches:
+                async for batch in batches:
+                    publications = [(message.channel, message.payload) for message in batch]
+                    try:
+                        receipts = await publisher.publish_many(publications)
+                    except PublishFailedError as error:
+                        account.add(batch, error.receipts)
+                        raise
+                    account.add(batch, receipts)
+        except (FeedError, OSError, PublishFailedError) as error:
+            raise CommandError(str(error)) from None
+    if not account.messages:
+        raise CommandError("nothing to publish: no trades and no order books in these files")
+
+
+async def _end_on_signal(
+    everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            everything.cancel()

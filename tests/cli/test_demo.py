@@ -1,0 +1,162 @@
+"""`streamer demo` as a newcomer meets it: one command, and a market to look at."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+import trio_websocket
+
+from streamer.cli import main
+from streamer.cli.errors import ExitCode
+from streamer.feeds.simulated import STOCKS
+
+DEADLINE_SECONDS: Final = 30.0
+
+
+@contextmanager
+def running_demo(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A demo on free ports, which does not outlive its test."""
+    command = [sys.executable, "-m", "streamer", "demo", "--port", "0", "--http-port", "0"]
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        # What hangs fails: its output then ends.
+        deadline = threading.Timer(DEADLINE_SECONDS, process.kill)
+        deadline.start()
+        try:
+            yield process
+        finally:
+            deadline.cancel()
+            process.kill()
+
+
+def introduction(process: subprocess.Popen[str]) -> str:
+    """What is on the screen once the demo runs."""
+    assert process.stdout is not None
+    text = ""
+    while "Ctrl-C ends the demo." not in text:
+        line = process.stdout.readline()
+        assert line, text
+        text += line
+    return text
+
+
+async def received_by_a_client(url: str, topics: list[str], wanted: set[str]) -> list[Any]:
+    """What a client is told about these topics, until each type of message has come."""
+    messages: list[Any] = []
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with trio_websocket.open_websocket_url(url) as websocket:
+            for topic in topics:
+                kind, target = topic.split(":")
+                request = {"type": "subscribe", "subscription_type": kind, "targets": [target]}
+                await websocket.send_message(json.dumps(request))
+            while not wanted <= {message["type"] for message in messages}:
+                message = json.loads(await websocket.get_message())
+                messages += message["messages"] if message["type"] == "batch" else [message]
+    return messages
+
+
+def test_what_it_tells_to_try_works(tmp_path: Path) -> None:
+    """The topics and addresses on the screen give prices, books, a market status and figures."""
+    log = tmp_path / "log"
+    with running_demo(log, "--rate", "2000") as process:
+        text = introduction(process)
+        listen = re.search(r"  streamer listen --url (\S+) (.*)\n", text)
+        assert listen is not None
+        url, topics = listen[1], listen[2].split()
+        assert text.startswith(f"WebSocket  {url}\nHTTP       http://127.0.0.1:")
+
+        wanted = {"price_update", "orderbook_update", "market_status"}
+        messages = trio.run(received_by_a_client, url, topics, wanted)
+        assert {m["stock_code"] for m in messages if "stock_code" in m} == {STOCKS[0].code}
+
+        addresses = re.findall(r"  curl (\S+)\n", text)
+        pages = []
+        for address in addresses:
+            with urllib.request.urlopen(address, timeout=DEADLINE_SECONDS) as response:
+                pages.append(json.load(response))
+        assert pages[0]["messages_sent"] >= 3
+
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == ExitCode.OK, log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_all_that_is_listed_can_be_subscribed_to(tmp_path: Path) -> None:
+    """No topic on the screen is refused."""
+    with running_demo(tmp_path / "log") as process:
+        text = introduction(process)
+        topics = re.findall(r"^  ((?:stock|market|sector|watchlist):\S+)", text, re.MULTILINE)
+        assert len(topics) == len(set(topics)) >= len(STOCKS) + 4
+        url = text.split()[1]
+        messages = trio.run(received_by_a_client, url, topics, {"subscribed", "market_status"})
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == ExitCode.OK
+    assert [m for m in messages if m["type"] == "error" or m.get("rejected")] == []
+
+
+def test_a_port_in_use_has_a_code_of_its_own(tmp_path: Path) -> None:
+    """One line says what cannot be listened on, and no market is announced."""
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with running_demo(log, "--port", port) as process:
+            output, _ = process.communicate()
+    assert process.returncode == ExitCode.CANNOT_LISTEN
+    assert output == ""
+    assert re.fullmatch(
+        rf"streamer: error: cannot listen on 127\.0\.0\.1:{port} .*in use\n", log.read_text()
+    )
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    """Nobody has to wait for a client that does not leave."""
+    waits = ["--close-timeout-seconds", "600", "--drain-timeout-seconds", "600"]
+    with running_demo(tmp_path / "log", *waits) as process:
+        url = introduction(process).split()[1]
+        trio.run(stop_with_a_silent_client, url, process)
+        assert process.wait() == ExitCode.INTERRUPTED
+
+
+async def stop_with_a_silent_client(url: str, process: subprocess.Popen[str]) -> None:
+    """Signal once, and again when the client is told to leave, which it does not."""
+    host, port = url.removeprefix("ws://").partition("/")[0].split(":")
+    stream = await trio.open_tcp_stream(host, int(port))
+    async with stream:
+        await stream.send_all(
+            b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        for wanted in (b'"connected"', b'"server_shutdown"'):
+            received = b""
+            while wanted not in received:
+                received += (data := await stream.receive_some())
+                assert data, received
+            process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def test_settings_of_redis_are_not_offered(capfd: Any) -> None:
+    """The demo has no Redis, so that a flag for one is a mistake."""
+    assert main(["demo", "--redis", "redis://127.0.0.1"]) == ExitCode.USAGE
+    assert "No such option '--redis'" in capfd.readouterr().err
+
+
+def test_a_market_without_trades_is_a_usage_error(capfd: Any) -> None:
+    """The line names the flag."""
+    assert main(["demo", "--rate", "0"]) == ExitCode.USAGE
+    assert "'--rate'" in capfd.readouterr().err

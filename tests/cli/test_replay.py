@@ -1,0 +1,260 @@
+"""`streamer replay` as its user meets it, and the whole path from a recording to a client."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import redis as redis_py
+import trio
+import trio_websocket
+from redis.client import PubSub
+
+from streamer.cli.errors import ExitCode
+from streamer.config import Settings
+from streamer.feeds.binance import read_book_tickers
+from streamer.server import Server, serve
+from streamer.source.keys import position_key
+from tests.feeds.recordings import BTCUSDT, depth, snapshot, text_of, trade, write_recording
+
+DEADLINE_SECONDS: Final = 60.0
+
+
+def command(url: str, *arguments: str | Path) -> list[str]:
+    """The command line that replays to this Redis."""
+    return [sys.executable, "-m", "streamer", "replay", "--redis", url, *map(str, arguments)]
+
+
+def replay(url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Replay at full speed to the end."""
+    return subprocess.run(
+        command(url, "--speed", "0", *arguments),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+
+async def received_while_replaying(path: Path, server: Server, redis_url: str) -> list[str]:
+    """The text of every data message that a client in mode all receives, in order."""
+    topic = {"subscription_type": "stock", "targets": ["BTCUSDT"]}
+    texts: list[str] = []
+    async with trio_websocket.open_websocket_url(
+        server.websocket_url, max_message_size=2**24
+    ) as websocket:
+        request = {"type": "subscribe", "mode": "all", **topic}
+        await websocket.send_message(json.dumps(request))
+        while json.loads(await websocket.get_message())["type"] != "subscribed":
+            pass
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(trio.run_process, command(redis_url, "--speed", "0", path), check=True)
+            )
+            awaited = last_ids(path)
+            while awaited:
+                texts += (new := data_messages(await websocket.get_message()))
+                awaited = {last for last in awaited if not any(last in text for text in new)}
+    return texts
+
+
+def last_ids(path: Path) -> set[str]:
+    """What the last price and the last order book of a recording are known by."""
+    text = text_of(path)
+    trade_id = re.findall(r'"t":(\d+),"p"', text)[-1]
+    update_id = re.findall(r'"U":\d+,"u":(\d+)', text)[-1]
+    return {f'"trade_id":{trade_id},', f'"update_id":{update_id},'}
+
+
+def data_messages(text: str | bytes) -> list[str]:
+    """The data messages of one WebSocket message: it is one, or a batch of them."""
+    assert isinstance(text, str)
+    message = json.loads(text)
+    if message["type"] != "batch":
+        return [text]
+    # Cut at their beginnings rather than parsed, so that every digit stays as it came.
+    parts = re.split(r'(?=\{"type":"(?:price_update|orderbook_update)")', text)[1:]
+    assert len(parts) == message["batch_size"] == len(message["messages"])
+    return parts
+
+
+async def test_a_recording_reaches_a_client_whole_and_to_the_digit(redis_url: str) -> None:
+    """Through Redis and the server, at full speed: every trade once, in order; the right book."""
+    settings = Settings(redis=redis_url, port=0, http_port=0)
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(serve, settings)
+            texts = await received_while_replaying(BTCUSDT, server, redis_url)
+            nursery.cancel_scope.cancel()
+
+    recorded = re.findall(r'"t":(\d+),"p":"([0-9.]+)","q":"([0-9.]+)"', text_of(BTCUSDT))
+    received = re.findall(
+        r'"price":([0-9.]+),"change.*?"trade_id":(\d+),"quantity":([0-9.]+)', "\n".join(texts)
+    )
+    assert len(recorded) == 9_757
+    assert [(trade_id, price, quantity) for price, trade_id, quantity in received] == recorded
+
+    messages = [json.loads(text.rstrip(",]}") + "}", parse_float=Decimal) for text in texts]
+    sequences = [message["sequence"] for message in messages]
+    assert sequences == list(range(1, len(texts) + 1))
+    assert_book_agrees([m for m in messages if m["type"] == "orderbook_update"])
+
+
+def assert_book_agrees(books: list[dict[str, Any]]) -> None:
+    """Best bid and ask are those of the newest book ticker up to the book's update id."""
+    tickers = list(read_book_tickers(BTCUSDT))
+    ids = [ticker.update_id for ticker in tickers]
+    same_id = 0
+    for book in books:
+        index = bisect.bisect_right(ids, book["update_id"]) - 1
+        if index >= 0:
+            ticker = tickers[index]
+            best = [
+                (side[0]["price"], side[0]["quantity"]) for side in (book["bids"], book["asks"])
+            ]
+            assert best == [ticker.best_bid, ticker.best_ask]
+            same_id += ticker.update_id == book["update_id"]
+    assert len(books) > 3_400
+    assert same_id > 500
+
+
+@contextmanager
+def subscribed(redis: redis_py.Redis, channel: str) -> Iterator[PubSub]:
+    """A subscription of a program that is no server, confirmed."""
+    with redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+        pubsub.subscribe(channel)
+        assert next(pubsub.listen())["type"] == "subscribe"
+        yield pubsub
+
+
+def test_a_summary_tells_what_was_published(redis_url: str, tmp_path: Path) -> None:
+    """Piped, a replay says one line: how much, and that nobody listened."""
+    path = write_recording(
+        tmp_path / "r", trade(1, "2.0"), snapshot(1), depth(2, 2), trade(2, "3.0")
+    )
+    ended = replay(redis_url, path)
+    assert ended.returncode == ExitCode.OK
+    assert ended.stdout == ""
+    assert re.fullmatch(
+        r"Published 3 messages, 0:00:03 of the recording, in \d+\.\d s; "
+        r"no server received 3 of them\n",
+        ended.stderr,
+    )
+
+
+def test_a_subscriber_is_not_called_absent(
+    redis: redis_py.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """The summary complains of no one when all was heard; --limit and --loop count messages."""
+    with subscribed(redis, "stock:BTCUSDT:price"):
+        path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"))
+        ended = replay(redis_url, "--loop", "--limit", "5", path)
+    assert ended.returncode == ExitCode.OK
+    assert re.fullmatch(
+        r"Published 5 messages, 0:00:02 of the recording, in \d+\.\d s\n", ended.stderr
+    )
+
+
+def test_the_pace_is_the_recordings(redis: redis_py.Redis, redis_url: str, tmp_path: Path) -> None:
+    """Nothing is published before its time: a day's pause is still on when the replay is ended."""
+    path = write_recording(
+        tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"), interval_ns=86_400 * 10**9
+    )
+    with subscribed(redis, "stock:BTCUSDT:price") as pubsub:
+        process = subprocess.Popen(command(redis_url, path), stderr=subprocess.PIPE, text=True)
+        with process:
+            try:
+                messages = pubsub.listen()  # type: ignore[no-untyped-call]
+                assert b'"trade_id":1,' in next(messages)["data"]
+                process.send_signal(signal.SIGINT)
+                _, errors = process.communicate(timeout=DEADLINE_SECONDS)
+            finally:
+                process.kill()
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert re.fullmatch(r"Published 1 messages, 0:00:00 of the recording, in .* s\n", errors)
+
+
+def test_a_terminal_shows_progress(redis_url: str, tmp_path: Path) -> None:
+    """On a terminal a bar runs to its end."""
+    path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"))
+    controller, terminal = os.openpty()
+    with subprocess.Popen(command(redis_url, "--speed", "0", path), stderr=terminal) as process:
+        os.close(terminal)
+        shown = ""
+        with suppress(OSError):  # which is how the other end's closing shows
+            while data := os.read(controller, 65536):
+                shown += data.decode()
+        assert process.wait(DEADLINE_SECONDS) == ExitCode.OK
+    os.close(controller)
+    assert "100%" in shown
+    assert "2 messages, 0:00:01 of the recording" in shown
+
+
+def test_a_damaged_line_is_named_and_what_came_before_is_published(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """The error is one line with file and line; the summary still tells what went out."""
+    path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"), "{")
+    ended = replay(redis_url, path)
+    assert ended.returncode == ExitCode.FAILURE
+    summary, error = ended.stderr.splitlines()
+    assert summary.startswith("Published 2 messages, ")
+    assert error.startswith(f"streamer: error: {path}, line 3: damaged line")
+
+
+def test_what_redis_refuses_is_an_error(
+    redis: redis_py.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """What another program keeps where the position belongs is not overwritten."""
+    redis.set(position_key("stock:BTCUSDT"), "something else")
+    ended = replay(redis_url, write_recording(tmp_path / "r", trade(1, "2.0")))
+    assert ended.returncode == ExitCode.FAILURE
+    (error,) = ended.stderr.splitlines()
+    assert error.startswith("streamer: error: 1 of 1 not acknowledged: Redis refused stock:BTCUSDT")
+
+
+def test_a_recording_of_nothing_is_an_error(redis_url: str, tmp_path: Path) -> None:
+    """Whoever replays the wrong file learns it, with --loop too."""
+    path = write_recording(tmp_path / "r", snapshot(1))
+    for arguments in ([path], ["--loop", path]):
+        ended = replay(redis_url, *arguments)
+        assert ended.returncode == ExitCode.FAILURE
+        assert "no trades and no order books" in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+def test_a_missing_file_is_a_usage_error(redis_url: str, tmp_path: Path) -> None:
+    """The line names the file."""
+    ended = replay(redis_url, tmp_path / "none")
+    assert ended.returncode == ExitCode.USAGE
+    assert f"File '{tmp_path / 'none'}' does not exist" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_absent_redis_ends_the_replay_at_once(tmp_path: Path) -> None:
+    """One line with a code of its own, rather than a long wait."""
+    path = write_recording(tmp_path / "r", trade(1, "2.0"))
+    ended = replay(f"unix://{tmp_path}/absent.sock", path)
+    assert ended.returncode == ExitCode.REDIS_REQUIRED
+    (error,) = ended.stderr.splitlines()
+    assert error.startswith(f"streamer: error: no Redis at unix://{tmp_path}/absent.sock: ")
+
+
+def test_a_url_that_redis_does_not_know_is_a_usage_error(tmp_path: Path) -> None:
+    """An option that no client of Redis has is told before anything is published."""
+    path = write_recording(tmp_path / "r", trade(1, "2.0"))
+    ended = replay("redis://127.0.0.1?nonsense=1", path)
+    assert ended.returncode == ExitCode.USAGE
+    assert ended.stderr.startswith("streamer: error: redis: not a Redis URL")
