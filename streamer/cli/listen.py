@@ -1,0 +1,249 @@
+"""`streamer listen`: what a client receives, as a live table or as JSON lines."""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import attrs
+import click
+import trio
+
+from streamer.cli.errors import CommandError, ExitCode
+from streamer.client import (
+    DEFAULT_URL,
+    Account,
+    Client,
+    ClientError,
+    Kind,
+    Mode,
+    Topic,
+    open_client,
+)
+from streamer.config import redact
+
+_REFRESH_SECONDS: Final = 0.25
+_LINES_PER_WRITE: Final = 1000
+_STDOUT: Final = 1
+
+_HELP: Final = """Subscribe to topics and show what arrives.
+
+\b
+  streamer listen stock:005930                      a stock: its price and its order book
+  streamer listen stock:005930 market:KOSPI sector:semiconductors
+  streamer listen stock:005930 --kinds price --count 10 | jq .price
+  streamer listen stock:005930 --duration 60 --verify
+
+A topic is TYPE:TARGET with a type of stock, market, sector or watchlist. On a terminal a table
+shows the latest of each topic; into a pipe or a file goes each message as the server sent it, one
+JSON object a line. When the connection is lost it is made again, and what was missed is caught up
+on or announced as a gap. Ctrl-C ends it.
+
+With --verify an account on stderr closes the output: how many messages were received, how many
+were merged by policy, which gaps were announced, and how often the server broke its promise that
+nothing is lost, repeated or out of order without a word. If it did, the exit code is 1.
+"""
+
+
+def _parse_topics(
+    _context: click.Context, _parameter: click.Parameter, texts: Sequence[str]
+) -> list[Topic]:
+    try:
+        return [Topic.parse(text) for text in texts]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _parse_kinds(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> list[Kind] | None:
+    if text is None:
+        return None
+    known = (Kind.PRICE, Kind.ORDERBOOK, Kind.STATUS)
+    kinds = [kind.strip() for kind in text.split(",")]
+    for kind in kinds:
+        if kind not in known:
+            raise click.UsageError(f"kinds are {', '.join(known)}, not {kind!r}")
+    return [Kind(kind) for kind in kinds]
+
+
+def _check_url(_context: click.Context, _parameter: click.Parameter, url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_valid = False
+    if not is_valid:
+        raise click.UsageError(f"{redact(url)!r} is no URL with the scheme ws or wss")
+    return url
+
+
+@attrs.frozen(kw_only=True)
+class _Request:
+    """What the command line asks for."""
+
+    topics: list[Topic]
+    url: str
+    kinds: list[Kind] | None
+    mode: str
+    max_rate: float | None
+    count: int | None
+    duration: float | None
+    verify: bool
+
+
+@click.command("listen", help=_HELP)
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...", callback=_parse_topics)
+@click.option(
+    "--url",
+    envvar="STREAMER_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    metavar="URL",
+    callback=_check_url,
+    help="The server; also the variable STREAMER_URL.",
+)
+@click.option(
+    "--kinds",
+    metavar="LIST",
+    callback=_parse_kinds,
+    help="Only these of what the topics carry: price, orderbook, status.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(list(Mode)),
+    default=Mode.LATEST,
+    show_default=True,
+    help="When this end cannot keep up: only the latest of each topic, or all until the server "
+    "gives up.",
+)
+@click.option(
+    "--max-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="At most so many messages per second of each topic and kind, the newest.",
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="End after so many messages."
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after so long.",
+)
+@click.option("--verify", is_flag=True, help="Close with an account that proves the stream.")
+def command(**options: Any) -> ExitCode:
+    """Listen until a signal, the count or the duration ends it."""
+    request = _Request(**options)
+    result = trio.run(_run, request)
+    if request.verify and result.account is not None:
+        click.echo(str(result.account), err=True)
+    if result.failure is not None:
+        raise result.failure
+    if request.verify and result.account is not None and result.account.violations:
+        raise CommandError(f"the server broke its contract {result.account.violations} times")
+    is_limited = request.count is not None or request.duration is not None
+    return ExitCode.INTERRUPTED if result.interrupted and is_limited else ExitCode.OK
+
+
+@attrs.define
+class _Result:
+    """How it ended."""
+
+    account: Account | None = None
+    failure: click.UsageError | CommandError | None = None
+    interrupted: bool = False
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """What a signal ends."""
+
+
+async def _run(request: _Request) -> _Result:
+    result = _Result()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_handle_signals, result)
+        with result.scope:
+            await _listen(request, result)
+        nursery.cancel_scope.cancel()
+    return result
+
+
+async def _handle_signals(
+    result: _Result, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            result.interrupted = True
+            result.scope.cancel()
+
+
+async def _listen(request: _Request, result: _Result) -> None:
+    show = _show_table if sys.stdout.isatty() else _write_lines
+    try:
+        async with open_client(request.url) as client:
+            # A signal that comes while connected lets the connection close as it should.
+            with trio.CancelScope() as result.scope:
+                try:
+                    await client.subscribe(
+                        request.topics,
+                        kinds=request.kinds,
+                        mode=request.mode,
+                        max_rate=request.max_rate,
+                    )
+                    with trio.move_on_after(request.duration or math.inf):
+                        await show(client, request)
+                finally:
+                    result.account = client.account()
+    except ClientError as error:
+        result.failure = CommandError(str(error))
+    except ValueError as error:
+        result.failure = click.UsageError(str(error))
+    except BrokenPipeError:
+        pass  # whoever read has seen enough, as in `| head`
+
+
+async def _write_lines(client: Client, request: _Request) -> None:
+    left = math.inf if request.count is None else request.count
+    while left > 0:
+        events = [await client.receive()]
+        try:
+            while len(events) < min(left, _LINES_PER_WRITE):
+                events.append(client.receive_nowait())
+        except (trio.WouldBlock, ClientError):
+            pass  # an error comes again with the next receive, after what came before it
+        left -= len(events)
+        lines = b"".join(f"{event.text}\n".encode() for event in events)
+        # In a thread: a reader that stalls must hold up neither signals nor the answers to pings.
+        await trio.to_thread.run_sync(_write, lines, abandon_on_cancel=True)
+
+
+def _write(data: bytes) -> None:
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(_STDOUT, remaining) :]
+
+
+async def _show_table(client: Client, request: _Request) -> None:
+    # Imported here, since rich takes longer than the rest together.
+    from rich.live import Live  # noqa: PLC0415
+
+    from streamer.cli.board import Board  # noqa: PLC0415
+
+    board = Board(request.topics)
+    left = math.inf if request.count is None else request.count
+    with Live(auto_refresh=False) as live:
+        refresh_at = trio.current_time()
+        try:
+            while left > 0:
+                with trio.move_on_at(refresh_at):
+                    board.show(await client.receive())
+                    left -= 1
+                if trio.current_time() >= refresh_at:
+                    live.update(board.render(client.account(), client.statistics()), refresh=True)
+                    refresh_at = trio.current_time() + _REFRESH_SECONDS
+        finally:
+            live.update(board.render(client.account(), client.statistics()), refresh=True)

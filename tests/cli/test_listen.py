@@ -1,0 +1,285 @@
+"""`streamer listen` as its user meets it: a process with a real server, a pipe or a terminal."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from functools import partial
+from typing import Final
+
+import pytest
+import trio
+import trio_websocket
+
+from streamer.cli import main
+from streamer.cli.errors import ExitCode
+from streamer.config import Settings
+from streamer.protocol.errors import POLICY
+from streamer.server import Server, serve
+
+DEADLINE_SECONDS: Final = 30.0
+PRICE: Final = (
+    b'{"stock_code":"005930","price":72500.10,"change":-50,"change_percent":-0.10,"volume":7}'
+)
+BOOK: Final = (
+    b'{"stock_code":"005930","bids":[{"price":72400,"quantity":1}],'
+    b'"asks":[{"price":72600,"quantity":2}]}'
+)
+
+
+@pytest.fixture
+async def server(nursery: trio.Nursery) -> Server:
+    """A server without Redis."""
+    started: Server = await nursery.start(serve, Settings(memory=True, port=0, http_port=0))
+    return started
+
+
+async def publish_without_end(server: Server) -> None:
+    """Publish of all kinds, whoever listens."""
+    assert server.bus is not None
+    while True:
+        server.bus.publish("stock:005930:price", PRICE)
+        server.bus.publish("stock:005930:orderbook", BOOK)
+        server.bus.publish("market:KOSPI:status", b'{"market":"KOSPI","status":"open"}')
+        server.bus.publish("sector:chips:price", PRICE)
+        await trio.sleep(0.01)
+
+
+def arguments(server: Server, *more: str) -> list[str]:
+    """The command line."""
+    return [sys.executable, "-m", "streamer", "listen", "--url", server.websocket_url, *more]
+
+
+async def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run it to its end."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        return await trio.run_process(
+            command, capture_stdout=True, capture_stderr=True, check=False
+        )
+
+
+async def test_a_pipe_gets_each_message_as_it_was_sent(
+    server: Server, nursery: trio.Nursery
+) -> None:
+    """One JSON object a line, batches unpacked, every digit the producer's; then the account."""
+    nursery.start_soon(publish_without_end, server)
+    topics = ("stock:005930", "market:KOSPI", "sector:chips")
+    ran = await run(arguments(server, *topics, "--count", "50", "--verify"))
+    assert ran.returncode == ExitCode.OK, ran.stderr
+    lines = ran.stdout.decode().splitlines()
+    assert len(lines) == 50
+    types = {json.loads(line)["type"] for line in lines}
+    assert types == {"price_update", "orderbook_update", "market_status"}
+    assert any('"price":72500.10,"change":-50,"change_percent":-0.10' in line for line in lines)
+    account = ran.stderr.decode().splitlines()
+    assert account[0].startswith("received ")
+    assert account[-1] == "violations 0"
+
+
+async def test_kinds_rate_and_duration_are_kept(server: Server, nursery: trio.Nursery) -> None:
+    """Only what was asked for, no more often than asked for, as long as asked for."""
+    nursery.start_soon(publish_without_end, server)
+    options = ("--kinds", "price", "--max-rate", "5", "--duration", "1", "--verify")
+    ran = await run(arguments(server, "stock:005930", *options))
+    assert ran.returncode == ExitCode.OK, ran.stderr
+    lines = ran.stdout.decode().splitlines()
+    assert {json.loads(line)["type"] for line in lines} == {"price_update"}
+    assert b"violations 0" in ran.stderr
+    (merged,) = re.findall(rb"merged by policy (\d+)", ran.stderr)
+    assert int(merged) > len(lines)
+
+
+async def interrupted(
+    command: list[str], number: signal.Signals, stdout: int = subprocess.PIPE
+) -> tuple[int, bytes]:
+    """Run until it has written something, then send a signal; the exit code, and stderr."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        process = await trio.lowlevel.open_process(command, stdout=stdout, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        async with trio.open_nursery() as nursery:
+            assert await process.stdout.receive_some()
+            process.send_signal(number)
+            nursery.start_soon(drain, process.stdout)
+            stderr = await drain(process.stderr)
+        return await process.wait(), stderr
+
+
+async def drain(stream: trio.abc.ReceiveStream) -> bytes:
+    """All that is left."""
+    async with stream:
+        return b"".join([bytes(part) async for part in stream])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_it_with_the_account(
+    number: signal.Signals, server: Server, nursery: trio.Nursery
+) -> None:
+    """That is how one ends it, so it is a success; the server sees a clean close."""
+    nursery.start_soon(publish_without_end, server)
+    code, stderr = await interrupted(arguments(server, "stock:005930", "--verify"), number)
+    assert code == ExitCode.OK, stderr
+    assert stderr.endswith(b"violations 0\n")
+    assert b"Traceback" not in stderr
+
+
+async def test_a_signal_before_the_count_is_an_interruption(
+    server: Server, nursery: trio.Nursery
+) -> None:
+    """A script learns that it did not get all it asked for."""
+    nursery.start_soon(publish_without_end, server)
+    command = arguments(server, "stock:005930", "--count", "1000000")
+    code, stderr = await interrupted(command, signal.SIGINT)
+    assert (code, stderr) == (ExitCode.INTERRUPTED, b"")
+
+
+async def test_a_reader_that_has_seen_enough_ends_it(server: Server, nursery: trio.Nursery) -> None:
+    """As in `| head -1`: no error, no traceback."""
+    nursery.start_soon(publish_without_end, server)
+    command = subprocess.list2cmdline(arguments(server, "stock:005930"))
+    shell = ["/bin/sh", "-c", f"({command}; echo $? >&2) | head -1"]
+    ran = await run(shell)
+    assert ran.stdout.count(b"\n") == 1
+    assert ran.stderr == b"0\n"
+
+
+async def test_a_terminal_shows_a_table(server: Server, nursery: trio.Nursery) -> None:
+    """One row a topic, with what is known of it, and the account below."""
+    nursery.start_soon(publish_without_end, server)
+    topics = ("stock:005930", "market:KOSPI", "sector:chips", "stock:000660")
+    terminal, side = pty.openpty()
+    output: list[bytes] = []
+
+    async def read_terminal() -> None:
+        async with trio.lowlevel.FdStream(terminal) as stream:
+            try:
+                while True:
+                    output.append(bytes(await stream.receive_some()))
+            except trio.BrokenResourceError:
+                pass  # how Linux says that the other side is closed
+
+    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with trio.open_nursery() as reading:
+            reading.start_soon(read_terminal)
+            ran = await trio.run_process(
+                arguments(server, *topics, "--count", "100"),
+                stdout=side,
+                capture_stderr=True,
+                env=environment,
+            )
+            os.close(side)
+    shown = b"".join(output).decode()
+    last = shown[shown.rindex("topic") :]
+    assert ran.stderr == b""
+    for text in ("72500.10", "-50 (-0.10 %)", "72400", "72600", "open", "waiting", "received 1"):
+        assert text in last, last
+    assert [last.index(topic) for topic in topics] == sorted(last.index(topic) for topic in topics)
+
+
+async def test_targets_that_are_refused_are_named(nursery: trio.Nursery) -> None:
+    """In one line, with the reason."""
+    settings = Settings(memory=True, port=0, http_port=0, max_subscriptions=1)
+    server = await nursery.start(serve, settings)
+    ran = await run(arguments(server, "stock:005930", "market:KOSPI"))
+    assert ran.returncode == ExitCode.FAILURE
+    (line,) = ran.stderr.decode().splitlines()
+    assert line.startswith("streamer: error: market:KOSPI rejected: ")
+
+
+async def test_a_broken_contract_is_a_failure(nursery: trio.Nursery) -> None:
+    """The account says what was wrong, and the exit code that something was."""
+
+    async def lose_one(request: trio_websocket.WebSocketRequest) -> None:
+        socket = await request.accept()
+        greeting = {"session_id": "s", "protocol": 1, "heartbeat_interval": 25, "limits": {}}
+        await socket.send_message(json.dumps({"type": "connected"} | greeting))
+        asked = json.loads(await socket.get_message())
+        position = {"epoch": "e", "sequence": 1}
+        answer = {"targets": ["005930"], "rejected": [], "positions": {"005930": position}}
+        await socket.send_message(json.dumps(asked | answer | {"type": "subscribed"}))
+        price = {"type": "price_update", "timestamp": "t", "sequence": 3}
+        await socket.send_message(json.dumps(json.loads(PRICE) | price))
+        with pytest.raises(trio_websocket.ConnectionClosed):
+            await socket.get_message()
+
+    listening = await nursery.start(
+        partial(trio_websocket.serve_websocket, lose_one, "127.0.0.1", 0, None)
+    )
+    url = f"ws://127.0.0.1:{listening.port}"
+    listen = [sys.executable, "-m", "streamer", "listen", "stock:005930", "--url", url]
+    ran = await run([*listen, "--count", "1", "--verify"])
+    assert ran.returncode == ExitCode.FAILURE
+    assert ran.stderr.decode().splitlines()[-3:] == [
+        "violations 1",
+        "  unannounced hole: stock:005930: 2 missing before 3",
+        "streamer: error: the server broke its contract 1 times",
+    ]
+    ran = await run([*listen, "--count", "1"])
+    assert (ran.returncode, ran.stderr) == (ExitCode.OK, b"")
+
+
+async def test_a_connection_that_ends_for_good_is_a_failure(
+    server: Server, nursery: trio.Nursery
+) -> None:
+    """With the account of what came before."""
+    nursery.start_soon(publish_without_end, server)
+
+    async def close_once_there() -> None:
+        while not server._reception.sessions:  # noqa: ASYNC110 - no event tells of a client
+            await trio.sleep(0.001)
+        for session in list(server._reception.sessions.values()):
+            session.end(POLICY)
+
+    nursery.start_soon(close_once_there)
+    ran = await run(arguments(server, "stock:005930", "--verify"))
+    assert ran.returncode == ExitCode.FAILURE
+    assert ran.stderr.endswith(
+        b"streamer: error: the server closed the connection: policy (1008)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["005930"], "'005930' is not TYPE:TARGET with a type of stock, market, sector, watchlist"),
+        (["stock:a b"], "invalid target 'a b'"),
+        ([], "Missing argument 'TOPIC...'"),
+        (["stock:1", "--kinds", "prices"], "kinds are price, orderbook, status, not 'prices'"),
+        (["stock:1", "--url", "http://h"], "'http://h' is no URL with the scheme ws or wss"),
+        (["stock:1", "--url", "ws://h:x"], "'ws://h:x' is no URL"),
+        (["stock:1", "--count", "0"], "Invalid value for '--count'"),
+        (["stock:1", "--duration", "0"], "Invalid value for '--duration'"),
+        (["stock:1", "--max-rate", "0"], "Invalid value for '--max-rate'"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, before anything is connected to."""
+    assert main(["listen", *options]) == ExitCode.USAGE
+    error = capsys.readouterr().err
+    assert error.startswith(f"streamer: error: {message}")
+    assert error.count("\n") == 1
+
+
+async def test_kinds_that_a_topic_does_not_carry_are_a_usage_error(server: Server) -> None:
+    """To listen to nothing would look like a quiet market."""
+    ran = await run(arguments(server, "market:KOSPI", "--kinds", "price"))
+    assert ran.returncode == ExitCode.USAGE
+    assert ran.stderr == b"streamer: error: kinds of market are status\n"
+
+
+def test_the_url_can_be_a_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And where nobody listens, the error says so."""
+    monkeypatch.setenv("STREAMER_URL", "ws://127.0.0.1:1/v1/ws")
+    assert main(["listen", "stock:1"]) == ExitCode.FAILURE
+    error = capsys.readouterr().err
+    assert error == (
+        "streamer: error: cannot connect to ws://127.0.0.1:1/v1/ws: Connection refused\n"
+    )
