@@ -1,0 +1,98 @@
+"""What is no WebSocket handshake is told so at once, and costs nobody anything."""
+
+from __future__ import annotations
+
+import pytest
+from trio.testing import MockClock
+
+from tests.running import connected, raw_client, running_server
+
+UPGRADE = (
+    b"Host: x\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /v1/ws HTTP/1.1\r\nHost: x\r\n\r\n", b"426"),
+        (b"GET /v1/ws HTTP/1.0\r\n\r\n", b"426"),
+        (b"POST /v1/ws HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b"426"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        (b"HEAD /nothing HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        (b"GET /v1/ws/ HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"404"),
+        (b"GET //v1/ws HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"404"),
+        (b"POST /v1/ws HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"400"),
+        (b"GET /v1/ws HTTP/1.1\r\n" + UPGRADE.replace(b"13", b"8") + b"\r\n", b"426"),
+        (b"GET /v1/ws HTTP/1.1\r\n" + UPGRADE.replace(b"dGhl", b"") + b"\r\n", b"400"),
+        (b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 60_000 + b"\r\n\r\n", b"431"),
+        (b"GET /" + b"x" * 60_000 + b" HTTP/1.1\r\n", b"431"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 not TLS\r\n\r\n", b"400"),
+        (b"GET [ HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"4"),
+        (b"GET http://[/v1/ws HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"4"),
+        (b"GET \xff HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"4"),
+    ],
+)
+async def test_what_asks_for_no_websocket_gets_its_answer_at_once(
+    request_bytes: bytes, status: bytes, mock_clock: MockClock
+) -> None:
+    """Time stands still until the answer is there and the connection closed."""
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        await client.stream.send_all(request_bytes)
+        response = await client.response()
+        assert response.startswith(b"HTTP/1.1 " + status), response
+        await client.rest()
+        assert server.statistics().connections_total == 0
+
+
+async def test_the_answer_to_a_plain_request_says_what_to_do(mock_clock: MockClock) -> None:
+    """426 names the protocol to upgrade to (RFC 9110, 15.5.22)."""
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        await client.stream.send_all(b"GET /v1/ws HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = (await client.response()).lower()
+        assert b"upgrade: websocket" in head
+        assert b"connection: close, upgrade" in head
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET /v1/ws HTTP/1.1\r\nHost:"])
+async def test_a_handshake_that_takes_too_long_is_cut(
+    beginning: bytes, mock_clock: MockClock
+) -> None:
+    """After 10 s, however slowly it trickles (slowloris); a neighbour notices nothing."""
+    async with (
+        running_server() as server,
+        connected(server) as neighbour,
+        raw_client(server, opened=False) as client,
+    ):
+        await client.stream.send_all(beginning)
+        for _ in range(9):
+            await neighbour.ping_pong()
+            mock_clock.jump(1)
+            await client.stream.send_all(b"x" * bool(beginning))
+        await neighbour.ping_pong()
+        mock_clock.jump(1.5)
+        assert await client.rest() == b""
+
+
+async def test_a_peer_that_goes_away_before_its_handshake_is_forgotten() -> None:
+    """Closed or reset, with and without half a request."""
+    async with running_server() as server, connected(server) as neighbour:
+        for data in (b"", b"GET /v1/ws"):
+            async with raw_client(server, opened=False) as client:
+                await client.stream.send_all(data)
+            async with raw_client(server, opened=False) as client:
+                await client.stream.send_all(data)
+                client.reset()
+        await neighbour.ping_pong()
+        assert server.statistics().connections_total == 1
+
+
+async def test_query_and_headers_are_read() -> None:
+    """User-Agent is listed; unknown parameters are ignored."""
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        await client.open("/v1/ws?a=1&b=%20", b"User-Agent: test\xe9\r\nX: 1\r\nX: 2\r\n")
+        assert (await client.response()).startswith(b"HTTP/1.1 101 ")
+        (connection,) = server.connections()
+        assert connection.user_agent == "test\xe9"
+        assert connection.remote_address == "127.0.0.1"

@@ -1,0 +1,114 @@
+"""Signs of life, on a clock that moves only when a test says so."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+from trio.testing import MockClock
+from wsproto.frame_protocol import Opcode
+
+from tests.running import connected, eventually, price, publish, raw_client, running_server
+
+PONG = 0x8A
+
+
+async def test_a_client_is_pinged_every_25_seconds_and_kept_while_it_answers(
+    mock_clock: MockClock,
+) -> None:
+    """Six intervals, six pings, each answered; and so with a library's client."""
+    async with (
+        running_server() as server,
+        raw_client(server) as client,
+        connected(server) as library,
+        aclosing(client.frames()) as frames,
+    ):
+        assert (await anext(frames))[0] is Opcode.TEXT
+        mock_clock.jump(24)
+        await library.ping_pong()
+        mock_clock.jump(1)
+        for _ in range(6):
+            opcode, payload = await anext(frames)
+            assert opcode is Opcode.PING
+            await client.send_frame(PONG, bytes(payload))
+            waiting = server.statistics().messages_received
+            await library.ping_pong()
+            assert server.statistics().messages_received == waiting + 1
+            await eventually(lambda: all(c.idle_seconds == 0 for c in server.connections()))
+            mock_clock.jump(10)  # judged here
+            await library.ping_pong()
+            mock_clock.jump(15)
+        await library.ping_pong()
+        assert server.statistics().active_connections == 2
+
+
+async def test_a_silent_client_is_dropped_10_seconds_after_its_ping(
+    mock_clock: MockClock,
+) -> None:
+    """Not before; without a close frame, which it would not read either."""
+    async with (
+        running_server() as server,
+        connected(server) as library,
+        raw_client(server) as client,
+    ):
+        await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+        await eventually(lambda: server.statistics().subscriptions == 1)
+        mock_clock.jump(25)
+        await library.ping_pong()
+        mock_clock.jump(9.5)
+        await library.ping_pong()
+        assert server.statistics().active_connections == 2
+        mock_clock.jump(0.5)
+        await eventually(lambda: server.statistics().active_connections == 1)
+        await library.ping_pong()
+        assert server.statistics().subscriptions == 0
+
+
+async def test_whatever_a_client_says_is_a_sign_of_life(mock_clock: MockClock) -> None:
+    """It need not be a pong: half a frame will do."""
+    async with running_server() as server, raw_client(server) as client:
+        await eventually(lambda: server.statistics().active_connections == 1)
+        mock_clock.jump(25)
+        async with aclosing(client.frames()) as frames:
+            assert (await anext(frames))[0] is Opcode.TEXT
+            assert (await anext(frames))[0] is Opcode.PING
+        mock_clock.jump(1)
+        await client.stream.send_all(b"\x81")
+        await eventually(lambda: server.connections()[0].idle_seconds == 0)
+        mock_clock.jump(9)
+        async with connected(server) as library:
+            await library.ping_pong()
+            assert server.statistics().active_connections == 2
+
+
+async def test_a_heartbeat_overtakes_a_backlog(mock_clock: MockClock) -> None:
+    """A client that is behind gets its ping before the data that waits for it, and can answer."""
+    async with (
+        running_server(flush_interval_ms=0) as server,
+        raw_client(server, receive_buffer_bytes=4096) as client,
+    ):
+        await client.send(
+            type="subscribe", subscription_type="stock", targets=["A"], mode="all", kinds=["price"]
+        )
+        await eventually(lambda: server.statistics().subscriptions == 1)
+        published = 0
+        while server.statistics().messages_queued < 200:
+            publish(server, "stock:A:price", price("A", published, pad="x" * 2000))
+            published += 1
+            done = server.statistics().batching.flushes
+            await eventually(lambda: server.statistics().batching.flushes > done)  # noqa: B023
+        mock_clock.jump(25)
+        await eventually(lambda: server.hub.statistics().blocked_clients == 1)
+        received = 0
+        before_ping = None
+        async with aclosing(client.frames()) as frames:
+            async for opcode, payload in frames:
+                if opcode is Opcode.PING:
+                    before_ping = received
+                elif payload["type"] == "batch":
+                    received += payload["batch_size"]
+                elif payload["type"] == "price_update":
+                    received += 1
+                if received == published:
+                    break
+        assert before_ping is not None
+        assert before_ping <= published - 200

@@ -1,0 +1,112 @@
+"""From accept to close: TLS, IPv6, and connections that fail."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+from trio.testing import MockClock
+
+from tests.running import connected, eventually, price, publish, raw_client, running_server
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    """Who signs the server's certificate."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path) -> dict[str, Path]:
+    """The settings of a server with a certificate for 127.0.0.1."""
+    certificate = authority.issue_cert("127.0.0.1")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    certificate.private_key_pem.write_to_path(key)
+    return {"tls_certificate": chain, "tls_key": key}
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's TLS context that trusts the server's certificate."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+async def test_clients_are_served_over_tls(tls: dict[str, Path], trusting: ssl.SSLContext) -> None:
+    """wss:// behaves as ws:// does: subscribe, everything in order, close."""
+    async with running_server(**tls) as server:
+        assert server.websocket_url.startswith("wss://")
+        async with connected(server, ssl_context=trusting) as client:
+            await client.subscribe("stock:A", mode="all")
+            for number in range(500):
+                publish(server, "stock:A:price", price("A", number))
+                if number % 100 == 0:
+                    await trio.lowlevel.checkpoint()
+            assert [(await client.data())["price"] for _ in range(500)] == list(range(500))
+            await client.ping_pong()
+            (connection,) = server.connections()
+            assert connection.outbox.delivered == connection.outbox.offered == 500
+        await eventually(lambda: server.statistics().active_connections == 0)
+
+
+async def test_max_rate_holds_over_tls(
+    tls: dict[str, Path], trusting: ssl.SSLContext, mock_clock: MockClock
+) -> None:
+    """Merged as over a plain socket: the newest only, when its time has come."""
+    async with (
+        running_server(**tls, flush_interval_ms=0) as server,
+        connected(server, ssl_context=trusting) as client,
+    ):
+        await client.subscribe("stock:A", max_rate=1)
+        for number in range(10):
+            publish(server, "stock:A:price", price("A", number))
+            await client.ping_pong() if number else await client.data()
+        mock_clock.jump(1)
+        message = await client.data()
+        assert (message["price"], message["previous"]) == (9, 1)
+        await client.ping_pong()
+
+
+async def test_a_tls_client_that_stops_reading_gets_the_newest_when_it_reads_on(
+    tls: dict[str, Path], trusting: ssl.SSLContext
+) -> None:
+    """Beyond a little, what waits for it is merged; in the end it has the last, all in order."""
+    async with (
+        running_server(**tls, flush_interval_ms=0) as server,
+        connected(server, ssl_context=trusting) as client,
+    ):
+        await client.subscribe("stock:A")
+        published = 0
+        # trio-websocket stops reading when its queue of 1,000 messages is full.
+        while server.statistics().messages_conflated < 1000:
+            publish(server, "stock:A:price", price("A", published, pad="x" * 3000))
+            published += 1
+            await trio.lowlevel.checkpoint()
+        position = 0
+        while position < published:
+            message = await client.data()
+            assert message.get("previous", message["sequence"] - 1) == position
+            position = message["sequence"]
+        assert server.connections()[0].outbox.queued == 0
+
+
+async def test_what_is_no_tls_is_hung_up_on(tls: dict[str, Path]) -> None:
+    """A plain request to wss:// ends by itself, and nothing of it remains."""
+    async with running_server(**tls) as server, raw_client(server, opened=False) as client:
+        await client.open()
+        await client.rest()
+        assert server.statistics().connections_total == 0
+
+
+async def test_clients_come_over_ipv6_too() -> None:
+    """The URL has its brackets, and the address is counted as it is written."""
+    async with running_server(host="::1") as server:
+        assert server.websocket_url.startswith("ws://[::1]:")
+        async with connected(server) as client:
+            await client.ping_pong()
+            assert server.connections()[0].remote_address == "::1"

@@ -1,0 +1,344 @@
+"""What a client may ask for and what it gets, over a real socket; time stands still unless told."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from streamer.config import Settings
+from streamer.edge.limits import VIOLATION_WINDOW_SECONDS
+from tests.running import (
+    Client,
+    client_frame,
+    connected,
+    eventually,
+    market_status,
+    open_client,
+    orderbook,
+    price,
+    publish,
+    raw_client,
+    running_server,
+)
+
+
+async def test_the_greeting_says_who_one_is_and_what_one_may_do() -> None:
+    """`connected` comes first, with the settings as limits."""
+    async with (
+        running_server(max_targets_per_request=7) as server,
+        open_client(server) as client,
+        connected(server) as other,
+    ):
+        greeting = await client.receive_type("connected")
+        assert greeting["protocol"] == 1
+        assert greeting["heartbeat_interval"] == 25
+        assert greeting["limits"]["max_targets_per_request"] == 7
+        assert greeting["limits"]["max_message_bytes"] == Settings().max_message_bytes
+        assert greeting["session_id"] != other.session_id
+        assert greeting["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("{", "INVALID_JSON"),
+        ("", "INVALID_JSON"),
+        ("[" * 10_000, "INVALID_JSON"),
+        ("NaN", "INVALID_JSON"),
+        ("[]", "INVALID_MESSAGE"),
+        ("null", "INVALID_MESSAGE"),
+        ("{}", "MISSING_TYPE"),
+        ('{"type": "nonsense"}', "UNKNOWN_MESSAGE_TYPE"),
+        ('{"type": "price_update"}', "UNKNOWN_MESSAGE_TYPE"),
+        ('{"type": ["subscribe"]}', "UNKNOWN_MESSAGE_TYPE"),
+        ('{"type": "subscribe"}', "INVALID_MESSAGE"),
+        ('{"type": "subscribe", "subscription_type": "stock", "targets": "A"}', "INVALID_MESSAGE"),
+        ('{"type": "subscribe", "subscription_type": "bond", "targets": []}', "INVALID_MESSAGE"),
+        ('{"type": "subscribe", "subscription_type": "stock", "targets": {}}', "INVALID_MESSAGE"),
+        ('{"type": "unsubscribe", "subscription_type": 1, "targets": []}', "INVALID_MESSAGE"),
+        ('{"type": "ping", "request_id": []}', "INVALID_MESSAGE"),
+        ('{"type": "refresh_token", "refresh_token": "x"}', "INVALID_TOKEN"),
+        (b'{"type": "ping"}', "INVALID_MESSAGE"),
+        (b"\xff\xfe", "INVALID_MESSAGE"),
+    ],
+)
+async def test_what_is_no_request_is_answered_with_its_error_and_nothing_else(
+    text: str | bytes, code: str
+) -> None:
+    """The connection goes on, and so does its neighbour's stream."""
+    async with (
+        running_server() as server,
+        connected(server) as client,
+        connected(server) as neighbour,
+    ):
+        await neighbour.subscribe("stock:A")
+        await client.send_text(text)
+        error = await client.receive_type("error")
+        assert error["code"] == code
+        assert "Traceback" not in str(error)
+        await client.ping_pong()
+        publish(server, "stock:A:price", price("A", 1))
+        assert (await neighbour.data())["price"] == 1
+        assert server.statistics().active_connections == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kinds": ["status"]},
+        {"kinds": []},
+        {"kinds": "price"},
+        {"mode": "none"},
+        {"max_rate": 0},
+        {"max_rate": -1},
+        {"max_rate": "1"},
+        {"max_rate": 1, "mode": "all"},
+        {"snapshot": "yes"},
+        {"since": []},
+    ],
+)
+async def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    """A subscribe with one is answered with INVALID_MESSAGE, and nothing is subscribed."""
+    async with running_server() as server, connected(server) as client:
+        answer = await client.subscribe("stock:A", **options)
+        assert (answer["type"], answer["code"]) == ("error", "INVALID_MESSAGE")
+        assert server.statistics().subscriptions == 0
+
+
+HOSTILE_TARGETS: list[Any] = [
+    "*",
+    "A*",
+    "A?",
+    "[A]",
+    "",
+    " ",
+    "A B",
+    "A\r\nPUBLISH x y",
+    "A:price",
+    "A\x00",
+    "\u202eA",
+    "A" * 65,
+    "é",
+    None,
+    1,
+    True,
+    ["A"],
+    {"A": 1},
+    [[[[[]]]]],
+]
+
+
+async def test_a_hostile_target_is_rejected_by_itself() -> None:
+    """It is named in the answer, the good ones are held, and none but them goes further."""
+    async with running_server() as server, connected(server) as client:
+        answer = await client.request(
+            type="subscribe",
+            subscription_type="stock",
+            targets=["A", *HOSTILE_TARGETS, "005930", "A"],
+        )
+        assert answer["targets"] == ["A", "005930"]
+        assert [rejected["code"] for rejected in answer["rejected"]] == [
+            "INVALID_TARGET" for _ in HOSTILE_TARGETS
+        ]
+        assert {topic.target for topic in server.hub.streams} == {"A", "005930"}
+        answer = await client.request(
+            type="unsubscribe", subscription_type="stock", targets=["A", "*"]
+        )
+        assert answer["targets"] == ["A"]
+        assert len(answer["rejected"]) == 1
+
+
+async def test_too_many_targets_are_refused_as_a_whole() -> None:
+    """10,000 targets in one request: TOO_MANY_TARGETS, and not one of them is held."""
+    async with (
+        running_server(max_message_bytes=1 << 20) as server,
+        connected(server) as client,
+    ):
+        for kind in ("subscribe", "unsubscribe"):
+            answer = await client.request(
+                type=kind, subscription_type="stock", targets=[f"T{n}" for n in range(10_000)]
+            )
+            assert answer["code"] == "TOO_MANY_TARGETS"
+        assert server.statistics().subscriptions == 0
+
+
+async def test_a_connection_holds_so_many_subscriptions_and_no_more() -> None:
+    """The rest is rejected one by one; what is held may be asked for again, and given up."""
+    async with running_server(max_subscriptions=3) as server, connected(server) as client:
+        await client.subscribe("stock:A", "stock:B")
+        answer = await client.subscribe("stock:A", "stock:C", "stock:D", "stock:E")
+        assert answer["targets"] == ["A", "C"]
+        assert [(r["target"], r["code"]) for r in answer["rejected"]] == [
+            ("D", "SUBSCRIPTION_LIMIT_EXCEEDED"),
+            ("E", "SUBSCRIPTION_LIMIT_EXCEEDED"),
+        ]
+        await client.unsubscribe("stock:A")
+        assert (await client.subscribe("stock:D"))["targets"] == ["D"]
+
+
+async def test_over_the_rate_limit_each_message_gets_exactly_the_error(
+    mock_clock: MockClock,
+) -> None:
+    """Not carried out, answered once each, and the answers themselves count for nothing."""
+    async with (
+        running_server(rate_limit=10, rate_limit_burst=5) as server,
+        connected(server) as client,
+        connected(server) as neighbour,
+    ):
+        for _ in range(5):
+            await client.ping_pong()
+        for number in range(50):
+            await client.send(type="ping" if number % 2 else "nonsense")
+            await client.refused()
+        await neighbour.ping_pong()
+        mock_clock.jump(0.1)  # one more is allowed
+        await client.ping_pong()
+        await client.send(type="ping")
+        await client.refused()
+        assert server.statistics().rate_limiting.messages_refused == 51
+
+
+async def test_abuse_is_closed_with_1008(mock_clock: MockClock) -> None:
+    """One that goes on after so many refusals is closed; a rest in between forgives them."""
+    settings = {"rate_limit": 0.001, "rate_limit_burst": 1, "rate_limit_max_violations": 10}
+    async with running_server(**settings) as server, connected(server) as client:
+        await client.ping_pong()
+        for _ in range(10):
+            await client.send(type="ping")
+            await client.refused()
+        mock_clock.jump(VIOLATION_WINDOW_SECONDS + 1)
+        for _ in range(10):
+            await client.send(type="ping")
+            await client.refused()
+        await client.send(type="ping")
+        assert await client.closed() == 1008
+        mock_clock.jump(server.settings.close_timeout_seconds)  # trio-websocket does not hang up
+        await eventually(lambda: server.statistics().active_connections == 0)
+
+
+async def test_without_a_rate_limit_nothing_is_refused(mock_clock: MockClock) -> None:
+    """0 means no limit."""
+    async with running_server(rate_limit=0) as server, connected(server) as client:
+        for _ in range(300):
+            await client.ping_pong()
+
+
+async def _subscribed(client: Client, *topics: str, **options: Any) -> None:
+    assert (await client.subscribe(*topics, **options))["type"] == "subscribed"
+
+
+async def test_only_what_is_subscribed_arrives_and_nothing_after_unsubscribed(
+    mock_clock: MockClock,
+) -> None:
+    """Several topics of several types; what is given up stops with its answer."""
+    async with running_server(flush_interval_ms=0) as server, connected(server) as client:
+        await _subscribed(client, "stock:A", "stock:B")
+        await _subscribed(client, "market:KOSPI")
+        publish(server, "stock:C:price", price("C", 1))
+        publish(server, "stock:A:price", price("A", 2))
+        assert (await client.data())["stock_code"] == "A"
+        publish(server, "market:KOSPI:status", market_status("KOSPI", "open"))
+        assert (await client.data())["market"] == "KOSPI"
+        assert server.hub.subscribers(next(iter(server.hub.streams))) == [client.session_id]
+        answer = await client.unsubscribe("stock:A", "stock:never")
+        assert answer["targets"] == ["A", "never"]
+        publish(server, "stock:A:price", price("A", 3))
+        publish(server, "stock:B:price", price("B", 4))
+        assert (await client.data())["price"] == 4
+
+
+async def test_the_last_known_value_follows_the_answer_and_joins_the_stream(
+    mock_clock: MockClock,
+) -> None:
+    """With `snapshot`, at the position that the answer names; the next message follows it."""
+    async with (
+        running_server() as server,
+        connected(server) as first,
+        connected(server) as second,
+        connected(server) as third,
+    ):
+        await _subscribed(first, "stock:A")
+        publish(server, "stock:A:price", price("A", 1))
+        publish(server, "stock:A:orderbook", orderbook("A", 2))
+        publish(server, "stock:A:price", price("A", 3))
+        # Sequence 3 still waits for its flush when the second client comes.
+        answer = await second.subscribe("stock:A")
+        assert answer["positions"]["A"]["sequence"] == 3
+        snapshots = [await second.data(), await second.data()]
+        assert [(m["sequence"], m["snapshot"]) for m in snapshots] == [(2, True), (3, True)]
+        answer = await third.subscribe("stock:A", snapshot=False)
+        mock_clock.jump(1)
+        publish(server, "stock:A:price", price("A", 4))
+        for client in (second, third):
+            message = await client.data()
+            assert (message["sequence"], message.get("previous")) == (4, None)
+            assert "snapshot" not in message
+
+
+async def test_kinds_are_left_out_and_previous_says_so(mock_clock: MockClock) -> None:
+    """Who asked for prices gets no order book, and is told what a price follows."""
+    async with running_server(flush_interval_ms=0) as server, connected(server) as client:
+        await _subscribed(client, "stock:A", kinds=["price"])
+        publish(server, "stock:A:price", price("A", 1))
+        first = await client.data()
+        publish(server, "stock:A:orderbook", orderbook("A", 2))
+        publish(server, "stock:A:price", price("A", 3))
+        second = await client.data()
+        assert (first["sequence"], first.get("previous")) == (1, None)
+        assert (second["sequence"], second["previous"]) == (3, 1)
+
+
+async def test_subscribing_again_changes_the_options_without_a_hole(
+    mock_clock: MockClock,
+) -> None:
+    """What is under way comes before the answer, and the stream goes on from its position."""
+    async with running_server() as server, connected(server) as client:
+        await _subscribed(client, "stock:A")
+        publish(server, "stock:A:price", price("A", 1))
+        await client.data()
+        publish(server, "stock:A:price", price("A", 2))  # waits for its flush
+        await client.send(
+            type="subscribe", subscription_type="stock", targets=["A"], kinds=["orderbook"]
+        )
+        assert (await client.data())["sequence"] == 2
+        await client.receive_type("subscribed")
+        publish(server, "stock:A:price", price("A", 3))
+        publish(server, "stock:A:orderbook", orderbook("A", 4))
+        mock_clock.jump(1)
+        message = await client.data()
+        assert message["sequence"] == 4
+        answer = await client.subscribe("stock:A")
+        assert answer["positions"]["A"]["sequence"] == 4
+        assert server.statistics().subscriptions == 1
+
+
+async def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
+    """Its requests wait in its own socket; when it reads on, each has its answer, in order."""
+    requests = 20_000
+    settings = {"rate_limit": 0, "max_unread_replies_bytes": 10_000}
+    async with (
+        running_server(**settings) as server,
+        raw_client(server, receive_buffer_bytes=32_768) as client,
+        connected(server) as neighbour,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def ask() -> None:
+            frames = (
+                client_frame(0x81, b'{"type":"ping","request_id":%d}' % number)
+                for number in range(requests)
+            )
+            await client.stream.send_all(b"".join(frames))
+
+        nursery.start_soon(ask)
+        await eventually(lambda: any(info.outbox.blocked for info in server.connections()))
+        await neighbour.ping_pong()
+        assert server.statistics().messages_received < requests
+        async with aclosing(client.frames()) as frames:
+            await anext(frames)  # the greeting
+            for number in range(requests):
+                assert (await anext(frames))[1]["request_id"] == number
