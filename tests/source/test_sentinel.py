@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
-import orjson
 import pytest
 import trio
 
@@ -21,23 +20,9 @@ from streamer.source.publisher import Publisher, open_publisher
 from tests.redis_server import RedisServer
 from tests.redis_topology import MASTER_NAME, Sentinel, SentinelService
 from tests.running import running_server
+from tests.source.prices import price
 
-CHANNEL = "stock:005930:price"
 DEADLINE_SECONDS = 30.0
-
-
-def price(number: int) -> tuple[str, bytes]:
-    """A publication that carries its number as its volume."""
-    update = {
-        "type": "price_update",
-        "stock_code": "005930",
-        "price": 71_000,
-        "change": 0,
-        "change_percent": 0,
-        "volume": number,
-        "timestamp": "2026-01-02T00:00:00Z",
-    }
-    return CHANNEL, orjson.dumps(update)
 
 
 @asynccontextmanager
