@@ -286,15 +286,15 @@ async def raw_client(
     client_socket = trio.socket.socket()
     if receive_buffer_bytes:
         client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-    await client_socket.connect((address.hostname, address.port))
-    client = RawClient(trio.SocketStream(client_socket))
     try:
+        await client_socket.connect((address.hostname, address.port))
+        client = RawClient(trio.SocketStream(client_socket))
         if opened:
             await client.open()
             assert (await client.response()).startswith(b"HTTP/1.1 101 ")
         yield client
     finally:
-        await trio.aclose_forcefully(client.stream)
+        client_socket.close()
 
 
 def client_frame(first_byte: int, payload: bytes) -> bytes:
