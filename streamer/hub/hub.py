@@ -77,11 +77,12 @@ class FlushProgress:
     messages: int = 0
     batches: int = 0
 
-    def count(self, messages: int) -> None:
-        """One write to one client, with so many messages."""
-        self.writes += 1
-        self.messages += messages
-        self.batches += messages > 1
+    def count(self, messages: int, writes: int = 1) -> None:
+        """So many writes, each to one client and with so many messages."""
+        self.writes += writes
+        self.messages += writes * messages
+        if messages > 1:
+            self.batches += writes
 
 
 class Hub:
@@ -366,7 +367,7 @@ class Hub:
         None for a client that is behind: what waits for it is newer than what it holds already.
         """
         lane = subscription.lane
-        if subscription.position != lane.head:
+        if not subscription.caught_up:
             return []
         latest = (lane.stream.latest.get(kind) for kind in lane.kinds)
         known = sorted((p for p in latest if p is not None), key=_ORDER)
@@ -534,6 +535,7 @@ class Hub:
         for group in self._touched:
             frame, messages = self._open(group)
             size = len(frame)
+            writes = 0
             for outbox in tuple(group.members):
                 if outbox.visited == number:
                     continue
@@ -553,11 +555,12 @@ class Hub:
                 if sent != size:
                     self._part(outbox, group)
                     outbox.hold(frame, sent, messages)
-                progress.count(messages)
+                writes += 1
                 turn -= 1
                 if not turn:
                     turn = self._writes_per_turn
                     yield
+            progress.count(messages, writes)
 
     def _flush_solos(self, solos: Iterable[Outbox], progress: FlushProgress) -> Iterator[None]:
         for number, outbox in enumerate(solos, 1):

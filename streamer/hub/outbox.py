@@ -73,9 +73,14 @@ class Subscription:
         self.pinged = self.confirmed = lane.stream.place(self.epoch, self.position)
         """What the client had been sent at the last ping, and at the last one that it answered."""
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether the client has been sent all there is: an old epoch may have had that number."""
+        return self.position == self.lane.head and self.epoch == self.lane.stream.epoch
+
     def move(self, lane: Lane) -> None:
         """Go on with other options. What the old ones left out was not asked for: it is no hole."""
-        caught_up = self.position == self.lane.head
+        caught_up = self.caught_up
         self.lane = lane
         if caught_up:
             self.position = lane.head
