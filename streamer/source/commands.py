@@ -28,7 +28,7 @@ class Commands:
     """
 
     def __init__(self, url: str, *, client_name: str, timeout_seconds: float = 5.0) -> None:
-        """`timeout_seconds`: to connect, and for the replies to what is sent at once."""
+        """`timeout_seconds`: how long Redis may be silent while it is connected to or asked."""
         self._url = url
         self._client_name = client_name
         self._timeout_seconds = timeout_seconds
@@ -61,20 +61,20 @@ class Commands:
         return replies
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
-        try:
-            with trio.fail_after(self._timeout_seconds):
-                connection = self._connection or await self._connect()
-                await connection.send(commands)
-                replies: list[Any] = []
-                while len(replies) < len(commands):
-                    reply = connection.reader.gets()
-                    if reply is INCOMPLETE:
-                        await connection.receive()
-                    else:
-                        replies.append(reply)
-                return replies
-        except trio.TooSlowError:
-            raise RedisTimeoutError("no reply from Redis") from None
+        with trio.move_on_after(self._timeout_seconds) as patience:
+            connection = self._connection or await self._connect()
+            await connection.send(commands)
+            replies: list[Any] = []
+            while len(replies) < len(commands):
+                reply = connection.reader.gets()
+                if reply is INCOMPLETE:
+                    await connection.receive()
+                    # Long histories over a slow network take long, and are coming.
+                    patience.deadline = trio.current_time() + self._timeout_seconds
+                else:
+                    replies.append(reply)
+            return replies
+        raise RedisTimeoutError("no reply from Redis")
 
     async def _connect(self) -> Connection:
         self._opened = open_connection(
