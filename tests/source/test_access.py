@@ -116,7 +116,7 @@ async def test_the_documented_users_are_allowed_all_that_they_need(
         assert redis.acl_log() == []
 
 
-async def test_what_the_documented_users_do_not_need_is_refused(
+def test_what_the_documented_users_do_not_need_is_refused(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
     """The rules do keep others' keys and channels from who has these passwords."""
