@@ -16,7 +16,7 @@ from bench.compare import LIMIT, Record, environment, limits, rounds
 from bench.fanout import main as fanout
 from bench.plots import write_plots
 from bench.report import write_report, write_results
-from bench.rig import CACHE, Cores, RigError
+from bench.rig import CACHE, Cores, RigError, end_on_sigterm
 from bench.scenarios import scenarios
 from bench.servers import SERVERS
 
@@ -27,6 +27,7 @@ SCENARIO_NAMES = [*(scenario.name for scenario in scenarios(1, Path())), LIMIT]
 @click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Benchmarks of streamer on this machine: Linux, loopback, two cores."""
+    end_on_sigterm()
 
 
 main.add_command(fanout, "fanout")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +27,9 @@ DISTURBED_TRIES = 3
 LIMIT = "limit"
 LIMIT_P99_MS = 100.0
 LIMIT_CLIENTS = 1000
-LIMIT_FIRST_RATE = 40.0
+LIMIT_FIRST_RATE = 25.0
 LIMIT_LAST_RATE = 20_000.0
-LIMIT_FINE_STEP = 1.15
+LIMIT_HALVINGS = 3  # to within 9 %
 LIMIT_ATTEMPTS = 3
 LIMIT_PASSES = 2
 LIMIT_SECONDS = 3.0
@@ -167,36 +168,43 @@ def sustained(measurement: Measurement) -> bool:
 
 
 def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str | None]:
+    """Doubling until it fails, one pass each; then halving what is between, more strictly."""
     best: Measurement | None = None
-    error: str | None = None
-    rate, step, passes = LIMIT_FIRST_RATE, 2.0, 1
-    while rate < LIMIT_LAST_RATE:
-        passed, error = _sustains(server, rate, cores, passes)
+    low, high = 0.0, LIMIT_FIRST_RATE
+    while high < LIMIT_LAST_RATE:
+        passed, error = _sustains(server, high, cores, 1)
         if passed is not None:
-            best = passed
-        elif step == LIMIT_FINE_STEP:
-            break
+            best, low, high = passed, high, 2 * high
+        elif best is None:
+            return None, error
         else:
-            # Doubling has overshot: go on from the last good rate, in small steps and strictly.
-            rate, step, passes = rate / step, LIMIT_FINE_STEP, LIMIT_PASSES
-        rate *= step
-    return best, error if best is None else None
+            break
+    for _ in range(LIMIT_HALVINGS):
+        middle = math.sqrt(low * high)
+        passed, _ = _sustains(server, middle, cores, LIMIT_PASSES)
+        if passed is None:
+            high = middle
+        else:
+            best, low = passed, middle
+    return best, None
 
 
 def _sustains(
     server: Server, rate: float, cores: Cores, passes: int
 ) -> tuple[Measurement | None, str | None]:
     """The last passing measurement if so many of the attempts pass."""
-    workload = Workload(
-        Load(rate, LIMIT_SECONDS), price_topics(1), spread_subscriptions(LIMIT_CLIENTS, 1, 1)
-    )
-    error: str | None = None
+    # What arrives a second late has failed already: no need to wait for it.
+    load = Load(rate, LIMIT_SECONDS, drain_seconds=1)
+    workload = Workload(load, price_topics(1), spread_subscriptions(LIMIT_CLIENTS, 1, 1))
     for attempt in range(LIMIT_ATTEMPTS):
-        result, error = _attempt(server, lambda: workload, cores)
-        if result is not None and sustained(result):
+        try:
+            result = measure(server.start, workload, cores)
+        except RigError as failure:
+            return None, str(failure)
+        if sustained(result):
             passes -= 1
             if passes == 0:
                 return result, None
         if passes > LIMIT_ATTEMPTS - 1 - attempt:
             break
-    return None, error
+    return None, None

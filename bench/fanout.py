@@ -16,7 +16,7 @@ import click
 from bench import servers
 from bench.load import Load, Workload
 from bench.measure import Measurement, markdown_table, measure, price_topics, spread_subscriptions
-from bench.rig import Cores, RigError
+from bench.rig import Cores, RigError, end_on_sigterm
 
 
 def _runs(clients: Sequence[int], rates: Sequence[float]) -> Iterator[tuple[int, float]]:
@@ -123,6 +123,7 @@ def main(  # noqa: PLR0917 - one for each option
     Starts a real Redis, the server on a core of its own, and on another core a load client in C
     that publishes at the given rate, receives, and checks loss and order. Prints a Markdown table.
     """
+    end_on_sigterm()
     flags = ("--flush-interval-ms", f"{flush_interval_ms:g}", *serve_flags)
 
     start = servers.streamer(*flags)

@@ -11,8 +11,10 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +79,11 @@ class Cores:
                 # user nice system [idle iowait] irq softirq steal; guest time is in user
                 busy += sum(int(fields[i]) for i in (0, 1, 2, 5, 6, 7))
         return busy / CLOCK_TICKS_PER_SECOND
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this program as an exception does, so that what it started ends with it."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def free_port() -> int:
