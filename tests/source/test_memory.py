@@ -1,0 +1,33 @@
+"""The bus inside the process."""
+
+from __future__ import annotations
+
+from streamer.source.memory import MemoryBus
+
+
+class Heard:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[bytes, bytes]] = []
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Keep one message."""
+        self.messages.append((channel, payload))
+
+
+async def test_only_what_is_subscribed_is_heard_and_its_last_message_at_once() -> None:
+    """`publish` tells how many heard it, as PUBLISH does; who subscribes gets the last value."""
+    heard = Heard()
+    bus = MemoryBus(heard)
+    assert bus.connected
+    assert bus.publish("a", b"1") == 0
+    bus.subscribe(["a", "b"])
+    await bus.wait_subscribed(["a", "b"])
+    assert heard.messages == [(b"a", b"1")]
+    bus.subscribe(["a"])
+    assert bus.publish("b", b"2") == 1
+    bus.unsubscribe(["a", "never"])
+    assert bus.publish("a", b"3") == 0
+    bus.subscribe(["a"])
+    assert heard.messages == [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]
