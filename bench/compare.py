@@ -22,7 +22,7 @@ from bench.servers import SERVERS, Server
 OVERLOADED_SHARE = 0.9
 # Beyond this a measurement is tried again.
 DISTURBED_SHARE = 0.08
-DISTURBED_TRIES = 3
+DISTURBED_TRIES = 2
 
 LIMIT = "limit"
 LIMIT_P99_MS = 100.0
