@@ -18,6 +18,7 @@ from streamer.server import Server, serve
 from tests.running import (
     connected,
     eventually,
+    get_page,
     orderbook,
     price,
     publish,
@@ -25,17 +26,6 @@ from tests.running import (
     real_deadline,
     running_server,
 )
-
-
-async def get(server: Server, path: str) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of a page of the operator's listener."""
-    address = urlsplit(server.http_url)
-    async with await trio.open_tcp_stream(address.hostname or "", address.port or 0) as stream:
-        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        await stream.send_all(request.encode())
-        response = b"".join([bytes(chunk) async for chunk in stream])
-    head, _, body = response.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)
 
 
 async def test_of_a_client_that_has_left_nothing_remains() -> None:
@@ -96,10 +86,10 @@ async def test_the_counts_are_true_under_fifty_clients() -> None:
         assert len(server.hub.subscribers(Topic.parse("stock:B"))) == 25
         assert server.hub.subscribers(Topic.parse("stock:nobody")) == []
 
-        status, page = await get(server, "/v1/ws/stats")
+        status, page = await get_page(server, "/v1/ws/stats")
         assert (status, page["subscriptions_by_type"]) == (200, by_type)
         assert page["active_connections"] == 50
-        status, page = await get(server, "/v1/ws/connections")
+        status, page = await get_page(server, "/v1/ws/connections")
         assert (status, page["count"]) == (200, 50)
         listed = {connection["session_id"]: connection for connection in page["connections"]}
         first = listed[clients[0].session_id]
@@ -169,10 +159,10 @@ async def test_every_account_adds_up() -> None:
 async def test_pages_of_the_operator() -> None:
     """Health and readiness, and nothing else."""
     async with running_server() as server:
-        assert await get(server, "/healthz") == (200, {"status": "ok"})
-        assert await get(server, "/readyz") == (200, {"ready": True, "reason": None})
+        assert await get_page(server, "/healthz") == (200, {"status": "ok"})
+        assert await get_page(server, "/readyz") == (200, {"ready": True, "reason": None})
         with pytest.raises(json.JSONDecodeError):
-            await get(server, "/v1/ws")
+            await get_page(server, "/v1/ws")
 
 
 async def test_a_stopping_server_tells_each_client_when_to_come_back(
@@ -204,6 +194,7 @@ async def test_a_stopping_server_tells_each_client_when_to_come_back(
                 await client.data()
             publish(server, "stock:A:price", price("A", 2))
             server.shutdown()
+            await clients[0].ping_pong()  # nobody is told before the window is over
             mock_clock.jump(0.03)
             delays = []
             for client in clients:

@@ -14,7 +14,15 @@ import trio
 from streamer.config import Settings
 from streamer.server import RedisRequired, serve
 from tests.redis_server import RedisServer
-from tests.running import connected, eventually, market_status, orderbook, price, running_server
+from tests.running import (
+    connected,
+    eventually,
+    get_page,
+    market_status,
+    orderbook,
+    price,
+    running_server,
+)
 
 
 def channels(redis: redis_py.Redis) -> set[str]:
@@ -168,6 +176,8 @@ async def test_without_redis_the_server_serves_and_becomes_ready_when_it_appears
     async with running_server(redis=own.url, probe_interval_seconds=0.05) as server:
         readiness = server.readiness()
         assert not readiness.ready
+        assert (await get_page(server, "/readyz"))[0] == 503
+        assert (await get_page(server, "/healthz"))[0] == 200
         assert "Redis" in (readiness.reason or "")
         async with connected(server) as client:
             await client.subscribe("stock:A")
@@ -175,6 +185,7 @@ async def test_without_redis_the_server_serves_and_becomes_ready_when_it_appears
             gap = await client.receive_type("gap")
             assert gap["reason"] == "source_reconnected"
             await eventually(lambda: server.readiness().ready)
+            assert (await get_page(server, "/readyz"))[0] == 200
             with own.connect() as redis:
                 redis.publish("stock:A:price", price("A", 1))
             assert (await client.data())["price"] == 1
