@@ -49,7 +49,8 @@ class Watchdog(trio.abc.Instrument):
         """(end, length) of those pauses of the last minute that no later one was longer than."""
 
     async def run(self) -> NoReturn:
-        """Watch until cancelled."""
+        """Watch until cancelled, from the next turn on: this one is part of a start."""
+        await trio.lowlevel.checkpoint()
         self._turn_began_seconds = self._wait_began_seconds = self._clock()
         trio.lowlevel.add_instrument(self)
         try:
