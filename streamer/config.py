@@ -195,7 +195,7 @@ class Settings:
         "127.0.0.1",
         _HOST,
         "The address of the HTTP listener for statistics and health, "
-        "which is not meant for the public.",
+        "which is not meant for the public; unix:PATH for a unix socket.",
     )
     http_port: int = _setting(8766, _PORT, "The port of that HTTP listener; 0 picks a free one.")
     tls_certificate: Path | None = _setting(
@@ -209,6 +209,14 @@ class Settings:
         _PATH,
         "A PEM file with the private key for wss://; goes with tls_certificate.",
         converter=_path_if_text,
+    )
+
+    workers: int = _setting(
+        1,
+        _integer(1),
+        "Processes that share the port and its clients; "
+        "each reads Redis, and limits on connections hold for each.",
+        heading="On how many cores",
     )
 
     max_connections: int = _setting(
@@ -377,6 +385,8 @@ class Settings:
             raise SettingError("tls_key", "needs tls_certificate beside it")
         if self.memory and self.require_redis:
             raise SettingError("require_redis", "contradicts memory, which uses no Redis")
+        if self.memory and self.workers > 1:
+            raise SettingError("workers", "contradicts memory, which only one process can hear")
 
     @property
     def flush_interval_seconds(self) -> float:

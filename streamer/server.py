@@ -30,8 +30,9 @@ import trio
 from streamer.config import Settings, redact
 from streamer.edge.handshake import PATH
 from streamer.edge.heartbeat import Heartbeat
-from streamer.edge.http import Readiness, Report, serve_http
-from streamer.edge.reception import Listener, Reception, listener_port, open_listeners
+from streamer.edge.http import Readiness, Report, at_once, serve_http
+from streamer.edge.listeners import Listener, listener_port, open_listeners
+from streamer.edge.reception import Reception
 from streamer.edge.requests import Services
 from streamer.edge.restore import SessionKeeper
 from streamer.edge.session import ConnectionInfo
@@ -174,12 +175,15 @@ class Server:
             if self._commands is not None:
                 root.start_soon(self._commands.run)
             source_scope = await root.start(self._run_source)
-            root.start_soon(self._flush_loop.run, self.hub)
+            root.start_soon(self._flush_loop.run, self.hub.fanout)
             root.start_soon(self._heartbeat.run)
             root.start_soon(self._keep)
-            root.start_soon(self._watchdog.run)
             root.start_soon(self._keeper.run)
-            report = Report(self._statistics_json, self._connections_json, self.readiness)
+            report = Report(
+                at_once(self._statistics_json),
+                at_once(self._connections_json),
+                at_once(self.readiness),
+            )
             self.http_url = await root.start(
                 partial(serve_http, report, settings.http_host, settings.http_port)
             )
@@ -189,6 +193,7 @@ class Server:
                 accepting = await connections.start(self._accept, listeners, connections)
                 log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 task_status.started(self)
+                root.start_soon(self._watchdog.run)
                 await self._shutdown.wait()
                 accepting.cancel()
                 source_scope.cancel()
@@ -240,7 +245,7 @@ class Server:
     async def _drain(self) -> None:
         """Let the clients go, each with a delay of its own: not all are to come back at once."""
         settings = self.settings
-        await self._flush_loop.finish(self.hub)
+        await self._flush_loop.finish(self.hub.fanout)
         sessions = list(self._reception.sessions.values())
         log.info("draining", connections=len(sessions))
         for session in sessions:
@@ -261,6 +266,11 @@ class Server:
         if self._redis is not None and not self._redis.ready:
             return Readiness(ready=False, reason=f"Redis: {self._redis.last_error or 'not proven'}")
         return Readiness(ready=True)
+
+    @property
+    def active_connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._reception.sessions)
 
     def connections(self) -> list[ConnectionInfo]:
         """Each connection as it is now."""

@@ -43,6 +43,7 @@ _SETTINGS_OF_REDIS: Final = (
     "redis",
     "memory",
     "require_redis",
+    "workers",
     "probe_interval_seconds",
     "probe_timeout_seconds",
     "subscribe_timeout_seconds",

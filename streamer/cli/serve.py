@@ -3,7 +3,10 @@
 import resource
 import signal
 import ssl
-from typing import TYPE_CHECKING, Final
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
@@ -13,17 +16,26 @@ import trio
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
+from streamer.collector import keep_collections_short
 from streamer.config import Settings
+from streamer.workers.assignment import WorkerFailedError
 
 if TYPE_CHECKING:
     from streamer.server import Server
+    from streamer.workers.supervisor import Supervisor
 
+Run = Callable[..., Awaitable[None]]
+"""`streamer.server.serve`, or what is called alike."""
+
+_FORESEEN: Final = (ExitCode.USAGE, ExitCode.CANNOT_LISTEN, ExitCode.REDIS_REQUIRED)
+_WORKER_COMMAND: Final = (sys.executable, "-m", "streamer", "worker")
 _HELP: Final = f"""Serve clients over WebSocket with what is published to Redis.
 
 \b
   streamer serve                                    Redis and clients on this machine
   streamer serve --redis redis://10.0.0.5 --host 0.0.0.0
   streamer serve --config streamer.toml
+  streamer serve --workers 4                        four processes on one port
 
 The first line on stdout is the address for clients, the second that of statistics and health.
 Ctrl-C or SIGTERM lets the clients go in good order; a second one ends the server at once.
@@ -38,36 +50,60 @@ def command(settings: Settings) -> int:
     """Run the server until a signal ends it."""
     configure_logging(settings.log_level, settings.log_format)
     _allow_many_connections()
-    return trio.run(_run, settings)
+    # Imported here, since it takes longer than all other commands need to start.
+    if settings.workers > 1:
+        from streamer.workers.supervisor import supervise  # noqa: PLC0415
+
+        run: Run = partial(supervise, command=_WORKER_COMMAND)
+    else:
+        from streamer.server import serve as run  # noqa: PLC0415
+    return trio.run(run_server, run, settings, _handle_signals, _announce)
+
+
+def _announce(running: "Server | Supervisor") -> None:
+    click.echo(f"WebSocket  {running.websocket_url}\nHTTP       {running.http_url}")
 
 
 @attrs.define
 class _Announcement:
     """Tells people and scripts where the server listens, as soon as it does."""
 
+    announce: Callable[[Any], None]
+    nursery: trio.Nursery
     made: bool = False
 
-    def started(self, value: "Server | None" = None) -> None:
+    def started(self, value: "Server | Supervisor | None" = None) -> None:
         assert value is not None  # trio's TaskStatus lets other tasks start with nothing
         self.made = True
-        click.echo(f"WebSocket  {value.websocket_url}\nHTTP       {value.http_url}")
+        self.announce(value)
+        self.nursery.start_soon(keep_collections_short, value)
 
 
-async def _run(settings: Settings) -> ExitCode:
-    # Imported here, since it takes longer than all other commands need to start.
-    from streamer.server import RedisRequired, serve  # noqa: PLC0415
+async def run_server(
+    run: Run,
+    settings: Settings,
+    handle_signals: Callable[..., Awaitable[None]],
+    announce: Callable[[Any], None],
+) -> ExitCode:
+    """Run `serve`, or what is called alike, and tell how it ended.
+
+    `handle_signals` gets the event that begins a graceful stop and the scope of everything.
+    """
+    from streamer.server import RedisRequired  # noqa: PLC0415
 
     shutdown = trio.Event()
     code = ExitCode.INTERRUPTED  # unless the server comes to its end
     failure: CommandError | None = None
-    announcement = _Announcement()
     async with trio.open_nursery() as nursery:
-        await nursery.start(_handle_signals, shutdown, nursery.cancel_scope)
+        announcement = _Announcement(announce, nursery)
+        await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
         try:
-            await serve(settings, shutdown=shutdown, task_status=announcement)
+            await run(settings, shutdown=shutdown, task_status=announcement)
             code = ExitCode.OK
         except* RedisRequired as group:
             failure = CommandError(str(_first(group)), ExitCode.REDIS_REQUIRED)
+        except* WorkerFailedError as group:
+            code = _code_of_worker(_first(group))
         except* OSError as group:
             if announcement.made:
                 raise  # it did start: this is a fault that nobody foresaw
@@ -84,6 +120,16 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _code_of_worker(error: BaseException) -> ExitCode:
+    """The worker's own code; the worker has said on stderr what was wrong."""
+    assert isinstance(error, WorkerFailedError)
+    for code in _FORESEEN:
+        if code == error.exit_code:
+            return code
+    click.echo(f"streamer: error: {error}", err=True)
+    return ExitCode.FAILURE
 
 
 def _cannot_start(settings: Settings, error: BaseException) -> CommandError:

@@ -7,9 +7,9 @@ addresses, so it listens on 127.0.0.1 unless told otherwise.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import orjson
@@ -20,6 +20,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -32,21 +34,33 @@ class Readiness:
 
 @attrs.frozen
 class Report:
-    """Where the page gets what it shows. Each is called for each request and gives JSON types."""
+    """Where the page gets what it shows. Each is called for each request and gives JSON types.
 
-    statistics: Callable[[], dict[str, Any]]
-    connections: Callable[[], list[dict[str, Any]]]
-    readiness: Callable[[], Readiness]
+    They are awaited, since one that speaks for several processes has to ask these.
+    """
+
+    statistics: Callable[[], Awaitable[dict[str, Any]]]
+    connections: Callable[[], Awaitable[list[dict[str, Any]]]]
+    readiness: Callable[[], Awaitable[Readiness]]
+
+
+def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
+    """What waits for nothing, for `Report`."""
+
+    async def answer() -> T:
+        return function()
+
+    return answer
 
 
 def make_app(report: Report) -> Starlette:
     """The page as an ASGI application."""
 
     async def statistics(_request: Request) -> Response:
-        return _json(report.statistics())
+        return _json(await report.statistics())
 
     async def connections(_request: Request) -> Response:
-        listed = report.connections()
+        listed = await report.connections()
         return _json({"count": len(listed), "connections": listed})
 
     async def healthz(_request: Request) -> Response:
@@ -54,7 +68,7 @@ def make_app(report: Report) -> Starlette:
         return _json({"status": "ok"})
 
     async def readyz(_request: Request) -> Response:
-        readiness = report.readiness()
+        readiness = await report.readiness()
         return _json(attrs.asdict(readiness), 200 if readiness.ready else 503)
 
     return Starlette(
@@ -83,10 +97,11 @@ async def serve_http(
 ) -> None:
     """Serve the page until cancelled; started with its URL, whose port is the real one.
 
+    A `host` of unix:PATH listens on a unix socket there, and the port means nothing.
     Raises OSError where it cannot listen.
     """
     config = Config()
-    config.bind = [f"{host}:{port}"]
+    config.bind = [host if host.startswith("unix:") else f"{host}:{port}"]
     config.errorlog = logging.getLogger("streamer.http")
     config.errorlog.setLevel(logging.WARNING)  # Hypercorn announces its address, and so do we
     config.graceful_timeout = 1.0

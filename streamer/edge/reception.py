@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import socket
-import ssl
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import Final
@@ -12,7 +11,6 @@ from typing import Final
 import structlog
 import trio
 
-from streamer.config import Settings
 from streamer.edge.admission import Admission
 from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
 from streamer.edge.heartbeat import Heartbeat
@@ -27,13 +25,9 @@ UNSENT_BYTES: Final = 64 * 1024
 buffer, grows to megabytes: a client that stalls would then be sent seconds of stale prices where it
 should get the newest."""
 
-_ACCEPT_BACKLOG: Final = 4096
-"""Connections that may wait to be accepted, as in a reconnect storm; the kernel's own limit."""
-
 log = structlog.get_logger()
 
 ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
 
 
 class Reception:
@@ -100,33 +94,6 @@ class Reception:
             frame = close_frame(refusal.code, refusal.reason)
             await stream.send_all(request.accept() + frame)
             await close_lingering(stream)
-
-
-async def open_listeners(settings: Settings) -> list[Listener]:
-    """Listen where the settings say, on one port even where the host has several addresses.
-
-    Raises OSError, and ssl.SSLError for a certificate that does not fit.
-    """
-    port = settings.port
-    listeners = await trio.open_tcp_listeners(port, host=settings.host, backlog=_ACCEPT_BACKLOG)
-    if port == 0:
-        # Each address got a port of its own; clients are told of one.
-        for superfluous in listeners[1:]:
-            await superfluous.aclose()
-        listeners = listeners[:1]
-    if settings.tls_certificate is None:
-        return list(listeners)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    return [trio.SSLListener(listener, context, https_compatible=True) for listener in listeners]
-
-
-def listener_port(listener: Listener) -> int:
-    """The port that a listener has got."""
-    inner = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
-    assert isinstance(inner, trio.SocketListener)
-    port: int = inner.socket.getsockname()[1]
-    return port
 
 
 def _socket(stream: ClientStream) -> trio.socket.SocketType:

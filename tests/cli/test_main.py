@@ -35,8 +35,8 @@ def test_help_explains_commands_and_exit_codes(capsys: pytest.CaptureFixture[str
     """A newcomer finds out what there is, and a script what the codes mean."""
     assert main(["--help"]) == ExitCode.OK
     text = capsys.readouterr().out
-    for name in commands.commands:
-        assert f"\n  {name} " in text
+    for name, command in commands.commands.items():
+        assert command.hidden or f"\n  {name} " in text
     for code in ExitCode:
         assert f"{code:d}  {code.explanation}" in text
 

@@ -1,0 +1,56 @@
+"""`streamer worker`: one of the processes of `streamer serve --workers`, which starts it."""
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import structlog
+import trio
+
+from streamer.cli.logs import configure_logging
+from streamer.cli.serve import run_server
+from streamer.workers.assignment import Assignment
+
+if TYPE_CHECKING:
+    from streamer.server import Server
+
+
+@click.command("worker", hidden=True)
+def command() -> int:
+    """Serve as the parent says on stdin, until it closes that."""
+    from streamer.server import serve  # noqa: PLC0415 - as in `serve`
+
+    assignment = Assignment.from_json(sys.stdin.buffer.readline())
+    settings = assignment.settings
+    configure_logging(settings.log_level, settings.log_format)
+    structlog.contextvars.bind_contextvars(worker=assignment.worker)
+    return trio.run(run_server, serve, settings, _obey_parent, _report)
+
+
+def _report(server: "Server") -> None:
+    click.echo(server.websocket_url)
+
+
+async def _obey_parent(
+    shutdown: trio.Event,
+    _everything: trio.CancelScope,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Stop in good order when the parent says so, or ends, or at a signal.
+
+    A second signal changes nothing: Ctrl-C and service managers send theirs to parent and workers
+    alike, and the parent kills what does not end.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.lowlevel.FdStream(os.dup(0)) as stdin, trio.open_nursery() as nursery:
+            task_status.started()
+            nursery.start_soon(_stop_at_end, stdin, shutdown)
+            async for _number in signals:
+                shutdown.set()
+
+
+async def _stop_at_end(stdin: trio.lowlevel.FdStream, shutdown: trio.Event) -> None:
+    await stdin.receive_some()  # nothing is written there any more
+    shutdown.set()

@@ -1,0 +1,78 @@
+"""Where clients arrive: sockets that are bound and listen, for one process or for several."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final
+
+import trio
+from trio import socket
+
+from streamer.config import Settings
+
+_ACCEPT_BACKLOG: Final = 4096
+"""Connections that may wait to be accepted, as in a reconnect storm; the kernel's own limit."""
+
+Listener = trio.SocketListener | trio.SSLListener[trio.SocketStream]
+
+
+async def bind_sockets(host: str, port: int, *, shared: bool) -> list[socket.SocketType]:
+    """A bound socket for each address of the host; for the first alone where the port is 0.
+
+    `shared` lets several processes of one user listen there at once (SO_REUSEPORT): the kernel
+    spreads connections over those sockets that listen, by a hash of both addresses. Done here since
+    `trio.open_tcp_listeners` has no such choice. Raises OSError.
+    """
+    found = await socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # Each address would get a free port of its own; clients are told of one.
+    places = found if port else found[:1]
+    bound: list[socket.SocketType] = []
+    try:
+        for family, kind, protocol, _name, address in places:
+            bound.append(one := socket.socket(family, kind, protocol))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            await one.bind(address)
+    except BaseException:
+        close_sockets(bound)
+        raise
+    return bound
+
+
+def close_sockets(sockets: list[socket.SocketType]) -> None:
+    """Close them all."""
+    for one in sockets:
+        one.close()
+
+
+async def open_listeners(settings: Settings) -> list[Listener]:
+    """Listen where the settings say, beside other processes where they name several workers.
+
+    Raises OSError, and ssl.SSLError for a certificate that does not fit.
+    """
+    context: ssl.SSLContext | None = None
+    if settings.tls_certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    bound = await bind_sockets(settings.host, settings.port, shared=settings.workers > 1)
+    try:
+        for one in bound:
+            one.listen(_ACCEPT_BACKLOG)
+    except OSError:
+        close_sockets(bound)
+        raise
+    listeners = [trio.SocketListener(one) for one in bound]
+    if context is None:
+        return list(listeners)
+    return [trio.SSLListener(listener, context, https_compatible=True) for listener in listeners]
+
+
+def listener_port(listener: Listener) -> int:
+    """The port that a listener has got."""
+    inner = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
+    assert isinstance(inner, trio.SocketListener)
+    port: int = inner.socket.getsockname()[1]
+    return port

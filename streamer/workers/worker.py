@@ -1,0 +1,134 @@
+"""One worker: a process that serves, whoever replaces it, and what it tells of itself.
+
+The parent holds the worker's stdin and stdout. The settings go in as one line of JSON, and the end
+of input means: let the clients go and end. That a parent which died closes it too is the point; a
+signal would not come, and might come from elsewhere. Out comes one line, the address that it
+listens on. Its statistics page listens on a unix socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+import structlog
+import trio
+
+from streamer.workers.assignment import Assignment, WorkerFailedError
+
+_ANSWER_TIMEOUT_SECONDS: Final = 5.0
+_MIN_DELAY_SECONDS: Final = 0.5
+_MAX_DELAY_SECONDS: Final = 30.0
+"""Before a replacement starts: doubled for each that ends early, so that workers which cannot live
+do not keep the others from their work."""
+
+_SETTLED_SECONDS: Final = 60.0
+"""A worker that served this long did not end because of how it began."""
+
+log = structlog.get_logger()
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of each request
+
+
+class Worker:
+    """Keeps one worker process running until `shutdown`."""
+
+    def __init__(
+        self, assignment: Assignment, command: Sequence[str], socket: Path, shutdown: trio.Event
+    ) -> None:
+        """`command` starts the process; `socket`: where its statistics page listens."""
+        self.number = assignment.worker
+        self.pid: int | None = None
+        """None while none runs."""
+        self.restarts = 0
+        self.websocket_url = ""
+        self.listening = trio.Event()
+        """Set once the first process listens."""
+        self._assignment = assignment
+        self._command = command
+        self._socket = socket
+        self._shutdown = shutdown
+        self._delay_seconds = _MIN_DELAY_SECONDS
+
+    async def run(self) -> None:
+        """Start the process, and another whenever it ends, until the shutdown.
+
+        Raises WorkerFailedError when the first ends before it listens. Cancelled, it kills.
+        """
+        while True:
+            began = trio.current_time()
+            exit_code = await self._run_process()
+            if self._shutdown.is_set():
+                return
+            if not self.listening.is_set():
+                raise WorkerFailedError(exit_code)
+            self.restarts += 1
+            if trio.current_time() - began > _SETTLED_SECONDS:
+                self._delay_seconds = _MIN_DELAY_SECONDS
+            log.error(
+                "a worker ended and is replaced",
+                worker=self.number,
+                exit_code=exit_code,
+                delay_seconds=self._delay_seconds,
+            )
+            with trio.move_on_after(self._delay_seconds):
+                await self._shutdown.wait()
+                return
+            self._delay_seconds = min(2 * self._delay_seconds, _MAX_DELAY_SECONDS)
+
+    async def _run_process(self) -> int:
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    check=False,
+                    deliver_cancel=_kill,
+                )
+            )
+            self.pid = process.pid
+            async with trio.open_nursery() as conversation:
+                conversation.start_soon(self._instruct, process)
+                await self._listen(process)
+                conversation.cancel_scope.cancel()
+        self.pid = None
+        assert process.returncode is not None  # run_process has waited for it
+        return process.returncode
+
+    async def _instruct(self, process: trio.Process) -> None:
+        assert process.stdin is not None
+        try:
+            await process.stdin.send_all(self._assignment.to_json() + b"\n")
+        except trio.BrokenResourceError:
+            return  # it has ended
+        await self._shutdown.wait()
+        await process.stdin.aclose()
+
+    async def _listen(self, process: trio.Process) -> None:
+        """Until the process ends, and its output with it."""
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self.websocket_url = line.decode().strip()
+            self.listening.set()
+
+    async def ask(self, path: str) -> Any:
+        """The JSON that its page gives for a path; None where it gives none."""
+        transport = httpx2.AsyncHTTPTransport(uds=str(self._socket), verify=False)
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://worker", timeout=_ANSWER_TIMEOUT_SECONDS
+        ) as client:
+            try:
+                response = await client.get(path)
+            except httpx2.HTTPError:
+                return None
+        return response.json()
+
+
+async def _kill(process: trio.Process) -> None:
+    process.kill()

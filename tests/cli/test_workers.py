@@ -1,0 +1,121 @@
+"""`streamer serve --workers`: what signals do, and how it ends when it cannot begin."""
+
+import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamer.cli import main
+from streamer.cli.errors import ExitCode
+from tests.cli.test_serve import DEADLINE_SECONDS, Serving, connect, errors, read_until
+
+
+class Workers(Serving):
+    """A `streamer serve --workers 2` process."""
+
+    def __init__(self, directory: Path, *arguments: str, shell: str = "") -> None:
+        super().__init__(directory, "--workers", "2", *arguments, shell=shell)
+        self.pids: list[int] = []
+
+    def started(self) -> str:
+        """The URL for clients; from then on `pids` are those of the workers."""
+        websocket, http = self.addresses()
+        with urllib.request.urlopen(f"{http}/v1/ws/stats", timeout=DEADLINE_SECONDS) as response:
+            statistics: dict[str, Any] = json.load(response)
+        self.pids = [worker["pid"] for worker in statistics["workers"]]
+        return websocket
+
+    def workers_end(self) -> None:
+        """Wait until no worker runs; one cannot `wait` for the children of another process."""
+        while any(self._runs(pid) for pid in self.pids):
+            time.sleep(0.01)
+
+    @staticmethod
+    def _runs(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+
+@pytest.fixture
+def serving(tmp_path: Path, redis_url: str) -> Iterator[Workers]:
+    """Two workers that wait long for clients that do not leave."""
+    waiting = ("--close-timeout-seconds", "600", "--drain-timeout-seconds", "600")
+    with Workers(tmp_path, "--redis", redis_url, *waiting) as workers:
+        yield workers
+
+
+def test_ctrl_c_reaches_parent_and_workers_and_stops_in_order(serving: Workers) -> None:
+    """A signal that all processes get at once is no second signal for any of them."""
+    with connect(serving.started()) as client:
+        for pid in (serving.process.pid, *serving.pids):
+            os.kill(pid, signal.SIGINT)
+        read_until(client, b'"server_shutdown"')
+    serving.ends_with(ExitCode.OK)
+    serving.workers_end()
+
+
+def test_a_second_signal_ends_all_at_once(serving: Workers) -> None:
+    """No worker outlives its parent to wait for a client."""
+    with connect(serving.started()) as client:
+        serving.process.send_signal(signal.SIGTERM)
+        read_until(client, b'"server_shutdown"')
+        serving.process.send_signal(signal.SIGTERM)
+        serving.ends_with(ExitCode.INTERRUPTED)
+        serving.workers_end()
+
+
+def test_workers_whose_parent_died_let_their_clients_go(serving: Workers) -> None:
+    """Nobody would replace them, and a new parent needs their port."""
+    with connect(serving.started()) as client:
+        serving.process.kill()
+        read_until(client, b'"server_shutdown"')
+    serving.workers_end()
+
+
+def test_what_no_worker_can_use_is_said_once(tmp_path: Path, redis_url: str) -> None:
+    """The exit codes are those of a single process, and so is the one line."""
+    pem = tmp_path / "pem"
+    pem.write_text("no certificate")
+    for arguments, code, said in (
+        (("--tls-certificate", str(pem), "--tls-key", str(pem)), ExitCode.USAGE, "tls_certificate"),
+        (
+            ("--require-redis", "--redis", f"unix://{tmp_path}/absent.sock"),
+            ExitCode.REDIS_REQUIRED,
+            "Redis",
+        ),
+        (("--host", "192.0.2.1"), ExitCode.CANNOT_LISTEN, "cannot listen on"),
+        (("--http-host", "192.0.2.1"), ExitCode.CANNOT_LISTEN, "cannot listen on"),
+    ):
+        with Workers(tmp_path, "--redis", redis_url, *arguments) as workers:
+            workers.ends_with(code)
+            (line,) = errors(workers.log)
+        assert said in line
+
+
+def test_a_worker_that_breaks_before_it_serves_is_a_failure(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What nobody foresaw has no code of its own; the last line says what happened."""
+    breaking = (sys.executable, "-c", "raise SystemExit(99)")
+    monkeypatch.setattr("streamer.cli.serve._WORKER_COMMAND", breaking)
+    places = ("--port", "0", "--http-port", "0")
+    assert main(["serve", "--workers", "2", "--redis", redis_url, *places]) == ExitCode.FAILURE
+    (line,) = errors(capsys.readouterr().err)
+    assert "99" in line
+
+
+def test_memory_and_workers_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """What one process publishes to itself the others would not hear."""
+    assert main(["serve", "--memory", "--workers", "2"]) == ExitCode.USAGE
+    (line,) = errors(capsys.readouterr().err)
+    assert "workers" in line
+    assert "memory" in line

@@ -1,0 +1,1 @@
+"""Workers and their parent, as real processes."""

@@ -1,0 +1,274 @@
+"""Workers: several processes serve one port, and their parent keeps them at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+import redis as redis_py
+import trio
+import trio_websocket
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from streamer.config import Settings
+from streamer.server import Server
+from streamer.workers.assignment import Assignment, WorkerFailedError
+from streamer.workers.supervisor import Supervisor, supervise
+from streamer.workers.worker import Worker
+from tests.running import Client, connected, eventually, real_deadline
+
+COMMAND = (sys.executable, "-m", "streamer", "worker")
+CLIENTS = 16
+"""Enough that the kernel's hash does not give them all to one of two workers (1 in 32,768)."""
+
+
+class Workers:
+    """Running workers, and the event that ends them."""
+
+    def __init__(self, supervisor: Supervisor, shutdown: trio.Event) -> None:
+        self.supervisor = supervisor
+        self.shutdown = shutdown
+
+    def connected(self) -> Any:
+        """A client of one of them: which one is the kernel's choice."""
+        return connected(cast("Server", self.supervisor))
+
+    async def page(self, path: str) -> Any:
+        """What the parent's page says."""
+        async with httpx2.AsyncClient(base_url=self.supervisor.http_url) as client:
+            return (await client.get(path)).json()
+
+    async def until_ready(self) -> None:
+        """Wait until all workers serve."""
+        while True:
+            if (await self.page("/readyz"))["ready"]:
+                return
+
+
+@asynccontextmanager
+async def running_workers(redis_url: str, **settings: Any) -> AsyncIterator[Workers]:
+    """Two workers on a free port."""
+    defaults: dict[str, Any] = {"workers": 2, "port": 0, "http_port": 0}
+    defaults |= {"max_connections_per_address": 0, "close_timeout_seconds": 0.5}
+    shutdown = trio.Event()
+    chosen = Settings(redis=redis_url, **(defaults | settings))
+    async with real_deadline(), trio.open_nursery() as nursery:
+        supervisor = await nursery.start(partial(supervise, chosen, COMMAND, shutdown=shutdown))
+        yield Workers(supervisor, shutdown)
+        nursery.cancel_scope.cancel()
+
+
+def publish(redis: redis_py.Redis, price: int) -> None:
+    """As any producer does."""
+    update = {"type": "price_update", "stock_code": "005930", "price": price, "change": 0}
+    update |= {"change_percent": 0, "volume": 1, "timestamp": "2024-08-09T00:00:00Z"}
+    redis.publish("stock:005930:price", json.dumps(update))
+
+
+async def test_the_clients_of_all_workers_receive_what_redis_publishes(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Connections spread over the workers, and it makes no difference to a client to which."""
+    async with running_workers(redis_url) as workers, AsyncExitStack() as stack:
+        clients: list[Client] = [
+            await stack.enter_async_context(workers.connected()) for _ in range(CLIENTS)
+        ]
+        for client in clients:
+            await client.subscribe("stock:005930")
+        publish(redis, 72_500)
+        for client in clients:
+            assert (await client.data())["price"] == 72_500
+
+        statistics = await workers.page("/v1/ws/stats")
+        parts = [worker["statistics"]["active_connections"] for worker in statistics["workers"]]
+        assert all(parts)
+        assert sum(parts) == statistics["active_connections"] == CLIENTS
+        assert statistics["subscriptions"] == statistics["messages_sent"] == CLIENTS
+        assert statistics["loop"]["longest_pause_seconds"] == max(
+            worker["statistics"]["loop"]["longest_pause_seconds"]
+            for worker in statistics["workers"]
+        )
+        listed = await workers.page("/v1/ws/connections")
+        assert listed["count"] == CLIENTS
+        assert {one["session_id"] for one in listed["connections"]} == {
+            client.session_id for client in clients
+        }
+        assert [one["worker"] for one in listed["connections"]] == [1] * parts[0] + [2] * parts[1]
+
+
+async def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Its own clients have to come back; the others notice nothing."""
+    async with running_workers(redis_url) as workers:
+        victim, other = workers.supervisor.workers
+        victims = 0
+        async with AsyncExitStack() as stack:
+            clients: list[Client] = [
+                await stack.enter_async_context(workers.connected()) for _ in range(CLIENTS)
+            ]
+            for client in clients:
+                await client.subscribe("stock:005930")
+            listed = (await workers.page("/v1/ws/connections"))["connections"]
+            of_victim = {one["session_id"] for one in listed if one["worker"] == victim.number}
+            assert victim.pid is not None
+            killed = victim.pid
+            os.kill(killed, signal.SIGKILL)
+            publish(redis, 72_600)
+            for client in clients:
+                if client.session_id in of_victim:
+                    assert await client.closed() == 1006
+                    victims += 1
+                else:
+                    assert (await client.data())["price"] == 72_600
+        assert victims == len(of_victim) > 0
+        await workers.until_ready()
+        assert (victim.restarts, other.restarts) == (1, 0)
+        assert victim.pid not in {None, killed}
+        statistics = await workers.page("/v1/ws/stats")
+        assert [worker["restarts"] for worker in statistics["workers"]] == [1, 0]
+
+
+async def test_the_page_says_which_worker_is_absent(redis_url: str) -> None:
+    """While one is being replaced the whole is not ready, and what the others say still counts."""
+    async with running_workers(redis_url) as workers:
+        victim = workers.supervisor.workers[1]
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        await eventually(lambda: victim.pid is None)
+        assert await workers.page("/readyz") == {"ready": False, "reason": "worker 2: absent"}
+        statistics = await workers.page("/v1/ws/stats")
+        assert [bool(worker["statistics"]) for worker in statistics["workers"]] == [True, False]
+        assert (await workers.page("/v1/ws/connections"))["count"] == 0
+
+
+async def test_shutdown_lets_the_clients_of_all_workers_go(redis_url: str) -> None:
+    """Each is told when to come back and closed with 1001; then the processes have ended."""
+    async with running_workers(redis_url) as workers, AsyncExitStack() as stack:
+        clients: list[Client] = [
+            await stack.enter_async_context(workers.connected()) for _ in range(CLIENTS)
+        ]
+        workers.shutdown.set()
+        for client in clients:
+            await client.receive_type("server_shutdown")
+            with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+                await client.receive()
+            assert closed.value.reason is not None
+            assert closed.value.reason.code == 1001
+        assert (await workers.supervisor.readiness()).reason == "shutting down"
+        await eventually(lambda: not any(one.pid for one in workers.supervisor.workers))
+
+
+async def test_another_server_does_not_get_a_part_of_the_clients(redis_url: str) -> None:
+    """A port that workers share among themselves is in use for everybody else."""
+    async with running_workers(redis_url) as workers:
+        port = urlsplit(workers.supervisor.websocket_url).port
+        with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="in use"), allow_unwrapped=True):
+            async with running_workers(redis_url, port=port):
+                pass
+
+
+async def test_all_addresses_of_the_host_are_served(redis_url: str) -> None:
+    """With a port of the operator's choice the workers listen as one server would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    async with running_workers(redis_url, host="localhost", port=port) as workers:
+        assert workers.supervisor.websocket_url == f"ws://localhost:{port}/v1/ws"
+        async with workers.connected() as client:
+            await client.ping_pong()
+
+
+def test_an_assignment_travels_whole(tmp_path: Path) -> None:
+    """Paths, lists and defaults arrive as the settings that were sent."""
+    pem = tmp_path / "pem"
+    settings = Settings(
+        tls_certificate=pem, tls_key=pem, allowed_origins=("https://a.example",), workers=3
+    )
+    assignment = Assignment(2, settings)
+    assert Assignment.from_json(assignment.to_json()) == assignment
+
+
+def worker(script: str, shutdown: trio.Event, directory: Path) -> Worker:
+    """A worker whose process is a script."""
+    command = (sys.executable, "-c", script)
+    return Worker(Assignment(1, Settings()), command, directory / "socket", shutdown)
+
+
+async def test_what_never_served_is_not_replaced(tmp_path: Path) -> None:
+    """Its replacement would fail as it did; the exit code says how."""
+    for script, exit_code in (("raise SystemExit(3)", 3), ("input(); raise SystemExit(4)", 4)):
+        with pytest.raises(WorkerFailedError) as failed:
+            await worker(script, trio.Event(), tmp_path).run()
+        assert failed.value.exit_code == exit_code
+
+
+async def test_workers_that_die_soon_are_replaced_ever_later(
+    tmp_path: Path, mock_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """The delay doubles, so that what cannot live leaves the machine to the others."""
+    dying = worker("print('up')", trio.Event(), tmp_path)
+
+    async def died(times: int) -> None:
+        await eventually(lambda: dying.restarts == times)
+
+    async with real_deadline():
+        nursery.start_soon(dying.run)
+        for restarts, delay_seconds in enumerate((0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0), 1):
+            await died(restarts)
+            await wait_all_tasks_blocked()
+            mock_clock.jump(0.9 * delay_seconds)
+            await wait_all_tasks_blocked()
+            assert dying.pid is None
+            mock_clock.jump(0.2 * delay_seconds)
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_served_for_long_is_replaced_soon(
+    tmp_path: Path, mock_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """What happened long ago does not delay the next replacement."""
+    long_lived = worker("print('up', flush=True); input(); input()", trio.Event(), tmp_path)
+
+    async def die_and_come_back(delay_seconds: float) -> None:
+        await eventually(lambda: long_lived.pid is not None)
+        restarts = long_lived.restarts
+        assert long_lived.pid is not None
+        os.kill(long_lived.pid, signal.SIGKILL)
+        await eventually(lambda: long_lived.restarts > restarts)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(delay_seconds)
+        await eventually(lambda: long_lived.pid is not None)
+
+    async with real_deadline():
+        nursery.start_soon(long_lived.run)
+        await long_lived.listening.wait()
+        await die_and_come_back(0.5)
+        await die_and_come_back(1.0)
+        mock_clock.jump(61.0)
+        await die_and_come_back(0.5)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_shutdown_does_not_wait_for_a_replacement(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """Who is about to be replaced need not be."""
+    shutdown = trio.Event()
+    dying = worker("print('up')", shutdown, tmp_path)
+    async with real_deadline(), trio.open_nursery() as nursery:
+        nursery.start_soon(dying.run)
+        await eventually(lambda: dying.restarts == 1)
+        shutdown.set()
+    assert dying.pid is None
