@@ -175,7 +175,7 @@ class Server:
             if self._commands is not None:
                 root.start_soon(self._commands.run)
             source_scope = await root.start(self._run_source)
-            root.start_soon(self._flush_loop.run, self.hub.fanout)
+            root.start_soon(self._flush_loop.run, self.hub)
             root.start_soon(self._heartbeat.run)
             root.start_soon(self._keep)
             root.start_soon(self._keeper.run)
@@ -245,7 +245,7 @@ class Server:
     async def _drain(self) -> None:
         """Let the clients go, each with a delay of its own: not all are to come back at once."""
         settings = self.settings
-        await self._flush_loop.finish(self.hub.fanout)
+        await self._flush_loop.finish(self.hub)
         sessions = list(self._reception.sessions.values())
         log.info("draining", connections=len(sessions))
         for session in sessions:
