@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import pytest
 import trio
@@ -12,13 +12,22 @@ import trio_websocket
 from streamer.config import Settings
 from streamer.server import Server, serve
 
+DEADLINE_SECONDS: Final = 30.0
+
 Serve = Callable[..., Awaitable[Server]]
 Script = Callable[["Line"], Awaitable[None]]
+
+
+async def expire() -> NoReturn:
+    """Fail the test that hangs: a fixture's nursery ends with the test that takes the fixture."""
+    await trio.sleep(DEADLINE_SECONDS)
+    pytest.fail("the test hangs")
 
 
 @pytest.fixture
 def start_server(nursery: trio.Nursery) -> Serve:
     """Starts a server without Redis; takes its settings."""
+    nursery.start_soon(expire)
 
     async def start(**settings: Any) -> Server:
         own = {"memory": True, "port": 0, "http_port": 0, "flush_interval_ms": 0.0} | settings
@@ -121,6 +130,7 @@ Peer = Callable[..., Awaitable[str]]
 @pytest.fixture
 def peer(nursery: trio.Nursery) -> Peer:
     """Starts a WebSocket server that plays a script for each connection; returns its URL."""
+    nursery.start_soon(expire)
 
     async def start(*scripts: Script) -> str:
         left = list(scripts)
@@ -136,14 +146,3 @@ def peer(nursery: trio.Nursery) -> Peer:
         return f"ws://127.0.0.1:{listening.port}/v1/ws"
 
     return start
-
-
-@pytest.fixture
-async def deadline(nursery: trio.Nursery) -> None:
-    """What hangs fails."""
-
-    async def expire() -> None:
-        await trio.sleep(30)
-        pytest.fail("the test hangs")
-
-    nursery.start_soon(expire)

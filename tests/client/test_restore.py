@@ -1,5 +1,6 @@
 """The client comes back: what it lost is restored, and what cannot be is announced."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -23,8 +24,6 @@ from tests.client.conftest import Line, Peer, Serve, wait_until
 
 STOCK = Topic.parse("stock:005930")
 TOPICS = ["stock:005930", "stock:000660", "market:KOSPI"]
-
-pytestmark = pytest.mark.usefixtures("deadline")
 
 
 def at_once() -> Backoff:
@@ -382,3 +381,26 @@ async def test_a_connection_that_lasted_resets_the_backoff(server: Server) -> No
         cut(server)
         await wait_until(lambda: client.statistics().connections == 4)
         assert backoff.failures == 1
+
+
+async def test_a_client_that_holds_itself_up_does_not_blame_the_server(
+    peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answers to its pings are behind messages that it does not read for want of room."""
+    caplog.set_level(logging.DEBUG, "trio-websocket")
+
+    async def script(line: Line) -> None:
+        await line.greet(heartbeat_interval=0.01)
+        await line.accept_subscription()
+        for number in range(1, 6):
+            await line.price(number)
+        await line.wait_closed()
+
+    url = await peer(script)
+    async with open_client(url, buffer_messages=1, pong_timeout_seconds=0.01) as client:
+        await client.subscribe([STOCK])
+        await wait_until(
+            lambda: caplog.text.count("received event: <class 'wsproto.events.Ping'>") > 3
+        )
+        assert await prices(client, 5) == [1] * 5
+        assert client.statistics().connections == 1
