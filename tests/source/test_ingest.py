@@ -9,7 +9,6 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub
 from streamer.protocol.topics import Topic
 from streamer.source.ingest import Ingest
@@ -81,8 +80,6 @@ def test_a_topic_is_routed_while_somebody_wants_it() -> None:
     house.ingest.on_message(b"stock:A:price", price("A", 1))
     statistics = house.ingest.statistics()
     assert (statistics.received, statistics.unrouted) == (2, 1)
-    for _ in house.hub.fanout.flush(FlushProgress(), stretched=False):
-        pass
 
 
 async def test_a_stocks_channel_tells_of_itself_and_a_sectors_of_many() -> None:
