@@ -45,6 +45,11 @@ def _hot_topic(rate: float, seconds: float) -> Workload:
     return Workload(load, price_topics(1), spread_subscriptions(1000, 1, 1))
 
 
+def _frames(seconds: float) -> Workload:
+    load = Load(25, seconds, settle_seconds=1, drain_seconds=1)
+    return Workload(load, price_topics(1), spread_subscriptions(10_000, 1, 1))
+
+
 def _many_topics(seconds: float) -> Workload:
     return Workload(Load(2000, seconds), price_topics(500), spread_subscriptions(200, 500, 20))
 
@@ -120,6 +125,15 @@ def scenarios(seconds: float, recordings: Path | None) -> list[Scenario]:
                 Case(f"{rate:,} msg/s", rate, partial(_hot_topic, rate, seconds))
                 for rate in (20, 50, 100, 200, 500, 1000, 2000)
             ],
+        ),
+        Scenario(
+            "frames",
+            "Frames at the limit",
+            "10,000 clients on one topic, 25 publications/s: more frames are due than one core can "
+            "write. What waits may share a frame, so frames/s, not updates/s, is to be compared "
+            "with the C loop's.",
+            [Case("", 25, partial(_frames, seconds))],
+            ("raw-send", *STRONGEST),
         ),
         Scenario(
             "many-topics",
