@@ -610,7 +610,7 @@ class World:
             else:
                 client.check_up_to_date()
                 for view in client.views.values():
-                    view.narrowed = False
+                    view.narrowed, view.index = False, len(view.log.entries)
                 assert client.outbox.statistics().delivered == client.received
 
     def empty(self) -> None:
