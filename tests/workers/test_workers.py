@@ -140,6 +140,21 @@ async def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(
         assert [worker["restarts"] for worker in statistics["workers"]] == [1, 0]
 
 
+async def test_a_worker_that_is_told_to_stop_lets_its_clients_go_and_is_replaced(
+    redis_url: str,
+) -> None:
+    """An operator can begin one worker anew without the others."""
+    async with running_workers(redis_url) as workers, workers.connected() as client:
+        (one,) = (await workers.page("/v1/ws/connections"))["connections"]
+        mine = workers.supervisor.workers[one["worker"] - 1]
+        assert mine.pid is not None
+        os.kill(mine.pid, signal.SIGTERM)
+        await client.receive_type("server_shutdown")
+        assert await client.closed() == 1001
+        await eventually(lambda: mine.restarts == 1)
+        await workers.until_ready()
+
+
 async def test_the_page_says_which_worker_is_absent(redis_url: str) -> None:
     """While one is being replaced the whole is not ready, and what the others say still counts."""
     async with running_workers(redis_url) as workers:
