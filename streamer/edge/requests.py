@@ -9,8 +9,9 @@ import attrs
 
 from streamer.config import Settings
 from streamer.edge.restore import SessionKeeper
+from streamer.hub.framing import batch_frames
 from streamer.hub.hub import Hub, SubscriptionRequest
-from streamer.hub.outbox import Outbox, Subscription, batch_frames
+from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
 from streamer.hub.sessions import SessionRecord
 from streamer.protocol import messages

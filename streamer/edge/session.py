@@ -111,7 +111,7 @@ class Session:
         )
         self._transport = Transport(
             stream,
-            services.hub,
+            services.hub.fanout,
             self.outbox,
             max_message_bytes=settings.max_message_bytes,
             trailing=request.trailing,

@@ -14,7 +14,7 @@ from typing import Final, cast
 import trio
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
-from streamer.hub.hub import Hub
+from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
 from streamer.protocol import errors
 from streamer.protocol.frames import close_frame, pong_frame
@@ -55,8 +55,8 @@ class Transport:
 
     __slots__ = (
         "_admit_frame",
+        "_fanout",
         "_frames",
-        "_hub",
         "_max_message_bytes",
         "_on_pong",
         "_parts",
@@ -70,7 +70,7 @@ class Transport:
     def __init__(
         self,
         stream: trio.abc.Stream,
-        hub: Hub,
+        fanout: FanOut,
         outbox: Outbox,
         *,
         max_message_bytes: int,
@@ -84,7 +84,7 @@ class Transport:
         message is dealt with: pings and empty fragments cost something, too.
         """
         self._stream = stream
-        self._hub = hub
+        self._fanout = fanout
         self.outbox = outbox
         self._max_message_bytes = max_message_bytes
         self._admit_frame = admit_frame
@@ -172,10 +172,10 @@ class Transport:
             if outbox.descriptor >= 0:
                 while outbox.blocked and not outbox.closed:
                     await trio.lowlevel.wait_writable(outbox.descriptor)
-                    self._hub.resume(outbox)
+                    self._fanout.resume(outbox)
                     self._advance()
             else:
-                while data := self._hub.take(outbox):
+                while data := self._fanout.take(outbox):
                     await self._stream.send_all(data)
                     self._advance()
                 self._advance()

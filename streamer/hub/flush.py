@@ -13,7 +13,7 @@ from typing import NoReturn
 import attrs
 import trio
 
-from streamer.hub.hub import FlushProgress, Hub
+from streamer.hub.fanout import FanOut, FlushProgress
 
 
 @attrs.frozen
@@ -38,7 +38,7 @@ class FlushStatistics:
 
 
 class FlushLoop:
-    """Flushes a hub when there is something to flush."""
+    """Flushes when there is something to flush."""
 
     def __init__(self, *, interval_seconds: float, stretch_limit_seconds: float) -> None:
         """`stretch_limit_seconds`: a window that was open longer is conflated (mode latest)."""
@@ -59,35 +59,35 @@ class FlushLoop:
         """There is something to flush."""
         self._wakeup.set()
 
-    async def run(self, hub: Hub) -> NoReturn:
+    async def run(self, fanout: FanOut) -> NoReturn:
         """Flush for ever."""
         opened: float | None = None
         while True:
-            await self._wait(hub)
+            await self._wait(fanout)
             start = trio.current_time()
             self._window_seconds = 0.0 if opened is None else start - opened
             stretched = self._window_seconds > self._stretch_limit_seconds
             self._flushing = True
-            for _ in hub.flush(self._total, stretched=stretched):
+            for _ in fanout.flush(self._total, stretched=stretched):
                 await trio.lowlevel.checkpoint()
             self._flushing = False
             self._account(trio.current_time() - start, stretched=stretched)
             await trio.sleep_until(start + self._interval_seconds)
             # Whatever waits now came in while this flush was under way, or after it.
-            opened = start if hub.dirty else None
+            opened = start if fanout.dirty else None
 
-    async def _wait(self, hub: Hub) -> None:
+    async def _wait(self, fanout: FanOut) -> None:
         """Until there is something to flush, or something whose rate allows it now."""
-        if hub.dirty:
+        if fanout.dirty:
             return
         self._wakeup = trio.Event()
-        due = hub.due_seconds
+        due = fanout.due_seconds
         with trio.move_on_at(due if due is not None else float("inf")):
             await self._wakeup.wait()
 
-    async def finish(self, hub: Hub) -> None:
+    async def finish(self, fanout: FanOut) -> None:
         """Wait until all that was published before has been flushed; more may come meanwhile."""
-        last = self._flushes + self._flushing + hub.dirty
+        last = self._flushes + self._flushing + fanout.dirty
         while self._flushes < last:
             await self._flushed.park()
 

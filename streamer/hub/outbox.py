@@ -15,18 +15,14 @@ from typing import Final, Protocol
 
 import attrs
 
+from streamer.hub.framing import Part, frame_parts
 from streamer.hub.publication import Publication
-from streamer.hub.streams import Group, Lane, Part
-from streamer.protocol.frames import text_frame
+from streamer.hub.streams import Lane
 from streamer.protocol.messages import Mode
 
 INDIRECT_BUFFER_BYTES: Final = 64 * 1024
 """What may wait for the writer task of a TLS connection before the client counts as behind: as much
 as a plain socket holds unsent (see `edge.session`)."""
-
-
-MAX_BATCH_BYTES: Final = 256 * 1024
-"""A batch larger than this is sent as several: usual client libraries refuse messages of 1 MiB."""
 
 
 class Owner(Protocol):
@@ -105,6 +101,30 @@ class OutboxStatistics:
     blocked: bool
     queued_bytes: int
     """Of messages that may not be merged; bounded by the settings."""
+
+
+class Group:
+    """The clients that hold the same lanes and stand at the same place in them."""
+
+    __slots__ = ("conflated", "delivered", "flush_number", "lanes", "members", "offered")
+
+    def __init__(self, lanes: tuple[Lane, ...]) -> None:
+        self.lanes = lanes
+        self.members: dict[Outbox, None] = {}
+        self.flush_number = 0
+        """Of the last flush that is in its account."""
+        self.offered = 0
+        self.delivered = 0
+        self.conflated = 0
+        """The account of a member since the beginning: members keep the difference, so that a
+        flush counts once and not for each of them."""
+        for lane in lanes:
+            lane.groups[self] = None
+
+    @property
+    def account(self) -> tuple[int, int, int]:
+        """Offered, delivered and conflated so far."""
+        return self.offered, self.delivered, self.conflated
 
 
 class Outbox:
@@ -409,42 +429,3 @@ class Outbox:
 
 def _publication_order(item: tuple[object, tuple[Subscription, Publication]]) -> int:
     return item[1][1].order
-
-
-def frame_parts(parts: Iterable[Part], timestamp: Callable[[], str]) -> bytes:
-    """The frames of messages in order: one bare, several as a `batch`, a gap always by itself."""
-    frames: list[bytes] = []
-    texts: list[bytes] = []
-    size = 0
-
-    def end_batch() -> None:
-        nonlocal texts, size
-        if texts:
-            frames.append(_data_frame(texts, timestamp))
-            texts, size = [], 0
-
-    for _, text, bare in parts:
-        if bare:
-            end_batch()
-            frames.append(text_frame(text))
-            continue
-        if size + len(text) > MAX_BATCH_BYTES:
-            end_batch()
-        texts.append(text)
-        size += len(text)
-    end_batch()
-    return b"".join(frames)
-
-
-def batch_frames(texts: Iterable[bytes], timestamp: Callable[[], str]) -> bytes:
-    """The frames of data messages in order; empty where there are none."""
-    return frame_parts([(0, text, False) for text in texts], timestamp)
-
-
-def _data_frame(texts: list[bytes], timestamp: Callable[[], str]) -> bytes:
-    if len(texts) == 1:
-        return text_frame(texts[0])
-    return text_frame(
-        b'{"type":"batch","timestamp":"%b","batch_size":%d,"messages":[%b]}'
-        % (timestamp().encode(), len(texts), b",".join(texts))
-    )

@@ -1,29 +1,15 @@
-"""A topic's stream, its lanes, and the groups of clients that stand at the same place in them.
-
-What is done per client decides the cost of everything, so clients that would get the same bytes
-are kept together. A *lane* is a topic as one kind of subscription sees it (its mode and its kinds).
-A *group* is all the clients that hold the same lanes and have received the same of them: a flush
-makes one frame for the group and writes it to each member. A client that is anywhere else (its
-socket is full, it has just joined, it has a rate of its own) is a *solo*: it has a position of its
-own in every stream, and what it has still to get is kept in its outbox.
-"""
+"""A topic's stream, and its lanes: the topic as each sort of subscription sees it."""
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Any
 
+from streamer.hub.framing import Part
 from streamer.hub.publication import Publication, conflate
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
-
-if TYPE_CHECKING:
-    from streamer.hub.outbox import Outbox, Subscription
-
-
-Part = tuple[int, bytes, bool]
-"""Order, JSON and whether it stands outside a batch, of one message of a flush."""
 
 
 class Lane:
@@ -51,7 +37,9 @@ class Lane:
         """The last sequence that its groups have been sent."""
         self.epoch = stream.epoch
         """The epoch of that."""
-        self.groups: dict[Group, None] = {}
+        self.groups: dict[Any, None] = {}
+        """Of clients that hold the lane. Clients know their streams, and not the other way round:
+        what a group is, or a subscription, is no matter of a stream."""
         self.parts: list[Part] = []
         """What the flush under way brings; empty between flushes."""
         self.offered = 0
@@ -94,30 +82,6 @@ class Lane:
         self.offered = 0
 
 
-class Group:
-    """The clients that hold the same lanes and stand at the same place in them."""
-
-    __slots__ = ("conflated", "delivered", "flush_number", "lanes", "members", "offered")
-
-    def __init__(self, lanes: tuple[Lane, ...]) -> None:
-        self.lanes = lanes
-        self.members: dict[Outbox, None] = {}
-        self.flush_number = 0
-        """Of the last flush that is in its account."""
-        self.offered = 0
-        self.delivered = 0
-        self.conflated = 0
-        """The account of a member since the beginning: members keep the difference, so that a
-        flush counts once and not for each of them."""
-        for lane in lanes:
-            lane.groups[self] = None
-
-    @property
-    def account(self) -> tuple[int, int, int]:
-        """Offered, delivered and conflated so far."""
-        return self.offered, self.delivered, self.conflated
-
-
 class TopicStream:
     """One topic: its position, its last known values, and who hears it."""
 
@@ -154,7 +118,8 @@ class TopicStream:
         self.window: list[Publication] = []
         """What was published since the last flush."""
         self.lanes: dict[tuple[Mode, frozenset[Kind]], Lane] = {}
-        self.solos: dict[Subscription, None] = {}
+        self.solos: dict[Any, None] = {}
+        """The subscriptions of clients that stand alone."""
         self.subscriptions = 0
         self._place = Position(epoch, 0)
 

@@ -18,7 +18,8 @@ from typing import Any, Final, cast
 import attrs
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from streamer.hub.hub import FlushProgress, Hub, SubscriptionRequest
+from streamer.hub.fanout import FlushProgress
+from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import encode
@@ -191,18 +192,18 @@ class Client:
         if not self.writers or self.outbox.closed or self.broken:
             return
         hub = self.world.hub
-        due_before = hub.due_seconds
+        due_before = hub.fanout.due_seconds
         self.world.told_dirty = False
         if self.indirect:
-            data = hub.take(self.outbox)
+            data = hub.fanout.take(self.outbox)
             if data:
                 self.feed(bytes(data))
             else:
                 self.writers -= 1
         elif select.select([], [self.server_end], [], 0)[1]:
-            hub.resume(self.outbox)
+            hub.fanout.resume(self.outbox)
             self.writers -= not self.outbox.blocked
-        due = hub.due_seconds
+        due = hub.fanout.due_seconds
         if due is not None and (due_before is None or due < due_before):
             assert self.world.told_dirty, "the flush loop sleeps too long"
 
@@ -432,7 +433,7 @@ class World:
         if stretched:
             for client in self.clients:
                 client.was_behind = True
-        self._flush = self.hub.flush(self.progress, stretched=stretched)
+        self._flush = self.hub.fanout.flush(self.progress, stretched=stretched)
         self._cut()
         self.flush_step()
 
@@ -591,8 +592,8 @@ class World:
                     self.end(client)
                 busy |= client.read() > 0 or client.outbox.blocked
                 client.write()
-            due = self.hub.due_seconds
-            if self.hub.dirty or due is not None:
+            due = self.hub.fanout.due_seconds
+            if self.hub.fanout.dirty or due is not None:
                 self.now = max(self.now, due or 0.0)
                 self.flush_begin(stretched=False)
                 self.flush_finish()
@@ -623,4 +624,4 @@ class World:
         statistics = self.hub.statistics()
         assert not any(statistics.subscriptions_by_type.values())
         assert (statistics.topics, statistics.groups, statistics.messages_queued) == (0, 0, 0)
-        assert self.hub.due_seconds is None
+        assert self.hub.fanout.due_seconds is None
