@@ -20,6 +20,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections import deque
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -171,11 +172,13 @@ class Server:
         """Serve until `shutdown`; see `serve`."""
         settings = self.settings
         listeners = await open_listeners(settings)
-        async with trio.open_nursery() as root:
+        async with AsyncExitStack() as stack, trio.open_nursery() as root:
+            for listener in listeners:
+                await stack.enter_async_context(listener)  # closed even if it never gets to serve
             if self._commands is not None:
                 root.start_soon(self._commands.run)
             source_scope = await root.start(self._run_source)
-            root.start_soon(self._flush_loop.run, self.hub)
+            root.start_soon(self._flush_loop.run, self.hub.fanout)
             root.start_soon(self._heartbeat.run)
             root.start_soon(self._keep)
             root.start_soon(self._keeper.run)
@@ -245,7 +248,7 @@ class Server:
     async def _drain(self) -> None:
         """Let the clients go, each with a delay of its own: not all are to come back at once."""
         settings = self.settings
-        await self._flush_loop.finish(self.hub)
+        await self._flush_loop.finish(self.hub.fanout)
         sessions = list(self._reception.sessions.values())
         log.info("draining", connections=len(sessions))
         for session in sessions:
