@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol import messages, schema
 from streamer.protocol.errors import CLOSE_REASONS, ERROR_MEANINGS, ErrorCode
@@ -57,6 +58,7 @@ def references() -> dict[str, str]:
         "protocol.md": template.substitute(_tables()),
         "protocol.schema.json": _json(schema.json_schema()),
         "asyncapi.json": _json(schema.async_api()),
+        "settings.md": _settings_page(),
     }
 
 
@@ -90,6 +92,35 @@ def _tables() -> dict[str, str]:
         ),
         "settings": _settings(),
     } | {f"default_{name}": _default(name) for name in CLIENT_SETTINGS}
+
+
+def _settings_page() -> str:
+    """Every setting of the server, in the groups in which the command line shows them."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    rows: list[tuple[str, ...]] = []
+    for field in attrs.fields(Settings):
+        if field.metadata["heading"]:
+            rows = groups[field.metadata["heading"]] = []
+        flag = f"`--{field.name.replace('_', '-')}`"
+        names = f"`STREAMER_{field.name.upper()}`<br>`{field.name}`"
+        default = _default_text(getattr(Settings(), field.name))
+        rows.append((flag, names, default, field.metadata["help"]))
+    header = ("flag", "variable and key", "default", "")
+    codes = ((str(int(code)), code.explanation) for code in ExitCode)
+    return Template((DOCS / "templates" / "settings.md").read_text(encoding="utf-8")).substitute(
+        settings="\n\n".join(
+            f"## {heading}\n\n{_table(header, rows)}" for heading, rows in groups.items()
+        ),
+        exit_codes=_table(("code", "meaning"), codes),
+    )
+
+
+def _default_text(default: object) -> str:
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
