@@ -1,0 +1,1 @@
+"""Every fault survived or announced: real processes, real sockets, and an account that adds up."""

@@ -1,0 +1,97 @@
+"""What one client received of the producer's numbers, against what the messages say of it.
+
+The Verifier of `streamer.client` holds a stream to its own word: `sequence`, `previous` and `gap`.
+This holds that word to the truth, which is in the payload: each publication carries its number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import attrs
+
+from streamer.client import Event, Gap, Position, PriceUpdate
+from streamer.protocol.messages import GapReason
+
+
+@attrs.define
+class TopicAccount:
+    """One client's account of one topic."""
+
+    received: int = 0
+    """Publications, each once."""
+    merged: int = 0
+    """Left out because a newer one stands for them, as `previous` said."""
+    lost: int = 0
+    """Left out at a gap that was announced."""
+    snapshots: int = 0
+    number: int = 0
+    """The producer's, of the last publication; 0: there was none yet."""
+    gaps: Counter[GapReason] = attrs.field(factory=Counter)
+    epochs: set[str] = attrs.field(factory=set)
+    """Those that gaps have named."""
+    problems: list[str] = attrs.field(factory=list)
+    _resumes: Position | None = None
+    """Where the stream goes on behind a gap, while nothing has come after it."""
+
+    @property
+    def is_behind_gap(self) -> bool:
+        """Whether a gap was announced, and nothing has come since."""
+        return self._resumes is not None
+
+    def take(self, event: PriceUpdate | Gap) -> None:
+        """Enter one message."""
+        if isinstance(event, Gap):
+            self.gaps[event.reason] += 1
+            self.epochs.add(event.epoch)
+            self._resumes = Position(event.epoch, event.sequence)
+        elif event.snapshot:
+            self.snapshots += 1
+            # The value of the place where the stream goes on is known: nothing is missing behind.
+            if self._resumes is not None and self._resumes.sequence == event.sequence:
+                self._advance(int(event.volume), merged=0, what="snapshot")
+        else:
+            self.received += 1
+            merged = event.sequence - event.follows - 1
+            self._advance(int(event.volume), merged=merged, what=f"sequence {event.sequence}")
+
+    def _advance(self, number: int, *, merged: int, what: str) -> None:
+        missing = number - self.number - 1 - merged
+        if not self.number:
+            pass  # the first one: what came before it was not asked for
+        elif self._resumes is not None:
+            # At a snapshot the last publication may be the one that is held already.
+            if missing < (-1 if what == "snapshot" else 0):
+                self.problems.append(f"{what}: {number} after a gap behind {self.number}")
+            self.lost += max(missing, 0)
+        elif missing:
+            self.problems.append(
+                f"{what}: {number} comes after {self.number}, and {merged} were merged"
+            )
+        self._resumes = None
+        self.merged += merged
+        self.number = number
+
+
+class Ledger:
+    """One client's accounts by topic."""
+
+    def __init__(self) -> None:
+        self.topics: defaultdict[str, TopicAccount] = defaultdict(TopicAccount)
+
+    def take(self, event: Event) -> None:
+        """Enter what the client was given."""
+        if isinstance(event, Gap):
+            self.topics[f"{event.subscription_type}:{event.target}"].take(event)
+        else:
+            assert isinstance(event, PriceUpdate), event
+            self.topics[str(event.topic)].take(event)
+
+    @property
+    def problems(self) -> list[str]:
+        """Where the numbers do not agree with the messages."""
+        return [
+            f"{topic}: {problem}"
+            for topic, account in self.topics.items()
+            for problem in account.problems
+        ]

@@ -1,0 +1,141 @@
+"""A producer of both kinds, as a process of its own: `python -m tests.faults.producer ORDER`.
+
+Each publication carries its number within its topic as `volume`, so that whoever receives some can
+tell which are missing. Time decides how many are due: what could not be published during a fault
+follows after it. Only the slowest client stops time: on a machine that cannot keep up, the flow is
+slower and still a flow. So each line on stdin is how many seconds of flow all clients have had, and
+is answered by a line on stdout with the counts so far; the end of stdin ends the flow, and the last
+line has the final counts.
+"""
+
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from typing import Final
+
+import attrs
+import cattrs
+import trio
+
+from streamer.source.commands import Commands
+from streamer.source.connect import RedisConnectionError
+from streamer.source.publisher import open_publisher
+
+TICK_SECONDS: Final = 0.02
+LEAD_SECONDS: Final = 15.0
+"""How far the flow may be ahead of the slowest client: longer than any silence here."""
+
+HOLD_SECONDS: Final = 60.0
+"""Longer than any fault here: a producer that gave up would make holes of its own."""
+
+Publications = list[tuple[str, bytes]]
+"""Channel and text of each."""
+
+
+@attrs.frozen
+class Order:
+    """What to publish."""
+
+    redis_url: str
+    placed: dict[str, float]
+    """Publications per second of the topics whose publications get a position from Redis."""
+    plain: dict[str, float]
+    """The same for those that are published as any program does, with PUBLISH."""
+    history_length: int
+
+
+class Clock:
+    """The time of the flow, in seconds."""
+
+    def __init__(self) -> None:
+        self._read_seconds = trio.current_time()
+        self._now_seconds = 0.0
+        self.received_seconds = 0.0
+        """The time that the slowest client is at."""
+
+    def read(self) -> float:
+        """The time now."""
+        read_seconds, self._read_seconds = self._read_seconds, trio.current_time()
+        limit = max(self._now_seconds, self.received_seconds + LEAD_SECONDS)
+        self._now_seconds = min(self._now_seconds + self._read_seconds - read_seconds, limit)
+        return self._now_seconds
+
+
+class Flow:
+    """Publishes to some topics at their rates."""
+
+    def __init__(self, rates: dict[str, float], clock: Clock) -> None:
+        self._rates = rates
+        self._clock = clock
+        self._stopped = False
+        self.counts = dict.fromkeys(rates, 0)
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopped = True
+
+    async def run(self, publish: Callable[[Publications], Awaitable[object]]) -> None:
+        """Publish what is due, until stopped."""
+        while not self._stopped:
+            now_seconds = self._clock.read()
+            due = {topic: int(now_seconds * rate) for topic, rate in self._rates.items()}
+            await publish([*self._publications(due)])
+            self.counts = due
+            await trio.sleep(TICK_SECONDS)
+
+    def _publications(self, due: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+        """Up to these counts, the topics in turn."""
+        remaining = {
+            topic: range(self.counts[topic] + 1, count + 1) for topic, count in due.items()
+        }
+        for index in range(max(map(len, remaining.values()), default=0)):
+            for topic, numbers in remaining.items():
+                if index < len(numbers):
+                    yield f"{topic}:price", _text(topic, numbers[index])
+
+
+def _text(topic: str, number: int) -> bytes:
+    code = topic.partition(":")[2]
+    return (
+        b'{"type":"price_update","stock_code":"%b","price":%d.50,"change":-120,'
+        b'"change_percent":-0.17,"volume":%d,"timestamp":"2024-08-09T05:00:00.123456Z"}'
+    ) % (code.encode(), 70_000 + number % 500, number)
+
+
+async def produce(order: Order) -> None:
+    """Publish, and answer stdin, until that ends."""
+    clock = Clock()
+    placed, plain = Flow(order.placed, clock), Flow(order.plain, clock)
+    commands = Commands(order.redis_url, client_name="producer", timeout_seconds=HOLD_SECONDS)
+
+    async def publish_plain(publications: Publications) -> None:
+        with suppress(RedisConnectionError):  # gone, as it is with PUBLISH
+            await commands.execute_many([("PUBLISH", *sent) for sent in publications])
+
+    def answer() -> None:
+        sys.stdout.write(json.dumps(placed.counts | plain.counts) + "\n")
+        sys.stdout.flush()
+
+    async with (
+        open_publisher(
+            order.redis_url, history_length=order.history_length, hold_seconds=HOLD_SECONDS
+        ) as publisher,
+        trio.open_nursery() as outer,
+        trio.lowlevel.FdStream(sys.stdin.fileno()) as stdin,
+    ):
+        outer.start_soon(commands.run)
+        async with trio.open_nursery() as flows:
+            flows.start_soon(placed.run, publisher.publish_many)
+            flows.start_soon(plain.run, publish_plain)
+            while line := await stdin.receive_some():
+                clock.received_seconds = float(line)
+                answer()
+            placed.stop()
+            plain.stop()
+        answer()
+        outer.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(produce, cattrs.structure(json.loads(sys.argv[1]), Order))

@@ -1,0 +1,105 @@
+"""Clients stall, vanish, and stay away for too long."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from streamer.client import Mode
+from streamer.source.keys import history_key
+from tests.faults.conversation import converse
+from tests.faults.network import Network
+from tests.faults.world import (
+    PLACED,
+    TOPICS,
+    Witness,
+    check_nothing_lost,
+    open_world,
+    witnesses,
+)
+from tests.redis_server import RedisServer
+
+STALL_SECONDS = 5.0
+
+
+async def test_a_third_of_the_clients_stalls(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """In mode latest they get the newest, in mode all they come back for the rest."""
+    redis = own_redis_server()
+    # A few hundred messages are nothing to a socket's buffers: these clients hold more topics.
+    stalling = witnesses(15, topics_each=5, buffer_messages=100)
+    clients = stalling + witnesses(35)
+
+    async def stall(client: Witness) -> None:
+        await trio.sleep(random.uniform(0, STALL_SECONDS))
+        await client.stall(STALL_SECONDS)
+
+    async with open_world(
+        redis, tmp_path, "--max-outbound-bytes", "65536", clients=clients
+    ) as world:
+        await world.flow()
+        async with trio.open_nursery() as nursery:
+            for client in stalling:
+                nursery.start_soon(stall, client)
+        await world.flow()
+        await world.settle()
+    check_nothing_lost(world, TOPICS)
+    accounts = {client: client.ledger.topics.values() for client in stalling}
+    assert any(account.merged for accounts in accounts.values() for account in accounts)
+    assert any(c.client.statistics().connections > 1 for c in stalling if c.mode is Mode.ALL)
+
+
+async def test_clients_vanish_without_a_fin(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """Reset or in silence: nothing of them remains, and they come back without loss."""
+    redis = own_redis_server()
+    network = Network(0)
+    heartbeat = ("--heartbeat-interval-seconds", "2", "--heartbeat-timeout-seconds", "4")
+    async with network.run(), open_world(redis, tmp_path, *heartbeat, network=network) as world:
+        await world.flow()
+        network.break_off(10)
+        network.silence(10)
+        await world.flow()
+        await world.server.wait_for(
+            lambda statistics: statistics["active_connections"] == len(world.clients)
+        )
+        await world.settle()
+        connections = sorted(client.client.statistics().connections for client in world.clients)
+        assert connections == [1] * 30 + [2] * 20
+    check_nothing_lost(world, TOPICS)
+
+
+async def test_history_trimmed_while_a_client_is_away(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """It is told that it has not recovered, where the stream goes on, and what is the newest."""
+    redis = own_redis_server()
+    async with open_world(redis, tmp_path, "--history-length", "100") as world:
+        await world.flow(1)
+        async with converse(world.server.url) as client:
+            session_id = client.session_id
+            subscribed = await client.subscribe(PLACED[0], snapshot=False)
+            epoch = subscribed["positions"]["placed0"]["epoch"]
+            held = await client.data()
+        await world.flow()
+        with redis.connect() as operator:
+            operator.xtrim(history_key(PLACED[0]), maxlen=10, approximate=False)
+        async with converse(world.server.url) as client:
+            at = {"epoch": epoch, "sequence": held["sequence"]}
+            answer = await client.request(
+                type="reconnect", session_id=session_id, positions={PLACED[0]: at}
+            )
+            assert answer["type"] == "reconnected"
+            assert answer["recovered"] is False
+            gap = await client.receive_type("gap")
+            assert gap["reason"] == "history_expired"
+            assert gap["epoch"] == epoch
+            assert answer["positions"][PLACED[0]]["sequence"] == gap["sequence"]
+            snapshot = await client.data()
+            assert snapshot["snapshot"] is True
+            assert snapshot["sequence"] == gap["sequence"] > at["sequence"]
+            assert (await client.data())["sequence"] == gap["sequence"] + 1
+        await world.settle()

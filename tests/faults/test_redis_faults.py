@@ -1,0 +1,130 @@
+"""Redis fails in every way that one machine can show."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from tests.faults.world import (
+    PLAIN,
+    TOPICS,
+    World,
+    check_gap_announced,
+    check_nothing_lost,
+    open_world,
+)
+from tests.redis_server import RedisServer
+from tests.source.proxy import Proxy
+
+DURABLE = {"appendonly": "yes", "appendfsync": "always"}
+"""What is acknowledged is on the disk. With the default, everysec, a second of it may not be."""
+
+
+async def wait_lost(world: World) -> None:
+    """Until the server has given its connection to Redis up."""
+    await world.server.wait_for(lambda statistics: not statistics["redis"]["connected"])
+
+
+async def test_redis_killed_and_restarted_with_its_data(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """Nothing that has a position is lost; what is published without one has a gap."""
+    redis = own_redis_server(**DURABLE)
+    async with open_world(redis, tmp_path) as world:
+        await world.flow()
+        await trio.to_thread.run_sync(redis.kill)
+        await wait_lost(world)
+        await trio.to_thread.run_sync(redis.start)
+        await world.flow()
+        await world.settle()
+    check_nothing_lost(world)
+    check_gap_announced(world, PLAIN)
+
+
+async def test_redis_restarted_empty(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The gap is announced on every topic, in a new epoch, and the flow goes on."""
+    redis = own_redis_server()
+    async with open_world(redis, tmp_path) as world:
+        await world.flow()
+        await trio.to_thread.run_sync(redis.kill)
+        await wait_lost(world)
+        await trio.to_thread.run_sync(redis.start)
+        await world.flow()
+        await world.settle()
+    check_gap_announced(world, TOPICS)
+
+
+async def test_redis_stopped_for_ten_seconds(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """A probe that is patient enough gives nothing up, and then nothing at all is lost."""
+    redis = own_redis_server()
+    async with open_world(redis, tmp_path, "--probe-timeout-seconds", "60") as world:
+        await world.flow()
+        redis.pause()
+        await trio.sleep(10)
+        redis.resume()
+        await world.flow()
+        await world.settle()
+        assert (await world.server.statistics())["redis"]["reconnects"] == 0
+    check_nothing_lost(world)
+    assert not world.totals(PLAIN).gaps
+
+
+async def test_redis_stopped_for_longer_than_the_probe_allows(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The connection is given up and made anew, and the history fills the hole."""
+    redis = own_redis_server()
+    impatient = ("--probe-interval-seconds", "1", "--probe-timeout-seconds", "4")
+    async with open_world(redis, tmp_path, *impatient) as world:
+        await world.flow()
+        redis.pause()
+        await wait_lost(world)
+        redis.resume()
+        await world.flow()
+        await world.settle()
+    check_nothing_lost(world)
+    check_gap_announced(world, PLAIN)
+
+
+async def test_connections_of_the_server_cut_every_second(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """Twenty times over, each time before or in the middle of the recovery from the last."""
+    redis = own_redis_server()
+    async with open_world(redis, tmp_path) as world:
+        await world.flow()
+        with redis.connect() as operator:
+            for _ in range(20):
+                for connection in operator.client_list():
+                    name = connection["name"]
+                    if name.startswith("streamer-") and "publisher" not in name:
+                        operator.client_kill_filter(_id=connection["id"])
+                await trio.sleep(1)
+        await world.flow()
+        await world.settle()
+    check_nothing_lost(world)
+    check_gap_announced(world, PLAIN)
+
+
+async def test_connection_that_is_up_but_deaf(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The probe finds it out, and what was swallowed comes from the history."""
+    redis = own_redis_server()
+    impatient = ("--probe-interval-seconds", "1", "--probe-timeout-seconds", "4")
+    proxy = Proxy(redis.port)
+    async with (
+        proxy.run(),
+        open_world(redis, tmp_path, *impatient, redis_port=proxy.port) as world,
+    ):
+        await world.flow()
+        proxy.deafen()
+        await world.server.wait_for(lambda statistics: statistics["redis"]["reconnects"] > 0)
+        await world.flow()
+        await world.settle()
+    check_nothing_lost(world)
+    check_gap_announced(world, PLAIN)

@@ -1,0 +1,102 @@
+"""Servers end, in good order and not, and another takes their clients up."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from streamer.source.keys import session_key
+from tests.faults.conversation import converse
+from tests.faults.network import Network
+from tests.faults.processes import ServerProcess
+from tests.faults.world import (
+    PLACED,
+    PLAIN,
+    RATE,
+    check_gap_announced,
+    check_nothing_lost,
+    open_world,
+    server_arguments,
+    witnesses,
+)
+from tests.redis_server import RedisServer
+
+
+async def test_clients_move_to_another_server_when_theirs_is_stopped(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """Nothing that has a position is lost, and the first server comes to its end."""
+    redis = own_redis_server()
+    network = Network(0)
+    second = ServerProcess(tmp_path, *server_arguments(redis.port))
+    async with network.run(), second, open_world(redis, tmp_path, network=network) as world:
+        await world.flow()
+        network.server_port = second.port
+        world.server.signal(signal.SIGTERM)
+        await world.flow()
+        assert await world.server.wait() == 0
+        await world.settle()
+        assert (await second.statistics())["active_connections"] == len(world.clients)
+    check_nothing_lost(world)
+    check_gap_announced(world, PLAIN)
+
+
+async def test_clients_come_back_to_a_server_that_was_killed(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """It knows them again from Redis, and nothing that has a position is lost."""
+    redis = own_redis_server()
+    async with open_world(redis, tmp_path) as world:
+        await world.flow()
+        await world.server.kill()
+        await world.server.start()
+        await world.flow()
+        await world.settle()
+    check_nothing_lost(world)
+    check_gap_announced(world, PLAIN)
+
+
+async def test_session_outlives_its_server_without_help_from_the_client(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The URL's session_id alone brings every subscription and all that was missed."""
+    redis = own_redis_server()
+    async with open_world(redis, tmp_path) as world:
+        async with converse(world.server.url) as client:
+            session_id = client.session_id
+            subscribed = await client.subscribe(PLACED[0])
+            began = subscribed["positions"]["placed0"]
+            with redis.connect() as operator:
+                while not operator.exists(session_key(session_id)):  # noqa: ASYNC110
+                    await trio.sleep(0.1)
+        await world.server.kill()
+        await world.server.start()
+        async with converse(f"{world.server.url}?session_id={session_id}") as client:
+            answer = await client.receive_type("reconnected")
+            assert answer["restored_subscriptions"] == {"stock": ["placed0"]}
+            assert answer["recovered"] is True
+            assert answer["positions"][PLACED[0]] == began
+            assert answer["missed_messages_count"] > 0
+            first = began["sequence"] + 1
+            sequences = [(await client.data())["sequence"] for _ in range(round(5 * RATE))]
+            assert sequences == list(range(first, first + len(sequences)))
+        await world.settle()
+
+
+async def test_a_thousand_clients_come_back_at_once(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The storm is survived, and every one of them is restored where it was."""
+    redis = own_redis_server()
+    quiet = {"stock:quiet": 2.0}
+    crowd = witnesses() + witnesses(950, topics=[*quiet])
+    async with open_world(redis, tmp_path, clients=crowd, more_topics=quiet) as world:
+        await world.flow()
+        await world.server.kill()
+        await world.server.start()
+        await world.flow()
+        await world.settle()
+        assert (await world.server.statistics())["active_connections"] == len(crowd)
+    check_nothing_lost(world, (*PLACED, *quiet))
+    check_gap_announced(world, PLAIN)

@@ -1,0 +1,283 @@
+"""Redis, servers, a producer and clients that verify what they get: the world of a fault.
+
+async with open_world(redis, tmp_path) as world:
+    await world.flow()          # every client has had five seconds of every topic
+    ...                         # the fault
+    await world.flow()          # and five more
+    await world.settle()        # the flow ends; every account adds up
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from streamer.client import Backoff, Client, Mode, open_client
+from streamer.protocol.messages import GapReason
+from tests.faults.ledger import Ledger, TopicAccount
+from tests.faults.network import Network
+from tests.faults.processes import Producer, ServerProcess
+from tests.faults.producer import Order
+from tests.redis_server import RedisServer
+
+DEADLINE_SECONDS: Final = 60.0
+"""When what a test waits for has failed to come. Nothing depends on how soon it comes."""
+
+_POLL_SECONDS: Final = 0.05
+_PACE_SECONDS: Final = 0.2
+
+FLOW_SECONDS: Final = 5.0
+RATE: Final = 200.0
+PLACED: Final = tuple(f"stock:placed{number}" for number in range(14))
+PLAIN: Final = tuple(f"stock:plain{number}" for number in range(6))
+TOPICS: Final = PLACED + PLAIN
+CLIENTS: Final = 50
+HISTORY_LENGTH: Final = 5000
+"""25 s of the flow: longer than any fault that is to end in "nothing lost"."""
+
+
+class Witness:
+    """A client that verifies its stream, and enters all it gets into a ledger."""
+
+    def __init__(self, topics: Sequence[str], mode: Mode, *, buffer_messages: int = 10_000) -> None:
+        self.topics = topics
+        self.mode = mode
+        self._buffer_messages = buffer_messages
+        self.ledger = Ledger()
+        self._client: Client | None = None
+        self._awake = trio.Event()
+        self._awake.set()
+
+    @property
+    def client(self) -> Client:
+        """Once it runs."""
+        assert self._client is not None
+        return self._client
+
+    async def run(
+        self,
+        url: str,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Receive until cancelled; started once it is subscribed."""
+        async with open_client(
+            url,
+            backoff=Backoff(first_seconds=0.1, max_seconds=1.0),
+            buffer_messages=self._buffer_messages,
+        ) as client:
+            self._client = client
+            await client.subscribe(self.topics, mode=self.mode)
+            task_status.started()
+            async for event in client:
+                self.ledger.take(event)
+                if not self._awake.is_set():
+                    await self._awake.wait()
+
+    async def stall(self, seconds: float) -> None:
+        """Take nothing for a while."""
+        self._awake = trio.Event()
+        await trio.sleep(seconds)
+        self._awake.set()
+
+    def has_reached(self, counts: dict[str, int]) -> bool:
+        """Whether it has come so far on each of its topics."""
+        accounts = self.ledger.topics
+        return all(accounts[topic].number >= counts[topic] for topic in self.topics)
+
+    def has_ended(self, counts: dict[str, int]) -> bool:
+        """Whether it has come to the end of each of its topics, or knows that the rest is lost."""
+        accounts = self.ledger.topics
+        return all(
+            accounts[topic].number == counts[topic] or accounts[topic].is_behind_gap
+            for topic in self.topics
+        )
+
+    def __str__(self) -> str:
+        numbers = {topic: account.number for topic, account in self.ledger.topics.items()}
+        return f"at {numbers} in mode {self.mode}, {self.client.statistics()}"
+
+    def problems(self) -> list[str]:
+        """What does not add up."""
+        account = self.client.account()
+        return [
+            *self.ledger.problems,
+            *map(str, account.first_violations),
+            *([f"{account.outstanding} not recovered"] if account.outstanding else []),
+        ]
+
+
+def witnesses(
+    count: int = CLIENTS,
+    *,
+    topics: Sequence[str] = TOPICS,
+    topics_each: int = 1,
+    buffer_messages: int = 10_000,
+) -> list[Witness]:
+    """Clients that hold all topics between them, each topic in both modes."""
+    turns = itertools.cycle(topics)
+    modes = itertools.cycle([Mode.LATEST, Mode.ALL, Mode.ALL])
+    return [
+        Witness(
+            [next(turns) for _ in range(topics_each)],
+            next(modes),
+            buffer_messages=buffer_messages,
+        )
+        for _ in range(count)
+    ]
+
+
+@attrs.frozen
+class Totals:
+    """The accounts of all clients together, of some topics."""
+
+    received: int
+    merged: int
+    lost: int
+    gaps: Counter[GapReason]
+    accounts: Sequence[TopicAccount]
+
+
+class World:
+    """What `open_world` gives."""
+
+    def __init__(
+        self,
+        server: ServerProcess,
+        producer: Producer,
+        clients: Sequence[Witness],
+        rates: Mapping[str, float],
+    ) -> None:
+        self.server = server
+        self.producer = producer
+        self.clients = clients
+        self._rates = rates
+        self._settling = False
+        self._finished = trio.Event()
+
+    async def flow(self, seconds: float = FLOW_SECONDS) -> None:
+        """Until each client has come past all of the next publications of its topics."""
+        await self._wait(lambda: bool(self.producer.counts))
+        counts = self.producer.counts
+        goal = {topic: counts[topic] + round(seconds * rate) for topic, rate in self._rates.items()}
+        await self._wait(lambda: all(client.has_reached(goal) for client in self.clients))
+
+    async def settle(self) -> None:
+        """End the flow, let everybody come to its end, and see that all of it adds up."""
+        self._settling = True
+        await self._finished.wait()
+        counts = self.producer.counts
+        await self._wait(lambda: all(client.has_ended(counts) for client in self.clients))
+        problems = [problem for client in self.clients for problem in client.problems()]
+        assert not problems, "\n".join(problems[:20])
+
+    async def pace(self) -> None:
+        """Tell the producer how far the clients are, until the flow is to end."""
+        while not self._settling:
+            received_seconds = min(
+                client.ledger.topics[topic].number / self._rates[topic]
+                for client in self.clients
+                for topic in client.topics
+            )
+            await self.producer.report(received_seconds)
+            await trio.sleep(_PACE_SECONDS)
+        await self.producer.finish()
+        self._finished.set()
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for what is in the messages that clients get."""
+        with trio.move_on_after(DEADLINE_SECONDS):
+            while not condition():  # noqa: ASYNC110 - messages set no event of ours
+                await trio.sleep(_POLL_SECONDS)
+            return
+        counts = self.producer.counts
+        behind = [str(client) for client in self.clients if not client.has_reached(counts)]
+        raise AssertionError(
+            f"{len(behind)} of {len(self.clients)} clients have not come to {counts}: {behind[:3]};"
+            f" the server says {self.server.log[-2000:]}"
+        )
+
+    def totals(self, topics: Iterable[str]) -> Totals:
+        """What came of some topics."""
+        wanted = set(topics)
+        accounts = [
+            account
+            for client in self.clients
+            for topic, account in client.ledger.topics.items()
+            if topic in wanted
+        ]
+        return Totals(
+            received=sum(account.received for account in accounts),
+            merged=sum(account.merged for account in accounts),
+            lost=sum(account.lost for account in accounts),
+            gaps=sum((account.gaps for account in accounts), Counter()),
+            accounts=accounts,
+        )
+
+
+@asynccontextmanager
+async def open_world(
+    redis: RedisServer,
+    directory: Path,
+    *arguments: str,
+    clients: Sequence[Witness] | None = None,
+    more_topics: Mapping[str, float] | None = None,
+    redis_port: int | None = None,
+    network: Network | None = None,
+) -> AsyncIterator[World]:
+    """A server of `redis` with more `arguments`, publications that flow, and clients.
+
+    `more_topics` are placed ones with rates of their own. The server finds Redis at `redis_port`,
+    and the clients find the server over `network`, if there is something in between.
+    """
+    clients = witnesses() if clients is None else clients
+    rates = dict.fromkeys(TOPICS, RATE) | dict(more_topics or {})
+    plain = {topic: rates[topic] for topic in PLAIN}
+    placed = {topic: rate for topic, rate in rates.items() if topic not in plain}
+    order = Order(redis.url, placed=placed, plain=plain, history_length=HISTORY_LENGTH)
+    server = ServerProcess(directory, *server_arguments(redis_port or redis.port), *arguments)
+    url = server.url
+    if network is not None:
+        network.server_port = server.port
+        url = f"ws://127.0.0.1:{network.port}/v1/ws"
+    async with server, Producer.run(order) as producer, trio.open_nursery() as nursery:
+        with trio.fail_after(DEADLINE_SECONDS):
+            async with trio.open_nursery() as starting:
+                for client in clients:
+                    starting.start_soon(nursery.start, client.run, url)
+        world = World(server, producer, clients, rates)
+        nursery.start_soon(world.pace)
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+def server_arguments(redis_port: int) -> tuple[str, ...]:
+    """What every server here is told."""
+    return (
+        *("--redis", f"redis://127.0.0.1:{redis_port}/0"),
+        *("--history-length", str(HISTORY_LENGTH)),
+        *("--flush-interval-ms", "100"),
+    )
+
+
+def check_nothing_lost(world: World, topics: Iterable[str] = PLACED) -> None:
+    """Every publication of these came, or was merged, and no gap was announced."""
+    totals = world.totals(topics)
+    assert totals.received > 0
+    assert not totals.gaps
+    assert totals.lost == 0
+
+
+def check_gap_announced(world: World, topics: Iterable[str]) -> None:
+    """Every client was told of a hole in each of these that it holds, and of the new epoch."""
+    accounts = world.totals(topics).accounts
+    assert accounts
+    for account in accounts:
+        assert account.gaps[GapReason.SOURCE_RECONNECTED] >= 1
+        assert account.epochs
