@@ -37,6 +37,7 @@ from streamer.edge.reception import Reception
 from streamer.edge.requests import Services
 from streamer.edge.restore import SessionKeeper
 from streamer.edge.session import ConnectionInfo
+from streamer.edge.turns import Turns
 from streamer.hub.flush import FlushLoop, FlushStatistics
 from streamer.hub.hub import Hub, HubStatistics
 from streamer.hub.outbox import Outbox
@@ -55,6 +56,9 @@ from streamer.watchdog import LoopStatistics, Watchdog
 _KEEPER_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
 """For what clients confirmed while they were let go; the rest of their sessions is saved before."""
+_CONNECTIONS_PER_TURN: Final = 100
+"""Described for the list of connections before others have their turn."""
+
 log = structlog.get_logger()
 
 
@@ -142,6 +146,7 @@ class Server:
             store = RedisSessions(
                 self._commands, lifetime_seconds=settings.session_lifetime_seconds
             )
+        self._watchdog = Watchdog()
         self._heartbeat = Heartbeat(
             interval_seconds=settings.heartbeat_interval_seconds,
             timeout_seconds=settings.heartbeat_timeout_seconds,
@@ -149,9 +154,9 @@ class Server:
         self._keeper = SessionKeeper(
             self._find_outbox, store, lifetime_seconds=settings.session_lifetime_seconds
         )
-        services = Services(self.hub, settings, self._ingest, self._keeper)
+        self._turns = Turns(self._watchdog.turn_seconds)
+        services = Services(self.hub, settings, self._ingest, self._keeper, self._turns)
         self._reception = Reception(services, self._heartbeat)
-        self._watchdog = Watchdog()
         self._shutdown = shutdown
         self._started_at = utc_timestamp()
         self._started_seconds = trio.current_time()
@@ -184,7 +189,7 @@ class Server:
             root.start_soon(self._keeper.run)
             report = Report(
                 at_once(self._statistics_json),
-                at_once(self._connections_json),
+                self._connections_json,
                 at_once(self.readiness),
             )
             self.http_url = await root.start(
@@ -197,6 +202,7 @@ class Server:
                 log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 task_status.started(self)
                 root.start_soon(self._watchdog.run)
+                root.start_soon(self._turns.run)
                 await self._shutdown.wait()
                 accepting.cancel()
                 source_scope.cancel()
@@ -311,8 +317,13 @@ class Server:
         json: dict[str, Any] = CONVERTER.unstructure(self.statistics())
         return json
 
-    def _connections_json(self) -> list[dict[str, Any]]:
-        return [CONVERTER.unstructure(connection) for connection in self.connections()]
+    async def _connections_json(self) -> list[dict[str, Any]]:
+        listed = []
+        for number, session in enumerate(tuple(self._reception.sessions.values()), 1):
+            listed.append(CONVERTER.unstructure(session.info()))
+            if number % _CONNECTIONS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        return listed
 
 
 async def serve(

@@ -58,6 +58,10 @@ class Watchdog(trio.abc.Instrument):
         finally:
             trio.lowlevel.remove_instrument(self)
 
+    def turn_seconds(self) -> float:
+        """How long the turn of the loop has lasted that this is called in."""
+        return self._clock() - self._turn_began_seconds
+
     def before_io_wait(self, timeout: float) -> None:
         """A turn is over: its length is a pause for whoever came during it."""
         del timeout

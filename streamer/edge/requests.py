@@ -9,6 +9,7 @@ import attrs
 
 from streamer.config import Settings
 from streamer.edge.restore import SessionKeeper
+from streamer.edge.turns import Turns
 from streamer.hub.framing import batch_frames
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
@@ -54,6 +55,7 @@ class Services:
     settings: Settings
     source: Source
     keeper: SessionKeeper
+    turns: Turns
 
 
 @attrs.frozen

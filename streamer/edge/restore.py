@@ -19,6 +19,8 @@ from streamer.hub.sessions import (
     SessionRecord,
     SessionStore,
     StoreUnavailableError,
+    decode_record,
+    encode_record,
     record_session,
 )
 
@@ -45,7 +47,7 @@ class SessionKeeper:
         self._live = live
         self._store = store
         self._lifetime_seconds = lifetime_seconds
-        self._ended: dict[str, tuple[float, SessionRecord]] = {}
+        self._ended: dict[str, tuple[float, bytes]] = {}
         """With when to forget each, in that order."""
         self._changed: dict[str, None] = {}
         """Sessions whose record in the store is out of date."""
@@ -60,7 +62,8 @@ class SessionKeeper:
         record = record_session(outbox)
         if record.subscriptions:
             deadline = trio.current_time() + self._lifetime_seconds
-            self._ended[record.session_id] = (deadline, record)
+            # As JSON: one object where the record is dozens, of each client that has ever left.
+            self._ended[record.session_id] = (deadline, encode_record(record))
             self.changed(record.session_id)
 
     async def load(self, session_id: str) -> SessionRecord | None:
@@ -77,8 +80,8 @@ class SessionKeeper:
         outbox = self._live(session_id)
         if outbox is not None:
             return record_session(outbox)
-        deadline, record = self._ended.get(session_id, (0.0, None))
-        return record if deadline > trio.current_time() else None
+        deadline, record = self._ended.get(session_id, (0.0, b""))
+        return decode_record(record) if deadline > trio.current_time() else None
 
     async def save(self) -> None:
         """Write to the store what has changed; if it is away, later."""

@@ -117,6 +117,7 @@ class Session:
             trailing=request.trailing,
             admit_frame=self._admit,
             on_pong=self._on_pong,
+            turns=services.turns,
         )
         self._requests = Requests(self.outbox, services, self._wait_room)
         self._pings = 0

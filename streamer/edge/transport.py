@@ -14,6 +14,7 @@ from typing import Final, cast
 import trio
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
+from streamer.edge.turns import Turns
 from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
 from streamer.protocol import errors
@@ -63,6 +64,7 @@ class Transport:
         "_parts_bytes",
         "_progress",
         "_stream",
+        "_turns",
         "last_received_seconds",
         "outbox",
     )
@@ -77,6 +79,7 @@ class Transport:
         trailing: bytes,
         admit_frame: Callable[[], bool],
         on_pong: Callable[[bytes], None],
+        turns: Turns,
     ) -> None:
         """Take over an open connection.
 
@@ -89,6 +92,7 @@ class Transport:
         self._max_message_bytes = max_message_bytes
         self._admit_frame = admit_frame
         self._on_pong = on_pong
+        self._turns = turns
         self._frames = FrameProtocol(client=False, extensions=[])
         self._frames.receive_bytes(trailing)
         self._parts: list[str | bytes] = []
@@ -104,6 +108,8 @@ class Transport:
             data = await receive_some(self._stream, self.outbox.descriptor)
         except trio.BrokenResourceError:
             data = b""
+        if self._turns.is_long:
+            await self._turns.wait()
         if not data:
             raise PeerClosedError(_NO_CLOSE_FRAME)
         self.last_received_seconds = trio.current_time()

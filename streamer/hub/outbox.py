@@ -198,12 +198,9 @@ class Outbox:
         group = self.group
         if group is None:
             return
+        self._offered, self._delivered, self._conflated = self.account
         self.group = None
         del group.members[self]
-        offered, delivered, conflated = self._group_start
-        self._offered += group.offered - offered
-        self._delivered += group.delivered - delivered
-        self._conflated += group.conflated - conflated
         for subscription in self.subscriptions.values():
             subscription.position = subscription.lane.position
             subscription.epoch = subscription.lane.epoch
@@ -408,13 +405,22 @@ class Outbox:
         self._control.clear()
         self.control_bytes = self._queued_bytes = 0
 
+    @property
+    def account(self) -> tuple[int, int, int]:
+        """Offered, delivered and conflated up to now."""
+        if self.group is None:
+            return self._offered, self._delivered, self._conflated
+        offered, delivered, conflated = self.group.account
+        start = self._group_start
+        return (
+            self._offered + offered - start[0],
+            self._delivered + delivered - start[1],
+            self._conflated + conflated - start[2],
+        )
+
     def statistics(self) -> OutboxStatistics:
-        """The account up to now."""
-        offered, delivered, conflated = self._offered, self._delivered, self._conflated
-        if self.group is not None:
-            offered += self.group.offered - self._group_start[0]
-            delivered += self.group.delivered - self._group_start[1]
-            conflated += self.group.conflated - self._group_start[2]
+        """The account up to now, and what waits."""
+        offered, delivered, conflated = self.account
         return OutboxStatistics(
             offered=offered,
             delivered=delivered,

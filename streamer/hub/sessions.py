@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
+import cattrs
+import orjson
 
 from streamer.hub.outbox import Outbox
+from streamer.protocol.codec import CONVERTER, explain
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 
@@ -31,6 +34,19 @@ class SessionRecord:
 
     session_id: str
     subscriptions: Sequence[HeldSubscription]
+
+
+def encode_record(record: SessionRecord) -> bytes:
+    """A record as JSON."""
+    return orjson.dumps(CONVERTER.unstructure(record))
+
+
+def decode_record(stored: bytes) -> SessionRecord:
+    """Read a record back. Raises ValueError for one that another version has written."""
+    try:
+        return CONVERTER.structure(orjson.loads(stored), SessionRecord)
+    except cattrs.BaseValidationError as error:
+        raise ValueError("; ".join(explain(error))) from error
 
 
 class StoreUnavailableError(Exception):

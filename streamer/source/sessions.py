@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import cattrs
-import orjson
 import structlog
 
-from streamer.hub.sessions import SessionRecord, StoreUnavailableError
-from streamer.protocol.codec import CONVERTER
+from streamer.hub.sessions import (
+    SessionRecord,
+    StoreUnavailableError,
+    decode_record,
+    encode_record,
+)
 from streamer.source.commands import Commands
 from streamer.source.connect import Command, RedisConnectionError, RedisReplyError
 from streamer.source.keys import session_key
@@ -33,7 +35,7 @@ class RedisSessions:
                 (
                     "SET",
                     session_key(record.session_id),
-                    orjson.dumps(CONVERTER.unstructure(record)),
+                    encode_record(record),
                     "EX",
                     self._lifetime_seconds,
                 )
@@ -47,9 +49,8 @@ class RedisSessions:
         if stored is None:
             return None
         try:
-            return CONVERTER.structure(orjson.loads(stored), SessionRecord)
-        except (orjson.JSONDecodeError, cattrs.BaseValidationError) as error:
-            # Of another version of this program, most likely.
+            return decode_record(stored)
+        except ValueError as error:
             log.warning("session record not understood", reason=str(error))
             return None
 
