@@ -1,0 +1,40 @@
+"""A turn of the loop that has lasted long puts clients off to the next ones."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from streamer.edge.turns import LONG_TURN_SECONDS, RELEASED_PER_TURN, Turns
+
+
+def test_a_turn_is_long_after_a_while() -> None:
+    """Nobody waits in a short turn."""
+    lasted_seconds = 0.0
+    turns = Turns(lambda: lasted_seconds)
+    assert not turns.is_long
+    lasted_seconds = 2 * LONG_TURN_SECONDS
+    assert turns.is_long
+
+
+async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
+    """However many wait, each turn lets the next few go on, and then all have gone on."""
+    turns = Turns(lambda: 1.0)
+    portions = [set(range(start, start + RELEASED_PER_TURN)) for start in (0, 64, 128)]
+    passed: list[int] = []
+
+    async def put_off(number: int) -> None:
+        await turns.wait()
+        passed.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(len(portions) * RELEASED_PER_TURN):
+            nursery.start_soon(put_off, number)
+            await wait_all_tasks_blocked()
+        nursery.start_soon(turns.run)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    # Trio runs what is ready in one turn in no particular order.
+    size = RELEASED_PER_TURN
+    assert [set(passed[at : at + size]) for at in range(0, len(passed), size)] == portions
