@@ -8,12 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import Record
-from bench.report import Medians, medians
+from bench.report import OURS, Medians, medians
 from bench.rig import RigError
 from bench.servers import SERVERS
 
-WIDTH_INCHES, HEIGHT_INCHES = 8.0, 4.8
+WIDTH_INCHES, HEIGHT_INCHES = 10.0, 4.8
 MEGABYTE = 1e6
+# One for each server, in their order: streamer's two in strong reds.
+COLORS = (
+    "#d62728",
+    "#8c1d18",
+    "black",
+    "#1f77b4",
+    "#2ca02c",
+    "#17becf",
+    "#bcbd22",
+    "#9467bd",
+    "#e377c2",
+    "#ff7f0e",
+    "#7f7f7f",
+)
 
 
 def write_plots(records: Sequence[Record], directory: Path) -> list[tuple[str, str]]:
@@ -40,7 +54,7 @@ def write_plots(records: Sequence[Record], directory: Path) -> list[tuple[str, s
         draw(axes, found, places)
         axes.set_title(caption)
         axes.grid(visible=True, which="both", alpha=0.25)
-        axes.legend(fontsize=7, ncols=2)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
         figure.savefig(directory / name, metadata={"Date": None})
         pyplot.close(figure)
         drawn.append((name, caption))
@@ -61,22 +75,24 @@ def _series(
 Draw = Callable[[Any, Medians, Mapping[tuple[str, str], float]], None]
 
 
-def _lines(scenario: str, name: str, scale: float = 1.0) -> Draw:
+def _lines(scenario: str, name: str, *, scale: float = 1.0, xscale: str = "log") -> Draw:
     def draw(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
-        for server in SERVERS.values():
+        for server, color in zip(SERVERS.values(), COLORS, strict=True):
             xs, ys = _series(found, places, scenario, server.name, name)
             if xs:
-                ours = server.name.startswith("streamer")
                 axes.plot(
                     xs,
                     [y / scale for y in ys],
+                    color=color,
                     marker="o",
                     markersize=3,
-                    linewidth=2.4 if ours else 1.1,
+                    linewidth=2.6 if server.name.startswith(OURS) else 1.1,
                     label=server.title,
                 )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        ticks = sorted({x for (one, _), x in places.items() if one == scenario})
+        axes.set_xscale(xscale)
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+        axes.set_xticks([], minor=True)
 
     return draw
 
@@ -84,6 +100,7 @@ def _lines(scenario: str, name: str, scale: float = 1.0) -> Draw:
 def _latency(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
     _lines("hot-topic", "p99_ms")(axes, found, places)
     axes.set_xlabel("publications/s")
+    axes.set_yscale("log")
     axes.set_ylabel("p99 from PUBLISH to receipt, ms")
 
 
@@ -93,17 +110,20 @@ def _delivered(axes: Any, found: Medians, places: Mapping[tuple[str, str], float
     due = [1000 * x for x in offered]
     axes.plot(offered, due, color="black", linestyle=":", label="offered")
     axes.set_xlabel("publications/s")
+    axes.set_yscale("log")
     axes.set_ylabel("updates delivered/s")
 
 
 def _cpu(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
     _lines("hot-topic", "server_cpu_us_per_delivery")(axes, found, places)
     axes.set_xlabel("publications/s")
+    axes.set_yscale("log")
     axes.set_ylabel("server CPU per update, µs")
 
 
 def _memory(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
-    _lines("idle", "server_memory_peak_bytes", MEGABYTE)(axes, found, places)
+    draw = _lines("idle", "server_memory_peak_bytes", scale=MEGABYTE, xscale="linear")
+    draw(axes, found, places)
     axes.set_xlabel("idle clients")
     axes.set_ylabel("memory, MB")
 
