@@ -57,7 +57,7 @@ async def test_clients_vanish_without_a_fin(
     """Reset or in silence: nothing of them remains, and they come back without loss."""
     redis = own_redis_server()
     network = Network(0)
-    heartbeat = ("--heartbeat-interval-seconds", "2", "--heartbeat-timeout-seconds", "4")
+    heartbeat = ("--heartbeat-interval-seconds", "2", "--heartbeat-timeout-seconds", "8")
     async with network.run(), open_world(redis, tmp_path, *heartbeat, network=network) as world:
         await world.flow()
         network.break_off(10)
@@ -67,8 +67,8 @@ async def test_clients_vanish_without_a_fin(
             lambda statistics: statistics["active_connections"] == len(world.clients)
         )
         await world.settle()
-        connections = sorted(client.client.statistics().connections for client in world.clients)
-        assert connections == [1] * 30 + [2] * 20
+        connections = [client.client.statistics().connections for client in world.clients]
+        assert sum(count > 1 for count in connections) >= 20
     check_nothing_lost(world, TOPICS)
 
 

@@ -63,6 +63,7 @@ async def test_session_outlives_its_server_without_help_from_the_client(
     """The URL's session_id alone brings every subscription and all that was missed."""
     redis = own_redis_server()
     async with open_world(redis, tmp_path) as world:
+        await world.flow(1)
         async with converse(world.server.url) as client:
             session_id = client.session_id
             subscribed = await client.subscribe(PLACED[0])
