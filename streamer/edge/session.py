@@ -20,11 +20,14 @@ from streamer.edge.transport import (
 )
 from streamer.hub.outbox import Outbox, OutboxStatistics
 from streamer.protocol import errors, messages
-from streamer.protocol.codec import decode_client, encode, utc_timestamp
+from streamer.protocol.codec import decode_client, encode, request_id_of, utc_timestamp
 from streamer.protocol.errors import CloseReason, ErrorCode, ProtocolError
 from streamer.protocol.frames import ping_frame, text_frame
 
 PROTOCOL_VERSION: Final = 1
+
+_USUAL_BYTES: Final = 4096
+"""Of a client message: 100 targets fit."""
 
 log = structlog.get_logger()
 
@@ -276,7 +279,7 @@ class Session:
         if self._admit():
             await self._answer_errors(self._carry_out(message))
         else:
-            self._send(self._refusal())
+            self._send(self._refusal(message))
 
     async def _carry_out(self, message: str | bytes) -> None:
         if isinstance(message, bytes):
@@ -296,7 +299,7 @@ class Session:
                 messages.Error(ErrorCode.INTERNAL_ERROR, "a fault of this server, which is logged")
             )
 
-    def _refusal(self) -> messages.Error:
+    def _refusal(self, message: str | bytes) -> messages.Error:
         settings = self._settings
         return messages.Error(
             ErrorCode.RATE_LIMIT_EXCEEDED,
@@ -306,6 +309,8 @@ class Session:
                 "rate_limit": settings.rate_limit,
                 "rate_limit_burst": settings.rate_limit_burst,
             },
+            # To read it costs something, which a message of usual size is worth.
+            request_id=request_id_of(message) if len(message) <= _USUAL_BYTES else None,
         )
 
     def info(self) -> ConnectionInfo:

@@ -18,7 +18,7 @@ from streamer.hub.fanout import WRITES_PER_TURN, FanOut
 from streamer.hub.framing import batch_frames
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
-from streamer.hub.streams import TopicStream
+from streamer.hub.streams import Lane, TopicStream
 from streamer.protocol.codec import encode
 from streamer.protocol.messages import Gap, GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
@@ -31,6 +31,9 @@ class Upstream(Protocol):
 
     def want(self, stream: TopicStream) -> None:
         """Somebody subscribed to a topic that nobody had."""
+
+    def join(self, topic: Topic) -> None:
+        """A topic has its first subscriber, who is told where the stream stands."""
 
     def release(self, topic: Topic) -> None:
         """Nobody has had the topic for the linger time."""
@@ -253,13 +256,33 @@ class Hub:
                 subscription = outbox.subscriptions[stream] = Subscription(outbox, lane)
                 stream.solos[subscription] = None
                 stream.subscriptions += 1
+                if stream.subscriptions == 1:
+                    self._upstream.join(request.topic)
                 self._subscriptions_by_type[request.topic.subscription_type] += 1
             elif subscription.lane is not lane:
-                subscription.move(lane)
+                self._change_options(subscription, lane)
             subscription.interval_seconds = request.interval_seconds
             subscriptions.append(subscription)
         self.fanout.join(outbox)
         return subscriptions
+
+    def _change_options(self, subscription: Subscription, lane: Lane) -> None:
+        """Go on with other options. What the old ones left out was not asked for: it is no hole.
+
+        A client that is behind gets no snapshots; the last values of kinds that are new to it wait
+        among what it has still to get.
+        """
+        stream = lane.stream
+        caught_up = subscription.caught_up
+        added = lane.kinds - subscription.lane.kinds
+        subscription.lane = lane
+        if caught_up:
+            subscription.position = lane.head
+            return
+        for kind in added:
+            latest = stream.latest.get(kind)
+            if latest is not None and subscription.is_ahead(latest):
+                subscription.outbox.put(subscription, latest)
 
     def unsubscribe(self, outbox: Outbox, topics: Iterable[Topic]) -> None:
         """Give topics up: nothing of them is written after this."""

@@ -74,12 +74,9 @@ class Subscription:
         """Whether the client has been sent all there is: an old epoch may have had that number."""
         return self.position == self.lane.head and self.epoch == self.lane.stream.epoch
 
-    def move(self, lane: Lane) -> None:
-        """Go on with other options. What the old ones left out was not asked for: it is no hole."""
-        caught_up = self.caught_up
-        self.lane = lane
-        if caught_up:
-            self.position = lane.head
+    def is_ahead(self, publication: Publication) -> bool:
+        """Whether a publication of the present epoch comes after what the client has been sent."""
+        return self.epoch != self.lane.stream.epoch or publication.sequence > self.position
 
 
 @attrs.frozen
@@ -285,6 +282,13 @@ class Outbox:
         # Without a socket buffer of ours to look into, a little is kept before any is merged.
         limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes)
         return self.blocked and self._queued_bytes + len(publication.text) > limit
+
+    def put(self, subscription: Subscription, publication: Publication) -> None:
+        """Let one publication wait for a client that is behind, unless it does already."""
+        waits = (publication, (subscription, publication.kind))
+        if not any(key in self.pending and self.pending[key][1] is publication for key in waits):
+            merge = subscription.lane.mode is Mode.LATEST and publication.merges
+            self._put(subscription, publication, merge=merge)
 
     def _put(self, subscription: Subscription, publication: Publication, *, merge: bool) -> None:
         """Let one publication wait; with `merge` it takes the place of an older one of its kind."""

@@ -211,6 +211,15 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
         ) from None
 
 
+def request_id_of(text: str | bytes) -> messages.RequestId | None:
+    """The request_id of a message that is not carried out, if it can be read."""
+    try:
+        decoded = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return _readable_request_id(decoded) if type(decoded) is dict else None
+
+
 def _readable_request_id(decoded: dict[str, object]) -> messages.RequestId | None:
     try:
         return CONVERTER.structure(decoded, messages.Ping).request_id

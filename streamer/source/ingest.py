@@ -115,6 +115,11 @@ class Ingest:
             self._read_later(intake)
         self._bus.subscribe(_channels(topic))
 
+    def join(self, topic: Topic) -> None:
+        """A first client is told where the stream stands: what was missed so far, a gap tells."""
+        intake = self._intakes[topic]
+        intake.unproven |= not intake.confirmed
+
     def release(self, topic: Topic) -> None:
         """Let go of the channels of a topic."""
         for channel in _channels(topic):
