@@ -304,7 +304,7 @@ class Server:
             messages_dropped=hub.messages_dropped,
             loop=self._watchdog.statistics(),
             hub=hub,
-            batching=self._flush_loop.statistics(),
+            batching=self._flush_loop.statistics(updates_conflated=hub.messages_conflated),
             rate_limiting=RateLimitStatistics(
                 messages_refused=sum(session.messages_refused for session in sessions),
                 connections_refused=reception.admission.refused,

@@ -35,6 +35,7 @@ class FlushProgress:
     writes: int = 0
     messages: int = 0
     batches: int = 0
+    batched_messages: int = 0
 
     def count(self, messages: int, writes: int = 1) -> None:
         """So many writes, each to one client and with so many messages."""
@@ -42,6 +43,7 @@ class FlushProgress:
         self.messages += writes * messages
         if messages > 1:
             self.batches += writes
+            self.batched_messages += writes * messages
 
 
 class FanOut:

@@ -25,7 +25,9 @@ class FlushStatistics:
     """Writes with more than one message."""
     writes: int
     messages: int
-    messages_per_write: float
+    messages_per_batch: float
+    updates_conflated: int
+    """Publications that a newer one stood for, of all clients."""
     publications_per_flush: float
     seconds_total: float
     seconds_last: float
@@ -99,15 +101,16 @@ class FlushLoop:
         self._seconds_longest = max(self._seconds_longest, seconds)
         self._flushed.unpark_all()
 
-    def statistics(self) -> FlushStatistics:
-        """What was done up to now."""
+    def statistics(self, *, updates_conflated: int) -> FlushStatistics:
+        """What was done up to now; the hub knows what was conflated."""
         total = self._total
         return FlushStatistics(
             flushes=self._flushes,
             batches=total.batches,
             writes=total.writes,
             messages=total.messages,
-            messages_per_write=total.messages / max(total.writes, 1),
+            messages_per_batch=total.batched_messages / max(total.batches, 1),
+            updates_conflated=updates_conflated,
             publications_per_flush=total.publications / max(self._flushes, 1),
             seconds_total=self._seconds_total,
             seconds_last=self._seconds_last,
