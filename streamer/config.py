@@ -14,12 +14,18 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from streamer.source.urls import SENTINEL_SCHEMES, SINGLE_SCHEMES, HostsURL, has_scheme
+from streamer.source.urls import (
+    CLUSTER_SCHEMES,
+    SENTINEL_SCHEMES,
+    SINGLE_SCHEMES,
+    HostsURL,
+    has_scheme,
+)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
-REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES)
+REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
 
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
 
@@ -90,6 +96,8 @@ def _is_redis_url(value: object) -> bool:
     try:
         if has_scheme(value, SENTINEL_SCHEMES):
             return bool(HostsURL.parse(value, default_port=0).path)
+        if has_scheme(value, CLUSTER_SCHEMES):
+            return not HostsURL.parse(value, default_port=0).path
         parts = urlsplit(value)
         _ = parts.port  # parsed, and found wrong, only when asked for
     except ValueError:
@@ -154,8 +162,8 @@ class Settings:
     redis: str = _setting(
         "redis://127.0.0.1:6379/0",
         _REDIS_URL,
-        "The Redis that publications come from: redis://, rediss:// (TLS), unix:// or "
-        "redis+sentinel://HOST,HOST/MASTER.",
+        "The Redis that publications come from: redis://, rediss:// (TLS), unix://, "
+        "redis+sentinel://HOST,HOST/MASTER or redis+cluster://HOST,HOST.",
         repr=lambda url: repr(redact(url)),
         heading="Where publications come from",
     )

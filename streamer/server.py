@@ -46,10 +46,11 @@ from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
 from streamer.source.archive import RedisArchive
+from streamer.source.cluster_source import reader_type
 from streamer.source.commands import Commands
 from streamer.source.ingest import Ingest, IngestStatistics
 from streamer.source.memory import MemoryBus
-from streamer.source.redis import RedisSource, RedisSourceStatistics
+from streamer.source.redis import Reader, RedisSourceStatistics
 from streamer.source.sessions import RedisSessions
 from streamer.watchdog import LoopStatistics, Watchdog
 
@@ -127,14 +128,14 @@ class Server:
         )
         self.bus: MemoryBus | None = None
         """The bus in the process, to publish to; None with Redis."""
-        self._redis: RedisSource | None = None
+        self._redis: Reader | None = None
         self._commands: Commands | None = None
         store: SessionStore | None = None
         if settings.memory:
             self.bus = MemoryBus(self._ingest)
             self._ingest.attach(self.hub, self.bus, None)
         else:
-            self._redis = RedisSource(
+            self._redis = reader_type(settings.redis)(
                 settings.redis,
                 self._ingest,
                 probe_interval_seconds=settings.probe_interval_seconds,

@@ -1,4 +1,4 @@
-"""Several real redis-server processes that make one service: Sentinel with its replicas."""
+"""Several real redis-server processes that make one service: Sentinel, and Cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
+from redis.crc import key_slot
+
+from streamer.source.cluster import sharded_channel
 from tests.redis_server import RedisServer
 
 SETTLE_DEADLINE_SECONDS: Final = 30.0
@@ -98,9 +101,7 @@ class SentinelService:
         The replica is stopped, or it would be back at once; and cut while stopped, or it would
         later read what the master had sent into the socket.
         """
-        self.replica.pause()
-        with self.master.connect() as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "replica")
+        _sever(self.master, self.replica)
 
     def wait_failed_over(self) -> None:
         """Wait until the replica is the master."""
@@ -111,6 +112,114 @@ class SentinelService:
         with sentinel.connect() as client:
             state = client.sentinel_master(MASTER_NAME)
         return bool(state["num-other-sentinels"] == 2 and state["num-slaves"] == 1)
+
+
+class ClusterNode(RedisServer):
+    """A server that can join a Cluster, and calls another one down after a second."""
+
+    minimum_version = (7, 0)
+
+    def __init__(self) -> None:
+        super().__init__(
+            cluster_enabled="yes",
+            cluster_node_timeout=1000,
+            repl_diskless_sync_delay=0,
+            # However long ago it lost its master: tests stop and sever it.
+            cluster_replica_validity_factor=0,
+        )
+
+    @property
+    def id(self) -> str:
+        """By which the others know it."""
+        with self.connect() as client:
+            return str(client.execute_command("CLUSTER MYID").decode())
+
+
+class ClusterService:
+    """A Cluster of three masters with a third of the slots and one replica each.
+
+    A context manager: it starts them, and at the end stops them.
+    """
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            nodes = [stack.enter_context(ClusterNode()) for _ in range(6)]
+            self.masters, self.replicas = nodes[:3], nodes[3:]
+            for index, node in enumerate(nodes):
+                with node.connect() as client:
+                    client.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
+                    client.execute_command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
+                    if node in self.masters:
+                        client.execute_command("CLUSTER ADDSLOTSRANGE", *_SLOTS[index])
+            wait_until(lambda: all(_cluster_info(node, "known_nodes") == "6" for node in nodes))
+            for master, replica in zip(self.masters, self.replicas, strict=True):
+                with replica.connect() as client:
+                    client.execute_command("CLUSTER REPLICATE", master.id)
+            wait_until(lambda: all(_role(master)[2] for master in self.masters))
+            wait_until(lambda: all(_cluster_info(node, "state") == "ok" for node in nodes))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        """The URL that names all that were masters at first."""
+        hosts = ",".join(f"127.0.0.1:{master.port}" for master in self.masters)
+        return f"redis+cluster://{hosts}"
+
+    def index(self, channel: str) -> int:
+        """Which of the masters has a channel, and its topic's keys."""
+        slot = key_slot(sharded_channel(channel).encode())
+        return next(i for i, (first, last) in enumerate(_SLOTS) if first <= slot <= last)
+
+    def replicate(self, index: int) -> None:
+        """Wait until the replica of a master has all that the master has."""
+        with self.masters[index].connect() as client:
+            wait_until(lambda: client.wait(1, 100))
+
+    def sever(self, index: int) -> None:
+        """Cut a replica off from its master, as `SentinelService.sever` does."""
+        _sever(self.masters[index], self.replicas[index])
+
+    def move(self, channel: str, target: int) -> None:
+        """Move the slot of a channel, with its keys, to another master, as an operator would."""
+        slot = key_slot(sharded_channel(channel).encode())
+        source = self.masters[self.index(channel)]
+        destination = self.masters[target]
+        with source.connect() as old, destination.connect() as new:
+            new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source.id)
+            old.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", destination.id)
+            while keys := old.execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+                old.execute_command(
+                    "MIGRATE", "127.0.0.1", destination.port, "", 0, 5000, "KEYS", *keys
+                )
+            for client in (new, old):
+                client.execute_command("CLUSTER SETSLOT", slot, "NODE", destination.id)
+
+
+_SLOTS: Final = ((0, 5460), (5461, 10922), (10923, 16383))
+
+
+def _cluster_info(node: RedisServer, name: str) -> str:
+    with node.connect() as client:
+        information: dict[str, str] = client.execute_command("CLUSTER INFO")
+    return information[f"cluster_{name}"]
+
+
+def _sever(master: RedisServer, replica: RedisServer) -> None:
+    replica.pause()
+    with master.connect() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "replica")
 
 
 def _role(server: RedisServer) -> Any:

@@ -64,7 +64,7 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
         (
             "redis",
             "http://localhost",
-            "a URL with the scheme redis, rediss, unix, redis+sentinel, rediss+sentinel, not 'http://localhost'",
+            "redis+cluster, rediss+cluster, not 'http://localhost'",
         ),
         ("redis", "redis://localhost:none", "not 'redis://localhost:none'"),
         ("redis", "redis:///0", "not 'redis:///0'"),
@@ -73,6 +73,7 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
         ("redis", "redis+sentinel://a,b/", "not 'redis+sentinel://a,b/'"),
         ("redis", "redis+sentinel://a,:1/main", "not 'redis+sentinel://a,:1/main'"),
         ("redis", "redis+sentinel://a:x/main", "not 'redis+sentinel://a:x/main'"),
+        ("redis", "redis+cluster://a,b/0", "not 'redis+cluster://a,b/0'"),
         (
             "allowed_origins",
             ["https://a.example", "b.example"],
@@ -101,6 +102,7 @@ def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
         ("port", 65535),
         ("redis", "rediss://user:secret@redis.example:6380/2"),
         ("redis", "unix:///run/redis.sock?db=1"),
+        ("redis", "rediss+cluster://user:secret@a:1,b:2?ssl_ca_certs=ca.pem"),
         ("redis", "rediss+sentinel://user:secret@a:1,b:2/main/0?ssl_ca_certs=ca.pem"),
         ("allowed_origins", ("https://a.example", "http://localhost:3000")),
         ("log_format", "json"),

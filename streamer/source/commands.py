@@ -11,9 +11,9 @@ import trio
 from streamer.source.connect import (
     INCOMPLETE,
     Command,
-    Connection,
     RedisConnectionError,
     RedisTimeoutError,
+    RequestConnection,
     open_connection,
 )
 
@@ -33,8 +33,8 @@ class Commands:
         self._client_name = client_name
         self._timeout_seconds = timeout_seconds
         self._lock = trio.Lock()
-        self._connection: Connection | None = None
-        self._opened: AbstractAsyncContextManager[Connection]
+        self._connection: RequestConnection | None = None
+        self._opened: AbstractAsyncContextManager[RequestConnection]
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and return their replies in order, a `RedisReplyError` as such.
@@ -76,7 +76,7 @@ class Commands:
             return replies
         raise RedisTimeoutError("no reply from Redis")
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> RequestConnection:
         self._opened = open_connection(
             self._url, timeout_seconds=self._timeout_seconds, client_name=self._client_name
         )

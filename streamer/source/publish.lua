@@ -56,7 +56,9 @@ if KEYS[2] then
   redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits)
 end
 
-local receivers = redis.call('PUBLISH', channel, text .. '}')
+-- A hash tag: the channel is one of a Cluster, whose messages stay within the shard.
+local publish = string.sub(channel, 1, 1) == '{' and 'SPUBLISH' or 'PUBLISH'
+local receivers = redis.call(publish, channel, text .. '}')
 redis.call('HSET', KEYS[1], 'last', ARGV[1], ARGV[2],
   string.format('%s %s %.0f %d', ARGV[1], epoch, sequence, receivers))
 redis.call('EXPIRE', KEYS[1], ARGV[4])

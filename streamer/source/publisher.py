@@ -30,18 +30,20 @@ import attrs
 import trio
 
 from streamer.protocol.messages import DataMessage, Position
+from streamer.source.cluster import sharded_channel
 from streamer.source.connect import (
     INCOMPLETE,
     Command,
-    Connection,
     RedisConnectionError,
     RedisReplyError,
     RedisTimeoutError,
+    RequestConnection,
     check_url,
     open_connection,
 )
 from streamer.source.destination import Destination, Stream
 from streamer.source.keys import history_key, position_key, published_key
+from streamer.source.urls import CLUSTER_SCHEMES, has_scheme
 
 _SCRIPT: Final = files(__package__).joinpath("publish.lua").read_bytes()
 _SCRIPT_SHA1: Final = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
@@ -157,6 +159,7 @@ class Publisher:
     ) -> None:
         check_url(url)
         self._url = url
+        self._sharded = has_scheme(url, CLUSTER_SCHEMES)
         self._positioned = positioned
         self._history = (history_length, max(1, round(history_seconds * 1000)))
         self._record_seconds = math.ceil(hold_seconds) + _RECORD_SECONDS
@@ -280,6 +283,8 @@ class Publisher:
         known = self._destinations.get(channel)
         if known is None:
             destination = Destination.parse(channel)
+            if self._sharded:
+                destination = attrs.evolve(destination, channel=sharded_channel(channel))
             # The kinds of a topic share its stream.
             name = channel if destination.topic is None else str(destination.topic)
             stream = self._streams.get(name)
@@ -334,7 +339,7 @@ class Publisher:
             self._sent.clear()
         return reason
 
-    async def _send(self, connection: Connection) -> None:
+    async def _send(self, connection: RequestConnection) -> None:
         while True:
             self._work = trio.Event()
             if commands := self._next_commands():
@@ -344,7 +349,7 @@ class Publisher:
             else:
                 await self._work.wait()
 
-    async def _receive(self, connection: Connection) -> None:
+    async def _receive(self, connection: RequestConnection) -> None:
         gets = connection.reader.gets
         while True:
             await connection.receive()
@@ -430,7 +435,7 @@ async def open_publisher(
     hold_messages: int = 10_000,
     timeout_seconds: float = 5,
 ) -> AsyncIterator[Publisher]:
-    """A publisher to the Redis at `url` (redis://, rediss:// or unix://), inside the block.
+    """A publisher to the Redis at `url` (see `open_connection`), inside the block.
 
     Redis may be away, at the beginning too. Each topic's history in Redis keeps `history_length`
     publications (or up to a hundred more: Redis trims by the block) for `history_seconds`. While

@@ -1,32 +1,22 @@
 """The Redis reader: each publication on the channels that are wanted, as fast as Redis sends them.
 
-While `RedisSource.run` runs there is at most one subscription connection, with three tasks:
-
-    run             connect; when the connection is lost, wait (full jitter) and connect again
-    ├── reader      socket -> hiredis -> Listener.on_message, a batch per read
-    ├── writer      SUBSCRIBE and UNSUBSCRIBE: what is wanted and Redis was not told yet
-    └── probe       publishes to a channel of its own and expects it back through the reader
+While `RedisSource.run` runs there is at most one subscription connection, a `Link`. When it is
+lost, the source waits (full jitter) and connects again. `streamer.source.cluster_source` has one to
+each master of a Cluster.
 """
 
+import abc
 import random
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 import attrs
 import trio
 
-from streamer.source.connect import (
-    INCOMPLETE,
-    Connection,
-    RedisConnectionError,
-    RedisReplyError,
-    RedisTimeoutError,
-    check_url,
-    open_connection,
-)
-from streamer.source.subscriptions import Subscriptions
+from streamer.source.connect import check_url
+from streamer.source.connection import RedisConnectionError
+from streamer.source.link import Link, LinkOwner
 
 
 class Listener(Protocol):
@@ -66,8 +56,8 @@ class RedisSourceStatistics:
     last_error: str | None
 
 
-class RedisSource:
-    """Reads exact channels from one Redis, and proves that it still hears them.
+class Reader(abc.ABC):
+    """Reads exact channels from Redis, and proves that it still hears them.
 
     `probe_interval_seconds` lie between the return of one probe and the next; a probe that is not
     back after `probe_timeout_seconds` ends the connection. `connect_timeout_seconds` bounds each
@@ -92,28 +82,24 @@ class RedisSource:
         check_url(url)
         self._url = url
         self._listener = listener
-        self._probe_interval_seconds = probe_interval_seconds
-        self._probe_timeout_seconds = probe_timeout_seconds
-        self._connect_timeout_seconds = connect_timeout_seconds
         self._backoff_seconds = backoff_seconds
         self._max_backoff_seconds = max_backoff_seconds
 
-        instance_id = secrets.token_hex(8)
-        self._client_name = f"streamer-{instance_id}"
-        self._probe_channel = f"streamer:probe:{instance_id}".encode()
-        self._probe_returned = trio.Event()
-        self._probe_round_trip_seconds: float | None = None
-
-        self._subscriptions = Subscriptions(self._probe_channel)
-        self._subscriptions_changed = trio.Event()
-        self._confirmations = trio.lowlevel.ParkingLot()
+        self._instance_id = secrets.token_hex(8)
+        self._owner = LinkOwner(
+            client_name=f"streamer-{self._instance_id}",
+            connect_timeout_seconds=connect_timeout_seconds,
+            probe_interval_seconds=probe_interval_seconds,
+            probe_timeout_seconds=probe_timeout_seconds,
+            on_message=self._receiver(listener),
+            on_subscribed=self._on_subscribed,
+            on_probe_failed=self._on_probe_failed,
+        )
+        self._links = self._first_links()
 
         self._first_attempt_ended = trio.Event()
         self._connected = False
-        self._ready = False
         self._connections = 0
-        self._messages = 0
-        self._bytes_received = 0
         self._last_error: str | None = None
 
     @property
@@ -124,7 +110,7 @@ class RedisSource:
     @property
     def ready(self) -> bool:
         """Connected, and the last probe came back."""
-        return self._connected and self._ready
+        return self._connected and all(link.ready for link in self._links)
 
     @property
     def last_error(self) -> str | None:
@@ -133,16 +119,16 @@ class RedisSource:
 
     def statistics(self) -> RedisSourceStatistics:
         """A snapshot; the probe's own channel and messages are not counted."""
-        subscriptions = self._subscriptions
+        wanted, traffic = self._wanted, self._owner.traffic
         return RedisSourceStatistics(
             connected=self.connected,
             ready=self.ready,
-            channels_wanted=len(subscriptions.wanted),
-            channels_confirmed=sum(map(subscriptions.is_confirmed, subscriptions.wanted)),
-            messages=self._messages,
-            bytes_received=self._bytes_received,
+            channels_wanted=len(wanted),
+            channels_confirmed=sum(map(self._is_confirmed, wanted)),
+            messages=traffic.messages,
+            bytes_received=traffic.bytes_received,
             reconnects=max(0, self._connections - 1),
-            probe_round_trip_seconds=self._probe_round_trip_seconds,
+            probe_round_trip_seconds=traffic.probe_round_trip_seconds,
             last_error=self._last_error,
         )
 
@@ -151,13 +137,11 @@ class RedisSource:
 
         Redis is told by the run task, several channels in one command.
         """
-        self._subscriptions.want(map(str.encode, channels))
-        self._subscriptions_changed.set()
+        self._want([self._name(channel) for channel in channels])
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         """Want `channels` no longer. Idempotent; what Redis has already sent still arrives."""
-        self._subscriptions.release(map(str.encode, channels))
-        self._subscriptions_changed.set()
+        self._release([self._name(channel) for channel in channels])
 
     async def wait_subscribed(self, channels: Iterable[str]) -> None:
         """Wait until Redis has confirmed all of `channels` on the current connection.
@@ -165,7 +149,10 @@ class RedisSource:
         From then on nothing published to them is missed while the source stays connected. Waits
         through lost connections too, and for ever where a channel is unsubscribed meanwhile.
         """
-        await self._wait_confirmed([channel.encode() for channel in channels])
+        names = [self._name(channel) for channel in channels]
+        await trio.lowlevel.checkpoint()
+        while not all(map(self._is_confirmed, names)):
+            await self._owner.confirmations.park()
 
     async def run(self, *, task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a subscription connection alive until cancelled.
@@ -185,7 +172,7 @@ class RedisSource:
                 reason = await self._keep_connection()
             finally:
                 was_connected = self._connected
-                self._connected = self._ready = False
+                self._connected = False
             self._last_error = reason
             if was_connected:
                 backoff_seconds = self._backoff_seconds
@@ -198,95 +185,82 @@ class RedisSource:
         """Connect, subscribe and read until the connection is lost; return why."""
         reason = ""
         try:
-            async with self._open_connection(self._connect_timeout_seconds) as connection:
-                self._subscriptions.restart()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._read, connection)
-                    nursery.start_soon(self._write, connection)
-                    nursery.start_soon(self._probe)
+            await self._run_links()
         except* RedisConnectionError as lost:
-            reason = str(lost.exceptions[0])  # the other tasks lost the same connection
-        finally:
-            self._subscriptions.restart()
+            reason = _first(lost)  # the other tasks lost the same connection
         return reason
 
-    def _open_connection(self, timeout_seconds: float) -> AbstractAsyncContextManager[Connection]:
-        return open_connection(
-            self._url, timeout_seconds=timeout_seconds, client_name=self._client_name
-        )
-
-    async def _read(self, connection: Connection) -> None:
-        gets = connection.reader.gets
-        on_message = self._listener.on_message
-        probe_channel = self._probe_channel
-        while True:
-            received = await connection.receive()
-            self._bytes_received += received
-            while (reply := gets()) is not INCOMPLETE:
-                if isinstance(reply, RedisReplyError):
-                    # Refused as a whole (by an ACL that forbids one of the channels, say): none
-                    # of the command's channels would ever be heard of, so going on is no option.
-                    raise RedisConnectionError(f"Redis refused to subscribe: {reply}")
-                kind, channel, payload = reply
-                if kind != b"message":
-                    self._on_answer(channel)
-                elif channel != probe_channel:
-                    self._messages += 1
-                    on_message(channel, payload)
-                else:
-                    self._probe_returned.set()
-
-    def _on_answer(self, channel: bytes) -> None:
-        self._subscriptions.answered(channel)
-        self._confirmations.unpark_all()
-        if channel == self._probe_channel:
+    def _on_subscribed(self) -> None:
+        if all(link.subscribed for link in self._links):
             self._connections += 1
             self._connected = True
             self._listener.on_connected()
             self._first_attempt_ended.set()
 
-    async def _write(self, connection: Connection) -> None:
-        while True:
-            self._subscriptions_changed = trio.Event()
-            while commands := self._subscriptions.next_commands():
-                await connection.send(commands)
-            await self._subscriptions_changed.wait()
+    def _on_probe_failed(self, reason: str) -> None:
+        self._last_error = reason
 
-    async def _wait_confirmed(self, channels: Sequence[bytes]) -> None:
-        await trio.lowlevel.checkpoint()
-        while not all(map(self._subscriptions.is_confirmed, channels)):
-            await self._confirmations.park()
+    # What is different with several servers
 
-    async def _probe(self) -> None:
-        """Prove again and again that what is published to this Redis arrives here.
+    @abc.abstractmethod
+    def _first_links(self) -> Sequence[Link]:
+        """The links that there are before the first connection; called once."""
 
-        A PING on the subscription connection would not do: a replica that lost its primary
-        answers it. Nor would a publishing connection that is kept open: after a failover behind a
-        DNS name or a virtual address it would talk on to the same wrong server. So each probe
-        connects anew.
-        """
-        while True:
-            try:
-                with trio.fail_after(self._probe_timeout_seconds):
-                    await self._round_trip()
-            except (trio.TooSlowError, RedisTimeoutError):
-                raise RedisConnectionError(
-                    f"probe timeout: nothing came back within {self._probe_timeout_seconds:g} s"
-                ) from None
-            except (RedisConnectionError, RedisReplyError) as error:
-                # A clear no (too many clients, an ACL without PUBLISH) says nothing against the
-                # subscription. Giving that up as well would turn a broken probe into an outage.
-                self._ready = False
-                self._last_error = f"probe not published: {error}"
-            else:
-                self._ready = True
-            await trio.sleep(self._probe_interval_seconds)
+    def _receiver(self, listener: Listener) -> Callable[[bytes, bytes], None]:
+        """What takes the messages, by the names that Redis has for their channels."""
+        return listener.on_message
 
-    async def _round_trip(self) -> None:
-        await self._wait_confirmed([self._probe_channel])
-        began = trio.current_time()
-        self._probe_returned = trio.Event()
-        async with self._open_connection(self._probe_timeout_seconds) as connection:
-            await connection.execute("PUBLISH", self._probe_channel, b"")
-        await self._probe_returned.wait()
-        self._probe_round_trip_seconds = trio.current_time() - began
+    @property
+    @abc.abstractmethod
+    def _wanted(self) -> Collection[bytes]:
+        """The names of the channels that are wanted."""
+
+    @abc.abstractmethod
+    def _name(self, channel: str) -> bytes:
+        """The name of a channel in Redis."""
+
+    @abc.abstractmethod
+    def _want(self, names: Collection[bytes]) -> None: ...
+
+    @abc.abstractmethod
+    def _release(self, names: Collection[bytes]) -> None: ...
+
+    @abc.abstractmethod
+    def _is_confirmed(self, name: bytes) -> bool: ...
+
+    @abc.abstractmethod
+    async def _run_links(self) -> None:
+        """Run links to all servers until one is lost. Raises RedisConnectionError, in groups."""
+
+
+class RedisSource(Reader):
+    """A reader of one Redis server: that of the URL, or the master that Sentinel names."""
+
+    def _first_links(self) -> Sequence[Link]:
+        probe_channel = f"streamer:probe:{self._instance_id}".encode()
+        self._link = Link(self._url, self._owner, probe_channel)
+        return (self._link,)
+
+    @property
+    def _wanted(self) -> Collection[bytes]:
+        return self._link.subscriptions.wanted
+
+    def _name(self, channel: str) -> bytes:
+        return channel.encode()
+
+    def _want(self, names: Collection[bytes]) -> None:
+        self._link.want(names)
+
+    def _release(self, names: Collection[bytes]) -> None:
+        self._link.release(names)
+
+    def _is_confirmed(self, name: bytes) -> bool:
+        return self._link.subscriptions.is_confirmed(name)
+
+    async def _run_links(self) -> None:
+        await self._link.run()
+
+
+def _first(group: BaseExceptionGroup[RedisConnectionError]) -> str:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else str(error)

@@ -15,6 +15,7 @@ import attrs
 
 SINGLE_SCHEMES: Final = ("redis", "rediss", "unix")
 SENTINEL_SCHEMES: Final = ("redis+sentinel", "rediss+sentinel")
+CLUSTER_SCHEMES: Final = ("redis+cluster", "rediss+cluster")
 
 
 def has_scheme(url: str, schemes: Iterable[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from streamer.source.redis import RedisSource
+from streamer.source.redis import Reader
 
 DEADLINE_SECONDS: Final = 20.0
 """When a test that waits for something has failed; nothing here depends on how soon it comes."""
@@ -48,7 +48,7 @@ class Recorder:
 
 
 @asynccontextmanager
-async def running(source: RedisSource) -> AsyncIterator[bool]:
+async def running(source: Reader) -> AsyncIterator[bool]:
     """Run `source` inside the block, which gets whether the first attempt to connect succeeded."""
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:

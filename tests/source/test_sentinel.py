@@ -10,11 +10,11 @@ import trio
 
 from streamer.client import Client, Event, Gap, PriceUpdate, open_client
 from streamer.protocol.messages import GapReason, Mode
-from streamer.source.connect import (
+from streamer.source.connection import (
     Connection,
     RedisConnectionError,
-    check_url,
-    open_connection,
+    check_server_url,
+    open_server,
 )
 from streamer.source.publisher import Publisher, open_publisher
 from tests.redis_server import RedisServer
@@ -29,9 +29,7 @@ DEADLINE_SECONDS = 30.0
 async def connected(url: str) -> AsyncIterator[Connection]:
     """A connection within the deadline of a test."""
     with trio.fail_after(DEADLINE_SECONDS):
-        async with open_connection(
-            url, timeout_seconds=5, client_name="streamer-test"
-        ) as connection:
+        async with open_server(url, timeout_seconds=5, client_name="streamer-test") as connection:
             yield connection
 
 
@@ -113,7 +111,7 @@ async def test_a_replica_is_refused_whoever_calls_it_master(
 def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:
     """What is wrong with a URL is said without its password."""
     with pytest.raises(ValueError, match="not a Redis URL") as caught:
-        check_url(url)
+        check_server_url(url)
     assert "pass" not in str(caught.value).replace("USER:PASSWORD", "")
 
 

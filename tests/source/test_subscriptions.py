@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from streamer.source.subscriptions import CHANNELS_PER_COMMAND, Subscriptions
+from streamer.source.subscriptions import CHANNELS_PER_COMMAND, SHARDED_CHANNELS, Subscriptions
 
 OWN = b"own"
 CHANNELS = st.sets(st.sampled_from([b"a", b"b"]))
@@ -125,3 +125,33 @@ def test_an_old_answer_confirms_nothing() -> None:
         subscriptions.answered(b"a")
         confirmed.append(subscriptions.is_confirmed(b"a"))
     assert confirmed == [False, False, True]
+
+
+def test_sharded_channels_are_told_by_the_slot_and_the_own_one_last() -> None:
+    """A command about two slots would be refused; what is confirmed last vouches for the rest."""
+    own = b"streamer:probe:{x}"
+    subscriptions = Subscriptions(own, SHARDED_CHANNELS)
+    channels = {b"{stock:a}:price", b"{stock:a}:orderbook", b"{stock:b}:price", b"{alerts:u}"}
+    subscriptions.want(channels)
+    *commands, last = subscriptions.next_commands()
+    assert last == (b"SSUBSCRIBE", own)
+    assert {word for word, *_ in commands} == {b"SSUBSCRIBE"}
+    assert sorted(sorted(told) for _, *told in commands) == [
+        [b"{alerts:u}"],
+        [b"{stock:a}:orderbook", b"{stock:a}:price"],
+        [b"{stock:b}:price"],
+    ]
+    subscriptions.release([b"{stock:a}:price", b"{stock:b}:price"])
+    assert sorted(subscriptions.next_commands()) == [
+        (b"SUNSUBSCRIBE", b"{stock:a}:price"),
+        (b"SUNSUBSCRIBE", b"{stock:b}:price"),
+    ]
+
+
+def test_an_answer_that_nobody_asked_for_is_told_from_the_others() -> None:
+    """A Cluster unsubscribes by itself from what moves away."""
+    subscriptions = Subscriptions(OWN, SHARDED_CHANNELS)
+    subscriptions.want([b"a"])
+    subscriptions.next_commands()
+    assert subscriptions.answered(b"a")
+    assert not subscriptions.answered(b"a")

@@ -11,15 +11,15 @@ import trio
 import trio.testing
 import trustme
 
-from streamer.source.connect import (
+from streamer.source.connection import (
     INCOMPLETE,
     RECEIVE_BYTES,
     Connection,
     RedisConnectionError,
     RedisReplyError,
     RedisTimeoutError,
-    check_url,
-    open_connection,
+    check_server_url,
+    open_server,
 )
 from tests.redis_server import RedisServer
 from tests.source.proxy import Proxy
@@ -31,7 +31,7 @@ DEADLINE_SECONDS = 20.0
 async def connected(url: str, *, timeout_seconds: float = 5.0) -> AsyncIterator[Connection]:
     """A connection within the deadline of a test."""
     with trio.fail_after(DEADLINE_SECONDS):
-        async with open_connection(
+        async with open_server(
             url, timeout_seconds=timeout_seconds, client_name="streamer-test"
         ) as connection:
             yield connection
@@ -109,7 +109,7 @@ async def test_nobody_there_is_an_error_at_once(
 def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:
     """What is wrong with a URL is said without its password."""
     with pytest.raises(ValueError, match="not a Redis URL") as caught:
-        check_url(url)
+        check_server_url(url)
     assert "pass" not in str(caught.value).replace("USER:PASSWORD", "")
     assert caught.value.__suppress_context__  # a traceback shows no more than the message
 
