@@ -114,7 +114,7 @@ class _Request:
 )
 @click.option(
     "--mode",
-    type=click.Choice(list(Mode)),
+    type=click.Choice([mode.value for mode in Mode]),
     default=Mode.LATEST,
     show_default=True,
     help="When this end cannot keep up: only the latest of each topic, or all until the server "
@@ -191,7 +191,7 @@ async def _listen(request: _Request, result: _Result) -> None:
                     await client.subscribe(
                         request.topics,
                         kinds=request.kinds,
-                        mode=request.mode,
+                        mode=Mode(request.mode),
                         max_rate=request.max_rate,
                     )
                     with trio.move_on_after(request.duration or math.inf):

@@ -52,6 +52,8 @@ class SettingsCommand(click.Command):
         """Write one section for each heading, the command's other options first."""
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):
+                continue  # the usage line and the text tell of it
             if (record := parameter.get_help_record(ctx)) is not None:
                 heading = parameter.heading if isinstance(parameter, _SettingOption) else "Options"
                 sections.setdefault(heading, []).append(record)

@@ -79,6 +79,17 @@ async def test_a_pipe_gets_each_message_as_it_was_sent(
     assert account[-1] == "violations 0"
 
 
+@pytest.mark.parametrize("mode", ["all", "latest"])
+async def test_the_mode_is_written_as_in_the_protocol(
+    mode: str, server: Server, nursery: trio.Nursery
+) -> None:
+    """And in mode all nothing is merged."""
+    nursery.start_soon(publish_without_end, server)
+    ran = await run(arguments(server, "market:KOSPI", "--mode", mode, "--count", "5"))
+    assert ran.returncode == ExitCode.OK, ran.stderr
+    assert not any("previous" in json.loads(line) for line in ran.stdout.splitlines())
+
+
 async def test_kinds_rate_and_duration_are_kept(server: Server, nursery: trio.Nursery) -> None:
     """Only what was asked for, no more often than asked for, as long as asked for."""
     nursery.start_soon(publish_without_end, server)
