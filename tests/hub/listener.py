@@ -1,0 +1,66 @@
+"""A client of a hub that wants to hear everything, and what it hears."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from wsproto.frame_protocol import FrameProtocol
+
+from streamer.hub.fanout import FlushProgress
+from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.outbox import Outbox, Subscription
+from streamer.protocol.messages import Mode
+from streamer.protocol.topics import Kind, Topic
+
+Message = dict[str, Any]
+
+
+class Listener:
+    """A client in mode all, with a real socket that is never full."""
+
+    def __init__(self, hub: Hub, server_end: socket.socket, client_end: socket.socket) -> None:
+        self.hub = hub
+        self.outbox = Outbox("listener", server_end.fileno(), self, max_queued_bytes=1 << 20)
+        self._client_end = client_end
+        self._frames = FrameProtocol(client=True, extensions=[])
+        hub.add(self.outbox)
+
+    def on_blocked(self) -> None:
+        """Not with what tests send."""
+        raise AssertionError
+
+    on_broken = on_overflow = on_blocked
+
+    def subscribe(self, topic: Topic, *kinds: Kind) -> Subscription:
+        """Hear a topic, or only some kinds of it."""
+        request = SubscriptionRequest(topic, Mode.ALL, frozenset(kinds))
+        (subscription,) = self.hub.subscribe(self.outbox, [request])
+        return subscription
+
+    def heard(self) -> list[Message]:
+        """What has come since the last call, batches unpacked."""
+        for _ in self.hub.fanout.flush(FlushProgress(), stretched=False):
+            pass
+        try:
+            self._frames.receive_bytes(self._client_end.recv(1 << 20))
+        except BlockingIOError:
+            return []
+        messages: list[Message] = []
+        for frame in self._frames.received_frames():
+            message = json.loads(str(frame.payload))
+            messages += message["messages"] if message["type"] == "batch" else [message]
+        return messages
+
+
+@contextmanager
+def listening(hub: Hub) -> Iterator[Listener]:
+    """A client that has subscribed to nothing yet."""
+    server_end, client_end = socket.socketpair()
+    with server_end, client_end:
+        server_end.setblocking(False)
+        client_end.setblocking(False)
+        yield Listener(hub, server_end, client_end)
