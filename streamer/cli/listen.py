@@ -115,7 +115,7 @@ class _Request:
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
-    default=Mode.LATEST,
+    default=Mode.LATEST.value,
     show_default=True,
     help="When this end cannot keep up: only the latest of each topic, or all until the server "
     "gives up.",
