@@ -131,7 +131,7 @@ def scenarios(seconds: float, recordings: Path | None) -> list[Scenario]:
             "Frames at the limit",
             "10,000 clients on one topic, 25 publications/s: more frames are due than one core can "
             "write. What waits may share a frame, so frames/s, not updates/s, is to be compared "
-            "with the C loop's.",
+            "with the C loop's; uWebSockets puts several frames into one write.",
             [Case("", 25, partial(_frames, seconds))],
             ("raw-send", *STRONGEST),
         ),
