@@ -205,7 +205,8 @@ class Client:
                 continue
 
     async def _wait_connected(self) -> Connection:
-        while self._connection is None:
+        # One that has ended is still there until its socket is closed.
+        while self._connection is None or self._connection.has_ended:
             if self._failure is not None:
                 raise self._failure
             await self._change.park()
@@ -266,14 +267,20 @@ class Client:
             except ClientError as error:
                 if not self._started:
                     raise
-                self._failure = error
                 self._last_problem = str(error)
-                self._arrival.unpark_all()
-                self._change.unpark_all()
+                self._fail(error)
+
+    def _fail(self, error: ClientError) -> None:
+        """From here on, whoever waits for something gets the error."""
+        self._failure = error
+        self._arrival.unpark_all()
+        self._change.unpark_all()
 
     def leave(self) -> None:
         """End the connection in good order, or what is done to get one."""
         self._leaving = True
+        if self._failure is None:
+            self._fail(ClientError("the client has been closed"))
         if self._conversation is None:
             self._tasks.cancel()
         else:

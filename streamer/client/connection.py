@@ -88,6 +88,11 @@ class Connection:
         self._ending: Ending | None = None
         self._is_held_up = False
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._ending is not None
+
     async def receive_greeting(self) -> messages.Connected:
         """The first message. Raises trio_websocket.ConnectionClosed and DecodeError."""
         text = await self._socket.get_message()
@@ -104,17 +109,20 @@ class Connection:
         pong_timeout_seconds: float,
     ) -> Ending:
         """Read, write and keep alive until the end."""
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                nursery.start_soon(
-                    self._keep_alive, heartbeat_interval_seconds, pong_timeout_seconds
-                )
-                nursery.start_soon(restore)
-                await self._read()
-        for question in self._questions.values():
-            question.answered.set()
-        return self._ending or Ending(ABNORMAL, "left")
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(
+                        self._keep_alive, heartbeat_interval_seconds, pong_timeout_seconds
+                    )
+                    nursery.start_soon(restore)
+                    await self._read()
+        finally:
+            self._ending = self._ending or Ending(ABNORMAL, "left")
+            for question in self._questions.values():
+                question.answered.set()
+        return self._ending
 
     def fail(self, error: ClientError) -> None:
         """End it with an error."""
@@ -169,7 +177,7 @@ class Connection:
         assert message.request_id is not None
         question = self._questions[message.request_id] = _Question()
         try:
-            if self._ending is not None:
+            if self.has_ended:
                 raise ConnectionLostError("the connection is lost")
             self._owner.on_request(message)
             self._owner.room.unpark_all()

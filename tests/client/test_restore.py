@@ -1,14 +1,18 @@
 """The client comes back: what it lost is restored, and what cannot be is announced."""
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from streamer.client import (
     Backoff,
     Client,
+    ClientError,
     ClosedError,
     ConnectError,
     Gap,
@@ -17,6 +21,7 @@ from streamer.client import (
     Topic,
     open_client,
 )
+from streamer.client.connection import Ending
 from streamer.protocol import errors
 from streamer.protocol.messages import GapReason
 from streamer.server import Server
@@ -160,6 +165,35 @@ async def test_requests_wait_for_the_connection(server: Server) -> None:
         assert client.statistics().connections == 2
         (connection,) = server.connections()
         assert connection.subscriptions == ["market:KOSPI", "sector:chips", "stock:005930"]
+
+
+async def test_a_connection_that_has_just_ended_is_not_asked(server: Server) -> None:
+    """A request in that moment waits for the next one, as any other does."""
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        assert client._connection is not None
+        client._connection._end(Ending(1013, "overloaded"))
+        await client.subscribe([STOCK])
+        assert client.statistics().connections == 2
+
+
+async def test_a_client_that_was_closed_says_so(server: Server) -> None:
+    """To whoever still waits for a message or an answer, and whoever comes later."""
+    told: list[str] = []
+
+    async def use(action: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(ClientError, match="has been closed") as info:
+            await action()
+        told.append(str(info.value))
+
+    async with trio.open_nursery() as nursery, open_client(server.websocket_url) as client:
+        nursery.start_soon(use, client.receive)
+        await trio.testing.wait_all_tasks_blocked()
+        cut(server)
+        await wait_until(lambda: not client.statistics().connected)
+        nursery.start_soon(use, partial(client.subscribe, [STOCK]))
+        await trio.lowlevel.checkpoint()
+    await use(client.receive)
+    assert len(told) == 3
 
 
 async def test_what_a_restored_session_has_too_much_is_given_up(peer: Peer) -> None:
