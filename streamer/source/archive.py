@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import attrs
 import structlog
+import trio
 
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
@@ -77,7 +78,12 @@ class RedisArchive:
         if any(isinstance(r, RedisReplyError) and str(r).startswith("NOSCRIPT") for r in replies):
             await self._commands.execute_many([("SCRIPT", "LOAD", self._script)])
             replies = await self._commands.execute_many(commands)
-        return [self._record(reply) for reply in replies]
+        records = []
+        for reply in replies:
+            records.append(self._record(reply))
+            # A long history takes a millisecond, and there may be a hundred.
+            await trio.lowlevel.checkpoint()
+        return records
 
     async def tell_names(self, names: Sequence[tuple[Topic, str, str]]) -> None:
         """Let other servers know by which other name clients know an epoch: (topic, name, epoch).
