@@ -27,7 +27,7 @@ from tests.faults.processes import Producer, ServerProcess
 from tests.faults.producer import Order
 from tests.redis_server import RedisServer
 
-DEADLINE_SECONDS: Final = 60.0
+DEADLINE_SECONDS: Final = 120.0
 """When what a test waits for has failed to come. Nothing depends on how soon it comes."""
 
 _POLL_SECONDS: Final = 0.05
@@ -180,15 +180,22 @@ class World:
     async def pace(self) -> None:
         """Tell the producer how far the clients are, until the flow is to end."""
         while not self._settling:
-            received_seconds = min(
-                client.ledger.topics[topic].number / self._rates[topic]
-                for client in self.clients
-                for topic in client.topics
-            )
-            await self.producer.report(received_seconds)
+            await self.producer.report(self._received_seconds())
             await trio.sleep(_PACE_SECONDS)
         await self.producer.finish()
         self._finished.set()
+
+    def _received_seconds(self) -> float:
+        """How much of the flow all clients have had, but for what they know to be lost."""
+        return min(
+            (
+                account.number / self._rates[topic]
+                for client in self.clients
+                for topic, account in client.ledger.topics.items()
+                if not account.is_behind_gap
+            ),
+            default=0.0,
+        )
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
         """Wait for what is in the messages that clients get."""
@@ -246,15 +253,16 @@ async def open_world(
     if network is not None:
         network.server_port = server.port
         url = f"ws://127.0.0.1:{network.port}/v1/ws"
-    async with server, Producer.run(order) as producer, trio.open_nursery() as nursery:
+    async with server, trio.open_nursery() as nursery:
         with trio.fail_after(DEADLINE_SECONDS):
             async with trio.open_nursery() as starting:
                 for client in clients:
                     starting.start_soon(nursery.start, client.run, url)
-        world = World(server, producer, clients, rates)
-        nursery.start_soon(world.pace)
-        yield world
-        nursery.cancel_scope.cancel()
+        async with Producer.run(order) as producer:
+            world = World(server, producer, clients, rates)
+            nursery.start_soon(world.pace)
+            yield world
+            nursery.cancel_scope.cancel()
 
 
 def server_arguments(redis_port: int) -> tuple[str, ...]:
@@ -263,6 +271,9 @@ def server_arguments(redis_port: int) -> tuple[str, ...]:
         *("--redis", f"redis://127.0.0.1:{redis_port}/0"),
         *("--history-length", str(HISTORY_LENGTH)),
         *("--flush-interval-ms", "100"),
+        # Clients that come back are answered without their history where Redis takes longer to
+        # tell it. On a busy machine it may, with the load that is on it here.
+        *("--subscribe-timeout-seconds", "30"),
     )
 
 
@@ -270,8 +281,8 @@ def check_nothing_lost(world: World, topics: Iterable[str] = PLACED) -> None:
     """Every publication of these came, or was merged, and no gap was announced."""
     totals = world.totals(topics)
     assert totals.received > 0
-    assert not totals.gaps
-    assert totals.lost == 0
+    holes = [account for account in totals.accounts if account.gaps or account.lost]
+    assert not holes, f"{len(holes)} of {len(totals.accounts)}, {holes[:3]}\n{world.server.log}"
 
 
 def check_gap_announced(world: World, topics: Iterable[str]) -> None:
