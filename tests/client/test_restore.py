@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -185,7 +186,8 @@ async def test_a_client_that_was_closed_says_so(server: Server) -> None:
             await action()
         told.append(str(info.value))
 
-    async with trio.open_nursery() as nursery, open_client(server.websocket_url) as client:
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        client = await stack.enter_async_context(open_client(server.websocket_url))
         nursery.start_soon(use, client.receive)
         await trio.testing.wait_all_tasks_blocked()
         cut(server)
