@@ -99,4 +99,4 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """The fan-out benchmark; arguments after -- go to it."""
     session.install("-e", ".", *dependencies("bench"))
-    session.run("python", "-m", "bench.fanout", *session.posargs)
+    session.run("python", "-m", "bench", *session.posargs)

@@ -139,7 +139,8 @@ class Session:
             with self._scope:
                 await self._read()
             if self._ending is not None and not self._broken:
-                self._scope = trio.move_on_after(self._settings.close_timeout_seconds)
+                timeout_seconds = self._settings.close_timeout_seconds
+                self._scope = trio.CancelScope(deadline=trio.current_time() + timeout_seconds)
                 with self._scope:
                     await self._finish(*self._ending)
         finally:

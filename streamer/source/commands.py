@@ -17,6 +17,9 @@ from streamer.source.connect import (
     open_connection,
 )
 
+_CLOSE_SECONDS: Final = 1.0
+"""More than enough: closing a socket waits for nothing."""
+
 _COMMANDS_PER_SEND: Final = 100
 """Few enough that Redis never waits with its replies for us to read them while we still send."""
 
@@ -56,7 +59,8 @@ class Commands:
         except BaseException:
             # Cancelled or failed half way, the connection would answer the next question with the
             # reply to the last one.
-            await self._close()
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._close()
             raise
         return replies
 
@@ -86,12 +90,12 @@ class Commands:
     async def _close(self) -> None:
         if self._connection is not None:
             self._connection = None
-            with trio.CancelScope(shield=True):  # it closes a socket, and waits for nothing
-                await self._opened.__aexit__(None, None, None)
+            await self._opened.__aexit__(None, None, None)
 
     async def run(self) -> NoReturn:
         """Close the connection when cancelled: whoever makes an instance keeps this running."""
         try:
             await trio.sleep_forever()
         finally:
-            await self._close()
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._close()
