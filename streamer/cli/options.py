@@ -174,10 +174,14 @@ def _shown_default(default: object) -> str:
     return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
 
 
+_OTHER_VARIABLES: Final = (_CONFIG_VARIABLE, "STREAMER_URL")
+"""Those that are no settings of the server; the second one is that of `streamer listen`."""
+
+
 def _build(context: click.Context, given: dict[str, object]) -> Settings:
     """The settings, from the values that click has taken from their sources."""
     for variable in sorted(os.environ):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable != _CONFIG_VARIABLE:
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
             _check_known(variable.removeprefix(ENVIRONMENT_PREFIX).lower(), f"variable {variable}")
     explicit = {
         name: value

@@ -115,19 +115,25 @@ class Hub:
     def publish_placed(self, stream: TopicStream, kind: Kind, text: bytes, sequence: int) -> None:
         """Take the publication that follows the last one, its `sequence` already in its text."""
         stream.sequence = sequence
+        text = stream.named(text)
         publication = Publication(kind, sequence, next(self._orders), text)
         stream.latest[kind] = publication
         history = stream.history
         self._history_bytes += len(text)
-        if len(history) == history.maxlen or self._history_bytes > self._max_history_bytes:
+        while history and (
+            len(history) == history.maxlen or self._history_bytes > self._max_history_bytes
+        ):
             self._forget_oldest(stream)
         history.append(publication)
         self._publications += 1
         self._append(stream, publication)
 
     def _forget_oldest(self, stream: TopicStream) -> None:
-        if stream.history:
-            self._history_bytes -= len(stream.history.popleft().text)
+        self._history_bytes -= len(stream.history.popleft().text)
+
+    def _forget_history(self, stream: TopicStream) -> None:
+        self._history_bytes -= sum(len(publication.text) for publication in stream.history)
+        stream.history.clear()
 
     def _append(self, stream: TopicStream, publication: Publication) -> None:
         self.order = stream.order = publication.order
@@ -165,10 +171,10 @@ class Hub:
         stream.epoch = stream.former_epoch = position.epoch
         stream.sequence = position.sequence
         stream.latest.clear()
-        self._history_bytes -= sum(len(publication.text) for publication in stream.history)
-        stream.history.clear()
+        self._forget_history(stream)
         for kind, sequence, text in latest:
-            stream.latest[kind] = Publication(kind, sequence, next(self._orders), text)
+            named = stream.named(text)
+            stream.latest[kind] = Publication(kind, sequence, next(self._orders), named)
         for lane in stream.lanes.values():
             lane.base = position.sequence
             if not stream.subscriptions:
@@ -193,11 +199,15 @@ class Hub:
         """Put what was published just before the oldest publication kept in front of it."""
         maxlen = stream.history.maxlen or 0
         for kind, sequence, text in reversed(earlier):
-            if len(stream.history) == maxlen or self._history_bytes > self._max_history_bytes:
+            if (
+                len(stream.history) == maxlen
+                or self._history_bytes + len(text) > self._max_history_bytes
+            ):
                 return
             self._history_bytes += len(text)
             # Old, but only now known: they are kept as long as if they were new.
-            stream.history.appendleft(Publication(kind, sequence, self.order, text))
+            publication = Publication(kind, sequence, self.order, stream.named(text))
+            stream.history.appendleft(publication)
 
     def expire_history(self, before_order: int) -> None:
         """Forget what was published before that order, among all topics."""
@@ -317,8 +327,7 @@ class Hub:
 
     def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
         """What a subscription would have received since a position; None where it is not known."""
-        stream = self.streams[request.topic]
-        missed = stream.missed(since)
+        missed = self.stream(request.topic).missed(since)
         if missed is None or not request.kinds:
             return missed
         return [publication for publication in missed if publication.kind in request.kinds]
@@ -380,6 +389,7 @@ class Hub:
             if deadline > now:
                 return  # they stand in the order of their deadlines
             del self._lingering[stream]
+            self._forget_history(stream)
             del self.streams[stream.topic]
             self._upstream.release(stream.topic)
 

@@ -9,7 +9,7 @@ from typing import Any
 from streamer.hub.framing import Part
 from streamer.hub.publication import Publication, conflate
 from streamer.protocol.messages import Mode, Position
-from streamer.protocol.topics import Kind, Topic
+from streamer.protocol.topics import Kind, SubscriptionType, Topic
 
 
 class Lane:
@@ -86,6 +86,7 @@ class TopicStream:
     """One topic: its position, its last known values, and who hears it."""
 
     __slots__ = (
+        "_naming",
         "_place",
         "epoch",
         "flushed_order",
@@ -103,6 +104,7 @@ class TopicStream:
 
     def __init__(self, topic: Topic, epoch: str, *, history_length: int) -> None:
         self.topic = topic
+        self._naming = _naming(topic)
         self.epoch = epoch
         self.former_epoch = epoch
         """Another name of the epoch, which clients were told before its producers named it."""
@@ -131,6 +133,10 @@ class TopicStream:
             lane = self.lanes[key] = Lane(self, mode, kinds)
         return lane
 
+    def named(self, text: bytes) -> bytes:
+        """The JSON of a publication, with its topic where the message itself does not tell it."""
+        return b"%b%b}" % (text[:-1], self._naming) if self._naming else text
+
     def place(self, epoch: str, sequence: int) -> Position:
         """A position; one object for all who stand there."""
         if self._place.sequence != sequence or self._place.epoch != epoch:
@@ -145,3 +151,16 @@ class TopicStream:
         if count > len(self.history):
             return None
         return list(islice(self.history, len(self.history) - count, None))
+
+
+def _naming(topic: Topic) -> bytes:
+    """The members that name a topic whose messages are about something else: a sector's stocks.
+
+    Without them a client that has two of these could not tell their sequences apart.
+    """
+    if topic.subscription_type in (SubscriptionType.STOCK, SubscriptionType.MARKET):
+        return b""
+    return b',"subscription_type":"%b","target":"%b"' % (
+        topic.subscription_type.encode(),
+        topic.target.encode(),
+    )

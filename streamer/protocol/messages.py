@@ -200,7 +200,8 @@ class Subscribed:
     rejected: Sequence[RejectedTarget]
     """Those of the request that are not."""
     positions: Mapping[str, Position]
-    """Target -> where its stream stands: the next live message follows it."""
+    """Target -> the position that the next message of it follows: where its stream stands, or
+    that of `since` where what was missed follows."""
     request_id: RequestId | None = None
 
 
@@ -247,7 +248,8 @@ class Reconnected:
     recovered: bool
     """True only if every missed message follows."""
     positions: Mapping[str, Position] = attrs.field(factory=dict)
-    """Topic as `type:target` -> where its stream stands after the missed messages."""
+    """Topic as `type:target` -> the position that the next message of it follows, be it one that
+    was missed or a live one."""
     request_id: RequestId | None = None
 
 

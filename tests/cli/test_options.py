@@ -153,6 +153,14 @@ def test_a_switch_can_be_turned_off_again(monkeypatch: pytest.MonkeyPatch) -> No
     assert not parse("--no-require-redis").require_redis
 
 
+def test_a_variable_of_another_command_is_no_unknown_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """STREAMER_URL is for `streamer listen`."""
+    monkeypatch.setenv("STREAMER_URL", "ws://127.0.0.1:1/v1/ws")
+    assert parse() == Settings()
+
+
 def test_an_empty_variable_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """`STREAMER_PORT=` in a compose file leaves the default."""
     monkeypatch.setenv("STREAMER_PORT", "")
