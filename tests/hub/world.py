@@ -20,7 +20,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub, SubscriptionRequest
-from streamer.hub.outbox import Outbox
+from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import encode
 from streamer.protocol.errors import TOO_SLOW
@@ -351,7 +351,7 @@ class Client:
         assert not self.acks
         assert not self._snapshots
         for view in self.views.values():
-            # Options that were widened while the client was behind bring nothing from before.
+            # What was published while narrower options held is merged away by what comes after it.
             start = max(view.index, view.answered) if view.narrowed else view.index
             assert not [e for e in view.log.entries[start:] if view.options.carries(e)]
 
@@ -503,6 +503,8 @@ class World:
         request_id = next(self._numbers)
         self._offer(client, all_of_it=True)
         acks: dict[Topic, Ack] = {}
+        former = {topic: held.options.kinds for topic, held in client.holdings.items()}
+        waiting = {id(publication) for _, publication in client.outbox.pending.values()}
         for request in requests:
             log = self.logs[request.topic]
             kinds = request.kinds or frozenset(request.topic.kinds)
@@ -510,6 +512,7 @@ class World:
             client.holdings[request.topic] = Holding(log, held, len(log.entries))
             acks[request.topic] = Ack(log, len(log.entries), held)
         subscriptions = self.hub.subscribe(client.outbox, requests)
+        client.offered += sum(_widened(s, former, waiting) for s in subscriptions)
         positions = {
             s.lane.stream.topic.target: Position(s.epoch, s.position) for s in subscriptions
         }
@@ -637,3 +640,13 @@ class World:
         assert not any(statistics.subscriptions_by_type.values())
         assert (statistics.topics, statistics.groups, statistics.messages_queued) == (0, 0, 0)
         assert self.hub.fanout.due_seconds is None
+
+
+def _widened(
+    subscription: Subscription, former: dict[Topic, frozenset[Kind]], waiting: set[int]
+) -> int:
+    """The last values of kinds that are new to a client which is behind wait for it as well."""
+    stream = subscription.lane.stream
+    added = subscription.lane.kinds - former.get(stream.topic, subscription.lane.kinds)
+    latest = [stream.latest[kind] for kind in added if kind in stream.latest]
+    return sum(subscription.is_ahead(p) and id(p) not in waiting for p in latest)
