@@ -21,6 +21,10 @@ class _Link:
     forwarding: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     open: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
+    @property
+    def is_cut(self) -> bool:
+        return self.forwarding.cancel_called or self.open.cancel_called
+
     async def forward(self) -> None:
         with self.open:
             with self.forwarding:
@@ -72,7 +76,7 @@ class Network:
             link.break_off()
 
     def _some(self, count: int) -> list[_Link]:
-        whole = [link for link in self._links if not link.forwarding.cancel_called]
+        whole = [link for link in self._links if not link.is_cut]
         return random.sample(whole, count)
 
     async def _serve(self, client: trio.SocketStream) -> None:
