@@ -29,7 +29,7 @@ _POLL_SECONDS: Final = 0.1
 _UNTRACED: Final = {
     name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")
 }
-"""For a producer: it is load, and tracing would take the processor from what is under test."""
+"""Tracing would take the processor from the flow, and a process that is killed tells nothing."""
 
 
 class Output:
@@ -76,7 +76,7 @@ class ServerProcess:
         command += ["--http-port", "0", "--max-connections-per-address", "0", *self._arguments]
         with self._log_path.open("ab") as log:
             self.process = await trio.lowlevel.open_process(
-                command, stdout=subprocess.PIPE, stderr=log
+                command, stdout=subprocess.PIPE, stderr=log, env=_UNTRACED
             )
         assert self.process.stdout is not None
         output = Output(self.process.stdout)
