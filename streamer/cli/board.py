@@ -94,7 +94,8 @@ class Board:
         """The table as it is now, with the account in the line below it."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.caption, table.caption_justify = _caption(account, client), "left"
-        table.add_column(COLUMNS[0], no_wrap=True)
+        # On a narrow terminal the names of topics give way, and never the digits of a price.
+        table.add_column(COLUMNS[0], overflow="ellipsis")
         for name in COLUMNS[1:]:
             table.add_column(name, justify="right", no_wrap=True)
         now_seconds = self._clock()
