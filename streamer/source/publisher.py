@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import re
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -43,6 +42,7 @@ from streamer.source.connect import (
 )
 from streamer.source.destination import Destination, Stream
 from streamer.source.keys import history_key, position_key, published_key
+from streamer.source.replies import is_passing
 from streamer.source.urls import CLUSTER_SCHEMES, has_scheme
 
 _SCRIPT: Final = files(__package__).joinpath("publish.lua").read_bytes()
@@ -56,13 +56,6 @@ _RECORD_SECONDS: Final = 600
 
 _BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 3.0
-
-_PASSING: Final = re.compile(
-    r"(?:^|-)(?:NOSCRIPT|OUTOFORDER|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|MISCONF|OOM"
-    r"|CLUSTERDOWN|TRYAGAIN) "
-)
-"""Errors that speak of Redis' state and not of the publication. Before version 7, what happens in a
-script is told in the middle of another error's text."""
 
 
 class PublishFailedError(Exception):
@@ -407,7 +400,7 @@ class Publisher:
 
     def _settle(self, reply: Any) -> None:
         """Take the answer to the oldest command."""
-        if isinstance(reply, RedisReplyError) and _PASSING.search(str(reply)):
+        if isinstance(reply, RedisReplyError) and is_passing(reply):
             # What is in the pipeline behind it is sent again, too, in the order that it had.
             raise RedisConnectionError(f"Redis cannot publish now: {reply}")
         self._answered_seconds = trio.current_time()
