@@ -278,11 +278,7 @@ class Requests:
         snapshot. A client that has missed more than it may leave unread gets it in portions, each
         topic going live when its turn comes.
         """
-        hub = self._services.hub
-        for want in wants:
-            hub.stream(want.topic)
-        await self._services.source.wait_ready([want.topic for want in wants])
-        wants = [await self._recovered(want) for want in wants]
+        wants = await self._ready(wants)
         # From here to the answer nothing waits, so that no publication comes between them.
         entered = _Entered()
         now, later = self._plan(wants, entered)
@@ -290,9 +286,17 @@ class Requests:
         self._send(answer(entered), following)
         while later:
             await self._wait_room()
-            now, later = self._plan(later, _Entered())
+            # A slow reader may take longer than what it waits for is kept in memory.
+            now, later = self._plan(await self._ready(later), _Entered())
             self._outbox.send_control(self._register(now, _Entered(), snapshot=True))
         self._services.keeper.changed(self._outbox.name)
+
+    async def _ready(self, wants: Sequence[_Want]) -> list[_Want]:
+        """Have the topics arrive, and what was missed of them where it can be had."""
+        for want in wants:
+            self._services.hub.stream(want.topic)
+        await self._services.source.wait_ready([want.topic for want in wants])
+        return [await self._recovered(want) for want in wants]
 
     async def _recovered(self, want: _Want) -> _Want:
         stream = self._services.hub.stream(want.topic)

@@ -77,11 +77,12 @@ class SessionKeeper:
         return record
 
     def _here(self, session_id: str) -> SessionRecord | None:
+        # One that is being closed has ended, though it is still there: it holds nothing any more.
+        if session_id in self._ended:
+            deadline, record = self._ended[session_id]
+            return decode_record(record) if deadline > trio.current_time() else None
         outbox = self._live(session_id)
-        if outbox is not None:
-            return record_session(outbox)
-        deadline, record = self._ended.get(session_id, (0.0, b""))
-        return decode_record(record) if deadline > trio.current_time() else None
+        return None if outbox is None else record_session(outbox)
 
     async def save(self) -> None:
         """Write to the store what has changed; if it is away, later."""

@@ -209,10 +209,10 @@ class Hub:
             publication = Publication(kind, sequence, self.order, stream.named(text))
             stream.history.appendleft(publication)
 
-    def expire_history(self, before_order: int) -> None:
-        """Forget what was published before that order, among all topics."""
+    def expire_history(self, last_order: int) -> None:
+        """Forget what was published up to that order, among all topics."""
         for stream in self.streams.values():
-            while stream.history and stream.history[0].order < before_order:
+            while stream.history and stream.history[0].order <= last_order:
                 self._forget_oldest(stream)
 
     def _notice(self, stream: TopicStream, text: bytes, epoch: str | None) -> None:

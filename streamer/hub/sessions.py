@@ -19,13 +19,17 @@ from streamer.protocol.topics import Kind, Topic
 class HeldSubscription:
     """One subscription of a session, in types that JSON has."""
 
-    topic: str
+    topic: str = attrs.field()
     mode: Mode
     kinds: Sequence[Kind]
     interval_seconds: float
     confirmed: Position
     """What the client is known to have received: all that had been sent before the last ping that
     it answered."""
+
+    @topic.validator
+    def _check_topic(self, _attribute: object, value: str) -> None:
+        Topic.parse(value)  # another version may know other types
 
 
 @attrs.frozen

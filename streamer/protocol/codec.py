@@ -314,6 +314,8 @@ def _position(decoded: dict[str, Any]) -> messages.Position | None:
     epoch, sequence = decoded.get("epoch"), decoded.get("sequence")
     if type(epoch) is not str or type(sequence) is not int:
         return None
+    if not sequence:
+        raise InvalidPublicationError("sequence 0 is where a stream begins: the first one has 1")
     try:
         return messages.Position(epoch, sequence)
     except ValueError as error:

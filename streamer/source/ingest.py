@@ -140,10 +140,13 @@ class Ingest:
         with trio.move_on_after(self._subscribe_timeout_seconds):
             if self._bus.connected:
                 await self._bus.wait_subscribed(_channels(*topics))
-            while self._bus.connected and any(self._is_reading(topic) for topic in topics):
-                await self._something_read.park()
+            await self._wait_read(topics)
             for intake in filter(None, map(self._intakes.get, topics)):
                 intake.confirmed = self._bus.connected and not intake.reading
+
+    async def _wait_read(self, topics: Collection[Topic]) -> None:
+        while self._bus.connected and any(self._is_reading(topic) for topic in topics):
+            await self._something_read.park()
 
     def _is_ready(self, topic: Topic) -> bool:
         intake = self._intakes.get(topic)
@@ -163,6 +166,11 @@ class Ingest:
         if self._archive is None or intake is None or not intake.placed:
             return since
         stream = intake.stream
+        if since.epoch == stream.epoch and since.sequence > stream.sequence:
+            # Another server was faster: what the client has had is on its way to this one.
+            self._read_later(intake)
+            with trio.move_on_after(self._subscribe_timeout_seconds):
+                await self._wait_read([topic])
         if stream.missed(since) is not None:
             return since
         try:
@@ -173,6 +181,8 @@ class Ingest:
         # The stream may have moved while Redis was asked, and only its present epoch counts.
         if record is None or not record.follows or record.position.epoch != stream.epoch:
             return since
+        if self._intakes.get(topic) is not intake:
+            return since  # it was let go meanwhile, and is another now
         oldest = stream.history[0].sequence if stream.history else stream.sequence + 1
         earlier = [entry for entry in record.entries if entry[1] < oldest]
         if [sequence for _, sequence, _ in earlier] == list(range(since.sequence + 1, oldest)):

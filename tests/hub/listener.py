@@ -45,15 +45,19 @@ class Listener:
         """What has come since the last call, batches unpacked."""
         for _ in self.hub.fanout.flush(FlushProgress(), stretched=False):
             pass
-        try:
-            self._frames.receive_bytes(self._client_end.recv(1 << 20))
-        except BlockingIOError:
-            return []
+        self._frames.receive_bytes(self.waiting())
         messages: list[Message] = []
         for frame in self._frames.received_frames():
             message = json.loads(str(frame.payload))
             messages += message["messages"] if message["type"] == "batch" else [message]
         return messages
+
+    def waiting(self) -> bytes:
+        """The bytes that have been written to the client and not been read yet."""
+        try:
+            return self._client_end.recv(1 << 20)
+        except BlockingIOError:
+            return b""
 
 
 @contextmanager

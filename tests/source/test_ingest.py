@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
+import redis as redis_py
 import structlog
 import trio
 from trio.testing import MockClock
 
 from streamer.hub.hub import Hub
+from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.source.ingest import Ingest
-from tests.running import orderbook, price
+from streamer.source.keys import history_key, position_key
+from streamer.source.publisher import open_publisher
+from tests.redis_server import RedisServer
+from tests.running import Client, connected, eventually, orderbook, price, running_server
 
 STOCK = Topic.parse("stock:A")
 SECTOR = Topic.parse("sector:tech")
@@ -147,3 +152,185 @@ def test_every_stream_that_may_have_a_hole_says_so() -> None:
     epochs = {old.epoch, new.epoch}
     house.ingest.on_connected()
     assert epochs == {old.epoch, new.epoch}
+
+
+async def test_a_placed_publication_counts_from_one() -> None:
+    """One at 0 would follow nothing; it is refused as anything else that does not fit."""
+    house = House()
+    house.hub.stream(STOCK)
+    house.bus.confirmed.set()
+    await house.ingest.wait_ready([STOCK])
+    house.ingest.on_message(b"stock:A:price", price("A", 1, epoch="e", sequence=0))
+    assert house.ingest.statistics().rejected == 1
+    house.ingest.on_message(b"stock:A:price", price("A", 1, epoch="e", sequence=1))
+    assert house.publications() == 1
+
+
+async def test_without_an_archive_nothing_is_recovered() -> None:
+    """What the hub does not know, nobody does; nor of a topic that was let go."""
+    house = House()
+    since = Position("e", 7)
+    assert await house.ingest.recover(STOCK, since) == since
+    house.hub.stream(STOCK)
+    assert await house.ingest.recover(STOCK, since) == since
+
+
+# With a real Redis
+
+
+async def _expect(client: Client, *expected: int | str) -> None:
+    """The next prices, and the reasons of the gaps between them; snapshots are passed over."""
+    for item in expected:
+        message = await client.data()
+        while message.get("snapshot"):
+            message = await client.data()
+        assert message.get("reason", message.get("price")) == item, message
+
+
+async def test_a_topic_may_go_from_plain_to_placed_publications_and_back(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Each time with a gap, since neither kind says what lies between."""
+    async with (
+        running_server(redis=redis_url, flush_interval_ms=0) as server,
+        open_publisher(redis_url) as publisher,
+        connected(server) as client,
+    ):
+        await client.subscribe("stock:A", mode="all")
+        redis.publish("stock:A:price", price("A", 1))
+        await publisher.publish("stock:A:price", price("A", 2))
+        redis.publish("stock:A:price", price("A", 3))
+        await publisher.publish("stock:A:price", price("A", 4))
+        another = "source_reconnected"
+        await _expect(client, 1, another, 2, another, 3, another, 4)
+
+
+async def test_what_redis_kept_while_the_connection_was_lost_is_no_gap(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """All of it, in order and once, before the live flow goes on."""
+    async with (
+        running_server(redis=redis_url, flush_interval_ms=0) as server,
+        open_publisher(redis_url) as publisher,
+        connected(server) as client,
+    ):
+        await client.subscribe("stock:A", mode="all")
+        number = 1
+        await publisher.publish("stock:A:price", price("A", number))
+        for _ in range(5):
+            redis.client_kill_filter(_type="pubsub")
+            for _ in range(20):
+                number += 1
+                await publisher.publish("stock:A:price", price("A", number))
+            await eventually(lambda: server._redis is not None and server._redis.connected)
+        await _expect(client, *range(1, number + 1))
+        assert server.statistics().ingest.recovered > 0
+
+
+async def test_a_hole_in_the_flow_is_read_from_the_history(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Redis drops what a subscriber is too slow for; a repeat of it is dropped here."""
+    async with (
+        running_server(redis=redis_url, flush_interval_ms=0) as server,
+        open_publisher(redis_url) as publisher,
+        connected(server) as client,
+    ):
+        await client.subscribe("stock:A", mode="all")
+        receipt = await publisher.publish("stock:A:price", price("A", 1))
+        assert receipt.position is not None
+        epoch = receipt.position.epoch
+        key = history_key("stock:A")
+        texts = {n: price("A", n, epoch=epoch, sequence=n) for n in (2, 3)}
+        for sequence, text in texts.items():
+            redis.xadd(key, {"m": text, "t": 0, "k": "price"}, id=f"{sequence}-0")
+        redis.hset(position_key("stock:A"), "sequence", 3)
+        redis.publish("stock:A:price", texts[3])
+        await _expect(client, 1, 2, 3)
+        redis.publish("stock:A:price", texts[2])
+        await publisher.publish("stock:A:orderbook", orderbook("A", 4))
+        assert (await client.data())["sequence"] == 4
+        statistics = server.statistics().ingest
+        assert (statistics.recovered, statistics.duplicates) == (2, 2)
+
+
+async def test_a_hole_that_nobody_can_fill_does_not_hold_up_the_flow(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """A publication that Redis carried and does not know: behind a gap, it goes on."""
+    async with (
+        running_server(redis=redis_url, flush_interval_ms=0) as server,
+        open_publisher(redis_url) as publisher,
+        connected(server) as client,
+    ):
+        await client.subscribe("stock:A", mode="all")
+        receipt = await publisher.publish("stock:A:price", price("A", 1))
+        assert receipt.position is not None
+        epoch = receipt.position.epoch
+        redis.publish("stock:A:price", price("A", 5, epoch=epoch, sequence=5))
+        await _expect(client, 1, "source_reconnected", 5)
+
+
+async def test_trimmed_history_is_a_gap_where_it_was(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """What is left of it follows."""
+    own = own_redis_server()
+    async with (
+        running_server(redis=own.url, flush_interval_ms=0) as server,
+        open_publisher(own.url) as publisher,
+        connected(server) as client,
+    ):
+        await client.subscribe("stock:A", mode="all")
+        receipt = await publisher.publish("stock:A:price", price("A", 1))
+        assert receipt.position is not None
+        await _expect(client, 1)
+        with own.connect() as redis, redis.pipeline(transaction=True) as step:
+            step.client_kill_filter(_type="pubsub")
+            step.xadd(
+                history_key("stock:A"),
+                {
+                    "m": price("A", 5, epoch=receipt.position.epoch, sequence=5),
+                    "t": 0,
+                    "k": "price",
+                },
+                id="5-0",
+            )
+            step.hset(position_key("stock:A"), "sequence", 5)
+            step.execute()
+        await _expect(client, "history_expired", 5)
+
+
+async def test_a_redis_that_went_back_begins_a_new_epoch(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """After a failover that lost writes, say; for producers and all servers alike."""
+    async with (
+        running_server(redis=redis_url, flush_interval_ms=0) as server,
+        running_server(redis=redis_url, flush_interval_ms=0) as other,
+        open_publisher(redis_url) as publisher,
+        connected(server) as client,
+        connected(other) as other_client,
+    ):
+        for heard in (client, other_client):
+            await heard.subscribe("stock:A", mode="all")
+        for number in (1, 2, 3):
+            await publisher.publish("stock:A:price", price("A", number))
+        for heard in (client, other_client):
+            await _expect(heard, 1, 2, 3)
+        with redis.pipeline(transaction=True) as step:
+            step.client_kill_filter(_type="pubsub")
+            step.hset(position_key("stock:A"), "sequence", 1)
+            step.xdel(history_key("stock:A"), "2-0", "3-0")
+            step.execute()
+        positions = []
+        for heard in (client, other_client):
+            gap = await heard.receive_type("gap")
+            assert gap["reason"] == "source_reconnected"
+            positions.append((gap["epoch"], gap["sequence"]))
+        assert positions[0] == positions[1]
+        assert positions[0][1] == 0
+        receipt = await publisher.publish("stock:A:price", price("A", 4))
+        assert receipt.position == Position(positions[0][0], 1)
+        for heard in (client, other_client):
+            await _expect(heard, 4)

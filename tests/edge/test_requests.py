@@ -1,0 +1,558 @@
+"""What was missed: brought after `since` and on restoring a session, or announced as a gap."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
+
+import pytest
+import redis as redis_py
+import trio
+from trio.testing import MockClock
+from wsproto.frame_protocol import Opcode
+
+from streamer.edge.handshake import PATH
+from streamer.server import Server
+from streamer.source.keys import history_key, position_key
+from streamer.source.publisher import Publisher, open_publisher
+from tests.running import (
+    Client,
+    Message,
+    connected,
+    eventually,
+    open_client,
+    orderbook,
+    price,
+    publish,
+    raw_client,
+    running_server,
+)
+
+AT_ONCE: dict[str, Any] = {"flush_interval_ms": 0}
+
+
+def publish_prices(server: Server, *values: int, code: str = "A", **more: Any) -> None:
+    """On the bus of the server."""
+    for value in values:
+        publish(server, f"stock:{code}:price", price(code, value, **more))
+
+
+async def place(publisher: Publisher, *values: int, code: str = "A", **more: Any) -> None:
+    """Through Redis, with positions."""
+    await publisher.publish_many(
+        [(f"stock:{code}:price", price(code, value, **more)) for value in values]
+    )
+
+
+async def prices(client: Client, count: int) -> list[int]:
+    """The next live prices, with nothing between them and nothing merged."""
+    messages = [await client.data() for _ in range(count)]
+    for message in messages:
+        assert message["type"] == "price_update", message
+        assert not message.keys() & {"previous", "snapshot"}, message
+    return [message["price"] for message in messages]
+
+
+async def gap(client: Client, reason: str) -> Message:
+    """The next message, which must be a gap for this reason."""
+    message = await client.receive_type("gap")
+    assert message["reason"] == reason
+    return message
+
+
+async def snapshot(client: Client) -> Message:
+    """The next message, which must be a last known value."""
+    message = await client.data()
+    assert message["snapshot"] is True
+    return message
+
+
+@asynccontextmanager
+async def returning(server: Server, session_id: str) -> AsyncIterator[tuple[Client, Message]]:
+    """A client that comes back with a session in its URL, and the answer to that."""
+    path = f"{PATH}?session_id={session_id}"
+    async with open_client(server, path=path) as client:
+        client.session_id = (await client.receive_type("connected"))["session_id"]
+        yield client, await client.receive()
+
+
+async def confirm(server: Server, mock_clock: MockClock) -> None:
+    """Let the heartbeat pass: what clients have been sent so far is known to have arrived."""
+    mock_clock.jump(server.settings.heartbeat_interval_seconds)
+    await eventually(lambda: all(info.idle_seconds == 0 for info in server.connections()))
+
+
+def held(answer: Message) -> dict[str, list[str]]:
+    """What was restored."""
+    assert answer["type"] == "reconnected", answer
+    restored: dict[str, list[str]] = answer["restored_subscriptions"]
+    return restored
+
+
+# since
+
+
+async def test_what_was_missed_since_a_position_comes_in_order_and_then_the_live_flow(
+    mock_clock: MockClock,
+) -> None:
+    """Without a snapshot, from the position that the answer repeats."""
+    async with running_server(**AT_ONCE) as server, connected(server) as first:
+        position = (await first.subscribe("stock:A"))["positions"]["A"]
+        publish_prices(server, 1, 2, 3)
+        assert await prices(first, 3) == [1, 2, 3]
+        async with connected(server) as client:
+            since = {"A": position | {"sequence": 1}, "unasked": position}
+            answer = await client.subscribe("stock:A", "stock:B", since=since)
+            assert answer["targets"] == ["A", "B"]
+            assert answer["positions"]["A"] == since["A"]
+            publish_prices(server, 4)
+            assert await prices(client, 3) == [2, 3, 4]
+        async with connected(server) as client:
+            current = {"A": position | {"sequence": 4}}
+            answer = await client.subscribe("stock:A", since=current)
+            publish_prices(server, 5)
+            assert await prices(client, 1) == [5]
+
+
+async def test_kinds_that_are_not_asked_for_are_not_brought_either(mock_clock: MockClock) -> None:
+    """And `previous` names what each follows."""
+    async with running_server(**AT_ONCE) as server, connected(server) as first:
+        position = (await first.subscribe("stock:A"))["positions"]["A"]
+        for number in (1, 3):
+            publish(server, "stock:A:price", price("A", number))
+            publish(server, "stock:A:orderbook", orderbook("A", number))
+        async with connected(server) as client:
+            await client.subscribe("stock:A", kinds=["price"], since={"A": position})
+            publish_prices(server, 5)
+            messages = [await client.data() for _ in range(3)]
+            assert [(m["sequence"], m.get("previous")) for m in messages] == [
+                (1, None),
+                (3, 1),
+                (5, 3),
+            ]
+
+
+@pytest.mark.parametrize(
+    ("since", "reason"),
+    [
+        ({"sequence": 1}, "history_expired"),
+        ({"sequence": 99}, "history_expired"),
+        ({"epoch": "unheard-of", "sequence": 4}, "source_reconnected"),
+    ],
+    ids=["before the history", "ahead", "another epoch"],
+)
+async def test_a_position_that_nothing_is_known_to_follow_is_a_gap(
+    since: dict[str, Any], reason: str, mock_clock: MockClock
+) -> None:
+    """With where the stream stands and its last known value, even if none was asked for."""
+    async with running_server(history_length=2, **AT_ONCE) as server, connected(server) as first:
+        position = (await first.subscribe("stock:A"))["positions"]["A"]
+        publish_prices(server, 1, 2, 3, 4)
+        async with connected(server) as client:
+            answer = await client.subscribe(
+                "stock:A", since={"A": position | since}, snapshot=False
+            )
+            message = await gap(client, reason)
+            here = {"epoch": position["epoch"], "sequence": 4}
+            assert answer["positions"]["A"] == here
+            assert message.items() >= here.items()
+            assert (await snapshot(client))["price"] == 4
+            publish_prices(server, 5)
+            assert await prices(client, 1) == [5]
+
+
+async def test_of_what_is_held_already_nothing_was_missed(mock_clock: MockClock) -> None:
+    """The stream goes on as it does, and no message of it comes twice."""
+    async with running_server(**AT_ONCE) as server, connected(server) as client:
+        position = (await client.subscribe("stock:A"))["positions"]["A"]
+        publish_prices(server, 1)
+        assert await prices(client, 1) == [1]
+        answer = await client.subscribe("stock:A", since={"A": position}, snapshot=False)
+        assert answer["positions"]["A"]["sequence"] == 1
+        publish_prices(server, 2)
+        assert await prices(client, 1) == [2]
+
+
+async def test_history_is_kept_for_its_time(mock_clock: MockClock) -> None:
+    """And for no longer: what is older is a gap."""
+    settings = AT_ONCE | {"history_seconds": 60, "heartbeat_interval_seconds": 1000}
+    async with running_server(**settings) as server, connected(server) as first:
+        position = (await first.subscribe("stock:A"))["positions"]["A"]
+        publish_prices(server, 1)
+        assert await prices(first, 1) == [1]
+        for _ in range(58):
+            mock_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+        async with connected(server) as client:
+            await client.subscribe("stock:A", since={"A": position})
+            assert await prices(client, 1) == [1]
+        for _ in range(4):
+            mock_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+        async with connected(server) as client:
+            await client.subscribe("stock:A", since={"A": position})
+            await gap(client, "history_expired")
+
+
+async def test_another_server_brings_what_was_missed_from_redis(redis_url: str) -> None:
+    """A topic that nobody had there; what comes meanwhile is live, once and in order."""
+    async with (
+        running_server(redis=redis_url, **AT_ONCE) as first_server,
+        running_server(redis=redis_url, **AT_ONCE) as second_server,
+        open_publisher(redis_url) as publisher,
+        connected(first_server) as first,
+    ):
+        await place(publisher, 1)
+        position = (await first.subscribe("stock:A", snapshot=False))["positions"]["A"]
+        assert position["sequence"] == 1
+        await place(publisher, 2, 3)
+        assert await prices(first, 2) == [2, 3]
+        async with connected(second_server) as second:
+            await second.subscribe("stock:A", since={"A": position})
+            await place(publisher, 4)
+            assert await prices(second, 3) == [2, 3, 4]
+        # From memory by now, and from Redis again where memory does not reach so far back.
+        for since, expected in ((3, [4]), (0, [1, 2, 3, 4])):
+            async with connected(second_server) as second:
+                await second.subscribe("stock:A", since={"A": position | {"sequence": since}})
+                assert await prices(second, len(expected)) == expected
+
+
+async def test_an_epoch_is_known_on_another_server_by_the_name_that_clients_were_told(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """They came before the first publication, so that their server had to invent one."""
+    async with (
+        running_server(redis=redis_url, **AT_ONCE) as first_server,
+        running_server(redis=redis_url, **AT_ONCE) as second_server,
+        open_publisher(redis_url) as publisher,
+        connected(first_server) as first,
+    ):
+        position = (await first.subscribe("stock:A"))["positions"]["A"]
+        await place(publisher, 1, 2)
+        assert await prices(first, 2) == [1, 2]
+        name = f"was:{position['epoch']}"
+        await eventually(lambda: redis.hexists(position_key("stock:A"), name))
+        for server in (first_server, second_server):
+            async with connected(server) as client:
+                await client.subscribe("stock:A", since={"A": position | {"sequence": 1}})
+                assert await prices(client, 1) == [2]
+
+
+async def test_a_history_that_redis_has_trimmed_is_a_gap_on_another_server(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """No part of what was missed, but where the stream stands and its last known value."""
+    async with (
+        running_server(redis=redis_url, **AT_ONCE) as first_server,
+        running_server(redis=redis_url, **AT_ONCE) as second_server,
+        open_publisher(redis_url) as publisher,
+        connected(first_server) as first,
+        connected(second_server) as second,
+    ):
+        await place(publisher, 1)
+        position = (await first.subscribe("stock:A", snapshot=False))["positions"]["A"]
+        await place(publisher, 2, 3, 4)
+        redis.xtrim(history_key("stock:A"), maxlen=2, approximate=False)
+        await second.subscribe("stock:A", since={"A": position})
+        assert (await gap(second, "history_expired"))["sequence"] == 4
+        assert (await snapshot(second))["price"] == 4
+        await place(publisher, 5)
+        assert await prices(second, 1) == [5]
+
+
+async def test_a_server_that_is_behind_the_client_catches_up_first(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Another server was faster: that is no hole, and nothing comes twice."""
+    async with (
+        running_server(redis=redis_url, **AT_ONCE) as server,
+        open_publisher(redis_url) as publisher,
+        connected(server) as first,
+        connected(server) as second,
+    ):
+        await place(publisher, 1)
+        position = (await first.subscribe("stock:A", snapshot=False))["positions"]["A"]
+        # A publication that this server's connection to Redis has still to bring.
+        key, epoch = history_key("stock:A"), position["epoch"]
+        text = price("A", 2, epoch=epoch, sequence=2)
+        redis.xadd(key, {"m": text, "t": 0, "k": "price"}, id="2-0")
+        redis.hset(position_key("stock:A"), "sequence", 2)
+        await second.subscribe("stock:A", since={"A": position | {"sequence": 2}})
+        redis.publish("stock:A:price", text)
+        await place(publisher, 3)
+        assert await prices(second, 1) == [3]
+        assert await prices(first, 2) == [2, 3]
+
+
+# Restore
+
+
+async def test_a_session_is_restored_with_its_options_from_what_was_confirmed(
+    mock_clock: MockClock,
+) -> None:
+    """The last ping that was answered says what had arrived, without any help from the client."""
+    async with running_server(**AT_ONCE) as server:
+        async with connected(server) as client:
+            await client.subscribe("stock:A", mode="all", kinds=["price"])
+            await client.subscribe("market:KOSPI", max_rate=2)
+            publish_prices(server, 1, 2)
+            assert await prices(client, 2) == [1, 2]
+            await confirm(server, mock_clock)
+            publish_prices(server, 3)
+            assert await prices(client, 1) == [3]
+        publish(server, "stock:A:orderbook", orderbook("A", 4))
+        publish_prices(server, 5)
+        async with returning(server, client.session_id) as (again, answer):
+            assert held(answer) == {"stock": ["A"], "market": ["KOSPI"]}
+            assert answer["session_id"] == again.session_id != client.session_id
+            assert answer["positions"]["stock:A"]["sequence"] == 2
+            assert (answer["missed_messages_count"], answer["recovered"]) == (2, True)
+            messages = [await again.data() for _ in range(2)]
+            assert [(m["price"], m.get("previous")) for m in messages] == [(3, None), (5, 3)]
+            publish_prices(server, 6)
+            assert await prices(again, 1) == [6]
+            (info,) = server.connections()
+            assert info.outbox.replayed == 2
+
+
+async def test_the_clients_own_positions_are_better_than_what_was_confirmed(
+    mock_clock: MockClock,
+) -> None:
+    """For the topics that it names; and the connection may have been used before."""
+    async with running_server(**AT_ONCE) as server:
+        async with connected(server) as client:
+            position = (await client.subscribe("stock:A", "stock:B"))["positions"]["A"]
+            publish_prices(server, 1, 2)
+            publish_prices(server, 1, 2, code="B")
+            await prices(client, 4)
+        async with connected(server) as again:
+            await again.subscribe("stock:C")
+            answer = await again.request(
+                type="reconnect",
+                session_id=client.session_id,
+                positions={"stock:A": position | {"sequence": 1}, "stock:Z": position},
+            )
+            assert held(answer) == {"stock": ["A", "B"]}
+            assert (answer["missed_messages_count"], answer["recovered"]) == (3, True)
+            messages = [await again.data() for _ in range(3)]
+            assert [(m["stock_code"], m["price"]) for m in messages] == [
+                ("A", 2),
+                ("B", 1),
+                ("B", 2),
+            ]
+            assert server.statistics().subscriptions == 3
+
+
+async def test_a_session_can_be_taken_up_while_its_connection_still_lives(
+    mock_clock: MockClock,
+) -> None:
+    """The server learns last that a client has moved on; both are served until then."""
+    async with running_server(**AT_ONCE) as server, connected(server) as client:
+        await client.subscribe("stock:A")
+        publish_prices(server, 1)
+        await prices(client, 1)
+        async with returning(server, client.session_id) as (again, answer):
+            assert (answer["missed_messages_count"], answer["recovered"]) == (1, True)
+            publish_prices(server, 2)
+            assert await prices(again, 2) == [1, 2]
+            assert await prices(client, 1) == [2]
+
+
+async def test_a_session_that_is_not_known_is_an_error_and_the_connection_goes_on(
+    mock_clock: MockClock,
+) -> None:
+    """One's own, too: it is no earlier one. And an id so long that nobody was given it."""
+    async with (
+        running_server(**AT_ONCE) as server,
+        returning(server, "unheard-of") as (client, refusal),
+    ):
+        assert (refusal["type"], refusal["code"]) == ("error", "SESSION_RESTORATION_FAILED")
+        await client.subscribe("stock:A")
+        for session_id in ("unheard-of", client.session_id, "x" * 65):
+            answer = await client.request(type="reconnect", session_id=session_id, positions={})
+            assert answer["code"] == "SESSION_RESTORATION_FAILED"
+        publish_prices(server, 1)
+        assert await prices(client, 1) == [1]
+
+
+async def test_a_session_is_kept_for_its_lifetime(mock_clock: MockClock) -> None:
+    """From the end of its connection, however often it is restored meanwhile."""
+    async with running_server(history_seconds=10_000, **AT_ONCE) as server:
+        async with connected(server) as client:
+            await client.subscribe("stock:A")
+        await eventually(lambda: server.active_connections == 0)
+        mock_clock.jump(299.9)
+        async with returning(server, client.session_id) as (_, answer):
+            assert held(answer) == {"stock": ["A"]}
+        mock_clock.jump(0.1)
+        async with returning(server, client.session_id) as (_, answer):
+            assert answer["code"] == "SESSION_RESTORATION_FAILED"
+
+
+async def test_recovered_is_true_only_if_every_missed_message_follows(
+    mock_clock: MockClock,
+) -> None:
+    """One topic of which too much was missed: a gap for that one, and all of the others."""
+    async with running_server(history_length=2, **AT_ONCE) as server:
+        async with connected(server) as client:
+            await client.subscribe("stock:A", "stock:B", "stock:C")
+        publish_prices(server, 1, 2, code="A")
+        publish_prices(server, 1, 2, 3, code="B")
+        async with returning(server, client.session_id) as (again, answer):
+            assert held(answer) == {"stock": ["A", "B", "C"]}
+            assert (answer["missed_messages_count"], answer["recovered"]) == (2, False)
+            assert answer["positions"]["stock:B"]["sequence"] == 3
+            assert await prices(again, 2) == [1, 2]
+            message = await gap(again, "history_expired")
+            assert (message["target"], message["sequence"]) == ("B", 3)
+            assert (await snapshot(again))["price"] == 3
+            publish_prices(server, 4, code="B")
+            assert await prices(again, 1) == [4]
+
+
+async def test_more_than_the_connection_has_room_for_is_left_out(mock_clock: MockClock) -> None:
+    """What it holds already takes none."""
+    async with running_server(max_subscriptions=2, **AT_ONCE) as server:
+        async with connected(server) as client:
+            await client.subscribe("stock:A", "stock:B")
+        async with connected(server) as again:
+            await again.subscribe("stock:B")
+            answer = await again.request(
+                type="reconnect", session_id=client.session_id, positions={}
+            )
+            assert held(answer) == {"stock": ["A", "B"]}
+        async with connected(server) as again:
+            await again.subscribe("stock:Z")
+            answer = await again.request(
+                type="reconnect", session_id=client.session_id, positions={}
+            )
+            assert held(answer) == {"stock": ["A"]}
+
+
+async def test_another_server_restores_a_session_from_redis(
+    redis_url: str, mock_clock: MockClock
+) -> None:
+    """While the first still has the client's connection, and after that has gone for good."""
+    async with (
+        open_publisher(redis_url) as publisher,
+        running_server(redis=redis_url, **AT_ONCE) as other,
+    ):
+        await place(publisher, 1)
+        async with (
+            running_server(redis=redis_url, **AT_ONCE) as server,
+            connected(server) as client,
+        ):
+            await client.subscribe("stock:A", snapshot=False)
+            await place(publisher, 2)
+            assert await prices(client, 1) == [2]
+            await confirm(server, mock_clock)
+            await server._keeper.save()
+            await place(publisher, 3)
+            async with returning(other, client.session_id) as (again, answer):
+                assert held(answer) == {"stock": ["A"]}
+                assert (answer["missed_messages_count"], answer["recovered"]) == (1, True)
+                assert await prices(again, 1) == [3]
+        await place(publisher, 4)
+        async with returning(other, client.session_id) as (again, answer):
+            assert (answer["missed_messages_count"], answer["recovered"]) == (2, True)
+            await place(publisher, 5)
+            assert await prices(again, 3) == [3, 4, 5]
+
+
+async def test_what_nobody_places_cannot_be_recovered_on_another_server(
+    redis_url: str, redis: redis_py.Redis, mock_clock: MockClock
+) -> None:
+    """Each server numbers for itself what it hears: a gap, even if nothing was missed."""
+    async with (
+        running_server(redis=redis_url, **AT_ONCE) as server,
+        running_server(redis=redis_url, **AT_ONCE) as other,
+        connected(server) as client,
+    ):
+        await client.subscribe("stock:A")
+        redis.publish("stock:A:price", price("A", 1))
+        assert await prices(client, 1) == [1]
+        await server._keeper.save()
+        async with returning(other, client.session_id) as (again, answer):
+            assert held(answer) == {"stock": ["A"]}
+            assert (answer["missed_messages_count"], answer["recovered"]) == (0, False)
+            await gap(again, "source_reconnected")
+            redis.publish("stock:A:price", price("A", 2))
+            assert await prices(again, 1) == [2]
+
+
+async def test_more_than_may_be_left_unread_comes_in_portions(mock_clock: MockClock) -> None:
+    """Each topic whole and in order, and live when its turn has come."""
+    settings = AT_ONCE | {"max_unread_replies_bytes": 1000}
+    async with running_server(**settings) as server:
+        codes = ["A", "B", "C", "D"]
+        async with connected(server) as client:
+            await client.subscribe(*[f"stock:{code}" for code in codes])
+        for code in codes:
+            publish_prices(server, *range(1, 11), code=code)
+        async with returning(server, client.session_id) as (again, answer):
+            assert set(held(answer)["stock"]) == set(codes)
+            assert [at["sequence"] for at in answer["positions"].values()] == [0] * 4
+            assert (answer["missed_messages_count"], answer["recovered"]) == (40, True)
+            for code in codes:
+                for number in range(1, 11):
+                    message = await again.data()
+                    assert (message["stock_code"], message["price"]) == (code, number)
+            for code in codes:
+                publish_prices(server, 11, code=code)
+                assert await prices(again, 1) == [11]
+
+
+@pytest.mark.parametrize("placed", [True, False])
+async def test_a_client_that_reads_its_portions_slowly_loses_nothing_in_silence(
+    placed: bool, redis_url: str, redis: redis_py.Redis, mock_clock: MockClock
+) -> None:
+    """Though the topics whose turn is last were let go meanwhile, and are taken up anew.
+
+    What producers placed is read from Redis then; of the rest nothing is known, and a gap says so.
+    """
+    codes = ["A", "B", "C", "D"]
+    pad = "x" * 4000
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        publisher = await enter(open_publisher(redis_url, positioned=placed))
+        server = await enter(running_server(redis=redis_url, **AT_ONCE))
+        client = await enter(connected(server))
+        positions: dict[str, Any] = {}
+        for code in codes:
+            await place(publisher, 1, code=code)
+            answer = await client.subscribe(f"stock:{code}", mode="all", snapshot=False)
+            positions |= answer["positions"]
+            await place(publisher, *range(2, 102), code=code, pad=pad)
+            assert len(await prices(client, 100)) == 100
+        raw = await enter(raw_client(server, receive_buffer_bytes=4096))
+        await raw.send(type="subscribe", subscription_type="stock", targets=codes, since=positions)
+        await eventually(lambda: any(info.outbox.blocked for info in server.connections()))
+        await client.unsubscribe("stock:C", "stock:D")
+        for _ in range(7):
+            mock_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+        assert [str(topic) for topic in server.hub.streams] == ["stock:A", "stock:B"]
+        received: list[Message] = []
+        async with aclosing(raw.frames()) as frames:
+            async for opcode, message in frames:
+                assert opcode is Opcode.TEXT
+                received += message.get("messages", [message])
+                if message["type"] in {"batch", "gap"} and _ends(received[-1]):
+                    break
+        assert [m["type"] for m in received[:2]] == ["connected", "subscribed"]
+        data = received[2:]
+        if placed:
+            expected = [(code, number) for code in codes for number in range(2, 102)]
+            assert [(m["stock_code"], m["price"]) for m in data] == expected
+        else:
+            expected = [(code, number) for code in "AB" for number in range(2, 102)]
+            assert [(m["stock_code"], m["price"]) for m in data[:200]] == expected
+            gaps = [(m["type"], m["target"], m["reason"]) for m in data[200:]]
+            assert gaps == [("gap", code, "source_reconnected") for code in "CD"]
+
+
+def _ends(message: Message) -> bool:
+    last = (message.get("stock_code"), message.get("price"))
+    return message.get("target") == "D" or last == ("D", 101)

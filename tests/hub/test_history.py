@@ -1,0 +1,260 @@
+"""What a hub keeps of each topic for those who come back, and for how long."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from streamer.hub.fanout import FlushProgress
+from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.streams import TopicStream
+from streamer.protocol.messages import GapReason, Position
+from streamer.protocol.topics import Kind, Topic
+from tests.hub.listener import listening
+
+STOCKS = [Topic.parse(f"stock:{name}") for name in "ABC"]
+STOCK = STOCKS[0]
+
+
+class NoUpstream:
+    """Nobody publishes but the test."""
+
+    def want(self, stream: TopicStream) -> None:
+        """A topic is wanted."""
+
+    def join(self, topic: Topic) -> None:
+        """A topic is heard."""
+
+    def release(self, topic: Topic) -> None:
+        """A topic is let go."""
+
+
+class House:
+    """A hub whose clock the test sets."""
+
+    def __init__(self, *, history_length: int = 10, max_history_bytes: int = 1 << 20) -> None:
+        self.now = 0.0
+        self.hub = Hub(
+            epoch="e",
+            upstream=NoUpstream(),
+            on_dirty=lambda: None,
+            clock=lambda: self.now,
+            timestamp=lambda: "2026-01-02T03:04:05.678Z",
+            linger_seconds=5,
+            history_length=history_length,
+            max_history_bytes=max_history_bytes,
+            writes_per_turn=1,
+        )
+
+    def publish(self, topic: Topic, count: int, *, kind: Kind = Kind.PRICE, size: int = 0) -> None:
+        """Publish so many, each with that many bytes in its text."""
+        stream = self.hub.stream(topic)
+        for _ in range(count):
+            head = b'{"type":"x","pad":"'
+            text = head + b"x" * (size - len(head) - len(b'"}')) + b'"}'
+            self.hub.publish_placed(stream, kind, text, stream.sequence + 1)
+
+    def kept(self, topic: Topic = STOCK) -> list[int]:
+        """The sequences that are kept, which must be the topic's last ones."""
+        stream = self.hub.stream(topic)
+        kept = [publication.sequence for publication in stream.history]
+        assert kept == list(range(stream.sequence - len(kept) + 1, stream.sequence + 1))
+        return kept
+
+    def missed(self, since: int, *kinds: Kind, epoch: str | None = None) -> list[int] | None:
+        """The sequences that a client at `since` would be sent."""
+        position = Position(epoch or self.hub.stream(STOCK).epoch, since)
+        missed = self.hub.missed(SubscriptionRequest(STOCK, kinds=frozenset(kinds)), position)
+        return None if missed is None else [publication.sequence for publication in missed]
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_no_more_than_the_history_length_is_kept(length: int) -> None:
+    """And what came before that is known to be unknown."""
+    house = House(history_length=length)
+    house.publish(STOCK, 5)
+    assert house.missed(5) == []
+    assert house.missed(5 - length) == list(range(6 - length, 6))
+    assert house.missed(4 - length) is None
+    assert house.missed(6) is None
+    assert house.missed(5, epoch="another") is None
+
+
+def test_kinds_that_were_not_asked_for_are_not_missed() -> None:
+    """They do not even count as unknown where a history holds them."""
+    house = House()
+    house.publish(STOCK, 2)
+    house.publish(STOCK, 2, kind=Kind.ORDERBOOK)
+    assert house.missed(1, Kind.PRICE) == [2]
+    assert house.missed(2, Kind.PRICE) == []
+    assert house.missed(0, Kind.ORDERBOOK) == [3, 4]
+
+
+def test_what_was_missed_of_a_topic_that_was_let_go_is_unknown() -> None:
+    """It is a new one, in another epoch."""
+    house = House()
+    house.publish(STOCK, 2)
+    epoch = house.hub.stream(STOCK).epoch
+    house.now = 5.0
+    house.hub.release_unused()
+    assert house.missed(1, epoch=epoch) is None
+
+
+def test_all_histories_share_a_bound_in_bytes() -> None:
+    """Each topic that goes on publishing gives up its own oldest, however large the new one is."""
+    house = House(max_history_bytes=1000)
+    house.publish(STOCKS[0], 4, size=100)
+    house.publish(STOCKS[1], 4, size=100)
+    house.publish(STOCKS[0], 1, size=500)
+    assert house.kept(STOCKS[0]) == [4, 5]
+    assert house.kept(STOCKS[1]) == [1, 2, 3, 4]
+    house.publish(STOCKS[1], 8, size=100)
+    assert house.kept(STOCKS[1]) == [9, 10, 11, 12]
+    house.publish(STOCKS[2], 2, size=100)
+    assert house.kept(STOCKS[2]) == [2]
+
+
+@pytest.mark.parametrize("how", ["released", "expired", "another epoch"])
+def test_what_is_forgotten_gives_its_bytes_back(how: str) -> None:
+    """Else, in the end, nothing could be kept."""
+    house = House(max_history_bytes=1000)
+    for _ in range(5):
+        house.publish(STOCK, 5, size=100)
+        if how == "released":
+            house.now += 5.0
+            house.hub.release_unused()
+        elif how == "expired":
+            house.hub.expire_history(house.hub.order)
+        else:
+            house.hub.adopt(house.hub.stream(STOCK), Position(house.hub.new_epoch(), 0))
+        assert house.kept() == []
+    house.publish(STOCKS[1], 10, size=100)
+    assert len(house.kept(STOCKS[1])) == 10
+
+
+def test_history_expires_by_age_over_all_topics() -> None:
+    """What was published before a moment goes, and nothing else."""
+    house = House()
+    house.publish(STOCKS[0], 3)
+    house.publish(STOCKS[1], 1)
+    house.publish(STOCKS[0], 1)
+    last = house.hub.order
+    house.publish(STOCKS[0], 2)
+    house.hub.expire_history(last)
+    assert house.kept(STOCKS[0]) == [5, 6]
+    assert house.kept(STOCKS[1]) == []
+    assert house.missed(4) == [5, 6]
+    assert house.missed(3) is None
+
+
+def test_history_that_was_fetched_goes_before_what_is_kept() -> None:
+    """As much of its end as there is room for, and it expires as if it were new."""
+    house = House(history_length=4)
+    stream = house.hub.stream(STOCK)
+    house.hub.adopt(stream, Position("redis", 5))
+    house.publish(STOCK, 2)
+    earlier = [(Kind.PRICE, sequence, b"{}") for sequence in range(1, 6)]
+    house.hub.extend_history(stream, earlier)
+    assert house.kept() == [4, 5, 6, 7]
+    assert house.missed(3) == [4, 5, 6, 7]
+    house.hub.expire_history(house.hub.order - 1)
+    assert house.kept() == [4, 5, 6, 7]
+    house.hub.expire_history(house.hub.order)
+    assert house.kept() == []
+
+
+def test_fetched_history_has_room_in_bytes_or_none() -> None:
+    """It shares the bound with all other."""
+    house = House(max_history_bytes=250)
+    stream = house.hub.stream(STOCK)
+    house.hub.adopt(stream, Position("redis", 5))
+    house.publish(STOCK, 1, size=100)
+    house.hub.extend_history(stream, [(Kind.PRICE, n, b"x" * 100) for n in range(1, 6)])
+    assert house.kept() == [5, 6]
+    for _ in range(3):
+        house.publish(STOCK, 1, size=100)
+    assert house.kept() == [8, 9]
+
+
+def test_an_epoch_goes_by_two_names_until_the_next_begins() -> None:
+    """The one that clients were told, and the one of its producers."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    former = stream.epoch
+    house.hub.rename_epoch(stream, "redis")
+    house.publish(STOCK, 2)
+    assert house.missed(1, epoch=former) == house.missed(1, epoch="redis") == [2]
+    house.hub.start_epoch(stream, GapReason.HISTORY_EXPIRED, Position("redis", 5))
+    assert house.missed(5, epoch="redis") == []
+    assert house.missed(5, epoch=former) is None
+
+
+def test_a_client_behind_a_replay_is_at_its_end() -> None:
+    """The live flow follows what was replayed, kinds and all, and is what is confirmed later."""
+    house = House()
+    hub = house.hub
+    house.publish(STOCK, 2)
+    house.publish(STOCK, 2, kind=Kind.ORDERBOOK)
+    stream = hub.stream(STOCK)
+    with listening(hub) as client:
+        client.heard()  # nobody was there
+        request = SubscriptionRequest(STOCK, kinds=frozenset({Kind.PRICE}))
+        since = Position(stream.epoch, 1)
+        missed = hub.missed(request, since)
+        assert missed is not None
+        subscription = client.subscribe(STOCK, Kind.PRICE)
+        replay = hub.replay(subscription, since, missed)
+        assert hub.position(subscription) == Position(stream.epoch, 2)
+        assert json.loads(replay[2:]) == {"type": "x", "pad": ""}
+        assert subscription.confirmed == since
+        hub.mark_ping(client.outbox)
+        assert subscription.confirmed == since
+        house.publish(STOCK, 1, kind=Kind.PRICE)
+        hub.mark_pong(client.outbox)
+        assert subscription.confirmed == Position(stream.epoch, 2)
+        assert [message.get("previous") for message in client.heard()] == [2]
+        assert client.outbox.statistics().replayed == 1
+
+
+def test_a_client_that_held_more_before_stands_where_it_was() -> None:
+    """Restored with fewer kinds than it was sent, its next message names what it really follows."""
+    house = House()
+    hub = house.hub
+    house.publish(STOCK, 1)
+    house.publish(STOCK, 2, kind=Kind.ORDERBOOK)
+    stream = hub.stream(STOCK)
+    with listening(hub) as client:
+        client.heard()
+        subscription = client.subscribe(STOCK, Kind.PRICE)
+        assert hub.replay(subscription, Position(stream.epoch, 3), []) == b""
+        assert hub.position(subscription) == Position(stream.epoch, 3)
+        house.publish(STOCK, 1)
+        (message,) = client.heard()
+        assert "previous" not in message
+
+
+def test_what_a_flush_still_owes_is_not_confirmed_by_a_ping() -> None:
+    """The ping overtakes it, so an answer to that proves nothing new."""
+    house = House()
+    hub = house.hub
+    hub.stream(STOCK)
+    with listening(hub) as first, listening(hub) as second:
+        clients = {client: client.subscribe(STOCK) for client in (first, second)}
+        first.heard()
+        house.publish(STOCK, 1)
+        flush = hub.fanout.flush(FlushProgress(), stretched=False)
+        next(flush)
+        for client in clients:
+            hub.mark_ping(client.outbox)
+            hub.mark_pong(client.outbox)
+        confirmed = [subscription.confirmed.sequence for subscription in clients.values()]
+        assert sorted(confirmed) == [0, 1]
+        owed = first if confirmed[0] == 0 else second
+        assert owed.waiting() == b""
+        for _ in flush:
+            pass
+        hub.mark_ping(owed.outbox)
+        hub.mark_pong(owed.outbox)
+        assert clients[owed].confirmed.sequence == 1
+        assert owed.waiting() != b""
