@@ -199,14 +199,12 @@ class Hub:
         """Put what was published just before the oldest publication kept in front of it."""
         maxlen = stream.history.maxlen or 0
         for kind, sequence, text in reversed(earlier):
-            if (
-                len(stream.history) == maxlen
-                or self._history_bytes + len(text) > self._max_history_bytes
-            ):
-                return
-            self._history_bytes += len(text)
             # Old, but only now known: they are kept as long as if they were new.
             publication = Publication(kind, sequence, self.order, stream.named(text))
+            history_bytes = self._history_bytes + len(publication.text)
+            if len(stream.history) == maxlen or history_bytes > self._max_history_bytes:
+                return
+            self._history_bytes = history_bytes
             stream.history.appendleft(publication)
 
     def expire_history(self, last_order: int) -> None:

@@ -128,6 +128,16 @@ class ContractMachine(RuleBasedStateMachine):
     def ping(self, client: int) -> None:
         self.world.ping(self._client(client))
 
+    @precondition(_someone)
+    @rule(client=CLIENTS)
+    def pong(self, client: int) -> None:
+        self.world.pong(self._client(client))
+
+    @precondition(_someone)
+    @rule(client=CLIENTS, own_positions=st.booleans(), indirect=st.booleans())
+    def restore(self, client: int, own_positions: bool, indirect: bool) -> None:
+        self.world.restore(self._client(client), own_positions=own_positions, indirect=indirect)
+
     @rule(seconds=st.sampled_from([0.1, 0.5, LINGER_SECONDS]))
     def time_passes(self, seconds: float) -> None:
         self.world.now += seconds

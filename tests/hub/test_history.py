@@ -177,6 +177,18 @@ def test_fetched_history_has_room_in_bytes_or_none() -> None:
     assert house.kept() == [8, 9]
 
 
+def test_fetched_history_gives_back_what_it_took() -> None:
+    """Of a sector, too, whose messages are longer here than they were published."""
+    house = House()
+    sector = Topic.parse("sector:tech")
+    stream = house.hub.stream(sector)
+    house.hub.adopt(stream, Position("redis", 5))
+    house.hub.extend_history(stream, [(Kind.PRICE, n, b'{"n":1}') for n in range(1, 6)])
+    assert len(house.kept(sector)) == 5
+    house.hub.expire_history(house.hub.order)
+    assert house.hub._history_bytes == 0
+
+
 def test_an_epoch_goes_by_two_names_until_the_next_begins() -> None:
     """The one that clients were told, and the one of its producers."""
     house = House()

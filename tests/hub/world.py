@@ -19,13 +19,23 @@ import attrs
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
+from streamer.hub.framing import batch_frames
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.sessions import record_session
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import encode
 from streamer.protocol.errors import TOO_SLOW
 from streamer.protocol.frames import close_frame, ping_frame, text_frame
-from streamer.protocol.messages import GapReason, Mode, Position, Subscribed, Unsubscribed
+from streamer.protocol.messages import (
+    Gap,
+    GapReason,
+    Mode,
+    Position,
+    Reconnected,
+    Subscribed,
+    Unsubscribed,
+)
 from streamer.protocol.topics import Kind, Topic
 
 TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
@@ -33,6 +43,9 @@ TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
 TOPICS: Final = tuple(map(Topic.parse, ("stock:A", "stock:B", "market:M", "sector:S")))
 
 LINGER_SECONDS: Final = 5.0
+
+HISTORY_LENGTH: Final = 4
+"""So little that a client that was away may have missed more."""
 
 _SEND_BUFFER_BYTES: Final = 1
 """The kernel makes it the least it allows (some 4 KB): full after a message or two."""
@@ -65,6 +78,14 @@ class Log:
     def epoch(self, index: int) -> str:
         """The epoch that it is in after so many entries."""
         return self.entries[index - 1].epoch if index else self.first_epoch
+
+    def behind(self, position: Position) -> int | None:
+        """How many entries lie behind a position; None where a hub cannot say what followed it."""
+        last = self.entries[-1].sequence if self.entries else 0
+        missed = last - position.sequence
+        if position.epoch != self.epoch(len(self.entries)) or missed > HISTORY_LENGTH:
+            return None
+        return len(self.entries) - missed
 
     def latest(self, before: int, kinds: frozenset[Kind]) -> list[Entry]:
         """The last known value of each kind among the first `before`, oldest first."""
@@ -109,6 +130,10 @@ class Ack:
     index: int
     """How many entries the log had when the server answered."""
     options: Options
+    since: Position | None = None
+    """Where a client goes on that has been restored."""
+    behind: int | None = None
+    """How many entries lie behind that, if it is known."""
 
 
 @attrs.define(eq=False)
@@ -151,12 +176,16 @@ class Client:
         self._message = ""
         self.views: dict[Topic, View] = {}
         self.received = 0
-        self.pings = 0
+        self.pings_sent = self.pings = 0
         self.close_code: int | None = None
         self._snapshots: list[tuple[Topic, Entry]] = []
         """Must come next, after an answer."""
         self._may_follow: list[tuple[Topic, Entry]] = []
         """Likewise, but of topics that it held before: not where it is behind in them."""
+        self._replays = 0
+        """Messages that must come before those snapshots, because it has missed them."""
+        self._answer_gaps: list[tuple[Topic, Position]] = []
+        """Likewise: what followed the position that it came back with is not known."""
         self.was_behind = False
         """Merging is allowed: since it last had everything, it was blocked or a flush stretched."""
 
@@ -251,6 +280,8 @@ class Client:
             case "unsubscribed":
                 for target in message["targets"]:
                     self.views.pop(Topic(message["subscription_type"], target), None)
+            case "reconnected":
+                self._receive_reconnected(message)
             case "gap":
                 self._receive_gap(message)
             case _:
@@ -291,13 +322,35 @@ class Client:
                 view.options, view.answered = ack.options, ack.index
                 self._may_follow += self._known(topic, ack)
 
+    def _receive_reconnected(self, message: dict[str, Any]) -> None:
+        missed, recovered = 0, True
+        for topic, ack in self.acks.pop(message["request_id"]).items():
+            at = Position(**message["positions"][str(topic)])
+            index = ack.index
+            if ack.behind is None:
+                recovered = False
+                self._answer_gaps.append((topic, at))
+                self._snapshots += self._known(topic, ack)
+            else:
+                assert at == ack.since
+                index = ack.behind
+                missed += sum(map(ack.options.carries, ack.log.entries[index : ack.index]))
+            assert at.epoch == ack.log.epoch(ack.index)
+            self.views[topic] = View(ack.log, ack.options, index, at.epoch, at.sequence)
+        assert (message["missed_messages_count"], message["recovered"]) == (missed, recovered)
+        self._replays = missed
+
     @staticmethod
     def _known(topic: Topic, ack: Ack) -> list[tuple[Topic, Entry]]:
         return [(topic, entry) for entry in ack.log.latest(ack.index, ack.options.kinds)]
 
     def _receive_gap(self, message: dict[str, Any]) -> None:
-        self.received += 1
         topic = Topic(message["subscription_type"], message["target"])
+        position = Position(message["epoch"], message["sequence"])
+        if (topic, position) in self._answer_gaps:
+            self._answer_gaps.remove((topic, position))
+            return
+        self.received += 1
         view = self.views[topic]
         index, entry = next(
             (i, e)
@@ -315,11 +368,17 @@ class Client:
         entry = view.log.entries[index]
         assert (entry.value, entry.sequence) == (message["value"], message["sequence"])
         if message.get("snapshot"):
+            assert not self._replays, "what was missed comes before the last known values"
+            assert not self._answer_gaps
             if (topic, entry) not in self._may_follow:
                 assert self._snapshots, "a snapshot that nothing asked for"
                 assert self._snapshots.pop(0) == (topic, entry)
             return
-        assert not self._snapshots, "snapshots follow their answer at once"
+        if self._replays:
+            self._replays -= 1
+        else:
+            assert not self._answer_gaps, "an unannounced hole"
+            assert not self._snapshots, "snapshots follow their answer at once"
         self.received += 1
         assert view.narrowed or entry.kind in view.options.kinds
         assert entry.epoch == view.epoch, "a message of another epoch than was announced"
@@ -350,6 +409,8 @@ class Client:
         assert self.views.keys() == self.holdings.keys()
         assert not self.acks
         assert not self._snapshots
+        assert not self._answer_gaps
+        assert not self._replays
         for view in self.views.values():
             # What was published while narrower options held is merged away by what comes after it.
             start = max(view.index, view.answered) if view.narrowed else view.index
@@ -368,7 +429,7 @@ class World:
             clock=lambda: self.now,
             timestamp=lambda: TIMESTAMP,
             linger_seconds=LINGER_SECONDS,
-            history_length=100,
+            history_length=HISTORY_LENGTH,
             max_history_bytes=1 << 20,
             writes_per_turn=1,
         )
@@ -536,7 +597,71 @@ class World:
 
     def ping(self, client: Client) -> None:
         """The heartbeat."""
+        client.pings_sent += 1
+        self.hub.mark_ping(client.outbox)
         client.outbox.send_control(ping_frame())
+
+    def pong(self, client: Client) -> None:
+        """The client answers the last ping, if that has arrived: so has what is then confirmed."""
+        if client.pings_sent and client.pings == client.pings_sent and client.listened_to:
+            self.hub.mark_pong(client.outbox)
+            for subscription in client.outbox.subscriptions.values():
+                view = client.views.get(subscription.lane.stream.topic)
+                confirmed = subscription.confirmed
+                if view is not None and view.epoch == confirmed.epoch:
+                    assert confirmed.sequence <= view.sequence, "confirmed and not received"
+
+    def restore(self, old: Client, *, own_positions: bool, indirect: bool) -> None:
+        """A client is gone and comes back as another, as `edge.requests` carries it out."""
+        record = record_session(old.outbox)
+        options = {topic: holding.options for topic, holding in old.holdings.items()}
+        views = {topic: view for topic, view in old.views.items() if not view.narrowed}
+        self.disconnect(old)
+        client = self.connect(indirect=indirect)
+        requests: list[SubscriptionRequest] = []
+        acks: dict[Topic, Ack] = {}
+        missed = []
+        for held in record.subscriptions:
+            topic = Topic.parse(held.topic)
+            view = views.get(topic) if own_positions else None
+            since = Position(view.epoch, view.sequence) if view else held.confirmed
+            request = SubscriptionRequest(
+                topic, held.mode, frozenset(held.kinds), held.interval_seconds
+            )
+            requests.append(request)
+            missed.append(self.hub.missed(request, since))
+            log = self.logs[topic]
+            acks[topic] = Ack(log, len(log.entries), options[topic], since, log.behind(since))
+            client.holdings[topic] = Holding(log, options[topic], len(log.entries))
+        subscriptions = self.hub.subscribe(client.outbox, requests)
+        frames: list[bytes] = []
+        values: list[bytes] = []
+        positions: dict[str, Position] = {}
+        for subscription, publications, (topic, ack) in zip(
+            subscriptions, missed, acks.items(), strict=True
+        ):
+            assert (publications is None) == (ack.behind is None)
+            if publications is not None and ack.since is not None:
+                positions[str(topic)] = ack.since
+                frames.append(self.hub.replay(subscription, ack.since, publications))
+                continue
+            at = positions[str(topic)] = self.hub.position(subscription)
+            reason = GapReason.SOURCE_RECONNECTED
+            gap = Gap(topic.subscription_type, topic.target, reason, at.epoch, at.sequence)
+            frames.append(text_frame(encode(gap, TIMESTAMP)))
+            values += self.hub.snapshot(subscription)
+        request_id = next(self._numbers)
+        client.acks[request_id] = acks
+        answer = Reconnected(
+            session_id=client.name,
+            restored_subscriptions={},
+            missed_messages_count=sum(len(publications or ()) for publications in missed),
+            recovered=None not in missed,
+            positions=positions,
+            request_id=request_id,
+        )
+        frames.append(batch_frames(values, lambda: TIMESTAMP))
+        client.outbox.send_control(text_frame(encode(answer, TIMESTAMP)) + b"".join(frames))
 
     def end(self, client: Client) -> None:
         """The server gives a client up, and tells it why."""
@@ -627,7 +752,8 @@ class World:
                 client.check_up_to_date()
                 for view in client.views.values():
                     view.narrowed, view.index = False, len(view.log.entries)
-                assert client.outbox.statistics().delivered == client.received
+                account = client.outbox.statistics()
+                assert account.delivered + account.replayed == client.received
 
     def empty(self) -> None:
         """When all have gone and the linger time is over, nothing of them remains."""
