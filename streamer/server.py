@@ -199,11 +199,11 @@ class Server:
             self.websocket_url = _url(settings, listener_port(listeners[0]))
             async with trio.open_nursery() as connections:
                 self._reception.open(connections)
+                await root.start(self._watchdog.run)
+                root.start_soon(self._turns.run)
                 accepting = await connections.start(self._accept, listeners, connections)
                 log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 task_status.started(self)
-                root.start_soon(self._watchdog.run)
-                root.start_soon(self._turns.run)
                 await self._shutdown.wait()
                 accepting.cancel()
                 source_scope.cancel()

