@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
-from tests.hub.world import LINGER_SECONDS, TOPICS, Client, Options, World
+from tests.hub.world import LINGER_SECONDS, PLACED, TOPICS, Client, Options, World
 
 ALL_KINDS = frozenset(Kind)
 
@@ -35,8 +35,10 @@ OPTIONS = st.one_of(
     st.builds(Options, st.just(Mode.LATEST), KINDS, st.sampled_from([0.0, 0.5])),
     st.builds(Options, st.just(Mode.ALL), KINDS, st.just(0.0)),
 )
-PUBLICATIONS = st.sampled_from([(topic, kind) for topic in TOPICS for kind in topic.kinds])
-REQUESTS = st.sampled_from([TOPICS[:1], TOPICS[:2], TOPICS[1:2], TOPICS[2:3], TOPICS[3:]])
+PUBLICATIONS = st.sampled_from([(topic, kind) for topic in TOPICS[:-1] for kind in topic.kinds])
+REQUESTS = st.sampled_from(
+    [TOPICS[:1], TOPICS[:2], TOPICS[1:2], TOPICS[2:3], TOPICS[3:4], TOPICS[4:], TOPICS[::4]]
+)
 STRETCHED = st.sampled_from([False, False, True])
 SIZES = st.sampled_from([0, 0, 100, 1500, 6000])
 
@@ -63,7 +65,7 @@ class ContractMachine(RuleBasedStateMachine):
     )
     def some_are_here(self, clients: list[tuple[bool, Options]]) -> None:
         for indirect, options in clients:
-            self.world.subscribe(self.world.connect(indirect=indirect), TOPICS[:1], options)
+            self.world.subscribe(self.world.connect(indirect=indirect), TOPICS[::4], options)
 
     @precondition(lambda self: len(self.world.clients) < MAX_CLIENTS)
     @rule(
@@ -73,7 +75,7 @@ class ContractMachine(RuleBasedStateMachine):
     )
     def connect(self, indirect: bool, max_queued_bytes: int, options: Options) -> None:
         client = self.world.connect(indirect=indirect, max_queued_bytes=max_queued_bytes)
-        self.world.subscribe(client, TOPICS[:1], options)
+        self.world.subscribe(client, TOPICS[::4], options)
 
     @precondition(_someone)
     @rule(client=CLIENTS, topics=REQUESTS, options=OPTIONS)
@@ -96,6 +98,32 @@ class ContractMachine(RuleBasedStateMachine):
     def publish(self, publications: list[tuple[Topic, Kind]], size: int) -> None:
         for topic, kind in publications:
             self.world.publish(topic, kind, size)
+
+    @rule(
+        kinds=st.lists(st.sampled_from(PLACED.kinds), min_size=1, max_size=3),
+        size=SIZES,
+        heard=st.sampled_from([True, True, False]),
+    )
+    def place(self, kinds: list[Kind], size: int, heard: bool) -> None:
+        self.world.place(kinds, size, heard=heard)
+
+    @rule(
+        kinds=st.lists(st.sampled_from(PLACED.kinds), max_size=6),
+        heard=st.booleans(),
+        trimmed=st.booleans(),
+    )
+    def outage(self, kinds: list[Kind], heard: bool, trimmed: bool) -> None:
+        self.world.lose_source([PLACED])
+        self.world.place(kinds, 0, heard=heard)
+        self.world.recover(trimmed=trimmed)
+
+    @rule(trimmed=st.booleans())
+    def recover(self, trimmed: bool) -> None:
+        self.world.recover(trimmed=trimmed)
+
+    @rule()
+    def begin_epoch(self) -> None:
+        self.world.begin_epoch()
 
     @rule(topics=st.sampled_from([TOPICS, TOPICS[:1], TOPICS[2:]]))
     def lose_source(self, topics: tuple[Topic, ...]) -> None:
@@ -131,6 +159,15 @@ class ContractMachine(RuleBasedStateMachine):
     @precondition(_someone)
     @rule(client=CLIENTS)
     def pong(self, client: int) -> None:
+        self.world.pong(self._client(client))
+
+    @precondition(_someone)
+    @rule(client=CLIENTS, kinds=st.lists(st.sampled_from(PLACED.kinds), max_size=2))
+    def heartbeat(self, client: int, kinds: list[Kind]) -> None:
+        self.world.ping(self._client(client))
+        self._client(client).read()
+        self.publish_one_topic(kinds, 0)
+        self.flush_whole(stretched=False)
         self.world.pong(self._client(client))
 
     @precondition(_someone)

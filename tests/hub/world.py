@@ -37,10 +37,14 @@ from streamer.protocol.messages import (
     Unsubscribed,
 )
 from streamer.protocol.topics import Kind, Topic
+from tests.hub.placed import Placed
 
 TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
 
-TOPICS: Final = tuple(map(Topic.parse, ("stock:A", "stock:B", "market:M", "sector:S")))
+TOPICS: Final = tuple(map(Topic.parse, ("stock:A", "stock:B", "market:M", "sector:S", "stock:P")))
+
+PLACED: Final = TOPICS[-1]
+"""The producers of this one place what they publish."""
 
 LINGER_SECONDS: Final = 5.0
 
@@ -83,7 +87,10 @@ class Log:
         """How many entries lie behind a position; None where a hub cannot say what followed it."""
         last = self.entries[-1].sequence if self.entries else 0
         missed = last - position.sequence
-        if position.epoch != self.epoch(len(self.entries)) or missed > HISTORY_LENGTH:
+        kept = self.entries[-HISTORY_LENGTH:]
+        while kept and None in [entry.kind for entry in kept]:
+            kept.pop(0)  # a hole ends what a history can tell
+        if position.epoch != self.epoch(len(self.entries)) or missed > len(kept):
             return None
         return len(self.entries) - missed
 
@@ -355,7 +362,8 @@ class Client:
         index, entry = next(
             (i, e)
             for i, e in enumerate(view.log.entries)
-            if e.kind is None and e.epoch == message["epoch"]
+            if (e.kind, e.epoch, e.sequence) == (None, position.epoch, position.sequence)
+            and i >= view.index
         )
         self._advance(view, index, entry)
         view.epoch, view.sequence = message["epoch"], message["sequence"]
@@ -453,6 +461,11 @@ class World:
         assert stream.topic not in self.logs
         assert stream.epoch not in self._epochs
         self._epochs.add(stream.epoch)
+        if stream.topic == PLACED:
+            # Nobody has told clients another epoch yet: the producers' is taken over.
+            epoch = self._new_epoch()
+            self.placed = Placed(self.hub, stream, epoch, self._came)
+            assert stream.epoch == epoch
         self.logs[stream.topic] = Log(stream)
 
     def release(self, topic: Topic) -> None:
@@ -468,6 +481,37 @@ class World:
         return self._values[value]
 
     # The source
+
+    def _new_epoch(self) -> str:
+        epoch = self.hub.new_epoch()
+        assert epoch not in self._epochs
+        self._epochs.add(epoch)
+        return epoch
+
+    def _came(self, kind: Kind | None, position: Position, value: int) -> None:
+        log = self.logs[PLACED]
+        if kind is not None:
+            self._values[value] = PLACED, len(log.entries)
+        log.entries.append(Entry(kind, position.epoch, position.sequence, value))
+
+    def place(self, kinds: Iterable[Kind], size: int, *, heard: bool) -> None:
+        """Producers publish with positions, and the link may lose it."""
+        if PLACED in self.logs:
+            for kind in kinds:
+                self.placed.publish(kind, next(self._numbers), size, heard=heard)
+
+    def recover(self, *, trimmed: bool = False) -> None:
+        """The link to the producers is good again: what it lost is read, where it is still kept."""
+        if PLACED in self.logs:
+            if trimmed:
+                self.placed.trim()
+            self.placed.catch_up()
+
+    def begin_epoch(self) -> None:
+        """The producers' positions begin anew, and with the next publication all learn of it."""
+        if PLACED in self.logs:
+            self.placed.begin_epoch(self._new_epoch())
+            self.place([Kind.PRICE], 0, heard=True)
 
     def publish(self, topic: Topic, kind: Kind, size: int) -> None:
         """A producer publishes; nobody hears it where nobody wants the topic."""
@@ -487,9 +531,10 @@ class World:
         """The source was away, and something of these topics may have been missed."""
         for topic in topics:
             if log := self.logs.get(topic):
-                epoch = self.hub.new_epoch()
-                assert epoch not in self._epochs
-                self._epochs.add(epoch)
+                if topic == PLACED:
+                    self.placed.lose()
+                    continue
+                epoch = self._new_epoch()
                 log.entries.append(Entry(None, epoch, 0, -1))
                 self.hub.start_epoch(log.stream, GapReason.SOURCE_RECONNECTED, Position(epoch, 0))
 
@@ -723,6 +768,7 @@ class World:
     def settle(self) -> None:
         """All clients read, and time passes, until there is nothing more to send."""
         self.flush_finish()
+        self.recover()
         for client in [c for c in self.clients if c.broken or c.vanished]:
             self.disconnect(client)
         for _ in range(200):
