@@ -334,3 +334,52 @@ async def test_a_redis_that_went_back_begins_a_new_epoch(
         assert receipt.position == Position(positions[0][0], 1)
         for heard in (client, other_client):
             await _expect(heard, 4)
+
+
+async def test_positions_that_cannot_be_read_now_are_asked_for_again(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Until then the topic waits: to number on would be to number over what Redis may have."""
+    own = own_redis_server()
+    async with (
+        running_server(redis=own.url, flush_interval_ms=0) as server,
+        open_publisher(own.url) as publisher,
+        connected(server) as client,
+    ):
+        await client.subscribe("stock:A", mode="all")
+        await publisher.publish("stock:A:price", price("A", 1))
+        await publisher.publish("stock:A:price", price("A", 2))
+        await _expect(client, 1, 2)
+        with own.connect() as redis, structlog.testing.capture_logs() as logs:
+            redis.hset(position_key("stock:A"), "sequence", 1)
+            redis.replicaof("127.0.0.1", 1)  # it cannot begin an epoch now
+            redis.client_kill_filter(_type="pubsub")
+            await eventually(lambda: "positions not read" in [line["event"] for line in logs])
+            redis.replicaof("no", "one")
+        await _expect(client, "source_reconnected")
+        await publisher.publish("stock:A:price", price("A", 3))
+        await _expect(client, 3)
+
+
+async def test_history_that_cannot_be_read_is_a_gap(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A client gets what this server knows, rather than no answer while Redis is away."""
+    own = own_redis_server()
+    async with (
+        running_server(redis=own.url, flush_interval_ms=0, history_length=1) as server,
+        open_publisher(own.url) as publisher,
+        connected(server) as first,
+        connected(server) as second,
+    ):
+        await first.subscribe("stock:A", mode="all")
+        await publisher.publish("stock:A:price", price("A", 1))
+        receipt = await publisher.publish("stock:A:price", price("A", 2))
+        await _expect(first, 1, 2)
+        assert receipt.position is not None
+        await trio.to_thread.run_sync(own.kill)
+        await eventually(lambda: server._redis is not None and not server._redis.connected)
+        since = {"epoch": receipt.position.epoch, "sequence": 0}
+        await second.subscribe("stock:A", since={"A": since})
+        await _expect(second, "history_expired")
+        assert (await second.data())["price"] == 2
