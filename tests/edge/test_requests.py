@@ -80,7 +80,12 @@ async def returning(server: Server, session_id: str) -> AsyncIterator[tuple[Clie
 async def confirm(server: Server, mock_clock: MockClock) -> None:
     """Let the heartbeat pass: what clients have been sent so far is known to have arrived."""
     mock_clock.jump(server.settings.heartbeat_interval_seconds)
-    await eventually(lambda: all(info.idle_seconds == 0 for info in server.connections()))
+    subscriptions = [
+        subscription
+        for session in server._reception.sessions.values()
+        for subscription in session.outbox.subscriptions.values()
+    ]
+    await eventually(lambda: all(s.confirmed == server.hub.position(s) for s in subscriptions))
 
 
 def held(answer: Message) -> dict[str, list[str]]:
