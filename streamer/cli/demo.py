@@ -13,7 +13,7 @@ import trio
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
-from streamer.cli.serve import _allow_many_connections, _cannot_start, _first, _handle_signals
+from streamer.cli.serve import allow_many_connections, cannot_start, first_of, handle_signals
 from streamer.config import Settings
 from streamer.feeds.playback import play
 from streamer.feeds.simulated import SimulatedMarket
@@ -73,7 +73,7 @@ _SETTINGS_OF_REDIS: Final = (
 def command(settings: Settings, trades_per_second: float, seed: int) -> int:
     """Run the server and the market until a signal ends them."""
     configure_logging(settings.log_level, settings.log_format)
-    _allow_many_connections()
+    allow_many_connections()
     market = SimulatedMarket(
         seed=seed, started_at=datetime.now(UTC), trades_per_second=trades_per_second
     )
@@ -88,12 +88,12 @@ async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
     code = ExitCode.INTERRUPTED  # unless the server comes to its end
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(_handle_signals, shutdown, nursery.cancel_scope)
+        await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
         async with trio.open_nursery() as serving:
             try:
                 server: Server = await serving.start(partial(serve, settings, shutdown=shutdown))
             except* OSError as group:
-                failure = _cannot_start(settings, _first(group))
+                failure = cannot_start(settings, first_of(group))
             else:
                 click.echo("\n".join(_introduction(server, market)))
                 assert server.bus is not None  # as memory=True says

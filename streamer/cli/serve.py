@@ -49,7 +49,7 @@ Ctrl-C or SIGTERM lets the clients go in good order; a second one ends the serve
 def command(settings: Settings) -> int:
     """Run the server until a signal ends it."""
     configure_logging(settings.log_level, settings.log_format)
-    _allow_many_connections()
+    allow_many_connections()
     # Imported here, since it takes longer than all other commands need to start.
     if settings.workers > 1:
         from streamer.workers.supervisor import supervise  # noqa: PLC0415
@@ -57,7 +57,7 @@ def command(settings: Settings) -> int:
         run: Run = partial(supervise, command=_WORKER_COMMAND)
     else:
         from streamer.server import serve as run  # noqa: PLC0415
-    return trio.run(run_server, run, settings, _handle_signals, _announce)
+    return trio.run(run_server, run, settings, handle_signals, _announce)
 
 
 def _announce(running: "Server | Supervisor") -> None:
@@ -101,20 +101,20 @@ async def run_server(
             await run(settings, shutdown=shutdown, task_status=announcement)
             code = ExitCode.OK
         except* RedisRequired as group:
-            failure = CommandError(str(_first(group)), ExitCode.REDIS_REQUIRED)
+            failure = CommandError(str(first_of(group)), ExitCode.REDIS_REQUIRED)
         except* WorkerFailedError as group:
-            code = _code_of_worker(_first(group))
+            code = _code_of_worker(first_of(group))
         except* OSError as group:
             if announcement.made:
                 raise  # it did start: this is a fault that nobody foresaw
-            failure = _cannot_start(settings, _first(group))
+            failure = cannot_start(settings, first_of(group))
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
     return code
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Any one error stands for all: those that `serve` foresees come alone."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -132,7 +132,8 @@ def _code_of_worker(error: BaseException) -> ExitCode:
     return ExitCode.FAILURE
 
 
-def _cannot_start(settings: Settings, error: BaseException) -> CommandError:
+def cannot_start(settings: Settings, error: BaseException) -> CommandError:
+    """Why a server with these settings did not come to serve, as its user is told."""
     reason = getattr(error, "strerror", None) or error
     if isinstance(error, ssl.SSLError):
         return CommandError(f"tls_certificate and tls_key: {reason}", ExitCode.USAGE)
@@ -140,7 +141,7 @@ def _cannot_start(settings: Settings, error: BaseException) -> CommandError:
     return CommandError(f"cannot listen on {places}: {reason}", ExitCode.CANNOT_LISTEN)
 
 
-async def _handle_signals(
+async def handle_signals(
     shutdown: trio.Event,
     everything: trio.CancelScope,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -159,7 +160,7 @@ async def _handle_signals(
             shutdown.set()
 
 
-def _allow_many_connections() -> None:
+def allow_many_connections() -> None:
     """Raise the limit of open files to what the system grants: each client is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
