@@ -126,6 +126,7 @@ class Server:
             history_length=settings.history_length,
             max_history_bytes=settings.max_history_bytes,
         )
+        self._flush_loop.attach(self.hub.fanout)
         self.bus: MemoryBus | None = None
         """The bus in the process, to publish to; None with Redis."""
         self._redis: Reader | None = None
@@ -133,7 +134,7 @@ class Server:
         store: SessionStore | None = None
         if settings.memory:
             self.bus = MemoryBus(self._ingest)
-            self._ingest.attach(self.hub, self.bus, None)
+            self._ingest.attach(self.hub, self._flush_loop, self.bus, None)
         else:
             self._redis = reader_type(settings.redis)(
                 settings.redis,
@@ -143,7 +144,7 @@ class Server:
             )
             self._commands = Commands(settings.redis, client_name=f"streamer-{self.instance}")
             archive = RedisArchive(self._commands, history_length=settings.history_length)
-            self._ingest.attach(self.hub, self._redis, archive)
+            self._ingest.attach(self.hub, self._flush_loop, self._redis, archive)
             store = RedisSessions(
                 self._commands, lifetime_seconds=settings.session_lifetime_seconds
             )
@@ -184,7 +185,7 @@ class Server:
             if self._commands is not None:
                 root.start_soon(self._commands.run)
             source_scope = await root.start(self._run_source)
-            root.start_soon(self._flush_loop.run, self.hub.fanout)
+            root.start_soon(self._flush_loop.run)
             root.start_soon(self._heartbeat.run)
             root.start_soon(self._keep)
             root.start_soon(self._keeper.run)
@@ -255,7 +256,7 @@ class Server:
     async def _drain(self) -> None:
         """Let the clients go, each with a delay of its own: not all are to come back at once."""
         settings = self.settings
-        await self._flush_loop.finish(self.hub.fanout)
+        await self._flush_loop.finish()
         sessions = list(self._reception.sessions.values())
         log.info("draining", connections=len(sessions))
         for session in sessions:

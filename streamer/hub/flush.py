@@ -4,10 +4,15 @@ At once when idle, and then not again before the interval is over: a quiet topic
 busy one is batched. A flush that takes longer than the interval is followed by the next one at
 once, so the interval stretches by itself instead of a queue growing; with an interval of 0 that
 means: whatever arrived while a flush was under way goes out in one write.
+
+Where there is little to write, whoever published has it written in the same call (`release`): to
+wake the task of the loop for it would cost more than all else that a publication to a few clients
+does. The task goes on with what is longer than one turn, and with what has to wait.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NoReturn
 
 import attrs
@@ -42,13 +47,25 @@ class FlushStatistics:
 class FlushLoop:
     """Flushes when there is something to flush."""
 
+    _fanout: FanOut
+
     def __init__(self, *, interval_seconds: float, stretch_limit_seconds: float) -> None:
         """`stretch_limit_seconds`: a window that was open longer is conflated (mode latest)."""
         self._interval_seconds = interval_seconds
         self._stretch_limit_seconds = stretch_limit_seconds
         self._wakeup = trio.Event()
+        self._idle = False
+        """Whether the task waits for something to flush, and for nothing else."""
+        self._held = False
+        self._steps: Iterator[None] | None = None
+        """What is left of the flush under way."""
+        self._began_seconds = float("-inf")
+        """When the last flush began."""
+        self._opened_seconds: float | None = None
+        """When the first of what waits was published."""
+        self._stretching = False
+        """Whether the flush under way conflates because the server is behind."""
         self._flushed = trio.lowlevel.ParkingLot()
-        self._flushing = False
         self._flushes = 0
         self._stretched = 0
         self._total = FlushProgress()
@@ -57,49 +74,88 @@ class FlushLoop:
         self._seconds_longest = 0.0
         self._window_seconds = 0.0
 
+    def attach(self, fanout: FanOut) -> None:
+        """Give it what it flushes; once, before anything is published."""
+        self._fanout = fanout
+
     def wake(self) -> None:
         """There is something to flush."""
+        if not self._held:
+            if self._opened_seconds is None and self._fanout.dirty:
+                self._opened_seconds = trio.current_time()
+            self._wakeup.set()
+
+    def hold(self) -> None:
+        """Several publications come now, and one flush is to do for all: `release` follows."""
+        self._held = True
+
+    def release(self) -> None:
+        """Flush what has come, at once where nothing forbids it, or leave it to the task."""
+        self._held = False
+        if not self._fanout.dirty:
+            return
+        now = trio.current_time()
+        if self._opened_seconds is None:
+            self._opened_seconds = now
+        if self._idle and now >= self._began_seconds + self._interval_seconds:
+            self._begin(now)
+            if self._step():
+                return
         self._wakeup.set()
 
-    async def run(self, fanout: FanOut) -> NoReturn:
+    async def run(self) -> NoReturn:
         """Flush for ever."""
-        opened: float | None = None
         while True:
-            await self._wait(fanout)
-            start = trio.current_time()
-            self._window_seconds = 0.0 if opened is None else start - opened
-            stretched = self._window_seconds > self._stretch_limit_seconds
-            self._flushing = True
-            for _ in fanout.flush(self._total, stretched=stretched):
+            await self._wait()
+            if self._steps is None:
+                await trio.sleep_until(self._began_seconds + self._interval_seconds)
+                self._begin(trio.current_time())
+            finished = self._step()
+            while not finished:
                 await trio.lowlevel.checkpoint()
-            self._flushing = False
-            self._account(trio.current_time() - start, stretched=stretched)
-            await trio.sleep_until(start + self._interval_seconds)
-            # Whatever waits now came in while this flush was under way, or after it.
-            opened = start if fanout.dirty else None
+                finished = self._step()
 
-    async def _wait(self, fanout: FanOut) -> None:
+    async def _wait(self) -> None:
         """Until there is something to flush, or something whose rate allows it now."""
-        if fanout.dirty:
-            return
-        self._wakeup = trio.Event()
-        due = fanout.due_seconds
-        with trio.move_on_at(due if due is not None else float("inf")):
-            await self._wakeup.wait()
+        fanout = self._fanout
+        while not fanout.dirty and self._steps is None:
+            due = fanout.due_seconds
+            if due is not None and due <= trio.current_time():
+                return
+            self._wakeup = trio.Event()
+            self._idle = True
+            with trio.move_on_at(due if due is not None else float("inf")):
+                await self._wakeup.wait()
+            self._idle = False
 
-    async def finish(self, fanout: FanOut) -> None:
+    async def finish(self) -> None:
         """Wait until all that was published before has been flushed; more may come meanwhile."""
-        last = self._flushes + self._flushing + fanout.dirty
+        last = self._flushes + (self._steps is not None) + self._fanout.dirty
         while self._flushes < last:
             await self._flushed.park()
 
-    def _account(self, seconds: float, *, stretched: bool) -> None:
+    def _begin(self, now: float) -> None:
+        self._began_seconds = now
+        self._window_seconds = 0.0 if self._opened_seconds is None else now - self._opened_seconds
+        self._opened_seconds = None
+        self._stretching = self._window_seconds > self._stretch_limit_seconds
+        self._steps = self._fanout.flush(self._total, stretched=self._stretching)
+
+    def _step(self) -> bool:
+        """Write for one turn of the event loop; whether the flush is over with that."""
+        assert self._steps is not None
+        for _ in self._steps:
+            return False
+        self._steps = None
+        seconds = trio.current_time() - self._began_seconds
         self._flushes += 1
-        self._stretched += stretched
+        self._stretched += self._stretching
         self._seconds_total += seconds
         self._seconds_last = seconds
         self._seconds_longest = max(self._seconds_longest, seconds)
-        self._flushed.unpark_all()
+        if self._flushed:
+            self._flushed.unpark_all()
+        return True
 
     def statistics(self, *, updates_conflated: int) -> FlushStatistics:
         """What was done up to now; the hub knows what was conflated."""

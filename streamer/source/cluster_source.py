@@ -19,7 +19,7 @@ import trio
 
 from streamer.source.cluster import Topology, discover, sharded_channel
 from streamer.source.connection import RedisConnectionError
-from streamer.source.link import Link
+from streamer.source.link import Link, Message
 from streamer.source.redis import Listener, Reader, RedisSource
 from streamer.source.subscriptions import SHARDED_CHANNELS
 from streamer.source.urls import CLUSTER_SCHEMES, has_scheme
@@ -39,8 +39,10 @@ class ClusterSource(Reader):
         self._wanted_names: set[bytes] = set()
         return ()
 
-    def _receiver(self, listener: Listener) -> Callable[[bytes, bytes], None]:
-        return lambda name, payload: listener.on_message(name.translate(None, b"{}"), payload)
+    def _receiver(self, listener: Listener) -> Callable[[list[Message]], None]:
+        return lambda messages: listener.on_messages(
+            [(name.translate(None, b"{}"), payload) for name, payload in messages]
+        )
 
     @property
     def _wanted(self) -> Collection[bytes]:

@@ -80,6 +80,8 @@ class Connection:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._drained = False
+        """Whether the last read took all there was."""
         self.reader = hiredis.Reader(
             protocolError=RedisConnectionError,
             replyError=RedisReplyError,
@@ -91,10 +93,13 @@ class Connection:
 
         Raises `RedisConnectionError` when the connection is over.
         """
-        # Receive first, wait only when there is nothing: bytes that TLS has already decrypted
-        # never make the socket readable. A read that succeeds at once is still a checkpoint, or
-        # a Redis that never falls silent would starve every other task.
-        waited = False
+        # After a read that emptied the socket, to try again at once would only fail. Otherwise
+        # receive first: bytes that TLS has already decrypted never make the socket readable. A read
+        # that succeeds at once is still a checkpoint, or a Redis that never falls silent would
+        # starve every other task.
+        waited = self._drained
+        if self._drained:
+            await trio.lowlevel.wait_readable(self._sock)
         data = None
         while data is None:
             try:
@@ -108,6 +113,7 @@ class Connection:
                 raise RedisConnectionError(f"connection lost: {error}") from error
         if not data:
             raise RedisConnectionError("connection closed by Redis")
+        self._drained = len(data) < RECEIVE_BYTES and not isinstance(self._sock, ssl.SSLSocket)
         self.reader.feed(data)
         if not waited:
             await trio.lowlevel.checkpoint()

@@ -14,6 +14,7 @@ import attrs
 import structlog
 import trio
 
+from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import decode_publication
@@ -93,9 +94,12 @@ class Ingest:
         self._log_after_seconds = 0.0
         self._unlogged = 0
 
-    def attach(self, hub: Hub, bus: Bus, archive: RedisArchive | None) -> None:
+    def attach(
+        self, hub: Hub, flush_loop: FlushLoop, bus: Bus, archive: RedisArchive | None
+    ) -> None:
         """Connect them; once, before anything is received. No archive: nobody keeps positions."""
         self._hub = hub
+        self._flush_loop = flush_loop
         self._bus = bus
         self._archive = archive
 
@@ -191,8 +195,14 @@ class Ingest:
 
     # Called by the bus
 
-    def on_message(self, channel: bytes, payload: bytes) -> None:
-        """Take one message: hot."""
+    def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take what has come at once (channel, payload), and have it flushed together: hot."""
+        self._flush_loop.hold()
+        for channel, payload in messages:
+            self._take(channel, payload)
+        self._flush_loop.release()
+
+    def _take(self, channel: bytes, payload: bytes) -> None:
         route = self._routes.get(channel)
         if route is None:
             self._unrouted += 1

@@ -1,13 +1,14 @@
 """One subscription connection to one Redis server.
 
 Link.run
-├── reader      socket -> hiredis -> on_message, a batch per read
+├── reader      socket -> hiredis -> on_messages, once for each read
 ├── writer      SUBSCRIBE and UNSUBSCRIBE: what is wanted and Redis was not told yet
 └── probe       publishes to a channel of its own and expects it back through the reader
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -21,6 +22,9 @@ from streamer.source.connection import (
     open_server,
 )
 from streamer.source.subscriptions import CHANNELS, Dialect, Subscriptions
+
+Message: TypeAlias = tuple[bytes, bytes]
+"""Channel and payload."""
 
 
 @attrs.define
@@ -40,7 +44,7 @@ class LinkOwner:
     connect_timeout_seconds: float
     probe_interval_seconds: float
     probe_timeout_seconds: float
-    on_message: Callable[[bytes, bytes], None]
+    on_messages: Callable[[list[Message]], None]
     on_subscribed: Callable[[], None]
     """All that was wanted of a link when its connection was made is confirmed."""
     on_probe_failed: Callable[[str], None]
@@ -105,9 +109,9 @@ class Link:
     async def _read(self, connection: Connection) -> None:
         gets = connection.reader.gets
         traffic = self._owner.traffic
-        on_message = self._owner.on_message
         message = self._dialect.message
         probe_channel = self._probe_channel
+        messages: list[Message] = []
         while True:
             received = await connection.receive()
             traffic.bytes_received += received
@@ -118,12 +122,20 @@ class Link:
                     raise RedisConnectionError(f"Redis refused to subscribe: {reply}")
                 kind, channel, payload = reply
                 if kind != message:
+                    messages = self._pass_on(messages)
                     self._on_answer(channel)
                 elif channel != probe_channel:
-                    traffic.messages += 1
-                    on_message(channel, payload)
+                    messages.append((channel, payload))
                 else:
                     self._probe_returned.set()
+            messages = self._pass_on(messages)
+
+    def _pass_on(self, messages: list[Message]) -> list[Message]:
+        """Give the messages to who wants them; returns the list for those that follow."""
+        if messages:
+            self._owner.traffic.messages += len(messages)
+            self._owner.on_messages(messages)
+        return []
 
     def _on_answer(self, channel: bytes) -> None:
         if not self.subscriptions.answered(channel):

@@ -13,8 +13,8 @@ from typing import Protocol
 class Listener(Protocol):
     """Who takes what is published."""
 
-    def on_message(self, channel: bytes, payload: bytes) -> None:
-        """Take one message of a subscribed channel."""
+    def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take messages (channel, payload) of subscribed channels."""
 
 
 class MemoryBus:
@@ -35,16 +35,16 @@ class MemoryBus:
         self._last[channel] = payload
         if channel not in self._channels:
             return 0
-        self._listener.on_message(channel.encode(), payload)
+        self._listener.on_messages([(channel.encode(), payload)])
         return 1
 
     def subscribe(self, channels: Iterable[str]) -> None:
         """Want these channels; what they last carried comes at once."""
-        for channel in channels:
-            if channel not in self._channels:
-                self._channels.add(channel)
-                if channel in self._last:
-                    self._listener.on_message(channel.encode(), self._last[channel])
+        new = [channel for channel in channels if channel not in self._channels]
+        self._channels.update(new)
+        self._listener.on_messages(
+            [(channel.encode(), self._last[channel]) for channel in new if channel in self._last]
+        )
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         """Want them no more."""

@@ -16,14 +16,14 @@ import trio
 
 from streamer.source.connect import check_url
 from streamer.source.connection import RedisConnectionError
-from streamer.source.link import Link, LinkOwner
+from streamer.source.link import Link, LinkOwner, Message
 
 
 class Listener(Protocol):
     """Whoever wants the publications. Each call is made on the event loop and must not wait."""
 
-    def on_message(self, channel: bytes, payload: bytes) -> None:
-        """One publication, in the order in which Redis sent it.
+    def on_messages(self, messages: list[Message]) -> None:
+        """The publications of one read, in the order in which Redis sent them.
 
         After a reconnect, channels that are already confirmed deliver before `on_connected`.
         """
@@ -91,7 +91,7 @@ class Reader(abc.ABC):
             connect_timeout_seconds=connect_timeout_seconds,
             probe_interval_seconds=probe_interval_seconds,
             probe_timeout_seconds=probe_timeout_seconds,
-            on_message=self._receiver(listener),
+            on_messages=self._receiver(listener),
             on_subscribed=self._on_subscribed,
             on_probe_failed=self._on_probe_failed,
         )
@@ -206,9 +206,9 @@ class Reader(abc.ABC):
     def _first_links(self) -> Sequence[Link]:
         """The links that there are before the first connection; called once."""
 
-    def _receiver(self, listener: Listener) -> Callable[[bytes, bytes], None]:
+    def _receiver(self, listener: Listener) -> Callable[[list[Message]], None]:
         """What takes the messages, by the names that Redis has for their channels."""
-        return listener.on_message
+        return listener.on_messages
 
     @property
     @abc.abstractmethod

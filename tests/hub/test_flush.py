@@ -71,8 +71,8 @@ async def test_max_rate_sends_the_newest_when_its_time_has_come(mock_clock: Mock
         assert (await client.data())["sequence"] == 1
         for number in (2, 3, 4):
             mock_clock.jump(WINDOW_SECONDS)
-            publish(server, "stock:A:price", price("A", number))
             flushes = server.statistics().batching.flushes
+            publish(server, "stock:A:price", price("A", number))
             await eventually(lambda: server.statistics().batching.flushes > flushes)  # noqa: B023
         await client.ping_pong()
         mock_clock.jump(0.5)
@@ -91,6 +91,7 @@ async def test_a_market_status_is_never_merged(mock_clock: MockClock) -> None:
         phases = ["pre_market", "open", "after_hours", "closed"]
         for phase in phases:
             publish(server, "market:KOSPI:status", market_status("KOSPI", phase))
+        mock_clock.jump(WINDOW_SECONDS)
         assert [(await client.data())["status"] for _ in phases] == phases
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from streamer.source.link import Message
 from streamer.source.redis import Reader
 
 DEADLINE_SECONDS: Final = 20.0
@@ -19,9 +20,10 @@ class Recorder:
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[tuple[str | bytes, ...]](math.inf)
 
-    def on_message(self, channel: bytes, payload: bytes) -> None:
-        """Kept as ("message", channel, payload)."""
-        self._send.send_nowait(("message", channel, payload))
+    def on_messages(self, messages: list[Message]) -> None:
+        """Each kept as ("message", channel, payload)."""
+        for channel, payload in messages:
+            self._send.send_nowait(("message", channel, payload))
 
     def on_connected(self) -> None:
         """Kept as ("connected",)."""

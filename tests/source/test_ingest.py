@@ -10,6 +10,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
+from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
@@ -64,27 +65,50 @@ class House:
             history_length=10,
             max_history_bytes=1 << 20,
         )
-        self.ingest.attach(self.hub, self.bus, None)
+        self.flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
+        self.flush_loop.attach(self.hub.fanout)
+        self.ingest.attach(self.hub, self.flush_loop, self.bus, None)
+
+    async def hear(self, channel: bytes, payload: bytes) -> None:
+        """One message comes over the bus; others have a turn before the next."""
+        self.ingest.on_messages([(channel, payload)])
+        await trio.lowlevel.checkpoint()
 
     def publications(self) -> int:
         """How many the hub has had."""
         return self.hub.statistics().publications
 
 
-def test_a_topic_is_routed_while_somebody_wants_it() -> None:
+async def test_a_topic_is_routed_while_somebody_wants_it() -> None:
     """Its channels are asked for once and given back; what comes after that is counted."""
     house = House()
     house.hub.stream(STOCK)
     assert house.bus.channels == {"stock:A:price", "stock:A:orderbook"}
-    house.ingest.on_message(b"stock:A:price", price("A", 1))
-    house.ingest.on_message(b"stock:A:orderbook", orderbook("A", 1))
+    await house.hear(b"stock:A:price", price("A", 1))
+    await house.hear(b"stock:A:orderbook", orderbook("A", 1))
     assert house.publications() == 2
     house.now = 5.0
     house.hub.release_unused()
     assert house.bus.channels == set()
-    house.ingest.on_message(b"stock:A:price", price("A", 1))
+    await house.hear(b"stock:A:price", price("A", 1))
     statistics = house.ingest.statistics()
     assert (statistics.received, statistics.unrouted) == (2, 1)
+
+
+async def test_what_comes_at_once_is_flushed_at_once_and_together() -> None:
+    """Before the call returns: no task has to wake up for it."""
+    house = House()
+    house.hub.stream(STOCK)
+    house.hub.stream(SECTOR)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.flush_loop.run)
+        await trio.testing.wait_all_tasks_blocked()
+        house.ingest.on_messages(
+            [(b"stock:A:price", price("A", 1)), (b"sector:tech:price", price("B", 1))]
+        )
+        statistics = house.flush_loop.statistics(updates_conflated=0)
+        assert (statistics.flushes, statistics.publications_per_flush) == (1, 2)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_stocks_channel_tells_of_itself_and_a_sectors_of_many() -> None:
@@ -94,10 +118,10 @@ async def test_a_stocks_channel_tells_of_itself_and_a_sectors_of_many() -> None:
     house.hub.stream(SECTOR)
     house.bus.confirmed.set()
     await house.ingest.wait_ready([STOCK, SECTOR])
-    house.ingest.on_message(b"stock:A:price", price("B", 1))
+    await house.hear(b"stock:A:price", price("B", 1))
     assert house.publications() == 0
-    house.ingest.on_message(b"sector:tech:price", price("B", 1))
-    house.ingest.on_message(b"sector:tech:price", price("C", 1))
+    await house.hear(b"sector:tech:price", price("B", 1))
+    await house.hear(b"sector:tech:price", price("C", 1))
     assert house.publications() == 2
 
 
@@ -107,9 +131,9 @@ async def test_what_is_refused_is_logged_at_a_bounded_rate(autojump_clock: MockC
     house.hub.stream(STOCK)
     with structlog.testing.capture_logs() as logs:
         for _ in range(1000):
-            house.ingest.on_message(b"stock:A:price", b"{")
+            await house.hear(b"stock:A:price", b"{")
         await trio.sleep(1)
-        house.ingest.on_message(b"stock:A:price", price("A", 1, pad="x" * 1000))
+        await house.hear(b"stock:A:price", price("A", 1, pad="x" * 1000))
     assert [line["rejected_since_last_line"] for line in logs] == [1, 1000]
     statistics = house.ingest.statistics()
     assert statistics.rejected == 1001
@@ -135,11 +159,11 @@ async def test_a_new_topic_is_ready_when_the_bus_says_so_but_not_for_ever(
     assert trio.current_time() == start
 
 
-def test_every_stream_that_may_have_a_hole_says_so() -> None:
+async def test_every_stream_that_may_have_a_hole_says_so() -> None:
     """Those that were there when the source was lost and those that came while it was away."""
     house = House()
     old = house.hub.stream(STOCK)
-    house.ingest.on_message(b"stock:A:price", price("A", 1))
+    await house.hear(b"stock:A:price", price("A", 1))
     house.bus.connected = False
     house.ingest.on_lost("test")
     new = house.hub.stream(SECTOR)
@@ -147,7 +171,7 @@ def test_every_stream_that_may_have_a_hole_says_so() -> None:
     house.bus.connected = True
     house.ingest.on_connected()
     assert not epochs & {old.epoch, new.epoch}
-    house.ingest.on_message(b"stock:A:price", price("A", 2))
+    await house.hear(b"stock:A:price", price("A", 2))
     assert old.sequence == 1
     epochs = {old.epoch, new.epoch}
     house.ingest.on_connected()
@@ -160,9 +184,9 @@ async def test_a_placed_publication_counts_from_one() -> None:
     house.hub.stream(STOCK)
     house.bus.confirmed.set()
     await house.ingest.wait_ready([STOCK])
-    house.ingest.on_message(b"stock:A:price", price("A", 1, epoch="e", sequence=0))
+    await house.hear(b"stock:A:price", price("A", 1, epoch="e", sequence=0))
     assert house.ingest.statistics().rejected == 1
-    house.ingest.on_message(b"stock:A:price", price("A", 1, epoch="e", sequence=1))
+    await house.hear(b"stock:A:price", price("A", 1, epoch="e", sequence=1))
     assert house.publications() == 1
 
 

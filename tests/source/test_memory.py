@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from streamer.source.memory import MemoryBus
 
 
@@ -11,9 +13,9 @@ class Heard:
     def __init__(self) -> None:
         self.messages: list[tuple[bytes, bytes]] = []
 
-    def on_message(self, channel: bytes, payload: bytes) -> None:
-        """Keep one message."""
-        self.messages.append((channel, payload))
+    def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
+        """Keep them."""
+        self.messages.extend(messages)
 
 
 async def test_only_what_is_subscribed_is_heard_and_its_last_message_at_once() -> None:

@@ -9,6 +9,7 @@ import redis as redis_py
 import trio
 import trustme
 
+from streamer.source.link import Message
 from streamer.source.redis import RedisSource
 from tests.redis_server import RedisServer
 from tests.source.proxy import Proxy
@@ -306,7 +307,7 @@ async def test_a_bug_in_the_listener_is_not_a_lost_connection(
     """What the listener raises leaves `run`: a broken hub must not look like a broken Redis."""
 
     class Broken(Recorder):
-        def on_message(self, channel: bytes, payload: bytes) -> None:  # noqa: ARG002
+        def on_messages(self, messages: list[Message]) -> None:  # noqa: ARG002
             raise ZeroDivisionError
 
     source = RedisSource(redis_url, Broken())
