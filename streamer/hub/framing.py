@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from streamer.protocol.frames import text_frame
@@ -14,8 +14,10 @@ Part = tuple[int, bytes, bool]
 """Order, JSON and whether it stands outside a batch, of one message of a flush."""
 
 
-def frame_parts(parts: Iterable[Part], timestamp: Callable[[], str]) -> bytes:
+def frame_parts(parts: Sequence[Part], timestamp: Callable[[], str]) -> bytes:
     """The frames of messages in order: one bare, several as a `batch`, a gap always by itself."""
+    if len(parts) == 1:
+        return text_frame(parts[0][1])
     frames: list[bytes] = []
     texts: list[bytes] = []
     size = 0

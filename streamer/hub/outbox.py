@@ -103,13 +103,28 @@ class OutboxStatistics:
 class Group:
     """The clients that hold the same lanes and stand at the same place in them."""
 
-    __slots__ = ("conflated", "delivered", "flush_number", "lanes", "members", "offered")
+    __slots__ = (
+        "changes",
+        "conflated",
+        "delivered",
+        "flush_number",
+        "lanes",
+        "members",
+        "offered",
+        "written",
+    )
 
     def __init__(self, lanes: tuple[Lane, ...]) -> None:
         self.lanes = lanes
-        self.members: dict[Outbox, None] = {}
+        self.members: dict[Outbox, int] = {}
+        """In the order of their `entry`, with the descriptor to write to; -1 for one whose socket
+        an answer or a heartbeat has filled."""
+        self.changes = 0
+        """Of the members: what was made from them before is out of date."""
         self.flush_number = 0
         """Of the last flush that is in its account."""
+        self.written = 0
+        """The `entry` of the last member that this flush has written to."""
         self.offered = 0
         self.delivered = 0
         self.conflated = 0
@@ -117,6 +132,16 @@ class Group:
         flush counts once and not for each of them."""
         for lane in lanes:
             lane.groups[self] = None
+
+    def put(self, outbox: Outbox, descriptor: int) -> None:
+        """Take in a member, or change what is written to."""
+        self.members[outbox] = descriptor
+        self.changes += 1
+
+    def remove(self, outbox: Outbox) -> None:
+        """Let a member go."""
+        del self.members[outbox]
+        self.changes += 1
 
     @property
     def account(self) -> tuple[int, int, int]:
@@ -145,11 +170,11 @@ class Outbox:
         "control_bytes",
         "descriptor",
         "dropped",
+        "entry",
         "group",
         "name",
         "pending",
         "subscriptions",
-        "visited",
     )
 
     def __init__(self, name: str, descriptor: int, owner: Owner, *, max_queued_bytes: int) -> None:
@@ -164,8 +189,8 @@ class Outbox:
         """By topic stream."""
         self.group: Group | None = None
         self._group_start = (0, 0, 0)
-        self.visited = 0
-        """The number of the last flush that needs nothing more from this group member."""
+        self.entry = 0
+        """When it entered its group: entries into any group count up."""
         self.blocked = False
         self.closed = False
         self._held: bytes | memoryview = b""
@@ -184,11 +209,12 @@ class Outbox:
 
     # Membership of a group: the accounts are kept by the group and settled here.
 
-    def enter(self, group: Group) -> None:
+    def enter(self, group: Group, entry: int) -> None:
         """Join the clients that stand where this one does."""
         self.group = group
+        self.entry = entry
         self._group_start = group.account
-        group.members[self] = None
+        group.put(self, self.descriptor)
 
     def leave(self) -> None:
         """Stand alone; the positions become this client's own."""
@@ -197,7 +223,7 @@ class Outbox:
             return
         self._offered, self._delivered, self._conflated = self.account
         self.group = None
-        del group.members[self]
+        group.remove(self)
         for subscription in self.subscriptions.values():
             subscription.position = subscription.lane.position
             subscription.epoch = subscription.lane.epoch
@@ -236,7 +262,15 @@ class Outbox:
         self._held_messages = messages
         if not self.blocked:
             self.blocked = True
+            if self.group is not None:
+                self.group.put(self, -1)
             self._owner.on_blocked()
+
+    def unblock(self) -> None:
+        """The socket has taken all that was held."""
+        self.blocked = False
+        if self.group is not None:
+            self.group.put(self, self.descriptor)
 
     def fail(self, messages: int) -> None:
         """The socket died under a frame with so many messages."""
@@ -372,7 +406,7 @@ class Outbox:
         while not self.closed:
             data, messages = self.take(now_seconds, timestamp)
             if not data:
-                self.blocked = False
+                self.unblock()
                 break
             total += messages
             if not self.write(data, messages):

@@ -25,12 +25,15 @@ class Lane:
         "parts",
         "position",
         "stream",
+        "whole",
     )
 
     def __init__(self, stream: TopicStream, mode: Mode, kinds: frozenset[Kind]) -> None:
         self.stream = stream
         self.mode = mode
         self.kinds = kinds
+        self.whole = len(kinds) == len(stream.topic.kinds)
+        """Whether it carries all that the topic does."""
         self.base = stream.sequence
         """The position before the first publication that the lane has seen."""
         self.position = self.head
@@ -48,7 +51,7 @@ class Lane:
     @property
     def head(self) -> int:
         """The last sequence published that the lane carries."""
-        if len(self.kinds) == len(self.stream.topic.kinds):
+        if self.whole:
             return self.stream.sequence
         latest = self.stream.latest
         return max(
@@ -57,7 +60,7 @@ class Lane:
 
     def cut(self, window: list[Publication], *, stretched: bool) -> None:
         """Make the parts of a flush from what was published since the last one."""
-        if len(self.kinds) != len(self.stream.topic.kinds):
+        if not self.whole:
             kinds = self.kinds
             window = [p for p in window if p.kind in kinds or p.kind is None]
         if not window:

@@ -53,17 +53,17 @@ def _someone(machine: ContractMachine) -> bool:
 class ContractMachine(RuleBasedStateMachine):
     """What the source, the clients and the event loop may do to a hub."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.world = World()
+    world: World
 
     def _client(self, number: int) -> Client:
         return self.world.clients[number % len(self.world.clients)]
 
     @initialize(
+        writes_per_turn=st.integers(1, 3),
         clients=st.lists(st.tuples(st.booleans(), OPTIONS), min_size=1, max_size=3),
     )
-    def some_are_here(self, clients: list[tuple[bool, Options]]) -> None:
+    def some_are_here(self, writes_per_turn: int, clients: list[tuple[bool, Options]]) -> None:
+        self.world = World(writes_per_turn=writes_per_turn)
         for indirect, options in clients:
             self.world.subscribe(self.world.connect(indirect=indirect), TOPICS[::4], options)
 

@@ -428,7 +428,7 @@ class Client:
 class World:
     """A hub and everything around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, writes_per_turn: int) -> None:
         self.now = 1000.0
         self.hub = Hub(
             epoch="e",
@@ -439,7 +439,7 @@ class World:
             linger_seconds=LINGER_SECONDS,
             history_length=HISTORY_LENGTH,
             max_history_bytes=1 << 20,
-            writes_per_turn=1,
+            writes_per_turn=writes_per_turn,
         )
         self.clients: list[Client] = []
         self.logs: dict[Topic, Log] = {}

@@ -1,0 +1,98 @@
+"""A flush that is held up between two writes, and what one client does meanwhile: every case.
+
+The state machine of `test_contract` finds these, too, but not in each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from streamer.protocol.messages import Mode
+from streamer.protocol.topics import Kind
+from tests.hub.world import TOPICS, Client, Options, World
+
+OPTIONS = Options(Mode.LATEST, frozenset(Kind), 0.0)
+CLIENTS = 5
+
+
+def unsubscribe(world: World, client: Client) -> None:
+    """It gives the topic up."""
+    world.unsubscribe(client, [TOPICS[0]])
+
+
+def subscribe(world: World, client: Client) -> None:
+    """It wants another topic, too."""
+    world.subscribe(client, TOPICS[1:2], OPTIONS)
+
+
+def leave_and_return(world: World, client: Client) -> None:
+    """It gives the topic up and subscribes anew: last among those that hold it."""
+    world.unsubscribe(client, [TOPICS[0]])
+    world.subscribe(client, TOPICS[:1], OPTIONS)
+
+
+def return_and_leave(world: World, client: Client) -> None:
+    """It gives the topic up, subscribes anew, and gives it up again."""
+    leave_and_return(world, client)
+    world.unsubscribe(client, [TOPICS[0]])
+
+
+def disconnect(world: World, client: Client) -> None:
+    """Its session ends, and its descriptor may be another's."""
+    world.disconnect(client)
+
+
+def fill(world: World, client: Client) -> None:
+    """Pings fill its socket."""
+    while not client.outbox.blocked:
+        world.ping(client)
+
+
+def fill_and_read(world: World, client: Client) -> None:
+    """Pings fill its socket, and then it reads all."""
+    fill(world, client)
+    while client.outbox.blocked:
+        client.read()
+        client.write()
+
+
+@pytest.mark.parametrize("writes_per_turn", [1, 2])
+@pytest.mark.parametrize(
+    "event",
+    [
+        unsubscribe,
+        subscribe,
+        leave_and_return,
+        return_and_leave,
+        disconnect,
+        fill,
+        fill_and_read,
+    ],
+)
+def test_whatever_one_client_does_meanwhile_each_gets_the_flush_once(
+    event: Callable[[World, Client], None], writes_per_turn: int
+) -> None:
+    """Whoever does it, before or after its turn, in the first flush or a later one."""
+    for number in range(CLIENTS):
+        for turns in range(CLIENTS):
+            world = World(writes_per_turn=writes_per_turn)
+            with closing(world):
+                clients = [world.connect() for _ in range(CLIENTS)]
+                for client in clients:
+                    world.subscribe(client, TOPICS[:1], OPTIONS)
+                for _ in range(2):
+                    world.publish(TOPICS[0], Kind.PRICE, 0)
+                    world.flush_begin(stretched=False)
+                    for _ in range(turns):
+                        if world.flushing:
+                            world.flush_step()
+                    if clients[number] in world.clients:
+                        event(world, clients[number])
+                        world.check()
+                    world.flush_finish()
+                world.settle()
+                assert all(client.pings == client.pings_sent for client in world.clients)
+                world.empty()
