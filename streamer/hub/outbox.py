@@ -313,8 +313,9 @@ class Outbox:
         """Whether one more does not fit without taking the place of another."""
         if self.descriptor >= 0:
             return self.blocked
-        # Without a socket buffer of ours to look into, a little is kept before any is merged.
-        limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes)
+        # Without a socket buffer of ours to look into, a little is kept before any is merged. Half
+        # of the room stays free for what may not be, or a gap would be one too many.
+        limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes // 2)
         return self.blocked and self._queued_bytes + len(publication.text) > limit
 
     def put(self, subscription: Subscription, publication: Publication) -> None:

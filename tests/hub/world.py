@@ -175,6 +175,8 @@ class Client:
         self.writers = 0
         self.broken = self.overflowed = self.ended = False
         self.holdings: dict[Topic, Holding] = {}
+        self.former_options: list[Options] = []
+        """While it changes them: what came before is still offered under these."""
         self.offered = 0
         """The model's account of what concerned this client."""
         self.acks: dict[int, dict[Topic, Ack]] = {}
@@ -211,7 +213,10 @@ class Client:
         self.overflowed = True
         assert any(
             options.mode is Mode.ALL or Kind.STATUS in options.kinds
-            for options in (holding.options for holding in self.holdings.values())
+            for options in [
+                *self.former_options,
+                *(holding.options for holding in self.holdings.values()),
+            ]
         ), "what may be merged is never too much"
 
     @property
@@ -610,6 +615,7 @@ class World:
         self._offer(client, all_of_it=True)
         acks: dict[Topic, Ack] = {}
         former = {topic: held.options.kinds for topic, held in client.holdings.items()}
+        client.former_options = [held.options for held in client.holdings.values()]
         waiting = {id(publication) for _, publication in client.outbox.pending.values()}
         for request in requests:
             log = self.logs[request.topic]
@@ -618,6 +624,7 @@ class World:
             client.holdings[request.topic] = Holding(log, held, len(log.entries))
             acks[request.topic] = Ack(log, len(log.entries), held)
         subscriptions = self.hub.subscribe(client.outbox, requests)
+        client.former_options = []
         client.offered += sum(_widened(s, former, waiting) for s in subscriptions)
         positions = {
             s.lane.stream.topic.target: Position(s.epoch, s.position) for s in subscriptions
@@ -650,10 +657,13 @@ class World:
         """The client answers the last ping, if that has arrived: so has what is then confirmed."""
         if client.pings_sent and client.pings == client.pings_sent and client.listened_to:
             self.hub.mark_pong(client.outbox)
+            # What it subscribed to anew begins where its answer says, which is still on its way.
+            unanswered = {topic for acks in client.acks.values() for topic in acks}
             for subscription in client.outbox.subscriptions.values():
-                view = client.views.get(subscription.lane.stream.topic)
+                topic = subscription.lane.stream.topic
+                view = client.views.get(topic)
                 confirmed = subscription.confirmed
-                if view is not None and view.epoch == confirmed.epoch:
+                if topic not in unanswered and view is not None and view.epoch == confirmed.epoch:
                     assert confirmed.sequence <= view.sequence, "confirmed and not received"
 
     def restore(self, old: Client, *, own_positions: bool, indirect: bool) -> None:
