@@ -10,6 +10,7 @@ It serves no client, so nothing that clients do can take it down.
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -144,21 +145,21 @@ async def supervise(
         with tempfile.TemporaryDirectory(prefix="streamer-") as directory:
             workers = []
             for number in range(1, settings.workers + 1):
-                socket = Path(directory) / f"worker-{number}.sock"
+                page = Path(directory) / f"worker-{number}.sock"
                 assigned = attrs.evolve(
                     settings,
                     # A port that was picked was picked for one address.
                     host=settings.host if settings.port else host,
                     port=port,
-                    http_host=f"unix:{socket}",
+                    http_host=f"unix:{page}",
                 )
-                workers.append(Worker(Assignment(number, assigned), command, socket, shutdown))
+                workers.append(Worker(Assignment(number, assigned), command, page, shutdown))
             await Supervisor(workers, shutdown).run(settings, task_status)
     finally:
         close_sockets(held)
 
 
-async def _hold_port(settings: Settings) -> list[trio.socket.SocketType]:
+async def _hold_port(settings: Settings) -> list[socket.socket]:
     """Sockets that keep the port for the workers, and take no connection: they never listen."""
     if settings.port:
         # Whoever shares a port gets a part of its clients: not those of another server.
