@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from streamer.config import Settings
 from streamer.protocol.errors import OVERLOADED, POLICY, CloseReason
@@ -22,23 +20,22 @@ class Admission:
         self.refused = 0
         """Connections that were closed right after their handshake."""
 
-    @contextmanager
-    def enter(self, address: str, origin: str | None) -> Iterator[CloseReason | None]:
-        """Count a connection while it lasts; yields why it is refused, or None."""
+    def enter(self, address: str, origin: str | None) -> CloseReason | None:
+        """Count a connection, which has to `leave`; returns why it is refused instead, or None."""
         refusal = self._refusal(address, origin)
         if refusal is not None:
             self.refused += 1
-            yield refusal
-            return
+            return refusal
         self._total += 1
         self._by_address[address] += 1
-        try:
-            yield None
-        finally:
-            self._total -= 1
-            self._by_address[address] -= 1
-            if not self._by_address[address]:
-                del self._by_address[address]
+        return None
+
+    def leave(self, address: str) -> None:
+        """A connection that was let in has gone."""
+        self._total -= 1
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
 
     def _refusal(self, address: str, origin: str | None) -> CloseReason | None:
         # A client that is no browser sends no Origin, and nobody else's page can make it connect.

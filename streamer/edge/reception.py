@@ -65,27 +65,35 @@ class Reception:
 
     async def _admit(self, stream: ClientStream, descriptor: int, request: Request) -> None:
         address = _remote_address(stream)
-        with self.admission.enter(address, request.origin) as refusal:
-            if refusal is not None:
-                log.info("connection refused", address=address, code=refusal.code)
-                await self._refuse(stream, request, refusal)
-                return
-            session = Session(
-                f"s-{secrets.token_urlsafe(12)}",
-                stream,
-                self._services,
-                request,
-                descriptor=descriptor,
-                remote_address=address,
-                start_writer=self._writers.start_soon,
-            )
-            self.sessions[session.session_id] = session
-            self.connections_total += 1
-            self._heartbeat.add(session)
-            try:
-                await session.run(request.accept())
-            finally:
-                del self.sessions[session.session_id]
+        refusal = self.admission.enter(address, request.origin)
+        if refusal is not None:
+            log.info("connection refused", address=address, code=refusal.code)
+            await self._refuse(stream, request, refusal)
+            return
+        try:
+            await self._serve(stream, descriptor, request, address)
+        finally:
+            self.admission.leave(address)
+
+    async def _serve(
+        self, stream: ClientStream, descriptor: int, request: Request, address: str
+    ) -> None:
+        session = Session(
+            f"s-{secrets.token_urlsafe(12)}",
+            stream,
+            self._services,
+            request,
+            descriptor=descriptor,
+            remote_address=address,
+            start_writer=self._writers.start_soon,
+        )
+        self.sessions[session.session_id] = session
+        self.connections_total += 1
+        self._heartbeat.add(session)
+        try:
+            await session.run(request.accept())
+        finally:
+            del self.sessions[session.session_id]
 
     async def _refuse(self, stream: ClientStream, request: Request, refusal: CloseReason) -> None:
         # The handshake is accepted first: a browser shows a page the close code, but not the
@@ -101,10 +109,14 @@ def _socket(stream: ClientStream) -> trio.socket.SocketType:
 
 
 def _remote_address(stream: ClientStream) -> str:
+    client_socket = _socket(stream)
     try:
-        address = ip_address(_socket(stream).getpeername()[0].partition("%")[0])
+        host: str = client_socket.getpeername()[0]
     except OSError as error:  # it has gone already
         raise trio.BrokenResourceError from error
+    if client_socket.family == socket.AF_INET:
+        return host
+    address = ip_address(host.partition("%")[0])
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 

@@ -19,17 +19,13 @@ from streamer.protocol.topics import Kind, Topic
 class HeldSubscription:
     """One subscription of a session, in types that JSON has."""
 
-    topic: str = attrs.field()
+    topic: str
     mode: Mode
     kinds: Sequence[Kind]
     interval_seconds: float
     confirmed: Position
     """What the client is known to have received: all that had been sent before the last ping that
     it answered."""
-
-    @topic.validator
-    def _check_topic(self, _attribute: object, value: str) -> None:
-        Topic.parse(value)  # another version may know other types
 
 
 @attrs.frozen
@@ -48,9 +44,12 @@ def encode_record(record: SessionRecord) -> bytes:
 def decode_record(stored: bytes) -> SessionRecord:
     """Read a record back. Raises ValueError for one that another version has written."""
     try:
-        return CONVERTER.structure(orjson.loads(stored), SessionRecord)
+        record = CONVERTER.structure(orjson.loads(stored), SessionRecord)
     except cattrs.BaseValidationError as error:
         raise ValueError("; ".join(explain(error))) from error
+    for held in record.subscriptions:
+        Topic.parse(held.topic)  # another version may know other types
+    return record
 
 
 class StoreUnavailableError(Exception):
@@ -73,7 +72,7 @@ def record_session(outbox: Outbox) -> SessionRecord:
         outbox.name,
         [
             HeldSubscription(
-                topic=str(Topic(lane.stream.topic.subscription_type, lane.stream.topic.target)),
+                topic=str(lane.stream.topic),
                 mode=lane.mode,
                 kinds=sorted(lane.kinds),
                 interval_seconds=subscription.interval_seconds,
