@@ -16,8 +16,8 @@ import trio
 LONG_TURN_SECONDS: Final = 0.01
 """A fifth of the pause that the loop may make."""
 
-RELEASED_PER_TURN: Final = 64
-"""Closing one connection takes about a tenth of a millisecond."""
+RELEASED_PER_TURN: Final = 32
+"""To carry out a request or to close a connection takes one or two tenths of a millisecond."""
 
 
 class Turns:

@@ -13,12 +13,18 @@ does. The task goes on with what is longer than one turn, and with what has to w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import attrs
 import trio
 
 from streamer.hub.fanout import FanOut, FlushProgress
+
+FLUSH_SHARE: Final = 3.0
+"""How much longer than all others a flush may take in each turn: when thousands of clients come at
+once, those that are there go on to receive."""
+LONGEST_STEP_SECONDS: Final = 0.02
+"""Most of a flush in one turn all the same: less than half of the pause that the loop may make."""
 
 
 @attrs.frozen
@@ -74,6 +80,11 @@ class FlushLoop:
         self._seconds_longest = 0.0
         self._window_seconds = 0.0
 
+    @property
+    def flushing(self) -> bool:
+        """Whether a flush is under way."""
+        return self._steps is not None
+
     def attach(self, fanout: FanOut) -> None:
         """Give it what it flushes; once, before anything is published."""
         self._fanout = fanout
@@ -112,8 +123,10 @@ class FlushLoop:
                 self._begin(trio.current_time())
             finished = self._step()
             while not finished:
+                left = trio.current_time()
                 await trio.lowlevel.checkpoint()
-                finished = self._step()
+                others_seconds = trio.current_time() - left
+                finished = self._step(min(FLUSH_SHARE * others_seconds, LONGEST_STEP_SECONDS))
 
     async def _wait(self) -> None:
         """Until there is something to flush, or something whose rate allows it now."""
@@ -141,18 +154,19 @@ class FlushLoop:
         self._stretching = self._window_seconds > self._stretch_limit_seconds
         self._steps = self._fanout.flush(self._total, stretched=self._stretching)
 
-    def _step(self) -> bool:
-        """Write for one turn of the event loop; whether the flush is over with that."""
+    def _step(self, seconds: float = 0.0) -> bool:
+        """Write some, for so long if there is so much; whether the flush is over with that."""
         assert self._steps is not None
+        deadline = trio.current_time() + seconds
         for _ in self._steps:
-            return False
+            if trio.current_time() >= deadline:
+                return False
         self._steps = None
-        seconds = trio.current_time() - self._began_seconds
+        self._seconds_last = trio.current_time() - self._began_seconds
         self._flushes += 1
         self._stretched += self._stretching
-        self._seconds_total += seconds
-        self._seconds_last = seconds
-        self._seconds_longest = max(self._seconds_longest, seconds)
+        self._seconds_total += self._seconds_last
+        self._seconds_longest = max(self._seconds_longest, self._seconds_last)
         if self._flushed:
             self._flushed.unpark_all()
         return True

@@ -20,7 +20,8 @@ def test_a_turn_is_long_after_a_while() -> None:
 async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
     """However many wait, each turn lets the next few go on, and then all have gone on."""
     turns = Turns(lambda: 1.0)
-    portions = [set(range(start, start + RELEASED_PER_TURN)) for start in (0, 64, 128)]
+    size = RELEASED_PER_TURN
+    portions = [set(range(start, start + size)) for start in (0, size, 2 * size)]
     passed: list[int] = []
 
     async def put_off(number: int) -> None:
@@ -28,7 +29,7 @@ async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
         passed.append(number)
 
     async with trio.open_nursery() as nursery:
-        for number in range(len(portions) * RELEASED_PER_TURN):
+        for number in range(len(portions) * size):
             nursery.start_soon(put_off, number)
             await wait_all_tasks_blocked()
         nursery.start_soon(turns.run)
@@ -36,5 +37,4 @@ async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
         nursery.cancel_scope.cancel()
 
     # Trio runs what is ready in one turn in no particular order.
-    size = RELEASED_PER_TURN
     assert [set(passed[at : at + size]) for at in range(0, len(passed), size)] == portions

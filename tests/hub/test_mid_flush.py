@@ -9,7 +9,10 @@ from collections.abc import Callable
 from contextlib import closing
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from streamer.hub.flush import FlushLoop
 from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind
 from tests.hub.world import TOPICS, Client, Options, World
@@ -96,3 +99,32 @@ def test_whatever_one_client_does_meanwhile_each_gets_the_flush_once(
                 world.settle()
                 assert all(client.pings == client.pings_sent for client in world.clients)
                 world.empty()
+
+
+@pytest.mark.parametrize(("busy_seconds", "turns"), [(0.0, CLIENTS), (0.001, 2)])
+async def test_a_flush_takes_its_share_where_others_have_much_to_do(
+    busy_seconds: float, turns: int, mock_clock: MockClock
+) -> None:
+    """A write for each turn as a rule; where others take long turns, all that there is to write."""
+    world = World(writes_per_turn=1)
+    flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
+    flush_loop.attach(world.hub.fanout)
+    taken = 0
+
+    async def take_turns() -> None:
+        nonlocal taken
+        while True:
+            await trio.lowlevel.checkpoint()
+            mock_clock.jump(busy_seconds)
+            taken += flush_loop.flushing
+
+    with closing(world):
+        for _ in range(CLIENTS):
+            world.subscribe(world.connect(), TOPICS[:1], OPTIONS)
+        world.publish(TOPICS[0], Kind.PRICE, 0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush_loop.run)
+            nursery.start_soon(take_turns)
+            await flush_loop.finish()
+            nursery.cancel_scope.cancel()
+    assert taken == pytest.approx(turns, abs=1)
