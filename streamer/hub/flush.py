@@ -108,7 +108,8 @@ class FlushLoop:
         now = trio.current_time()
         if self._opened_seconds is None:
             self._opened_seconds = now
-        if self._idle and now >= self._began_seconds + self._interval_seconds:
+        may_begin = self._idle and self._steps is None
+        if may_begin and now >= self._began_seconds + self._interval_seconds:
             self._begin(now)
             if self._step():
                 return

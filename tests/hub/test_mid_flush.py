@@ -128,3 +128,27 @@ async def test_a_flush_takes_its_share_where_others_have_much_to_do(
             await flush_loop.finish()
             nursery.cancel_scope.cancel()
     assert taken == pytest.approx(turns, abs=1)
+
+
+async def test_what_comes_before_a_flush_is_over_waits_for_the_next_one() -> None:
+    """Also before the task of the loop has taken over what did not fit into the first call."""
+    world = World(writes_per_turn=1)
+    flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
+    flush_loop.attach(world.hub.fanout)
+    with closing(world):
+        clients = [world.connect() for _ in range(CLIENTS)]
+        for client in clients:
+            world.subscribe(client, TOPICS[:1], OPTIONS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush_loop.run)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(3):
+                flush_loop.hold()
+                world.publish(TOPICS[0], Kind.PRICE, 0)
+                flush_loop.release()
+            while flush_loop.flushing or world.hub.fanout.dirty:
+                await flush_loop.finish()
+            nursery.cancel_scope.cancel()
+        for client in clients:
+            client.read()
+            assert client.received == 3
