@@ -87,6 +87,8 @@ class Endpoint:
     nats: bool = False
     publish_protocol: str = "redis"
     publish_path: str = "/"
+    statistics_url: str = ""
+    """Where the server tells how long its event loop was held up, if it does."""
 
     def flags(self) -> list[str]:
         """The load client's options."""

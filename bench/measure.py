@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from bench.load import Topic, Workload, run_load
 from bench.rig import Cores, RigError, running_redis
 from bench.servers import Start
 
+STATISTICS_TIMEOUT_SECONDS = 10.0
 FAULTS = ("duplicates", "out_of_order", "malformed", "errors")
 
 
@@ -60,6 +63,9 @@ class Measurement:
     client_waiting_share: float
     """The same of the load client, which may also wait for Redis and the publisher."""
     detail: dict[str, Any]
+    longest_pause_ms: float = 0.0
+    """The longest turn of the server's event loop, from its start until all clients were let go;
+    0 where the server does not tell."""
 
 
 @attrs.frozen
@@ -124,7 +130,16 @@ def measure(start: Start, workload: Workload, cores: Cores) -> Measurement:
             raise RigError(f"{error}\nThe server said:\n{server.tail()}") from error
         if server.popen.poll() is not None:
             raise RigError(f"The server ended during the run:\n{server.tail()}")
-    return _measurement(workload, report, snapshots)
+        pause_ms = _longest_pause_ms(endpoint.statistics_url)
+    return attrs.evolve(_measurement(workload, report, snapshots), longest_pause_ms=pause_ms)
+
+
+def _longest_pause_ms(statistics_url: str) -> float:
+    if not statistics_url:
+        return 0.0
+    with urllib.request.urlopen(statistics_url, timeout=STATISTICS_TIMEOUT_SECONDS) as answer:
+        pause_seconds: float = json.load(answer)["loop"]["longest_pause_seconds"]
+    return 1000 * pause_seconds
 
 
 def _measurement(

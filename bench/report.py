@@ -122,8 +122,13 @@ _MEGABYTES_PEAK: tuple[str, Show] = (
     "peak MB",
     lambda of: f"{of.values['server_memory_peak_bytes'] / 1e6:.0f}",
 )
+_PAUSE: tuple[str, Show] = (
+    "pause ms",
+    lambda of: f"{of.values['longest_pause_ms']:.0f}" if of.values["longest_pause_ms"] else "",
+)
 _COLUMNS: Mapping[str, Sequence[tuple[str, Show]]] = {
-    "watchlists": (*_DELIVERY, ("oldest ms", _milliseconds("age_max_ms")), *_HEALTH),
+    "frames": (*_DELIVERY, _PAUSE, *_HEALTH),
+    "watchlists": (*_DELIVERY, ("oldest ms", _milliseconds("age_max_ms")), _PAUSE, *_HEALTH),
     "slow-clients": (*_DELIVERY, _MEGABYTES_PEAK, *_HEALTH),
     "idle": (
         (
@@ -131,9 +136,10 @@ _COLUMNS: Mapping[str, Sequence[tuple[str, Show]]] = {
             lambda of: f"{of.values['server_memory_bytes_per_client'] / 1024:.1f}",
         ),
         ("connects/s", _count("connects_per_second")),
+        _PAUSE,
         ("violations", _count("violations")),
     ),
-    "storm": (("connects/s", _count("storm_connects_per_second")), *_LATENCY, *_HEALTH),
+    "storm": (("connects/s", _count("storm_connects_per_second")), *_LATENCY, _PAUSE, *_HEALTH),
 }
 
 

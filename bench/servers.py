@@ -72,10 +72,13 @@ def subscribe_nats(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
     return "/", ["".join(f"{command}\r\n" for command in [*commands, "PING"])]
 
 
-def _announced_port(process: Process) -> Callable[[], int | None]:
-    def look() -> int | None:
-        found = re.search(r"^WebSocket\s+ws://[^\s:]+:(\d+)", process.log.read_text(), re.MULTILINE)
-        return int(found[1]) if found else None
+def _announced(process: Process) -> Callable[[], tuple[int, str] | None]:
+    """The WebSocket port of a streamer and the URL of its HTTP side."""
+    lines = re.compile(r"^WebSocket\s+ws://[^\s:]+:(\d+)\S*\s+^HTTP\s+(\S+)$", re.MULTILINE)
+
+    def look() -> tuple[int, str] | None:
+        found = lines.search(process.log.read_text())
+        return (int(found[1]), found[2]) if found else None
 
     return look
 
@@ -88,11 +91,16 @@ def streamer(*flags: str) -> Start:
         command = [*STREAMER, "serve", "--redis", f"redis://127.0.0.1:{redis_port}"]
         command += ["--port", "0", "--http-port", "0", "--max-connections-per-address", "0", *flags]
         with running(command, core=core, log=directory / "streamer.log") as process:
-            port = wait_for("streamer serve", process, _announced_port(process))
-            yield (
-                Endpoint(port, redis_port, subscribe_streamer, ack='"subscribed"', acks=1),
-                process,
+            port, http_url = wait_for("streamer serve", process, _announced(process))
+            endpoint = Endpoint(
+                port,
+                redis_port,
+                subscribe_streamer,
+                ack='"subscribed"',
+                acks=1,
+                statistics_url=f"{http_url}/v1/ws/stats",
             )
+            yield endpoint, process
 
     return start
 
