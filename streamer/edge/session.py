@@ -214,6 +214,9 @@ class Session:
     def on_broken(self) -> None:
         """Nothing can be written any more, a close frame included."""
         self._broken = True
+        self._services.turns.call_later(self._cancel)
+
+    def _cancel(self) -> None:
         self._scope.cancel()
 
     def on_overflow(self) -> None:

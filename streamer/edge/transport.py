@@ -105,11 +105,9 @@ class Transport:
     async def receive(self) -> None:
         """Wait for bytes from the peer. Raises PeerClosedError where it is gone."""
         try:
-            data = await receive_some(self._stream, self.outbox.descriptor)
+            data = await receive_some(self._stream, self.outbox.descriptor, self._turns)
         except trio.BrokenResourceError:
             data = b""
-        if self._turns.is_long:
-            await self._turns.wait()
         if not data:
             raise PeerClosedError(_NO_CLOSE_FRAME)
         self.last_received_seconds = trio.current_time()
@@ -218,17 +216,25 @@ class Transport:
             self.outbox.send_control(close_frame(1000 if code == _NO_STATUS else code, ""))
 
 
-async def receive_some(stream: trio.abc.Stream, descriptor: int) -> bytes:
+async def receive_some(
+    stream: trio.abc.Stream, descriptor: int, turns: Turns | None = None
+) -> bytes:
     """Bytes from the peer, empty at its end; straight from the socket where there is one.
 
-    Raises BrokenResourceError.
+    Where the turn is long already, they are read in another one. Raises BrokenResourceError.
     """
     if descriptor < 0:
-        return bytes(await stream.receive_some(_RECEIVE_BYTES))
+        data = bytes(await stream.receive_some(_RECEIVE_BYTES))
+        if turns is not None and turns.is_long:
+            await turns.wait()
+        return data
     # What a client sends is rare and small: to wait first is right nearly always, and leaves out
     # the attempt, the context managers and the checkpoint of a socket's own recv.
     while True:
         await trio.lowlevel.wait_readable(descriptor)
+        # Before the read: ten thousand reads alone would make a long turn.
+        if turns is not None and turns.is_long:
+            await turns.wait()
         try:
             return os.read(descriptor, _RECEIVE_BYTES)
         except BlockingIOError:

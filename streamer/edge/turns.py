@@ -8,6 +8,7 @@ flush, the source and everybody else have theirs.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -27,6 +28,7 @@ class Turns:
         """`turn_seconds` tells how long the turn has lasted."""
         self._turn_seconds = turn_seconds
         self._lot = trio.lowlevel.ParkingLot()
+        self._calls: deque[Callable[[], None]] = deque()
         self._somebody_waits = trio.Event()
 
     @property
@@ -39,11 +41,18 @@ class Turns:
         self._somebody_waits.set()
         await self._lot.park()
 
+    def call_later(self, call: Callable[[], None]) -> None:
+        """Have something done in another turn: for those who cannot wait."""
+        self._calls.append(call)
+        self._somebody_waits.set()
+
     async def run(self) -> NoReturn:
         """Let some go on in each turn."""
         while True:
             await self._somebody_waits.wait()
             self._somebody_waits = trio.Event()
-            while self._lot:
+            while self._lot or self._calls:
                 self._lot.unpark(count=RELEASED_PER_TURN)
+                for _ in range(min(len(self._calls), RELEASED_PER_TURN)):
+                    self._calls.popleft()()
                 await trio.lowlevel.checkpoint()

@@ -23,8 +23,8 @@ from streamer.hub.fanout import FanOut, FlushProgress
 FLUSH_SHARE: Final = 3.0
 """How much longer than all others a flush may take in each turn: when thousands of clients come at
 once, those that are there go on to receive."""
-LONGEST_STEP_SECONDS: Final = 0.02
-"""Most of a flush in one turn all the same: less than half of the pause that the loop may make."""
+LONGEST_STEP_SECONDS: Final = 0.015
+"""Most of a flush in one turn all the same: a third of the pause that the loop may make."""
 
 
 @attrs.frozen

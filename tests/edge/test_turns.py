@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
+
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -38,3 +41,22 @@ async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
 
     # Trio runs what is ready in one turn in no particular order.
     assert [set(passed[at : at + size]) for at in range(0, len(passed), size)] == portions
+
+
+async def test_what_is_to_be_called_later_is_called_in_order_some_in_each_turn() -> None:
+    """For those who cannot wait themselves: as many in a turn as of those who do."""
+    turns = Turns(lambda: 0.0)
+    called: list[int] = []
+    total = 3 * RELEASED_PER_TURN
+    for number in range(total):
+        turns.call_later(partial(called.append, number))
+    counts = [0]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        while counts[-1] < total:
+            await trio.lowlevel.checkpoint()
+            counts.append(len(called))
+        nursery.cancel_scope.cancel()
+    assert called == list(range(total))
+    # Trio runs both in a turn in either order: between two looks there can be two portions.
+    assert max(later - before for before, later in pairwise(counts)) <= 2 * RELEASED_PER_TURN
