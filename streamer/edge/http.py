@@ -1,4 +1,4 @@
-"""The operator's page: statistics, connections and health over HTTP, on a port of its own.
+"""The operator's page: statistics, metrics, connections and health over HTTP, on a port of its own.
 
 Starlette on Hypercorn, both of which run on Trio. It is for operators and not for clients: it names
 addresses, so it listens on 127.0.0.1 unless told otherwise.
@@ -20,6 +20,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from streamer.edge.metrics import exposition
 
 T = TypeVar("T")
 
@@ -59,6 +61,12 @@ def make_app(report: Report) -> Starlette:
     async def statistics(_request: Request) -> Response:
         return _json(await report.statistics())
 
+    async def metrics(request: Request) -> Response:
+        body, content_type = exposition(
+            await report.statistics(), request.headers.get("accept", "")
+        )
+        return Response(body, headers={"Cache-Control": "no-store", "Content-Type": content_type})
+
     async def connections(_request: Request) -> Response:
         listed = await report.connections()
         return _json({"count": len(listed), "connections": listed})
@@ -74,6 +82,7 @@ def make_app(report: Report) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/ws/stats", statistics),
+            Route("/metrics", metrics),
             Route("/v1/ws/connections", connections),
             Route("/healthz", healthz),
             Route("/readyz", readyz),

@@ -1,0 +1,169 @@
+"""The statistics as Prometheus reads them.
+
+Every figure is one of the statistics, so that the two never disagree, and those of several workers
+are added up as theirs are (`workers.totals`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import attrs
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+
+@attrs.frozen
+class Family:
+    """One metric, and where among the statistics its figure stands."""
+
+    name: str
+    path: tuple[str, ...]
+    help: str
+    counts: bool = False
+    """Whether it only grows; its name then ends in _total."""
+    label: str | None = None
+    """What the keys are, where the figure is an object."""
+
+
+FAMILIES: Final = (
+    Family("streamer_uptime_seconds", ("uptime_seconds",), "Since the start."),
+    Family("streamer_connections", ("active_connections",), "Clients connected now."),
+    Family(
+        "streamer_connections_opened",
+        ("connections_total",),
+        "Clients since the start.",
+        counts=True,
+    ),
+    Family(
+        "streamer_connections_refused",
+        ("rate_limiting", "connections_refused"),
+        "Connections closed at once: too many, or of another origin.",
+        counts=True,
+    ),
+    Family(
+        "streamer_subscriptions",
+        ("subscriptions_by_type",),
+        "Subscriptions held now.",
+        label="type",
+    ),
+    Family("streamer_topics", ("hub", "topics"), "Topics that anybody wants."),
+    Family(
+        "streamer_blocked_clients",
+        ("hub", "blocked_clients"),
+        "Clients that read more slowly than they are sent to.",
+    ),
+    Family("streamer_messages_sent", ("messages_sent",), "Data messages written.", counts=True),
+    Family("streamer_messages_queued", ("messages_queued",), "Messages that wait for a client."),
+    Family(
+        "streamer_messages_conflated",
+        ("messages_conflated",),
+        "Publications that a newer one stood for.",
+        counts=True,
+    ),
+    Family(
+        "streamer_messages_dropped",
+        ("messages_dropped",),
+        "Messages that will never be sent.",
+        counts=True,
+        label="reason",
+    ),
+    Family(
+        "streamer_publications",
+        ("hub", "publications"),
+        "Publications that were passed on.",
+        counts=True,
+    ),
+    Family(
+        "streamer_publications_rejected",
+        ("ingest", "rejected"),
+        "Publications that did not fit their channel.",
+        counts=True,
+    ),
+    Family(
+        "streamer_publications_recovered",
+        ("ingest", "recovered"),
+        "Publications read from the history after Redis was lost.",
+        counts=True,
+    ),
+    Family("streamer_flushes", ("batching", "flushes"), "Flushes.", counts=True),
+    Family(
+        "streamer_flushes_stretched",
+        ("batching", "stretched"),
+        "Flushes that conflated because the server was behind.",
+        counts=True,
+    ),
+    Family(
+        "streamer_flush_seconds",
+        ("batching", "seconds_total"),
+        "Time from the beginning of flushes to their end.",
+        counts=True,
+    ),
+    Family(
+        "streamer_flush_window_seconds",
+        ("batching", "window_seconds_last"),
+        "How long the last window was open.",
+    ),
+    Family("streamer_writes", ("batching", "writes"), "Writes to sockets.", counts=True),
+    Family(
+        "streamer_loop_longest_pause_seconds",
+        ("loop", "longest_pause_seconds"),
+        "Longest turn of the event loop since the start.",
+    ),
+    Family(
+        "streamer_loop_longest_pause_last_minute_seconds",
+        ("loop", "longest_pause_seconds_last_minute"),
+        "Longest turn of the event loop in the last minute.",
+    ),
+    Family("streamer_redis_connected", ("redis", "connected"), "1 while Redis is heard."),
+    Family("streamer_redis_ready", ("redis", "ready"), "1 while the last probe came back."),
+    Family("streamer_redis_messages", ("redis", "messages"), "Messages received.", counts=True),
+    Family(
+        "streamer_redis_received_bytes",
+        ("redis", "bytes_received"),
+        "Bytes received, protocol included.",
+        counts=True,
+    ),
+    Family("streamer_redis_reconnects", ("redis", "reconnects"), "Reconnects.", counts=True),
+    Family(
+        "streamer_redis_probe_seconds",
+        ("redis", "probe_round_trip_seconds"),
+        "Round trip of the last probe.",
+    ),
+)
+
+
+@attrs.frozen
+class _Snapshot(Collector):
+    statistics: Mapping[str, Any]
+
+    def collect(self) -> Iterator[Metric]:
+        for family in FAMILIES:
+            value = self._find(family)
+            if value is None:
+                continue  # without a Redis, say, or before its first probe
+            make = CounterMetricFamily if family.counts else GaugeMetricFamily
+            if family.label is None:
+                yield make(family.name, family.help, value=float(value))
+                continue
+            metric = make(family.name, family.help, labels=(family.label,))
+            for key, number in value.items():
+                metric.add_metric((key,), float(number))
+            yield metric
+
+    def _find(self, family: Family) -> Any:
+        value: Any = self.statistics
+        for name in family.path:
+            value = None if value is None else value.get(name)  # no worker may be there
+        return value
+
+
+def exposition(statistics: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
+    """The statistics (as the page's JSON has them) as Prometheus text, and its content type.
+
+    `accept` is the header of the request: it may ask for OpenMetrics.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(_Snapshot(statistics)), content_type
