@@ -26,7 +26,8 @@ INTRODUCTION = (
     "and `our CPU ÷` are streamer's figure (interval 0) divided by that of the row: below 1, "
     "streamer is better. `CPU ÷ C loop` is the row's CPU per update divided by the C loop's. "
     "`load client` is its share of its core, `waited` how much of the time server or load "
-    "client waited for their core: where either is large, the row says little."
+    "client waited for their core: where either is large, the row says little. What was aimed at, "
+    "what was not reached and why: [limits](limits.md)."
 )
 LIMIT_EXPLANATION = (
     f"{LIMIT_CLIENTS:,} clients on one topic; nothing lost, nothing merged, p99 under "

@@ -224,8 +224,8 @@ def running_redis(directory: Path, core: Core) -> Iterator[tuple[int, Process]]:
         yield port, process
 
 
-def compiled(name: str, sources: Sequence[Path]) -> Path:
-    """The program built from C sources, rebuilt when a source is newer.
+def compiled(name: str, sources: Sequence[Path], *, flags: Sequence[str] = ()) -> Path:
+    """The program (or with other flags, library) built from C sources, rebuilt when one is newer.
 
     Raises:
         RigError: there is no C compiler, or it refused.
@@ -245,6 +245,7 @@ def compiled(name: str, sources: Sequence[Path]) -> Path:
         "-O3",
         "-Wall",
         "-Wextra",
+        *flags,
         "-o",
         str(binary),
         *implementation,
