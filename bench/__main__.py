@@ -17,7 +17,7 @@ from bench.fanout import main as fanout
 from bench.plots import write_plots
 from bench.report import write_report, write_results
 from bench.rig import CACHE, Cores, RigError, end_on_sigterm
-from bench.scenarios import scenarios
+from bench.scenarios import RECORDINGS, scenarios
 from bench.servers import SERVERS
 
 RECORDS = CACHE / "records.jsonl"
@@ -88,6 +88,8 @@ def compare(  # noqa: PLR0917 - one for each option
     Peers are installed into a cache when first needed; one that cannot be had is left out. Each
     measurement is kept as it is made, so a run that was stopped can still be reported.
     """
+    if recordings is not None and not any(recordings.glob(RECORDINGS)):
+        raise click.BadParameter(f"no {RECORDINGS} in {recordings}", param_hint="--recordings")
     names = servers or tuple(SERVERS)
     wanted = chosen or tuple(SCENARIO_NAMES)
     found = [one for one in scenarios(seconds, recordings) if one.name in wanted]

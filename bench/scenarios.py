@@ -13,6 +13,7 @@ from bench.measure import price_topics, spread_subscriptions
 from streamer.feeds.recorded import recorded_feed
 
 RECORDED_SPEED = 50
+RECORDINGS = "spot_*.gz"
 BOOK_LEVELS = 10
 # uWebSockets listens with a backlog of 512: beyond it the kernel's retries are measured.
 STORM_IN_FLIGHT = 500
@@ -100,7 +101,7 @@ def _storm(seconds: float) -> Workload:
 def _recorded(directory: Path) -> Workload:
     channels: dict[str, int] = {}
     schedule = []
-    for message in recorded_feed(sorted(directory.glob("spot_*.gz"))):
+    for message in recorded_feed(sorted(directory.glob(RECORDINGS))):
         topic = channels.setdefault(message.channel, len(channels))
         # The marker field takes the place of the closing brace.
         head = message.payload.decode().removesuffix("}")
