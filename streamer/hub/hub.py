@@ -281,7 +281,9 @@ class Hub:
         among what it has still to get.
         """
         stream = lane.stream
-        caught_up = subscription.caught_up
+        outbox = subscription.outbox
+        # One that came back from an older position has all that it asked for when nothing waits.
+        caught_up = subscription.caught_up or not (outbox.blocked or outbox.pending)
         added = lane.kinds - subscription.lane.kinds
         subscription.lane = lane
         if caught_up:
@@ -290,7 +292,7 @@ class Hub:
         for kind in added:
             latest = stream.latest.get(kind)
             if latest is not None and subscription.is_ahead(latest):
-                subscription.outbox.put(subscription, latest)
+                outbox.put(subscription, latest)
 
     def unsubscribe(self, outbox: Outbox, topics: Iterable[Topic]) -> None:
         """Give topics up: nothing of them is written after this."""

@@ -65,6 +65,10 @@ class Entry:
     value: int
     """Of no other publication; -1 for a gap."""
 
+    def follows(self, position: Position) -> bool:
+        """Whether it comes after a position of the same epoch."""
+        return self.epoch == position.epoch and self.sequence > position.sequence
+
 
 @attrs.define(eq=False)
 class Log:
@@ -321,11 +325,17 @@ class Client:
                 self._snapshots += self._known(topic, ack)
             else:
                 assert view.log is ack.log
-                missed = [e for e in entries[view.index : ack.index] if view.options.carries(e)]
+                # What its former options left out may come, too, where it stands before that.
+                here = Position(**position)
+                missed = [
+                    entry
+                    for entry in entries[view.index : ack.index]
+                    if view.options.carries(entry)
+                    or (ack.options.carries(entry) and entry.follows(here))
+                ]
                 if missed or view.narrowed:  # it is behind: the answer overtook them
-                    here = (position["epoch"], position["sequence"])
-                    assert view.narrowed or here == (view.epoch, view.sequence)
-                    view.epoch, view.sequence = here
+                    assert view.narrowed or here == Position(view.epoch, view.sequence)
+                    view.epoch, view.sequence = here.epoch, here.sequence
                     view.narrowed = True
                 else:
                     assert position["epoch"] == ack.log.epoch(ack.index)
