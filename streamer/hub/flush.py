@@ -108,7 +108,7 @@ class FlushLoop:
         now = trio.current_time()
         if self._opened_seconds is None:
             self._opened_seconds = now
-        may_begin = self._idle and self._steps is None
+        may_begin = self._idle and not self.flushing
         if may_begin and now >= self._began_seconds + self._interval_seconds:
             self._begin(now)
             if self._step():
@@ -119,7 +119,7 @@ class FlushLoop:
         """Flush for ever."""
         while True:
             await self._wait()
-            if self._steps is None:
+            if not self.flushing:
                 await trio.sleep_until(self._began_seconds + self._interval_seconds)
                 self._begin(trio.current_time())
             finished = self._step()
@@ -132,7 +132,7 @@ class FlushLoop:
     async def _wait(self) -> None:
         """Until there is something to flush, or something whose rate allows it now."""
         fanout = self._fanout
-        while not fanout.dirty and self._steps is None:
+        while not fanout.dirty and not self.flushing:
             due = fanout.due_seconds
             if due is not None and due <= trio.current_time():
                 return
@@ -144,7 +144,7 @@ class FlushLoop:
 
     async def finish(self) -> None:
         """Wait until all that was published before has been flushed; more may come meanwhile."""
-        last = self._flushes + (self._steps is not None) + self._fanout.dirty
+        last = self._flushes + self.flushing + self._fanout.dirty
         while self._flushes < last:
             await self._flushed.park()
 
