@@ -117,6 +117,7 @@ class Link:
             traffic.bytes_received += received
             while (reply := gets()) is not INCOMPLETE:
                 if isinstance(reply, RedisReplyError):
+                    self._pass_on(messages)
                     # Refused as a whole (by an ACL that forbids one of the channels, say): none
                     # of the command's channels would ever be heard of, so going on is no option.
                     raise RedisConnectionError(f"Redis refused to subscribe: {reply}")
