@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import trio
 
-from streamer.source.link import Message
-from streamer.source.redis import RedisSource
+from streamer.broker.pubsub import Message
+from streamer.broker.reader import RedisSource
 from tests.redis_server import RedisServer
 
 PAYLOAD = b"x" * 165

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from streamer.source.urls import (
+from streamer.broker.urls import (
     CLUSTER_SCHEMES,
     SENTINEL_SCHEMES,
     SINGLE_SCHEMES,

@@ -28,31 +28,31 @@ import attrs
 import structlog
 import trio
 
+from streamer.admin.http import Readiness, Report, at_once, serve_http
+from streamer.broker.cluster_reader import reader_type
+from streamer.broker.history import RedisArchive
+from streamer.broker.reader import Reader, RedisSourceStatistics
+from streamer.broker.requests import Commands
+from streamer.broker.sessions import RedisSessions
 from streamer.config import Settings, redact
+from streamer.edge.acceptor import Reception
 from streamer.edge.handshake import PATH
 from streamer.edge.heartbeat import Heartbeat
-from streamer.edge.http import Readiness, Report, at_once, serve_http
 from streamer.edge.listeners import Listener, listener_port, open_listeners
-from streamer.edge.reception import Reception
+from streamer.edge.loop_budget import Turns
 from streamer.edge.requests import Services
-from streamer.edge.restore import SessionKeeper
 from streamer.edge.session import ConnectionInfo
-from streamer.edge.turns import Turns
+from streamer.edge.sessions import SessionKeeper
 from streamer.hub.flush import FlushLoop, FlushStatistics
 from streamer.hub.hub import Hub, HubStatistics
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import SessionStore
+from streamer.loop_lag import LoopStatistics, Watchdog
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
-from streamer.source.archive import RedisArchive
-from streamer.source.cluster_source import reader_type
-from streamer.source.commands import Commands
-from streamer.source.ingest import Ingest, IngestStatistics
 from streamer.source.memory import MemoryBus
-from streamer.source.redis import Reader, RedisSourceStatistics
-from streamer.source.sessions import RedisSessions
-from streamer.watchdog import LoopStatistics, Watchdog
+from streamer.source.router import Ingest, IngestStatistics
 
 _KEEPER_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0

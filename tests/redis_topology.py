@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from redis.crc import key_slot
 
-from streamer.source.cluster import sharded_channel
+from streamer.broker.cluster import sharded_channel
 from tests.redis_server import RedisServer
 
 SETTLE_DEADLINE_SECONDS: Final = 30.0

@@ -14,6 +14,7 @@ import click
 import orjson
 import trio
 
+from streamer.broker.connect import RedisConnectionError, open_connection
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.options import SettingsCommand, with_settings
 from streamer.config import Settings, redact
@@ -26,9 +27,8 @@ from streamer.protocol.messages import (
     PriceUpdate,
 )
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
-from streamer.source.connect import RedisConnectionError, open_connection
-from streamer.source.destination import Destination
-from streamer.source.publisher import (
+from streamer.publisher.destination import Destination
+from streamer.publisher.publisher import (
     Publisher,
     PublishFailedError,
     PublishRefusedError,

@@ -16,8 +16,8 @@ import trio
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
-from streamer.collector import keep_collections_short
 from streamer.config import Settings
+from streamer.gc_pauses import keep_collections_short
 from streamer.workers.assignment import WorkerFailedError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import h11
 import trio
 from wsproto.utilities import generate_accept_token
 
-from streamer.edge.transport import close_lingering, receive_some
+from streamer.edge.websocket import close_lingering, receive_some
 
 PATH: Final = "/v1/ws"
 

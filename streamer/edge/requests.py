@@ -8,9 +8,8 @@ from typing import Final, Protocol, assert_never
 import attrs
 
 from streamer.config import Settings
-from streamer.edge.restore import SessionKeeper
-from streamer.edge.turns import Turns
-from streamer.hub.framing import batch_frames
+from streamer.edge.loop_budget import Turns
+from streamer.edge.sessions import SessionKeeper
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
@@ -18,7 +17,6 @@ from streamer.hub.sessions import SessionRecord
 from streamer.protocol import messages
 from streamer.protocol.codec import encode, utc_timestamp
 from streamer.protocol.errors import ErrorCode, ProtocolError
-from streamer.protocol.frames import text_frame
 from streamer.protocol.messages import (
     Gap,
     GapReason,
@@ -29,6 +27,8 @@ from streamer.protocol.messages import (
     Subscribed,
 )
 from streamer.protocol.topics import TARGET_RULE, SubscriptionType, Topic, is_target
+from streamer.wire.batch import batch_frames
+from streamer.wire.frames import text_frame
 
 _MAX_ECHOED_CHARACTERS: Final = 80
 """Of a rejected target, which goes back to whoever sent it."""

@@ -12,7 +12,7 @@ import trio
 from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
 from streamer.edge.requests import Requests, Services
-from streamer.edge.transport import (
+from streamer.edge.websocket import (
     ConnectionEndedError,
     MessageTooLargeError,
     PeerClosedError,
@@ -22,7 +22,7 @@ from streamer.hub.outbox import Outbox, OutboxStatistics
 from streamer.protocol import errors, messages
 from streamer.protocol.codec import decode_client, encode, request_id_of, utc_timestamp
 from streamer.protocol.errors import CloseReason, ErrorCode, ProtocolError
-from streamer.protocol.frames import ping_frame, text_frame
+from streamer.wire.frames import ping_frame, text_frame
 
 PROTOCOL_VERSION: Final = 1
 

@@ -17,7 +17,7 @@ import orjson
 from attrs.validators import gt
 
 from streamer.feeds.feed import FeedMessage
-from streamer.feeds.ticks import daily_limits, move_ticks
+from streamer.feeds.krx import daily_limits, move_ticks
 from streamer.protocol.codec import utc_timestamp
 from streamer.protocol.messages import MarketPhase, MarketStatus, OrderbookUpdate, PriceUpdate
 from streamer.protocol.topics import Kind, SubscriptionType, Topic

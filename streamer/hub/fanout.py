@@ -18,9 +18,9 @@ from typing import Final
 
 import attrs
 
-from streamer.hub.framing import frame_parts
 from streamer.hub.outbox import Group, Outbox, Subscription
 from streamer.hub.streams import Lane, TopicStream
+from streamer.wire.batch import frame_parts
 
 _FIRST: Final = itemgetter(0)
 _ENTRY: Final = attrgetter("entry")

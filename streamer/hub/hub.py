@@ -15,13 +15,13 @@ from typing import Final, Protocol
 import attrs
 
 from streamer.hub.fanout import WRITES_PER_TURN, FanOut
-from streamer.hub.framing import batch_frames
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
 from streamer.hub.streams import Lane, TopicStream
 from streamer.protocol.codec import encode
 from streamer.protocol.messages import Gap, GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
+from streamer.wire.batch import batch_frames
 
 _ORDER: Final = attrgetter("order")
 

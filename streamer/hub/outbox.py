@@ -15,10 +15,10 @@ from typing import Final, Protocol
 
 import attrs
 
-from streamer.hub.framing import Part, frame_parts
 from streamer.hub.publication import Publication
 from streamer.hub.streams import Lane
 from streamer.protocol.messages import Mode
+from streamer.wire.batch import Part, frame_parts
 
 INDIRECT_BUFFER_BYTES: Final = 64 * 1024
 """What may wait for the writer task of a TLS connection before the client counts as behind: as much

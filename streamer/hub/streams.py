@@ -6,10 +6,10 @@ from collections import deque
 from itertools import islice
 from typing import Any
 
-from streamer.hub.framing import Part
 from streamer.hub.publication import Publication, conflate
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
+from streamer.wire.batch import Part
 
 
 class Lane:

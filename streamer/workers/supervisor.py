@@ -21,8 +21,8 @@ import attrs
 import structlog
 import trio
 
+from streamer.admin.http import Readiness, Report, serve_http
 from streamer.config import Settings
-from streamer.edge.http import Readiness, Report, serve_http
 from streamer.edge.listeners import bind_sockets, close_sockets
 from streamer.workers.assignment import Assignment
 from streamer.workers.totals import add_up

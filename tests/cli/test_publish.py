@@ -13,9 +13,9 @@ import orjson
 import pytest
 import redis as redis_py
 
+from streamer.broker.keys import history_key
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
-from streamer.source.keys import history_key
 from tests.redis_server import RedisServer
 
 DEADLINE_SECONDS: Final = 30.0

@@ -21,11 +21,11 @@ import trio
 import trio_websocket
 from redis.client import PubSub
 
+from streamer.broker.keys import position_key
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.feeds.binance import read_book_tickers
 from streamer.server import Server, serve
-from streamer.source.keys import position_key
 from tests.feeds.recordings import BTCUSDT, depth, snapshot, text_of, trade, write_recording
 
 DEADLINE_SECONDS: Final = 60.0

@@ -12,10 +12,10 @@ import trio
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
+from streamer.broker.keys import history_key, position_key
 from streamer.edge.handshake import PATH
+from streamer.publisher.publisher import Publisher, open_publisher
 from streamer.server import Server
-from streamer.source.keys import history_key, position_key
-from streamer.source.publisher import Publisher, open_publisher
 from tests.running import (
     Client,
     Message,

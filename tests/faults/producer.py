@@ -18,9 +18,9 @@ import attrs
 import cattrs
 import trio
 
-from streamer.source.commands import Commands
-from streamer.source.connect import RedisConnectionError
-from streamer.source.publisher import open_publisher
+from streamer.broker.connect import RedisConnectionError
+from streamer.broker.requests import Commands
+from streamer.publisher.publisher import open_publisher
 
 TICK_SECONDS: Final = 0.02
 LEAD_SECONDS: Final = 15.0

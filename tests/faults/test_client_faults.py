@@ -6,8 +6,8 @@ from pathlib import Path
 
 import trio
 
+from streamer.broker.keys import history_key
 from streamer.client import Mode
-from streamer.source.keys import history_key
 from tests.faults.conversation import converse
 from tests.faults.network import Network
 from tests.faults.world import (

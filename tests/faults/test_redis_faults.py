@@ -5,6 +5,7 @@ from pathlib import Path
 
 import trio
 
+from tests.broker.proxy import Proxy
 from tests.faults.world import (
     PLAIN,
     TOPICS,
@@ -14,7 +15,6 @@ from tests.faults.world import (
     open_world,
 )
 from tests.redis_server import RedisServer
-from tests.source.proxy import Proxy
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 """What is acknowledged is on the disk. With the default, everysec, a second of it may not be."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trio
 
-from streamer.source.keys import session_key
+from streamer.broker.keys import session_key
 from tests.faults.conversation import converse
 from tests.faults.network import Network
 from tests.faults.processes import ServerProcess

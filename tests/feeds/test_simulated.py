@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from streamer.feeds.feed import FeedMessage
+from streamer.feeds.krx import daily_limits, tick_size
 from streamer.feeds.simulated import STOCKS, WATCHLIST, SimulatedMarket, Stock, TradingDay
-from streamer.feeds.ticks import daily_limits, tick_size
 from streamer.protocol.codec import decode_publication
 from streamer.protocol.topics import Kind, SubscriptionType, parse_channel
 

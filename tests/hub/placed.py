@@ -1,6 +1,6 @@
 """Producers that place what they publish, the history that Redis keeps of it, and a scripted link.
 
-`Placed` does to an `Intake` what `streamer.source.ingest` does, a step at a time. Beside that it
+`Placed` does to an `Intake` what `streamer.source.router` does, a step at a time. Beside that it
 keeps a model of what has to come out: the link delivers in order, what it lost is read from the
 history, and what the history has lost as well is a gap.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from streamer.broker.history import Entry, TopicRecord
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind
-from streamer.source.archive import Entry, TopicRecord
-from streamer.source.intake import Intake
+from streamer.source.sequencer import Intake
 
 MAX_HELD = 3
 """So few that what is held overflows."""

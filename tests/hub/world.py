@@ -19,14 +19,12 @@ import attrs
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.framing import batch_frames
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.sessions import record_session
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import encode
 from streamer.protocol.errors import TOO_SLOW
-from streamer.protocol.frames import close_frame, ping_frame, text_frame
 from streamer.protocol.messages import (
     Gap,
     GapReason,
@@ -37,6 +35,8 @@ from streamer.protocol.messages import (
     Unsubscribed,
 )
 from streamer.protocol.topics import Kind, Topic
+from streamer.wire.batch import batch_frames
+from streamer.wire.frames import close_frame, ping_frame, text_frame
 from tests.hub.placed import Placed
 
 TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"

@@ -1,0 +1,1 @@
+"""For operators: statistics, metrics, connections and health over HTTP."""

@@ -1,0 +1,1 @@
+"""Redis, spoken from Trio: connections, pub/sub, Sentinel, Cluster, histories and sessions."""

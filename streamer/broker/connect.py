@@ -1,0 +1,47 @@
+"""Connections to whatever kind of Redis a URL names: what the rest of the program asks through."""
+
+from contextlib import AbstractAsyncContextManager
+
+from streamer.broker.cluster import check_cluster_url, open_cluster
+from streamer.broker.connection import (
+    INCOMPLETE,
+    RECEIVE_BYTES,
+    Command,
+    Connection,
+    RedisConnectionError,
+    RedisReplyError,
+    RedisTimeoutError,
+    RequestConnection,
+    check_server_url,
+    open_server,
+)
+from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
+
+__all__ = [
+    "INCOMPLETE",
+    "RECEIVE_BYTES",
+    "Command",
+    "Connection",
+    "RedisConnectionError",
+    "RedisReplyError",
+    "RedisTimeoutError",
+    "RequestConnection",
+    "check_url",
+    "open_connection",
+]
+
+
+def check_url(url: str) -> None:
+    """Raise `ValueError` if `url` is not one that `open_connection` understands."""
+    (check_cluster_url if has_scheme(url, CLUSTER_SCHEMES) else check_server_url)(url)
+
+
+def open_connection(
+    url: str, *, timeout_seconds: float, client_name: str
+) -> AbstractAsyncContextManager[RequestConnection]:
+    """Connect to the Redis at `url`, for requests, and close the connection at the end.
+
+    See `open_server` and `open_cluster`, which this calls.
+    """
+    open_ = open_cluster if has_scheme(url, CLUSTER_SCHEMES) else open_server
+    return open_(url, timeout_seconds=timeout_seconds, client_name=client_name)

@@ -1,0 +1,101 @@
+"""Commands to Redis and their replies, pipelined over a connection kept while it is good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final, NoReturn
+
+import trio
+
+from streamer.broker.connect import (
+    INCOMPLETE,
+    Command,
+    RedisConnectionError,
+    RedisTimeoutError,
+    RequestConnection,
+    open_connection,
+)
+
+_CLOSE_SECONDS: Final = 1.0
+"""More than enough: closing a socket waits for nothing."""
+
+_COMMANDS_PER_SEND: Final = 100
+"""Few enough that Redis never waits with its replies for us to read them while we still send."""
+
+
+class Commands:
+    """A connection for requests, opened when first needed and again after it failed.
+
+    One caller at a time has it; others wait in line.
+    """
+
+    def __init__(self, url: str, *, client_name: str, timeout_seconds: float = 5.0) -> None:
+        """`timeout_seconds`: how long Redis may be silent while it is connected to or asked."""
+        self._url = url
+        self._client_name = client_name
+        self._timeout_seconds = timeout_seconds
+        self._lock = trio.Lock()
+        self._connection: RequestConnection | None = None
+        self._opened: AbstractAsyncContextManager[RequestConnection]
+
+    async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands and return their replies in order, a `RedisReplyError` as such.
+
+        They are sent again over a new connection where the old one turns out to be dead, so only
+        for commands that may be carried out twice. Raises RedisConnectionError.
+        """
+        async with self._lock:
+            if self._connection is not None:
+                with suppress(RedisConnectionError):
+                    return await self._execute_once(commands)
+            return await self._execute_once(commands)
+
+    async def _execute_once(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = []
+        try:
+            for start in range(0, len(commands), _COMMANDS_PER_SEND):
+                replies += await self._exchange(commands[start : start + _COMMANDS_PER_SEND])
+        except BaseException:
+            # Cancelled or failed half way, the connection would answer the next question with the
+            # reply to the last one.
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._close()
+            raise
+        return replies
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        with trio.move_on_after(self._timeout_seconds) as patience:
+            connection = self._connection or await self._connect()
+            await connection.send(commands)
+            replies: list[Any] = []
+            while len(replies) < len(commands):
+                reply = connection.reader.gets()
+                if reply is INCOMPLETE:
+                    await connection.receive()
+                    # Long histories over a slow network take long, and are coming.
+                    patience.deadline = trio.current_time() + self._timeout_seconds
+                else:
+                    replies.append(reply)
+            return replies
+        raise RedisTimeoutError("no reply from Redis")
+
+    async def _connect(self) -> RequestConnection:
+        self._opened = open_connection(
+            self._url, timeout_seconds=self._timeout_seconds, client_name=self._client_name
+        )
+        self._connection = await self._opened.__aenter__()
+        return self._connection
+
+    async def _close(self) -> None:
+        if self._connection is not None:
+            self._connection = None
+            await self._opened.__aexit__(None, None, None)
+
+    async def run(self) -> NoReturn:
+        """Close the connection when cancelled: whoever makes an instance keeps this running."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+                await self._close()

@@ -1,0 +1,1 @@
+"""For producers: publish with a position, once and in order."""

@@ -1,0 +1,64 @@
+"""A listener that keeps what it hears, and a source that runs for the length of a test."""
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from streamer.broker.pubsub import Message
+from streamer.broker.reader import Reader
+
+DEADLINE_SECONDS: Final = 20.0
+"""When a test that waits for something has failed; nothing here depends on how soon it comes."""
+
+
+class Recorder:
+    """A listener; `next_event` hands out what it heard, in order."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[tuple[str | bytes, ...]](math.inf)
+
+    def on_messages(self, messages: list[Message]) -> None:
+        """Each kept as ("message", channel, payload)."""
+        for channel, payload in messages:
+            self._send.send_nowait(("message", channel, payload))
+
+    def on_connected(self) -> None:
+        """Kept as ("connected",)."""
+        self._send.send_nowait(("connected",))
+
+    def on_lost(self, reason: str) -> None:
+        """Kept as ("lost", reason)."""
+        self._send.send_nowait(("lost", reason))
+
+    async def next_event(self) -> tuple[str | bytes, ...]:
+        """Wait for the next event."""
+        return await self._receive.receive()
+
+    async def lost(self) -> str:
+        """Wait until the connection is lost; everything before that is dropped."""
+        while (event := await self.next_event())[0] != "lost":
+            pass
+        return str(event[1])
+
+    async def connected(self) -> None:
+        """Wait until the connection is there; everything before that is dropped."""
+        while (await self.next_event())[0] != "connected":
+            pass
+
+
+@asynccontextmanager
+async def running(source: Reader) -> AsyncIterator[bool]:
+    """Run `source` inside the block, which gets whether the first attempt to connect succeeded."""
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(source.run)
+            nursery.cancel_scope.cancel()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what has no event of its own; the caller's deadline decides when it is too late."""
+    while not condition():  # noqa: ASYNC110 - Redis sets no event of ours
+        await trio.sleep(0.001)

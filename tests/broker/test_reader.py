@@ -1,0 +1,324 @@
+"""The reader against real Redis servers that are cut off, stopped, killed and made deaf."""
+
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis as redis_py
+import trio
+import trustme
+
+from streamer.broker.pubsub import Message
+from streamer.broker.reader import RedisSource
+from tests.broker.proxy import Proxy
+from tests.broker.recorder import Recorder, eventually, running
+from tests.redis_server import RedisServer
+
+
+def impatient_source(
+    url: str, listener: Recorder, *, probe_timeout_seconds: float = 10.0
+) -> RedisSource:
+    """A source that retries and probes quickly; how quickly is nothing that a test relies on."""
+    return RedisSource(
+        url,
+        listener,
+        probe_interval_seconds=0.02,
+        probe_timeout_seconds=probe_timeout_seconds,
+        connect_timeout_seconds=probe_timeout_seconds,
+        backoff_seconds=0.01,
+        max_backoff_seconds=0.05,
+    )
+
+
+def hub_channels(redis: redis_py.Redis) -> set[bytes]:
+    """The channels that Redis knows subscribers of, probes aside."""
+    channels: Any = redis.pubsub_channels()
+    return {name for name in channels if not name.startswith(b"streamer:probe:")}
+
+
+async def test_publications_arrive_whole_and_in_order(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """What any program PUBLISHes reaches the listener byte for byte, far beyond one read."""
+    recorder = Recorder()
+    source = RedisSource(redis_url, recorder)
+    source.subscribe(["a", "b"])
+    published = [
+        (b"ab"[n % 2 :][:1], b"%d\r\n\0\xff" % n + b"x" * (n % 7) * 40) for n in range(5_000)
+    ]
+    published.append((b"a", b"y" * 1_000_000))
+    async with running(source) as connected:
+        assert connected
+        assert await recorder.next_event() == ("connected",)
+        with redis.pipeline(transaction=False) as pipeline:
+            for channel, payload in published:
+                pipeline.publish(channel.decode(), payload)
+            await trio.to_thread.run_sync(pipeline.execute)
+        for channel, payload in published:
+            assert await recorder.next_event() == ("message", channel, payload)
+        statistics = source.statistics()
+    assert statistics.messages == len(published)
+    assert statistics.bytes_received > sum(len(payload) for _, payload in published)
+    assert (statistics.channels_wanted, statistics.channels_confirmed) == (2, 2)
+    assert statistics.reconnects == 0
+    assert not source.connected
+
+
+async def test_only_what_is_wanted_is_subscribed(redis_url: str, redis: redis_py.Redis) -> None:
+    """Channels come and go in Redis as they are wanted; asking twice changes nothing."""
+    recorder = Recorder()
+    source = RedisSource(redis_url, recorder)
+    source.subscribe(["a", "b", "b"])
+    async with running(source):
+        assert hub_channels(redis) == {b"a", b"b"}
+        source.subscribe(["b", "c:*"])
+        await source.wait_subscribed(["a", "b", "c:*"])
+        assert hub_channels(redis) == {b"a", b"b", b"c:*"}
+        source.unsubscribe(["a", "b"])
+        source.unsubscribe(["a", "never"])
+        await eventually(lambda: hub_channels(redis) == {b"c:*"})
+        assert redis.publish("a", "nobody hears") == 0
+        assert redis.publish("c:d", "no pattern") == 0
+        assert redis.publish("c:*", "heard") == 1
+        assert await recorder.next_event() == ("connected",)
+        assert await recorder.next_event() == ("message", b"c:*", b"heard")
+    assert source.statistics().channels_wanted == 1
+
+
+async def test_waiting_means_that_nothing_published_from_then_on_is_missed(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Through subscribe, unsubscribe, subscribe in a row, a confirmation is never an old one."""
+    recorder = Recorder()
+    source = RedisSource(redis_url, recorder)
+    async with running(source):
+        await recorder.connected()
+        for round_number in range(50):
+            source.subscribe(["a"])
+            await trio.lowlevel.checkpoint()
+            source.unsubscribe(["a"])
+            await trio.lowlevel.checkpoint()
+            source.subscribe(["a"])
+            await source.wait_subscribed(["a"])
+            assert redis.publish("a", round_number) == 1
+            assert await recorder.next_event() == ("message", b"a", b"%d" % round_number)
+            source.unsubscribe(["a"])
+
+
+async def test_many_channels_take_few_commands(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Ten thousand channels are subscribed in about twenty commands, again after a reconnect."""
+    server = own_redis_server()
+    recorder = Recorder()
+    source = impatient_source(server.url, recorder)
+    channels = [f"stock:{number}:price" for number in range(10_000)]
+    source.subscribe(channels)
+    with server.connect() as redis:
+        async with running(source):
+            assert redis.info("commandstats")["cmdstat_subscribe"]["calls"] in range(20, 23)
+            assert source.statistics().channels_confirmed == len(channels)
+            redis.client_kill_filter(_type="pubsub")
+            await recorder.lost()
+            await recorder.connected()
+            assert hub_channels(redis) == {channel.encode() for channel in channels}
+
+
+async def test_a_source_without_redis_says_so_and_goes_on_trying(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """What is wanted while Redis is away is subscribed when it appears."""
+    server = own_redis_server()
+    server.stop()
+    recorder = Recorder()
+    source = impatient_source(server.url, recorder)
+    source.subscribe(["early"])
+    async with running(source) as connected:
+        assert not connected
+        assert not source.connected
+        assert not source.ready
+        assert str(server.port) in (source.last_error or "")
+        source.subscribe(["late"])
+        server.start()
+        assert await recorder.next_event() == ("connected",)  # not lost: it never was there
+        with server.connect() as redis:
+            assert hub_channels(redis) == {b"early", b"late"}
+        await eventually(lambda: source.ready)
+    assert source.statistics().reconnects == 0
+
+
+async def test_every_cut_is_reported_and_mended(redis_url: str, redis: redis_py.Redis) -> None:
+    """CLIENT KILL over and over: lost and connected alternate, the channels are back each time."""
+    recorder = Recorder()
+    source = impatient_source(redis_url, recorder)
+    source.subscribe(["a"])
+    async with running(source):
+        assert await recorder.next_event() == ("connected",)
+        for cut in range(10):
+            redis.client_kill_filter(_type="pubsub")
+            assert (await recorder.next_event())[0] == "lost"
+            assert await recorder.next_event() == ("connected",)
+            assert redis.publish("a", cut) == 1
+            assert await recorder.next_event() == ("message", b"a", b"%d" % cut)
+        assert source.statistics().reconnects == 10
+
+
+@pytest.mark.parametrize("end", [RedisServer.stop, RedisServer.kill])
+async def test_a_restarted_redis_is_found_again(
+    own_redis_server: Callable[..., RedisServer], end: Callable[[RedisServer], None]
+) -> None:
+    """Stopped or killed, the loss is told at once, and the flow goes on with the next server."""
+    server = own_redis_server()
+    recorder = Recorder()
+    source = impatient_source(server.url, recorder)
+    source.subscribe(["a"])
+    async with running(source):
+        assert await recorder.next_event() == ("connected",)
+        end(server)
+        assert (await recorder.next_event())[0] == "lost"
+        assert not source.connected
+        assert source.statistics().channels_confirmed == 0
+        server.start()
+        await source.wait_subscribed(["a"])
+        with server.connect() as redis:
+            assert redis.publish("a", "x") == 1
+        assert await recorder.next_event() == ("connected",)
+        assert await recorder.next_event() == ("message", b"a", b"x")
+
+
+async def test_a_stopped_process_is_noticed_by_the_probe(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A Redis that keeps its connections open but does nothing is given up, then found again."""
+    server = own_redis_server()
+    recorder = Recorder()
+    source = impatient_source(server.url, recorder, probe_timeout_seconds=0.5)
+    source.subscribe(["a"])
+    async with running(source):
+        await recorder.connected()
+        await eventually(lambda: source.ready)
+        server.pause()
+        assert (await recorder.lost()).startswith("probe timeout")
+        assert not source.ready
+        assert not source.connected
+        server.resume()
+        await recorder.connected()
+        await eventually(lambda: source.ready)
+        with server.connect() as redis:
+            assert redis.publish("a", "x") == 1
+        assert await recorder.next_event() == ("message", b"a", b"x")
+
+
+async def test_a_deaf_connection_is_noticed_by_the_probe(
+    redis_server: RedisServer, redis: redis_py.Redis
+) -> None:
+    """A subscription that hears nothing is replaced, although every new connection works."""
+    proxy = Proxy(redis_server.port)
+    recorder = Recorder()
+    async with proxy.run():
+        source = impatient_source(
+            f"redis://127.0.0.1:{proxy.port}", recorder, probe_timeout_seconds=0.5
+        )
+        source.subscribe(["a"])
+        async with running(source):
+            await recorder.connected()
+            await eventually(lambda: source.ready)
+            proxy.deafen()
+            assert (await recorder.lost()).startswith("probe timeout")
+            await recorder.connected()
+            assert redis.publish("a", "x") == 1
+            assert await recorder.next_event() == ("message", b"a", b"x")
+
+
+async def test_a_probe_that_is_refused_costs_readiness_not_the_subscription(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Where the probe may not be published, messages go on; readiness waits until it may."""
+    server = own_redis_server(user="reader on nopass allchannels +subscribe +unsubscribe +client")
+    recorder = Recorder()
+    source = impatient_source(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
+    source.subscribe(["a"])
+    async with running(source) as connected:
+        assert connected
+        await eventually(lambda: "probe not published: NOPERM" in (source.last_error or ""))
+        assert source.connected
+        assert not source.ready
+        with server.connect() as redis:
+            redis.publish("a", "x")
+            assert await recorder.next_event() == ("connected",)
+            assert await recorder.next_event() == ("message", b"a", b"x")
+            redis.execute_command("ACL", "SETUSER", "reader", "+publish")
+            await eventually(lambda: source.ready)
+            assert source.statistics().probe_round_trip_seconds is not None
+            redis.execute_command("CONFIG", "SET", "maxclients", 1)  # the subscription itself stays
+            await eventually(lambda: "max number of clients" in (source.last_error or ""))
+            assert source.connected
+            assert not source.ready
+
+
+async def test_a_forbidden_channel_is_never_silence(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """When Redis refuses a SUBSCRIBE, the source is not connected and says why."""
+    server = own_redis_server(user="reader on nopass resetchannels &streamer:* &a +@all")
+    recorder = Recorder()
+    source = impatient_source(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
+    source.subscribe(["a"])
+    async with running(source) as connected:
+        assert connected
+        source.subscribe(["forbidden"])
+        assert "NOPERM" in await recorder.lost()
+        await eventually(lambda: source.statistics().channels_confirmed == 0)
+        source.unsubscribe(["forbidden"])
+        await recorder.connected()
+        await source.wait_subscribed(["a"])
+
+
+async def test_tls_carries_the_flow(
+    redis_server: RedisServer, redis: redis_py.Redis, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Over rediss:// a burst of many TLS records arrives whole, with nothing left behind."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    ca_file = tmp_path_factory.mktemp("tls") / "ca.pem"
+    authority.cert_pem.write_to_path(ca_file)
+    proxy = Proxy(redis_server.port, context)
+    recorder = Recorder()
+    async with proxy.run():
+        source = RedisSource(f"rediss://localhost:{proxy.port}?ssl_ca_certs={ca_file}", recorder)
+        source.subscribe(["a"])
+        async with running(source) as connected:
+            assert connected
+            await recorder.connected()
+            with redis.pipeline(transaction=False) as pipeline:
+                for number in range(3_000):
+                    pipeline.publish("a", b"%d" % number * 50)
+                await trio.to_thread.run_sync(pipeline.execute)
+            for number in range(3_000):
+                assert await recorder.next_event() == ("message", b"a", b"%d" % number * 50)
+            await eventually(lambda: source.ready)
+
+
+async def test_a_bug_in_the_listener_is_not_a_lost_connection(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """What the listener raises leaves `run`: a broken hub must not look like a broken Redis."""
+
+    class Broken(Recorder):
+        def on_messages(self, messages: list[Message]) -> None:  # noqa: ARG002
+            raise ZeroDivisionError
+
+    source = RedisSource(redis_url, Broken())
+    source.subscribe(["a"])
+    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with running(source):
+            redis.publish("a", "x")
+            await trio.sleep_forever()
+
+
+def test_a_bad_url_is_told_at_once() -> None:
+    """Not at the first attempt to connect."""
+    with pytest.raises(ValueError, match="not a Redis URL"):
+        RedisSource("localhost:6379", Recorder())

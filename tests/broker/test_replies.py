@@ -1,0 +1,44 @@
+"""An error that will pass is not taken for an answer."""
+
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from streamer.broker.connect import RedisConnectionError, RedisReplyError
+from streamer.broker.history import Inquiry, RedisArchive
+from streamer.broker.replies import is_passing
+from streamer.broker.requests import Commands
+from streamer.protocol.messages import Position
+from streamer.protocol.topics import Topic
+from tests.redis_server import RedisServer
+
+
+@pytest.mark.parametrize(
+    ("text", "passing"),
+    [
+        ("LOADING Redis is loading the dataset in memory", True),
+        ("ERR Error running script (call to f_1): @user_script:9: -READONLY You can't", True),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", False),
+        ("ERR unknown command 'EVALSHA'", False),
+    ],
+)
+def test_an_error_of_the_moment_is_told_from_one_that_stays(text: str, passing: bool) -> None:
+    """Whatever the version of Redis that words it."""
+    assert is_passing(RedisReplyError(text)) is passing
+
+
+async def test_a_topic_has_positions_even_while_redis_cannot_tell_them(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Taken for a topic without positions, it would get a gap and an epoch for nothing."""
+    redis = own_redis_server(replica_serve_stale_data="no")
+    with redis.connect() as client:
+        client.replicaof("127.0.0.1", 1)
+    commands = Commands(redis.url, client_name="test")
+    archive = RedisArchive(commands, history_length=10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(commands.run)
+        with pytest.raises(RedisConnectionError, match="MASTERDOWN"):
+            await archive.read([Inquiry(Topic.parse("stock:005930"), Position("e", 0))], "")
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,135 @@
+"""Commands get their own replies, through whatever befalls the connection."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import redis as redis_py
+import trio
+
+from streamer.broker.connect import RedisConnectionError, RedisReplyError, RedisTimeoutError
+from streamer.broker.requests import Commands
+from tests.broker.recorder import eventually
+from tests.redis_server import RedisServer
+
+NAME = "test-commands"
+
+
+@asynccontextmanager
+async def opened(url: str, *, timeout_seconds: float = 5) -> AsyncIterator[Commands]:
+    """Commands to a Redis, for the length of the block."""
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            commands = Commands(url, client_name=NAME, timeout_seconds=timeout_seconds)
+            nursery.start_soon(commands.run)
+            yield commands
+            nursery.cancel_scope.cancel()
+
+
+def connections(redis: redis_py.Redis) -> list[int]:
+    """The ids of our connections, as Redis sees them."""
+    return [int(client["id"]) for client in redis.client_list() if client["name"] == NAME]
+
+
+async def test_replies_come_in_order_over_one_connection_and_errors_among_them(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """More commands than go out in one send; one that fails stops none of the others."""
+    async with opened(redis_url) as commands:
+        assert connections(redis) == []
+        replies = await commands.execute_many([("ECHO", f"{number}") for number in range(250)])
+        assert replies == [f"{number}".encode() for number in range(250)]
+        first = connections(redis)
+        bad, good = await commands.execute_many([("NONSENSE",), ("ECHO", "x")])
+        assert isinstance(bad, RedisReplyError)
+        assert good == b"x"
+        assert await commands.execute_many([]) == []
+        assert connections(redis) == first
+        assert len(first) == 1
+    await eventually(lambda: connections(redis) == [])
+
+
+async def test_a_connection_that_died_while_idle_costs_no_request(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """The caller gets its replies from a new one."""
+    async with opened(redis_url) as commands:
+        await commands.execute_many([("ECHO", "x")])
+        before = connections(redis)
+        redis.client_kill_filter(_id=str(before[0]))
+        assert await commands.execute_many([("ECHO", "y")]) == [b"y"]
+        assert len(connections(redis)) == 1
+        assert connections(redis) != before
+
+
+async def test_one_caller_at_a_time_gets_its_own_replies(redis_url: str) -> None:
+    """However many ask at once."""
+    async with opened(redis_url) as commands, trio.open_nursery() as nursery:
+
+        async def ask(number: int) -> None:
+            requests = [("ECHO", f"{number}.{part}") for part in range(3)]
+            replies = await commands.execute_many(requests)
+            assert replies == [text.encode() for _, text in requests]
+
+        for number in range(20):
+            nursery.start_soon(ask, number)
+
+
+async def test_a_cancelled_request_leaves_no_reply_for_the_next(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Its connection is closed, since its replies are still to come."""
+    own = own_redis_server()
+    async with opened(own.url) as commands:
+        await commands.execute_many([("ECHO", "first")])
+        own.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commands.execute_many, [("ECHO", "cancelled")])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        own.resume()
+        assert await commands.execute_many([("ECHO", "next")]) == [b"next"]
+
+
+async def test_a_redis_that_is_silent_is_given_up(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """After the time-out, and it is asked anew when it speaks again."""
+    own = own_redis_server()
+    async with opened(own.url, timeout_seconds=0.2) as commands:
+        await commands.execute_many([("ECHO", "x")])
+        own.pause()
+        with pytest.raises(RedisTimeoutError):
+            await commands.execute_many([("ECHO", "x")])
+        own.resume()
+        while True:
+            try:
+                assert await commands.execute_many([("ECHO", "y")]) == [b"y"]
+                break
+            except RedisConnectionError:
+                continue  # what waits in its backlog is served first
+
+
+async def test_a_redis_that_talks_on_is_not_given_up(redis_url: str, redis: redis_py.Redis) -> None:
+    """A reply of many megabytes is not silence."""
+    redis.set("large", b"x" * 20_000_000)
+    async with opened(redis_url, timeout_seconds=1) as commands:
+        (reply,) = await commands.execute_many([("GET", "large")])
+        assert len(reply) == 20_000_000
+
+
+async def test_a_redis_that_is_away_is_an_error_until_it_is_back(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Each request tries again."""
+    own = own_redis_server()
+    async with opened(own.url) as commands:
+        await commands.execute_many([("ECHO", "x")])
+        await trio.to_thread.run_sync(own.kill)
+        for _ in range(2):
+            with pytest.raises(RedisConnectionError):
+                await commands.execute_many([("ECHO", "x")])
+        await trio.to_thread.run_sync(own.start)
+        assert await commands.execute_many([("ECHO", "y")]) == [b"y"]

@@ -1,0 +1,62 @@
+"""A turn of the loop that has lasted long puts clients off to the next ones."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from streamer.edge.loop_budget import LONG_TURN_SECONDS, RELEASED_PER_TURN, Turns
+
+
+def test_a_turn_is_long_after_a_while() -> None:
+    """Nobody waits in a short turn."""
+    lasted_seconds = 0.0
+    turns = Turns(lambda: lasted_seconds)
+    assert not turns.is_long
+    lasted_seconds = 2 * LONG_TURN_SECONDS
+    assert turns.is_long
+
+
+async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
+    """However many wait, each turn lets the next few go on, and then all have gone on."""
+    turns = Turns(lambda: 1.0)
+    size = RELEASED_PER_TURN
+    portions = [set(range(start, start + size)) for start in (0, size, 2 * size)]
+    passed: list[int] = []
+
+    async def put_off(number: int) -> None:
+        await turns.wait()
+        passed.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(len(portions) * size):
+            nursery.start_soon(put_off, number)
+            await wait_all_tasks_blocked()
+        nursery.start_soon(turns.run)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    # Trio runs what is ready in one turn in no particular order.
+    assert [set(passed[at : at + size]) for at in range(0, len(passed), size)] == portions
+
+
+async def test_what_is_to_be_called_later_is_called_in_order_some_in_each_turn() -> None:
+    """For those who cannot wait themselves: as many in a turn as of those who do."""
+    turns = Turns(lambda: 0.0)
+    called: list[int] = []
+    total = 3 * RELEASED_PER_TURN
+    for number in range(total):
+        turns.call_later(partial(called.append, number))
+    counts = [0]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        while counts[-1] < total:
+            await trio.lowlevel.checkpoint()
+            counts.append(len(called))
+        nursery.cancel_scope.cancel()
+    assert called == list(range(total))
+    # Trio runs both in a turn in either order: between two looks there can be two portions.
+    assert max(later - before for before, later in pairwise(counts)) <= 2 * RELEASED_PER_TURN

@@ -1,0 +1,615 @@
+"""The publisher against real Redis servers that are killed, emptied, paused and cut off."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+import orjson
+import pytest
+import redis as redis_py
+import trio
+import trio.testing
+
+from streamer.broker.keys import history_key, position_key, published_key
+from streamer.protocol.errors import InvalidPublicationError
+from streamer.protocol.messages import MarketPhase, MarketStatus, Position, PriceUpdate
+from streamer.publisher.publisher import (
+    Publisher,
+    PublishFailedError,
+    PublishRefusedError,
+    Receipt,
+    open_publisher,
+)
+from tests.broker.proxy import Proxy
+from tests.broker.recorder import DEADLINE_SECONDS, eventually
+from tests.redis_server import RedisServer
+
+CHANNEL = "stock:005930:price"
+TOPIC = "stock:005930"
+ORDERBOOK = b'{"type":"orderbook_update","stock_code":"005930","bids":[],"asks":[]}'
+
+
+def price(number: int, stock_code: str = "005930") -> bytes:
+    """A price_update that says which one it is."""
+    return (
+        b'{"type":"price_update","stock_code":"%b","price":72500.10,"change":-500,'
+        b'"change_percent":-0.680,"volume":%d,"timestamp":"2024-08-09T00:00:00.000Z"}'
+    ) % (stock_code.encode(), number)
+
+
+def prices(count: int, stock_code: str = "005930") -> list[tuple[str, bytes]]:
+    """What `publish_many` takes, numbered from 1."""
+    return [
+        (f"stock:{stock_code}:price", price(number, stock_code)) for number in range(1, count + 1)
+    ]
+
+
+def history(redis: redis_py.Redis, topic: str = TOPIC) -> list[tuple[int, bytes]]:
+    """Sequence and text of each entry, the oldest first."""
+    entries: Any = redis.xrange(history_key(topic))
+    return [(int(entry_id.split(b"-")[0]), fields[b"m"]) for entry_id, fields in entries]
+
+
+def numbers(redis: redis_py.Redis, topic: str = TOPIC) -> list[int]:
+    """Which of `prices` the history holds, in its order."""
+    return [orjson.loads(text)["volume"] for _, text in history(redis, topic)]
+
+
+@contextlib.contextmanager
+def subscribed(redis: redis_py.Redis, *channels: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A plain Redis subscriber, confirmed; gives a function that waits for its next message."""
+    with redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
+        subscription.subscribe(*channels)
+        messages = subscription.listen()
+        for _ in channels:
+            next(messages)
+        yield partial(next, messages)
+
+
+def positions(receipts: Sequence[Receipt | None]) -> list[Position]:
+    """Of publications that all have one."""
+    return [receipt.position for receipt in receipts if receipt and receipt.position]
+
+
+async def held(publisher: Publisher, count: int) -> None:
+    """Wait until so many are held."""
+    await eventually(lambda: publisher.statistics().held == count)
+
+
+async def acknowledged(publisher: Publisher, least: int) -> None:
+    """Wait until so many are acknowledged."""
+    await eventually(lambda: publisher.statistics().acknowledged >= least)
+
+
+async def test_positions_count_up_for_all_publishers_and_kinds_of_a_topic(redis_url: str) -> None:
+    """Two publishers and both channels of a stock share one sequence; another stock has its own."""
+    async with open_publisher(redis_url) as first, open_publisher(redis_url) as second:
+        receipts = [
+            await first.publish(CHANNEL, price(1)),
+            await second.publish(CHANNEL, price(2)),
+            await second.publish("stock:005930:orderbook", ORDERBOOK),
+            await first.publish(CHANNEL, price(4)),
+        ]
+        other = await second.publish("stock:000660:price", price(1, "000660"))
+    epoch = positions(receipts)[0].epoch
+    assert positions(receipts) == [Position(epoch, sequence) for sequence in range(1, 5)]
+    assert other.position is not None
+    assert other.position.sequence == 1
+    assert other.position.epoch != epoch
+
+
+async def test_what_is_published_is_the_producers_text_and_its_position(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Subscribers get the bytes that the history keeps: every digit, then epoch and sequence."""
+    with subscribed(redis, CHANNEL) as next_message:
+        async with open_publisher(redis_url) as publisher:
+            receipt = await publisher.publish(CHANNEL, price(1))
+        message = next_message()
+    assert receipt.receivers == 1
+    assert receipt.position is not None
+    end = b',"epoch":"%b","sequence":1}' % receipt.position.epoch.encode()
+    assert message["data"] == price(1)[:-1] + end
+    assert history(redis) == [(1, message["data"])]
+    entries: Any = redis.xrange(history_key(TOPIC))
+    assert entries[0][1][b"k"] == b"price"
+    assert redis.hgetall(position_key(TOPIC)) == {
+        b"epoch": receipt.position.epoch.encode(),
+        b"sequence": b"1",
+    }
+
+
+async def test_models_may_be_published(redis_url: str, redis: redis_py.Redis) -> None:
+    """A model is written as JSON, with its type and the time."""
+    async with open_publisher(redis_url) as publisher:
+        await publisher.publish(CHANNEL, PriceUpdate("005930", 1.5, 0, 0, 7))
+        await publisher.publish("market:KOSPI:status", MarketStatus("KOSPI", MarketPhase.OPEN))
+    ((_, text),) = history(redis)
+    assert orjson.loads(text).items() >= {"type": "price_update", "price": 1.5, "volume": 7}.items()
+    ((_, text),) = history(redis, "market:KOSPI")
+    assert orjson.loads(text).items() >= {"status": "open", "sequence": 1}.items()
+
+
+async def test_a_personal_message_has_no_position(redis_url: str, redis: redis_py.Redis) -> None:
+    """Alerts and notifications are of no topic: nothing is kept of them."""
+    alert = b'{"type":"alert","alert_id":1,"stock_code":"A","alert_type":"price","message":"up",'
+    alert += b'"timestamp":"2024-08-09T00:00:00Z"}'
+    with subscribed(redis, "alerts:u1") as next_message:
+        async with open_publisher(redis_url) as publisher:
+            assert await publisher.publish("alerts:u1", alert) == Receipt(None, 1)
+            receipt = await publisher.publish("alerts:{u2}", alert)
+        message = next_message()
+    assert receipt == Receipt(None, 0)
+    assert message["data"] == alert
+    assert not redis.keys("*history") + redis.keys("*position")
+
+
+async def test_without_positions_it_is_any_programs_publish(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """The text is the producer's alone, and nothing of it is kept."""
+    with subscribed(redis, CHANNEL) as next_message:
+        async with open_publisher(redis_url, positioned=False) as publisher:
+            assert await publisher.publish(CHANNEL, price(1)) == Receipt(None, 1)
+        message = next_message()
+    assert message["data"] == price(1)
+    assert not redis.keys("*history") + redis.keys("*position")
+
+
+async def test_the_history_is_capped_by_length(redis_url: str, redis: redis_py.Redis) -> None:
+    """It ends with the newest, and has the length asked for or one block of the stream more."""
+    async with open_publisher(redis_url, history_length=150) as publisher:
+        await publisher.publish_many(prices(1000))
+    kept = numbers(redis)
+    assert kept == list(range(1001 - len(kept), 1001))
+    assert 150 <= len(kept) <= 250
+
+
+async def test_the_history_is_capped_by_age(redis_url: str, redis: redis_py.Redis) -> None:
+    """Each publication drops two that are too old, and all expires when nothing more comes."""
+    redis.hset(position_key(TOPIC), mapping={"epoch": "e", "sequence": 9})
+    for sequence in range(1, 10):
+        redis.xadd(history_key(TOPIC), {"m": "", "t": sequence, "k": "price"}, f"{sequence}-0")
+    async with open_publisher(redis_url, history_seconds=1000) as publisher:
+        for oldest in (3, 5, 7, 9, 10, 10):
+            await publisher.publish(CHANNEL, price(0))
+            assert history(redis)[0][0] == oldest
+    assert 0 < redis.pttl(history_key(TOPIC)) <= 1_000_000
+    assert redis.ttl(position_key(TOPIC)) == -1
+
+
+async def test_records_of_a_publisher_are_few_and_expire(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """By them retries are told; they do not grow with what is published."""
+    async with open_publisher(redis_url) as publisher:
+        await publisher.publish_many(prices(1000))
+        (key,) = redis.keys(published_key(TOPIC, "*").replace("{", "\\{"))
+    assert redis.hlen(key) <= 129
+    assert 0 < redis.ttl(key) < 3600
+
+
+async def test_an_emptied_redis_begins_a_new_epoch_each_time(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Not even on one connection are two publications sequence 1 of the same epoch."""
+    epochs = set()
+    async with open_publisher(redis_url) as publisher:
+        for _ in range(3):
+            redis.flushall()
+            receipts = await publisher.publish_many(prices(3))
+            assert [position.sequence for position in positions(receipts)] == [1, 2, 3]
+            epochs |= {position.epoch for position in positions(receipts)}
+        assert publisher.statistics().connections == 1
+    assert len(epochs) == 3
+
+
+async def test_a_redis_that_lost_writes_begins_a_new_epoch(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Behind what it acknowledged, as after a failover, no sequence is given a second time."""
+    async with open_publisher(redis_url) as publisher:
+        before = positions(await publisher.publish_many(prices(5)))
+        redis.hset(position_key(TOPIC), "sequence", 4)
+        receipt = await publisher.publish(CHANNEL, price(6))
+    assert receipt.position is not None
+    assert receipt.position.epoch != before[0].epoch
+    assert receipt.position.sequence == 1
+    assert numbers(redis) == [6]
+
+
+async def test_a_lost_position_takes_its_history_along(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """The history is of the current epoch only, even if Redis evicted the position alone."""
+    async with open_publisher(redis_url) as publisher:
+        await publisher.publish_many(prices(5))
+        redis.delete(position_key(TOPIC))
+        receipt = await publisher.publish(CHANNEL, price(6))
+    assert receipt.position is not None
+    assert receipt.position.sequence == 1
+    assert numbers(redis) == [6]
+
+
+@pytest.mark.parametrize(
+    ("channel", "payload", "reason"),
+    [
+        (CHANNEL, b"nonsense", "not JSON"),
+        (CHANNEL, price(1, "000660"), "on the channel of '005930'"),
+        (CHANNEL, price(1)[:-1] + b',"epoch":"e","sequence":1}', "has a position already"),
+        ("stock:005930", price(1), "no channel of data messages"),
+        ("sector:IT:orderbook", ORDERBOOK, "no channel 'orderbook'"),
+        ("alerts:", b"{}", "no channel of data messages"),
+        ("alerts:u1", b"{}", "alert_id"),
+    ],
+)
+async def test_nothing_is_sent_of_a_call_with_an_invalid_publication(
+    redis_url: str, redis: redis_py.Redis, channel: str, payload: bytes, reason: str
+) -> None:
+    """What does not fit its channel is told before anything is published."""
+    async with open_publisher(redis_url) as publisher:
+        with pytest.raises(InvalidPublicationError, match=reason):
+            await publisher.publish_many([*prices(200), (channel, payload)])
+        assert not redis.keys()
+        assert await publisher.publish_many([]) == []
+
+
+async def test_many_tasks_share_a_publisher(redis_url: str, redis: redis_py.Redis) -> None:
+    """Each gets the receipts of its own publications, in order."""
+    results: dict[int, list[Position]] = {}
+    async with open_publisher(redis_url, hold_messages=20) as publisher:
+
+        async def produce(task: int) -> None:
+            calls = [await publisher.publish_many([(CHANNEL, price(task))] * 10) for _ in range(5)]
+            results[task] = positions([receipt for call in calls for receipt in call])
+
+        async with trio.open_nursery() as nursery:
+            for task in range(20):
+                nursery.start_soon(produce, task)
+    published = dict(history(redis))
+    assert len(published) == 1000
+    for task, own in results.items():
+        assert len(own) == 50
+        assert own == sorted(own, key=lambda position: position.sequence)
+        assert {orjson.loads(published[at.sequence])["volume"] for at in own} == {task}
+
+
+async def test_a_killed_redis_loses_and_doubles_nothing(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """SIGKILL and restart amid pipelined publications: each once in the history, in order."""
+    server = own_redis_server(appendonly="yes")
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with open_publisher(server.url, history_length=10_000) as publisher:
+            receipts: list[Receipt] = []
+
+            async def produce() -> None:
+                receipts.extend(await publisher.publish_many(prices(2500)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(produce)
+                for least in (100, 1000, 2000):
+                    await acknowledged(publisher, least)
+                    server.kill()
+                    server.start()
+            assert publisher.statistics().connections >= 4
+        with server.connect() as redis:
+            assert numbers(redis) == list(range(1, 2501))
+    assert [position.sequence for position in positions(receipts)] == list(range(1, 2501))
+    assert len({position.epoch for position in positions(receipts)}) == 1
+
+
+async def test_a_lost_answer_doubles_nothing(
+    redis_server: RedisServer, redis: redis_py.Redis
+) -> None:
+    """Published, but the answer never came: the retry gets the receipt of the first time."""
+    proxy = Proxy(redis_server.port)
+    alert = b'{"alert_id":1,"stock_code":"A","alert_type":"price","message":"up"}'
+    with subscribed(redis, CHANNEL, "alerts:u1") as next_message:
+        async with (
+            proxy.run(),
+            open_publisher(f"redis://127.0.0.1:{proxy.port}", timeout_seconds=0.3) as publisher,
+        ):
+            with trio.fail_after(DEADLINE_SECONDS):
+                await publisher.publish(CHANNEL, price(1))
+                proxy.deafen()
+                receipts = await publisher.publish_many([*prices(3)[1:], ("alerts:u1", alert)])
+                statistics = publisher.statistics()
+        assert statistics.connections == 2
+        assert statistics.last_error == "no answer within 0.3 s"
+        assert [position.sequence for position in positions(receipts)] == [2, 3]
+        assert [receipt.receivers for receipt in receipts] == [1, 1, 1]
+        assert numbers(redis) == [1, 2, 3]
+        redis.publish("alerts:u1", "last")
+        messages = [next_message() for _ in range(5)]
+    assert [m["channel"] for m in messages] == [CHANNEL.encode()] * 3 + [b"alerts:u1"] * 2
+    assert messages[-1]["data"] == b"last"
+
+
+async def test_commands_of_a_connection_given_up_neither_double_nor_overtake(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A stopped Redis goes on with commands of all the connections that it was sent meanwhile."""
+    server = own_redis_server()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with open_publisher(server.url, timeout_seconds=0.2) as publisher:
+            await publisher.publish(CHANNEL, price(0))
+            server.pause()
+            receipts: list[Receipt] = []
+
+            async def produce() -> None:
+                receipts.extend(await publisher.publish_many(prices(300)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(produce)
+                await eventually(lambda: publisher.statistics().last_error is not None)
+                assert not publisher.statistics().connected
+                server.resume()
+        with server.connect() as redis:
+            assert numbers(redis) == list(range(301))
+    assert [position.sequence for position in positions(receipts)] == list(range(2, 302))
+
+
+def test_a_publication_waits_for_the_one_before_and_is_not_made_up_for(
+    redis: redis_py.Redis,
+) -> None:
+    """The script refuses what would overtake, and what would come late; it never does it twice."""
+    script = files("streamer.publisher").joinpath("publish.lua").read_text()
+
+    def publish(number: int, *, prior: int) -> object:
+        return redis.eval(script, 1, "records", number, number % 128, prior, 60, "channel", "{")
+
+    with subscribed(redis, "channel"):
+        assert publish(1, prior=0) == [b"-", 0, 1]
+        with pytest.raises(redis_py.ResponseError, match="OUTOFORDER publication 3 after 1"):
+            publish(3, prior=2)
+        assert publish(2, prior=1) == [b"-", 0, 1]
+        assert publish(4, prior=2) == [b"-", 0, 1]
+        with pytest.raises(redis_py.ResponseError, match="OUTOFORDER publication 3 after 4"):
+            publish(3, prior=0)
+    # Nobody listens any more: these are the answers of the first time.
+    assert publish(1, prior=0) == [b"-", 0, 1]
+    assert publish(4, prior=2) == [b"-", 0, 1]
+    assert publish(5, prior=4) == [b"-", 0, 0]
+
+
+async def test_the_script_is_known_again_after_redis_forgot_it(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """SCRIPT FLUSH amid the flow costs a reconnect, and no publication."""
+    async with open_publisher(redis_url, history_length=10_000) as publisher:
+        with trio.fail_after(DEADLINE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publisher.publish_many, prices(2000))
+                await acknowledged(publisher, 100)
+                redis.script_flush()
+            assert publisher.statistics().connections == 2
+    assert numbers(redis) == list(range(1, 2001))
+
+
+async def test_a_state_that_passes_is_waited_out(
+    redis_url: str, redis: redis_py.Redis, redis_server: RedisServer
+) -> None:
+    """A Redis that may not write at the moment gets the publication when it may."""
+    async with open_publisher(redis_url) as publisher:
+        await publisher.publish(CHANNEL, price(1))
+        redis.config_set("maxmemory", 1)
+        try:
+            with trio.fail_after(DEADLINE_SECONDS):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(publisher.publish, CHANNEL, price(2))
+                    await eventually(lambda: "OOM" in (publisher.statistics().last_error or ""))
+                    redis.config_set("maxmemory", 0)
+        finally:
+            redis.config_set("maxmemory", 0)
+    assert numbers(redis) == [1, 2]
+
+
+async def test_redis_may_come_after_the_publisher(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """What is published before Redis is there is held until it is."""
+    server = own_redis_server()
+    server.stop()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with open_publisher(server.url) as publisher, trio.open_nursery() as nursery:
+            nursery.start_soon(publisher.publish_many, prices(3))
+            await eventually(lambda: publisher.statistics().last_error is not None)
+            assert not publisher.statistics().connected
+            server.start()
+    with server.connect() as redis:
+        assert numbers(redis) == [1, 2, 3]
+
+
+async def test_what_redis_does_not_acknowledge_in_time_has_failed(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Away longer than the bound: the error says why, and the next call is a new one."""
+    server = own_redis_server()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with open_publisher(server.url, hold_seconds=0.2) as publisher:
+            await publisher.publish(CHANNEL, price(1))
+            server.stop()
+            with pytest.raises(PublishFailedError, match="nothing acknowledged") as failed:
+                await publisher.publish_many(prices(3))
+            assert str(server.port) in failed.value.reason
+            assert failed.value.unacknowledged == (0, 1, 2)
+            assert failed.value.receipts == (None, None, None)
+            assert publisher.statistics().held == 0
+            server.start()
+            await eventually(lambda: publisher.statistics().connected)
+            receipt = await publisher.publish(CHANNEL, price(4))
+        with server.connect() as redis:
+            assert numbers(redis) == [4]
+    assert receipt.position is not None
+    assert receipt.position.sequence == 1
+
+
+async def test_a_silent_redis_has_not_acknowledged(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Connected is not acknowledged; what was acknowledged before is told apart."""
+    server = own_redis_server()
+    server.pause()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with open_publisher(server.url, hold_seconds=0.3, timeout_seconds=0.1) as publisher:
+            with pytest.raises(PublishFailedError, match="1 of 1 not acknowledged"):
+                await publisher.publish(CHANNEL, price(1))
+            server.resume()
+
+
+async def test_what_was_acknowledged_before_redis_went_is_told(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A call that fails half way says how far it came."""
+    server = own_redis_server()
+    failures: list[PublishFailedError] = []
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with open_publisher(server.url, hold_seconds=0.2) as publisher:
+
+            async def produce() -> None:
+                try:
+                    await publisher.publish_many(prices(5000))
+                except PublishFailedError as error:
+                    failures.append(error)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(produce)
+                await acknowledged(publisher, 100)
+                server.kill()
+            (failed,) = failures
+            count = publisher.statistics().acknowledged
+    assert [at.sequence for at in positions(failed.receipts)] == list(range(1, count + 1))
+    assert failed.unacknowledged == tuple(range(count, 5000))
+
+
+async def test_no_more_is_held_than_the_bound(own_redis_server: Callable[..., RedisServer]) -> None:
+    """While Redis is away, what would pass the bound fails at once, and nothing else does."""
+    server = own_redis_server()
+    server.stop()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with (
+            open_publisher(server.url, hold_seconds=60, hold_messages=3) as publisher,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(publisher.publish_many, prices(3))
+            await held(publisher, 3)
+            with pytest.raises(PublishFailedError, match="3 publications are held already"):
+                await publisher.publish_many(prices(2))
+            server.start()
+        with server.connect() as redis:
+            assert numbers(redis) == [1, 2, 3]
+
+
+async def test_what_redis_refuses_stops_nothing_else(redis_url: str, redis: redis_py.Redis) -> None:
+    """A topic whose history is no stream: that publication fails, with Redis' words."""
+    redis.hset(position_key("stock:000660"), mapping={"epoch": "e", "sequence": 7})
+    redis.set(history_key("stock:000660"), "no stream")
+    async with open_publisher(redis_url) as publisher:
+        with pytest.raises(PublishRefusedError, match="refused stock:000660:price") as refused:
+            await publisher.publish_many([*prices(1), *prices(3, "000660"), *prices(1)])
+        assert "WRONGTYPE" in refused.value.reason
+        assert refused.value.unacknowledged == (1, 2, 3)
+        assert [at.sequence for at in positions(refused.value.receipts)] == [1, 2]
+        redis.delete(history_key("stock:000660"))
+        receipt = await publisher.publish("stock:000660:price", price(1, "000660"))
+    assert receipt.position == Position("e", 8)
+
+
+async def test_a_publisher_without_permission_is_told_at_once(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """An ACL that forbids scripts is no reason to retry."""
+    server = own_redis_server(user="writer on nopass allchannels allkeys +publish +client")
+    async with open_publisher(f"redis://writer:any@127.0.0.1:{server.port}") as publisher:
+        with trio.fail_after(DEADLINE_SECONDS), pytest.raises(PublishRefusedError, match="NOPERM"):
+            await publisher.publish(CHANNEL, price(1))
+
+
+async def test_a_long_call_has_the_time_it_takes(
+    redis_url: str, mock_clock: trio.testing.MockClock
+) -> None:
+    """The bound is on the time without an answer, not on the whole call."""
+    mock_clock.rate = 1
+    async with open_publisher(redis_url, hold_seconds=100, timeout_seconds=600) as publisher:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publisher.publish_many, prices(2000))
+            for least in (100, 1000):
+                await acknowledged(publisher, least)
+                mock_clock.jump(90)
+        assert publisher.statistics().acknowledged == 2000
+
+
+async def test_an_idle_connection_is_kept(
+    redis_url: str, mock_clock: trio.testing.MockClock
+) -> None:
+    """Redis has nothing to answer when nothing is asked."""
+    mock_clock.rate = 1
+    async with open_publisher(redis_url) as publisher:
+        await publisher.publish(CHANNEL, price(1))
+        mock_clock.jump(1000)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(DEADLINE_SECONDS):
+            await publisher.publish(CHANNEL, price(2))
+        assert publisher.statistics().connections == 1
+
+
+async def test_a_cancelled_call_is_forgotten(own_redis_server: Callable[..., RedisServer]) -> None:
+    """What it had not sent is never sent, and the next call gets its own receipts."""
+    server = own_redis_server()
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with open_publisher(server.url) as publisher:
+            await publisher.publish(CHANNEL, price(0))
+            server.pause()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publisher.publish_many, prices(500))
+                await held(publisher, 500)
+                nursery.cancel_scope.cancel()
+            assert publisher.statistics().held <= 128
+            server.resume()
+            receipt = await publisher.publish(CHANNEL, price(999))
+            assert publisher.statistics().connections == 1
+        with server.connect() as redis:
+            published = numbers(redis)
+    assert receipt.position is not None
+    assert published == [*range(len(published) - 1), 999]
+    assert receipt.position.sequence == len(published) <= 130
+
+
+async def test_cancelled_publications_under_way_are_not_sent_again(
+    redis_server: RedisServer, redis: redis_py.Redis
+) -> None:
+    """After a lost connection only that is retried which somebody waits for."""
+    proxy = Proxy(redis_server.port)
+    async with (
+        proxy.run(),
+        open_publisher(f"redis://127.0.0.1:{proxy.port}", timeout_seconds=0.3) as publisher,
+    ):
+        with trio.fail_after(DEADLINE_SECONDS):
+            await publisher.publish(CHANNEL, price(0))
+            proxy.deafen()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(publisher.publish_many, prices(50))
+                await eventually(lambda: len(history(redis)) == 51)
+                redis.flushall()
+                nursery.cancel_scope.cancel()
+            receipt = await publisher.publish(CHANNEL, price(999))
+    assert numbers(redis) == [999]
+    assert receipt.position is not None
+    assert receipt.position.sequence == 1
+
+
+async def test_errors_leave_the_block_as_they_are(redis_url: str) -> None:
+    """No exception group tells of a nursery that the caller does not see."""
+    with pytest.raises(ZeroDivisionError):
+        async with open_publisher(redis_url):
+            raise ZeroDivisionError
+
+
+async def test_a_bad_url_is_told_at_once() -> None:
+    """Not at the first attempt to connect."""
+    with pytest.raises(ValueError, match="not a Redis URL"):
+        async with open_publisher("localhost:6379"):
+            pass

@@ -1,0 +1,340 @@
+"""A topic's way into the hub: in order, each publication once, and every hole announced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from streamer.broker.history import Entry, TopicRecord
+from streamer.hub.hub import Hub
+from streamer.hub.streams import TopicStream
+from streamer.protocol.codec import DecodedPublication
+from streamer.protocol.messages import Position
+from streamer.protocol.topics import Kind, Topic
+from streamer.source.sequencer import Intake
+from tests.hub.listener import Listener, Message, listening
+
+STOCK = Topic.parse("stock:A")
+
+MAX_HELD = 5
+
+
+class House:
+    """An intake, the hub behind it, and maybe a client that hears what comes out."""
+
+    def __init__(self) -> None:
+        self.hub = Hub(
+            epoch="own",
+            upstream=self,
+            on_dirty=lambda: None,
+            clock=lambda: 0.0,
+            timestamp=lambda: "2026-01-02T03:04:05.678Z",
+            linger_seconds=5,
+            history_length=10,
+            max_history_bytes=1 << 20,
+        )
+        self.stream = self.hub.stream(STOCK)
+        self.client: Listener | None = None
+
+    def want(self, stream: TopicStream) -> None:
+        """The topic is new."""
+        self.intake = Intake(self.hub, stream, max_held=MAX_HELD)
+
+    def join(self, topic: Topic) -> None:
+        """The topic has its first client."""
+
+    def release(self, topic: Topic) -> None:
+        """Nobody wants the topic any more."""
+
+    def read(self) -> None:
+        """The position is about to be read."""
+        self.intake.reading = True
+
+    def plain(self, number: int) -> bool:
+        """A plain PUBLISH arrives."""
+        text = json.dumps({"type": "x", "n": number}).encode()
+        return self.intake.take(Kind.PRICE, DecodedPublication(text, None))
+
+    def placed(self, *sequences: int, epoch: str = "redis") -> bool:
+        """Publications with a position arrive; whether the last was taken."""
+        taken = True
+        for sequence in sequences:
+            publication = DecodedPublication(text_of(sequence, epoch), Position(epoch, sequence))
+            taken = self.intake.take(Kind.PRICE, publication)
+        return taken
+
+    def heard(self) -> list[str]:
+        """What the client has received since the last call, in short."""
+        assert self.client is not None
+        return [in_short(message) for message in self.client.heard()]
+
+
+def text_of(sequence: int, epoch: str) -> bytes:
+    """A placed publication, as Redis carries it."""
+    return json.dumps({"type": "x", "epoch": epoch, "sequence": sequence}).encode()
+
+
+def entries(*sequences: int, epoch: str = "redis") -> list[Entry]:
+    """What the history holds."""
+    return [(Kind.PRICE, sequence, text_of(sequence, epoch)) for sequence in sequences]
+
+
+def record(sequence: int, *held: int, epoch: str = "redis", follows: bool = True) -> TopicRecord:
+    """What Redis knows of the topic: its last sequence, and the entries asked for."""
+    return TopicRecord(Position(epoch, sequence), follows, entries(*held, epoch=epoch))
+
+
+def in_short(message: Message) -> str:
+    """A message in one word."""
+    position = f"{message.get('epoch', 'own')}/{message['sequence']}"
+    if message["type"] == "gap":
+        return f"gap {message['reason']} {position}"
+    assert "previous" not in message, "nothing was merged"
+    return f"snapshot {position}" if message.get("snapshot") else position
+
+
+@pytest.fixture
+def house() -> House:
+    """A topic that nobody hears yet."""
+    return House()
+
+
+@pytest.fixture
+def heard_house(house: House) -> Iterator[House]:
+    """A topic with a client, which has been told position 0 of the server's own epoch."""
+    with listening(house.hub) as house.client:
+        house.client.subscribe(STOCK)
+        yield house
+
+
+@pytest.fixture
+def placed_house(heard_house: House) -> House:
+    """A topic whose client has had the producers' first two publications."""
+    assert heard_house.placed(1, 2)
+    assert heard_house.heard() == ["redis/1", "redis/2"]
+    heard_house.intake.renamed = False
+    return heard_house
+
+
+def test_plain_publications_are_numbered_here(heard_house: House) -> None:
+    """In the server's own epoch, from one."""
+    assert heard_house.plain(1)
+    assert heard_house.plain(2)
+    assert heard_house.heard() == ["own/1", "own/2"]
+    assert not heard_house.intake.placed
+
+
+def test_the_first_placed_publication_of_all_names_the_epoch(heard_house: House) -> None:
+    """Nothing was published in the one clients were told, so it is the same place: no gap."""
+    former = heard_house.stream.epoch
+    assert heard_house.placed(1)
+    assert heard_house.heard() == ["redis/1"]
+    assert heard_house.intake.renamed
+    for name in (former, "redis"):
+        missed = heard_house.stream.missed(Position(name, 0))
+        assert missed is not None
+        assert [publication.sequence for publication in missed] == [1]
+    assert heard_house.stream.missed(Position("another", 0)) is None
+
+
+def test_a_placed_publication_after_plain_ones_is_a_gap(heard_house: House) -> None:
+    """And so is a plain one after placed ones: neither says what lies between."""
+    heard_house.plain(1)
+    heard_house.placed(1, 2)
+    heard_house.plain(2)
+    heard_house.placed(3)
+    second = heard_house.stream.epoch
+    heard = heard_house.heard()
+    assert heard[0] == "own/1"
+    assert heard[1:4] == ["gap source_reconnected redis/0", "redis/1", "redis/2"]
+    assert heard[4].startswith("gap source_reconnected own-")
+    assert heard[5:] == ["own/1", "gap source_reconnected redis/2", "redis/3"]
+    assert second == "redis"
+    assert not heard_house.intake.renamed
+
+
+def test_a_stream_that_is_entered_in_its_middle_begins_there(heard_house: House) -> None:
+    """Whatever came before was not received, and a gap says so."""
+    assert heard_house.placed(7)
+    assert heard_house.heard() == ["gap source_reconnected redis/6", "redis/7"]
+
+
+def test_what_was_had_before_is_dropped(placed_house: House) -> None:
+    """A repeat is counted and goes no further."""
+    assert placed_house.placed(1, 2, 3, 3)
+    assert placed_house.heard() == ["redis/3"]
+    assert placed_house.intake.duplicates == 3
+
+
+def test_a_hole_is_filled_from_the_history(placed_house: House) -> None:
+    """What comes behind it waits until then, and all arrives once and in order."""
+    assert not placed_house.placed(5)
+    placed_house.read()
+    assert placed_house.placed(6)
+    assert placed_house.heard() == []
+    assert placed_house.intake.inquiry.after == Position("redis", 2)
+    assert placed_house.intake.catch_up(record(6, 3, 4, 5, 6))
+    assert placed_house.heard() == ["redis/3", "redis/4", "redis/5", "redis/6"]
+    assert placed_house.placed(7)
+    assert placed_house.intake.duplicates == 2
+
+
+def test_an_answer_that_has_a_part_is_no_end(placed_house: House) -> None:
+    """More is asked for while the history holds more than was read, or what is held has a hole."""
+    placed_house.read()
+    assert not placed_house.intake.catch_up(record(6, 3, 4))
+    assert placed_house.heard() == ["redis/3", "redis/4"]
+    placed_house.read()
+    placed_house.placed(8, 9)
+    assert not placed_house.intake.catch_up(record(6, 5, 6))
+    placed_house.read()
+    assert placed_house.intake.catch_up(record(9, 7, 8, 9))
+    assert placed_house.heard() == [f"redis/{number}" for number in (5, 6, 7, 8, 9)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "heard"),
+    [
+        (record(7, 6, 7), ["gap history_expired redis/5", "redis/6", "redis/7"]),
+        (record(7, 3, 6, 7), ["redis/3", "gap history_expired redis/5", "redis/6", "redis/7"]),
+        (record(7), ["gap history_expired redis/7"]),
+    ],
+    ids=["its beginning", "its middle", "all of it"],
+)
+def test_what_the_history_has_lost_is_a_gap(
+    placed_house: House, answer: TopicRecord, heard: list[str]
+) -> None:
+    """At its place, with where the stream resumes; then it goes on without another."""
+    placed_house.read()
+    assert placed_house.intake.catch_up(answer)
+    assert placed_house.placed(8)
+    assert placed_house.heard() == [*heard, "redis/8"]
+
+
+def test_a_hole_that_nobody_can_fill_is_a_gap(placed_house: House) -> None:
+    """A publication that Redis carried and forgot: those who hold on would wait for ever."""
+    assert not placed_house.placed(5)
+    placed_house.read()
+    placed_house.placed(6)
+    assert not placed_house.intake.catch_up(record(2))
+    placed_house.intake.skip_hole()
+    assert placed_house.placed(7)
+    assert placed_house.heard() == [
+        "gap source_reconnected redis/4",
+        "redis/5",
+        "redis/6",
+        "redis/7",
+    ]
+
+
+def test_a_hole_before_a_plain_publication_does_not_hold_it_up(placed_house: House) -> None:
+    """It has no place to wait for."""
+    placed_house.placed(5)
+    placed_house.read()
+    placed_house.plain(1)
+    assert not placed_house.intake.catch_up(record(2))
+    placed_house.intake.skip_hole()
+    heard = placed_house.heard()
+    assert heard[:2] == ["gap source_reconnected redis/4", "redis/5"]
+    assert heard[2].startswith("gap source_reconnected own-")
+    assert heard[3] == "own/1"
+
+
+def test_no_more_is_held_than_was_agreed(placed_house: House) -> None:
+    """What has a place can be read again, so nothing is lost with it."""
+    placed_house.read()
+    later = range(3, 3 + MAX_HELD + 1)
+    placed_house.placed(*later)
+    assert placed_house.intake.unproven
+    assert placed_house.intake.catch_up(record(later[-1], *later))
+    assert placed_house.heard() == [f"redis/{number}" for number in later]
+
+
+def test_plain_publications_that_could_not_be_held_are_a_gap(heard_house: House) -> None:
+    """They are nowhere else."""
+    heard_house.read()
+    for number in range(MAX_HELD + 2):
+        heard_house.plain(number)
+    assert heard_house.intake.catch_up(None)
+    gap, message = heard_house.heard()
+    assert gap.startswith("gap source_reconnected own-")
+    assert message == "own/1"
+
+
+@pytest.mark.parametrize("unproven", [False, True])
+def test_a_topic_without_a_position_goes_on_plain(heard_house: House, unproven: bool) -> None:
+    """With a gap exactly where something may have been missed."""
+    heard_house.plain(1)
+    heard_house.intake.unproven = unproven
+    heard_house.read()
+    heard_house.plain(2)
+    assert heard_house.heard() == ["own/1"]
+    assert heard_house.intake.catch_up(None)
+    heard = heard_house.heard()
+    assert heard[-1] == ("own/1" if unproven else "own/2")
+    assert len(heard) == 1 + unproven
+    assert not heard_house.intake.unproven
+
+
+def test_positions_that_redis_has_lost_are_a_gap(placed_house: House) -> None:
+    """A Redis that came back empty, to which nobody has published yet."""
+    placed_house.intake.unproven = True
+    placed_house.read()
+    assert placed_house.intake.catch_up(None)
+    (gap,) = placed_house.heard()
+    assert gap.startswith("gap source_reconnected own-")
+    assert not placed_house.intake.placed
+
+
+def test_another_epoch_begins_with_a_gap_and_its_last_values(placed_house: House) -> None:
+    """The new stream was at 4 when it was read; then it goes on live."""
+    placed_house.read()
+    placed_house.placed(5, epoch="next")
+    answer = record(4, 3, 4, epoch="next", follows=False)
+    assert placed_house.intake.catch_up(answer)
+    assert placed_house.heard() == [
+        "gap source_reconnected next/4",
+        "snapshot next/4",
+        "next/5",
+    ]
+
+
+def test_nobody_is_told_of_what_was_before_the_first_client(house: House) -> None:
+    """The position is taken over as it stands, with the last known value for who comes."""
+    house.intake.unproven = True
+    house.read()
+    house.placed(5)
+    assert house.intake.catch_up(record(4, 3, 4, follows=False))
+    with listening(house.hub) as house.client:
+        subscription = house.client.subscribe(STOCK)
+        assert house.hub.position(subscription) == Position("redis", 5)
+        (snapshot,) = house.hub.snapshot(subscription)
+        assert json.loads(snapshot)["sequence"] == 5
+        house.placed(6)
+        assert house.heard() == ["redis/6"]
+
+
+@pytest.mark.parametrize("unproven", [False, True])
+def test_an_epoch_that_is_empty_on_both_sides_is_the_same(
+    heard_house: House, unproven: bool
+) -> None:
+    """Unless something may have been missed in between."""
+    heard_house.intake.unproven = unproven
+    heard_house.read()
+    assert heard_house.intake.catch_up(record(0, follows=False))
+    heard_house.placed(1)
+    gap = ["gap source_reconnected redis/0"] if unproven else []
+    assert heard_house.heard() == [*gap, "redis/1"]
+    assert heard_house.intake.renamed is not unproven
+
+
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("unproven", [False, True])
+def test_redis_begins_anew_only_where_it_may_have_lost_something(
+    house: House, placed: bool, unproven: bool
+) -> None:
+    """A reader that missed nothing and asks after a hole must not end everybody's epoch."""
+    house.intake.placed, house.intake.unproven = placed, unproven
+    assert house.intake.inquiry.may_have_lost is (placed and unproven)
