@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import trio
 
 from streamer.broker.pubsub import Message
-from streamer.broker.reader import RedisSource
+from streamer.broker.reader import ServerReader
 from tests.redis_server import RedisServer
 
 PAYLOAD = b"x" * 165
@@ -75,7 +75,7 @@ async def measure(url: str, rate: int, seconds: float) -> str:
     """One row of the table."""
     messages = int((rate or 200_000) * seconds)
     listener = Count(messages)
-    source = RedisSource(url, listener)
+    source = ServerReader(url, listener)
     source.subscribe(CHANNELS)
     async with trio.open_nursery() as nursery:
         if not await nursery.start(source.run):

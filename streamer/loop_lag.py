@@ -35,7 +35,7 @@ class LoopStatistics:
     longest_pause_seconds_last_minute: float
 
 
-class Watchdog(trio.abc.Instrument):
+class LoopLag(trio.abc.Instrument):
     """Measures each turn of the loop in which it runs.
 
     Rather than Trio's clock, which tests make virtual, it reads `clock`, in seconds.

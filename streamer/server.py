@@ -30,31 +30,31 @@ import trio
 
 from streamer.admin.http import Readiness, Report, at_once, serve_http
 from streamer.broker.cluster_reader import reader_type
-from streamer.broker.history import RedisArchive
-from streamer.broker.reader import Reader, RedisSourceStatistics
-from streamer.broker.requests import Commands
+from streamer.broker.history import RedisHistory
+from streamer.broker.reader import PubSubReader, ReaderStatistics
+from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
 from streamer.config import Settings, redact
-from streamer.edge.acceptor import Reception
+from streamer.edge.acceptor import Acceptor
 from streamer.edge.handshake import PATH
 from streamer.edge.heartbeat import Heartbeat
-from streamer.edge.listeners import Listener, listener_port, open_listeners
-from streamer.edge.loop_budget import Turns
+from streamer.edge.listeners import ClientListener, listener_port, open_listeners
+from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.requests import Services
 from streamer.edge.session import ConnectionInfo
-from streamer.edge.sessions import SessionKeeper
+from streamer.edge.sessions import RestorableSessions
 from streamer.hub.flush import FlushLoop, FlushStatistics
 from streamer.hub.hub import Hub, HubStatistics
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import SessionStore
-from streamer.loop_lag import LoopStatistics, Watchdog
+from streamer.loop_lag import LoopLag, LoopStatistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
 from streamer.source.memory import MemoryBus
-from streamer.source.router import Ingest, IngestStatistics
+from streamer.source.router import Router, RouterStatistics
 
-_KEEPER_INTERVAL_SECONDS: Final = 1.0
+_EXPIRY_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
 """For what clients confirmed while they were let go; the rest of their sessions is saved before."""
 _CONNECTIONS_PER_TURN: Final = 100
@@ -96,8 +96,8 @@ class ServerStatistics:
     hub: HubStatistics
     batching: FlushStatistics
     rate_limiting: RateLimitStatistics
-    ingest: IngestStatistics
-    redis: RedisSourceStatistics | None
+    ingest: RouterStatistics
+    redis: ReaderStatistics | None
     """None with the bus in the process."""
 
 
@@ -111,14 +111,14 @@ class Server:
             interval_seconds=settings.flush_interval_seconds,
             stretch_limit_seconds=settings.stretch_limit_seconds,
         )
-        self._ingest = Ingest(
+        self._router = Router(
             max_publication_bytes=settings.max_publication_bytes,
             subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
             history_length=settings.history_length,
         )
         self.hub = Hub(
             epoch=self.instance,
-            upstream=self._ingest,
+            upstream=self._router,
             on_dirty=self._flush_loop.wake,
             clock=trio.current_time,
             timestamp=utc_timestamp,
@@ -129,36 +129,36 @@ class Server:
         self._flush_loop.attach(self.hub.fanout)
         self.bus: MemoryBus | None = None
         """The bus in the process, to publish to; None with Redis."""
-        self._redis: Reader | None = None
-        self._commands: Commands | None = None
+        self._redis: PubSubReader | None = None
+        self._commands: RedisClient | None = None
         store: SessionStore | None = None
         if settings.memory:
-            self.bus = MemoryBus(self._ingest)
-            self._ingest.attach(self.hub, self._flush_loop, self.bus, None)
+            self.bus = MemoryBus(self._router)
+            self._router.attach(self.hub, self._flush_loop, self.bus, None)
         else:
             self._redis = reader_type(settings.redis)(
                 settings.redis,
-                self._ingest,
+                self._router,
                 probe_interval_seconds=settings.probe_interval_seconds,
                 probe_timeout_seconds=settings.probe_timeout_seconds,
             )
-            self._commands = Commands(settings.redis, client_name=f"streamer-{self.instance}")
-            archive = RedisArchive(self._commands, history_length=settings.history_length)
-            self._ingest.attach(self.hub, self._flush_loop, self._redis, archive)
+            self._commands = RedisClient(settings.redis, client_name=f"streamer-{self.instance}")
+            history = RedisHistory(self._commands, history_length=settings.history_length)
+            self._router.attach(self.hub, self._flush_loop, self._redis, history)
             store = RedisSessions(
                 self._commands, lifetime_seconds=settings.session_lifetime_seconds
             )
-        self._watchdog = Watchdog()
+        self._loop_lag = LoopLag()
         self._heartbeat = Heartbeat(
             interval_seconds=settings.heartbeat_interval_seconds,
             timeout_seconds=settings.heartbeat_timeout_seconds,
         )
-        self._keeper = SessionKeeper(
+        self._sessions = RestorableSessions(
             self._find_outbox, store, lifetime_seconds=settings.session_lifetime_seconds
         )
-        self._turns = Turns(self._watchdog.turn_seconds)
-        services = Services(self.hub, settings, self._ingest, self._keeper, self._turns)
-        self._reception = Reception(services, self._heartbeat)
+        self._loop_budget = LoopBudget(self._loop_lag.turn_seconds)
+        services = Services(self.hub, settings, self._router, self._sessions, self._loop_budget)
+        self._acceptor = Acceptor(services, self._heartbeat)
         self._shutdown = shutdown
         self._started_at = utc_timestamp()
         self._started_seconds = trio.current_time()
@@ -166,7 +166,7 @@ class Server:
         self.http_url = ""
 
     def _find_outbox(self, session_id: str) -> Outbox | None:
-        session = self._reception.sessions.get(session_id)
+        session = self._acceptor.sessions.get(session_id)
         return None if session is None else session.outbox
 
     def shutdown(self) -> None:
@@ -187,8 +187,8 @@ class Server:
             source_scope = await root.start(self._run_source)
             root.start_soon(self._flush_loop.run)
             root.start_soon(self._heartbeat.run)
-            root.start_soon(self._keep)
-            root.start_soon(self._keeper.run)
+            root.start_soon(self._expire)
+            root.start_soon(self._sessions.run)
             report = Report(
                 at_once(self._statistics_json),
                 self._connections_json,
@@ -199,9 +199,9 @@ class Server:
             )
             self.websocket_url = _url(settings, listener_port(listeners[0]))
             async with trio.open_nursery() as connections:
-                self._reception.open(connections)
-                await root.start(self._watchdog.run)
-                root.start_soon(self._turns.run)
+                self._acceptor.open(connections)
+                await root.start(self._loop_lag.run)
+                root.start_soon(self._loop_budget.run)
                 accepting = await connections.start(self._accept, listeners, connections)
                 log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 task_status.started(self)
@@ -213,7 +213,7 @@ class Server:
                 )
                 await self._drain()
             with trio.move_on_after(_LAST_SAVE_SECONDS):
-                await self._keeper.save()
+                await self._sessions.save()
             root.cancel_scope.cancel()
 
     async def _run_source(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
@@ -222,7 +222,7 @@ class Server:
                 task_status.started(scope)
                 return
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ingest.run)
+                nursery.start_soon(self._router.run)
                 connected = await nursery.start(self._redis.run)
                 if not connected:
                     problem = f"no Redis at {redact(self.settings.redis)}: {self._redis.last_error}"
@@ -233,20 +233,20 @@ class Server:
 
     async def _accept(
         self,
-        listeners: list[Listener],
+        listeners: list[ClientListener],
         connections: trio.Nursery,
         task_status: trio.TaskStatus[trio.CancelScope],
     ) -> None:
         with trio.CancelScope() as scope:
             task_status.started(scope)
             await trio.serve_listeners(
-                self._reception.receive, listeners, handler_nursery=connections
+                self._acceptor.receive, listeners, handler_nursery=connections
             )
 
-    async def _keep(self) -> NoReturn:
+    async def _expire(self) -> NoReturn:
         marks: deque[tuple[float, int]] = deque()
         while True:
-            await trio.sleep(_KEEPER_INTERVAL_SECONDS)
+            await trio.sleep(_EXPIRY_INTERVAL_SECONDS)
             self.hub.release_unused()
             now = trio.current_time()
             marks.append((now + self.settings.history_seconds, self.hub.order))
@@ -257,12 +257,12 @@ class Server:
         """Let the clients go, each with a delay of its own: not all are to come back at once."""
         settings = self.settings
         await self._flush_loop.finish()
-        sessions = list(self._reception.sessions.values())
+        sessions = list(self._acceptor.sessions.values())
         log.info("draining", connections=len(sessions))
         for session in sessions:
-            self._keeper.changed(session.session_id)
+            self._sessions.changed(session.session_id)
         with trio.move_on_after(settings.drain_timeout_seconds / 2):
-            await self._keeper.save()
+            await self._sessions.save()
         spread_ms = settings.drain_spread_ms_per_client * len(sessions)
         for session in sessions:
             delay_ms = settings.drain_min_retry_ms + random.uniform(0, spread_ms)  # noqa: S311
@@ -281,22 +281,22 @@ class Server:
     @property
     def active_connections(self) -> int:
         """How many clients are connected."""
-        return len(self._reception.sessions)
+        return len(self._acceptor.sessions)
 
     def connections(self) -> list[ConnectionInfo]:
         """Each connection as it is now."""
-        return [session.info() for session in self._reception.sessions.values()]
+        return [session.info() for session in self._acceptor.sessions.values()]
 
     def statistics(self) -> ServerStatistics:
         """All counts up to now."""
         hub = self.hub.statistics()
-        reception = self._reception
-        sessions = reception.sessions.values()
+        acceptor = self._acceptor
+        sessions = acceptor.sessions.values()
         return ServerStatistics(
             started_at=self._started_at,
             uptime_seconds=trio.current_time() - self._started_seconds,
             active_connections=len(sessions),
-            connections_total=reception.connections_total,
+            connections_total=acceptor.connections_total,
             subscriptions=sum(hub.subscriptions_by_type.values()),
             subscriptions_by_type=hub.subscriptions_by_type,
             messages_received=sum(session.messages_received for session in sessions),
@@ -304,14 +304,14 @@ class Server:
             messages_queued=hub.messages_queued,
             messages_conflated=hub.messages_conflated,
             messages_dropped=hub.messages_dropped,
-            loop=self._watchdog.statistics(),
+            loop=self._loop_lag.statistics(),
             hub=hub,
             batching=self._flush_loop.statistics(updates_conflated=hub.messages_conflated),
             rate_limiting=RateLimitStatistics(
                 messages_refused=sum(session.messages_refused for session in sessions),
-                connections_refused=reception.admission.refused,
+                connections_refused=acceptor.admission.refused,
             ),
-            ingest=self._ingest.statistics(),
+            ingest=self._router.statistics(),
             redis=None if self._redis is None else self._redis.statistics(),
         )
 
@@ -321,7 +321,7 @@ class Server:
 
     async def _connections_json(self) -> list[dict[str, Any]]:
         listed = []
-        for number, session in enumerate(tuple(self._reception.sessions.values()), 1):
+        for number, session in enumerate(tuple(self._acceptor.sessions.values()), 1):
             listed.append(CONVERTER.unstructure(session.info()))
             if number % _CONNECTIONS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()

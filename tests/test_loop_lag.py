@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from streamer.config import Settings
-from streamer.loop_lag import LoopStatistics, Watchdog
+from streamer.loop_lag import LoopLag, LoopStatistics
 from streamer.server import Server, serve
 
 
@@ -25,7 +25,7 @@ class Clock:
 async def test_work_within_one_turn_is_a_pause_as_long_as_it_took(nursery: trio.Nursery) -> None:
     """Two tasks of one turn hold up whoever comes in between by the sum of both."""
     clock = Clock()
-    watchdog = Watchdog(clock)
+    watchdog = LoopLag(clock)
     nursery.start_soon(watchdog.run)
     await trio.testing.wait_all_tasks_blocked()
 
@@ -42,7 +42,7 @@ async def test_work_within_one_turn_is_a_pause_as_long_as_it_took(nursery: trio.
 def test_waiting_for_io_is_no_pause_but_waking_late_is() -> None:
     """A deadline that passes while the process gets no processor counts as if it had worked."""
     clock = Clock()
-    watchdog = Watchdog(clock)
+    watchdog = LoopLag(clock)
     watchdog.before_io_wait(10.0)
     clock.now_seconds += 7.0  # something came before the deadline
     watchdog.after_io_wait(10.0)
@@ -58,7 +58,7 @@ def test_waiting_for_io_is_no_pause_but_waking_late_is() -> None:
 def test_the_last_minute_forgets_and_the_whole_run_does_not() -> None:
     """After a minute the longest pause gives way to the longest of those after it."""
     clock = Clock()
-    watchdog = Watchdog(clock)
+    watchdog = LoopLag(clock)
 
     def turn(seconds: float) -> None:
         watchdog.after_io_wait(100.0)
@@ -89,7 +89,7 @@ async def test_a_server_reports_what_held_up_its_loop(nursery: trio.Nursery) -> 
 async def test_it_leaves_the_loop_when_cancelled(nursery: trio.Nursery) -> None:
     """A server that has ended costs the loop of its process nothing."""
     clock = Clock()
-    watchdog = Watchdog(clock)
+    watchdog = LoopLag(clock)
     nursery.start_soon(watchdog.run)
     await trio.testing.wait_all_tasks_blocked()
     nursery.cancel_scope.cancel()

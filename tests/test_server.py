@@ -118,7 +118,7 @@ async def test_every_account_adds_up() -> None:
         await overflowing.send(**subscribe, mode="all")
         await leaving.subscribe("stock:A")
         await eventually(lambda: server.statistics().subscriptions == 4)
-        sessions = server._reception.sessions
+        sessions = server._acceptor.sessions
         outboxes = {name: session.outbox for name, session in sessions.items()}
         published = 0
         while not (

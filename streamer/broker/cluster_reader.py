@@ -19,27 +19,27 @@ import trio
 
 from streamer.broker.cluster import Topology, discover, sharded_channel
 from streamer.broker.connection import RedisConnectionError
-from streamer.broker.pubsub import Link, Message
+from streamer.broker.pubsub import Message, PubSubConnection
 from streamer.broker.pubsub_state import SHARDED_CHANNELS
-from streamer.broker.reader import Listener, Reader, RedisSource
+from streamer.broker.reader import MessageHandler, PubSubReader, ServerReader
 from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
 
 
-def reader_type(url: str) -> type[Reader]:
+def reader_type(url: str) -> type[PubSubReader]:
     """The reader for the kind of Redis that a URL names."""
-    return ClusterSource if has_scheme(url, CLUSTER_SCHEMES) else RedisSource
+    return ClusterReader if has_scheme(url, CLUSTER_SCHEMES) else ServerReader
 
 
-class ClusterSource(Reader):
+class ClusterReader(PubSubReader):
     """A reader of all masters of a Cluster; listeners hear of channels by their plain names."""
 
     _topology: Topology
 
-    def _first_links(self) -> Sequence[Link]:
+    def _first_connections(self) -> Sequence[PubSubConnection]:
         self._wanted_names: set[bytes] = set()
         return ()
 
-    def _receiver(self, listener: Listener) -> Callable[[list[Message]], None]:
+    def _receiver(self, listener: MessageHandler) -> Callable[[list[Message]], None]:
         return lambda messages: listener.on_messages(
             [(name.translate(None, b"{}"), payload) for name, payload in messages]
         )
@@ -53,52 +53,52 @@ class ClusterSource(Reader):
 
     def _want(self, names: Collection[bytes]) -> None:
         self._wanted_names.update(names)
-        if self._links:
+        if self._pubsubs:
             for name in names:
-                self._link(name).want([name])
+                self._pubsub(name).want([name])
 
     def _release(self, names: Collection[bytes]) -> None:
         self._wanted_names.difference_update(names)
-        if self._links:
+        if self._pubsubs:
             for name in names:
-                self._link(name).release([name])
+                self._pubsub(name).release([name])
 
     def _is_confirmed(self, name: bytes) -> bool:
-        return bool(self._links) and self._link(name).subscriptions.is_confirmed(name)
+        return bool(self._pubsubs) and self._pubsub(name).subscriptions.is_confirmed(name)
 
-    def _link(self, name: bytes) -> Link:
-        return self._links[self._topology.owner(name)]
+    def _pubsub(self, name: bytes) -> PubSubConnection:
+        return self._pubsubs[self._topology.owner(name)]
 
-    async def _run_links(self) -> None:
+    async def _run_connections(self) -> None:
         self._topology = await self._discover()
-        self._links = [
-            Link(master, self._owner, self._probe_channel(index), SHARDED_CHANNELS)
+        self._pubsubs = [
+            PubSubConnection(master, self._context, self._probe_channel(index), SHARDED_CHANNELS)
             for index, master in enumerate(self._topology.masters)
         ]
         try:
             self._want(self._wanted_names.copy())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch)
-                for link in self._links:
-                    nursery.start_soon(link.run)
+                for pubsub in self._pubsubs:
+                    nursery.start_soon(pubsub.run)
         finally:
-            self._links = ()
+            self._pubsubs = ()
 
     async def _discover(self) -> Topology:
         return await discover(
             self._url,
-            timeout_seconds=self._owner.connect_timeout_seconds,
-            client_name=self._owner.client_name,
+            timeout_seconds=self._context.connect_timeout_seconds,
+            client_name=self._context.client_name,
         )
 
     async def _watch(self) -> NoReturn:
-        """Give up the links when the Cluster is no longer what they were made for.
+        """Give up the connections when the Cluster is no longer what they were made for.
 
         The probes alone would not tell: a master that is cut off from the others still takes
         sharded messages and hears its own, while the publishers have gone on to its replica.
         """
         while True:
-            await trio.sleep(self._owner.probe_interval_seconds)
+            await trio.sleep(self._context.probe_interval_seconds)
             if await self._discover() != self._topology:
                 raise RedisConnectionError("the Cluster has changed")
 

@@ -18,7 +18,7 @@ import trio
 from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
 from streamer.broker.keys import history_key, position_key
 from streamer.broker.replies import is_passing
-from streamer.broker.requests import Commands
+from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
 
@@ -32,7 +32,7 @@ Entry = tuple[Kind, int, bytes]
 
 
 @attrs.frozen
-class TopicRecord:
+class TopicHistory:
     """What Redis knew of a topic at one moment."""
 
     position: Position
@@ -50,7 +50,7 @@ class TopicRecord:
 
 
 @attrs.frozen
-class Inquiry:
+class HistoryQuery:
     """A question after one topic."""
 
     topic: Topic
@@ -59,21 +59,23 @@ class Inquiry:
     """Whether Redis knew the topic at `after` and must begin a new epoch if it is behind that."""
 
 
-class RedisArchive:
+class RedisHistory:
     """Reads positions and histories; each call is one round trip for up to 100 topics."""
 
-    def __init__(self, commands: Commands, *, history_length: int) -> None:
+    def __init__(self, commands: RedisClient, *, history_length: int) -> None:
         self._commands = commands
         self._history_length = history_length
         self._script = files("streamer.broker").joinpath("history.lua").read_bytes()
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
-    async def read(self, inquiries: Sequence[Inquiry], new_epoch: str) -> list[TopicRecord | None]:
+    async def read(
+        self, queries: Sequence[HistoryQuery], new_epoch: str
+    ) -> list[TopicHistory | None]:
         """The records of topics, None for those that have no position.
 
         `new_epoch` begins where Redis has lost what it had. Raises RedisConnectionError.
         """
-        commands = [self._command(inquiry, new_epoch) for inquiry in inquiries]
+        commands = [self._command(query, new_epoch) for query in queries]
         replies = await self._commands.execute_many(commands)
         if any(isinstance(r, RedisReplyError) and str(r).startswith("NOSCRIPT") for r in replies):
             await self._commands.execute_many([("SCRIPT", "LOAD", self._script)])
@@ -97,22 +99,22 @@ class RedisArchive:
             ]
         )
 
-    def _command(self, inquiry: Inquiry, new_epoch: str) -> Command:
-        topic = str(inquiry.topic)
+    def _command(self, query: HistoryQuery, new_epoch: str) -> Command:
+        topic = str(query.topic)
         return (
             "EVALSHA",
             self._digest,
             2,
             position_key(topic),
             history_key(topic),
-            inquiry.after.epoch,
-            inquiry.after.sequence,
+            query.after.epoch,
+            query.after.sequence,
             self._history_length,
             NEWEST_ENTRIES,
-            new_epoch if inquiry.may_have_lost else "",
+            new_epoch if query.may_have_lost else "",
         )
 
-    def _record(self, reply: Any) -> TopicRecord | None:
+    def _record(self, reply: Any) -> TopicHistory | None:
         if isinstance(reply, RedisReplyError):
             if is_passing(reply):
                 # It may have positions, and will say so: a Redis that still loads its data, say,
@@ -124,7 +126,7 @@ class RedisArchive:
         if not reply:
             return None
         epoch, sequence, follows, entries = reply
-        return TopicRecord(
+        return TopicHistory(
             Position(epoch.decode(), sequence),
             bool(follows),
             [(Kind(kind.decode()), number, text) for number, kind, text in entries],

@@ -1,6 +1,6 @@
 """One subscription connection to one Redis server.
 
-Link.run
+PubSubConnection.run
 ├── reader      socket -> hiredis -> on_messages, once for each read
 ├── writer      SUBSCRIBE and UNSUBSCRIBE: what is wanted and Redis was not told yet
 └── probe       publishes to a channel of its own and expects it back through the reader
@@ -21,7 +21,7 @@ from streamer.broker.connection import (
     RedisTimeoutError,
     open_server,
 )
-from streamer.broker.pubsub_state import CHANNELS, Dialect, Subscriptions
+from streamer.broker.pubsub_state import CHANNELS, Dialect, PubSubState
 
 Message: TypeAlias = tuple[bytes, bytes]
 """Channel and payload."""
@@ -37,7 +37,7 @@ class Traffic:
 
 
 @attrs.frozen
-class LinkOwner:
+class PubSubContext:
     """What the links of a source have in common."""
 
     client_name: str
@@ -54,18 +54,18 @@ class LinkOwner:
     """Unparked when Redis has confirmed something."""
 
 
-class Link:
+class PubSubConnection:
     """Reads the channels that are wanted of one server, one connection after the other."""
 
     def __init__(
-        self, url: str, owner: LinkOwner, probe_channel: bytes, dialect: Dialect = CHANNELS
+        self, url: str, context: PubSubContext, probe_channel: bytes, dialect: Dialect = CHANNELS
     ) -> None:
         self._url = url
-        self._owner = owner
+        self._context = context
         self._dialect = dialect
         self._probe_channel = probe_channel
         self._probe_returned = trio.Event()
-        self.subscriptions = Subscriptions(probe_channel, dialect)
+        self.subscriptions = PubSubState(probe_channel, dialect)
         self._subscriptions_changed = trio.Event()
         self.ready = False
         """The last probe came back."""
@@ -91,7 +91,7 @@ class Link:
         Raises RedisConnectionError, in groups.
         """
         try:
-            async with self._open_connection(self._owner.connect_timeout_seconds) as connection:
+            async with self._open_connection(self._context.connect_timeout_seconds) as connection:
                 self.subscriptions.restart()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, connection)
@@ -103,12 +103,12 @@ class Link:
 
     def _open_connection(self, timeout_seconds: float) -> AbstractAsyncContextManager[Connection]:
         return open_server(
-            self._url, timeout_seconds=timeout_seconds, client_name=self._owner.client_name
+            self._url, timeout_seconds=timeout_seconds, client_name=self._context.client_name
         )
 
     async def _read(self, connection: Connection) -> None:
         gets = connection.reader.gets
-        traffic = self._owner.traffic
+        traffic = self._context.traffic
         message = self._dialect.message
         probe_channel = self._probe_channel
         messages: list[Message] = []
@@ -134,16 +134,16 @@ class Link:
     def _pass_on(self, messages: list[Message]) -> list[Message]:
         """Give the messages to who wants them; returns the list for those that follow."""
         if messages:
-            self._owner.traffic.messages += len(messages)
-            self._owner.on_messages(messages)
+            self._context.traffic.messages += len(messages)
+            self._context.on_messages(messages)
         return []
 
     def _on_answer(self, channel: bytes) -> None:
         if not self.subscriptions.answered(channel):
             raise RedisConnectionError(f"unsubscribed by Redis: {channel.decode()} has moved")
-        self._owner.confirmations.unpark_all()
+        self._context.confirmations.unpark_all()
         if channel == self._probe_channel:
-            self._owner.on_subscribed()
+            self._context.on_subscribed()
 
     async def _write(self, connection: Connection) -> None:
         while True:
@@ -160,7 +160,7 @@ class Link:
         DNS name or a virtual address it would talk on to the same wrong server. So each probe
         connects anew.
         """
-        timeout_seconds = self._owner.probe_timeout_seconds
+        timeout_seconds = self._context.probe_timeout_seconds
         while True:
             try:
                 with trio.fail_after(timeout_seconds):
@@ -173,18 +173,18 @@ class Link:
                 # A clear no (too many clients, an ACL without PUBLISH) says nothing against the
                 # subscription. Giving that up as well would turn a broken probe into an outage.
                 self.ready = False
-                self._owner.on_probe_failed(f"probe not published: {error}")
+                self._context.on_probe_failed(f"probe not published: {error}")
             else:
                 self.ready = True
-            await trio.sleep(self._owner.probe_interval_seconds)
+            await trio.sleep(self._context.probe_interval_seconds)
 
     async def _round_trip(self) -> None:
         await trio.lowlevel.checkpoint()
         while not self.subscribed:
-            await self._owner.confirmations.park()
+            await self._context.confirmations.park()
         began = trio.current_time()
         self._probe_returned = trio.Event()
-        async with self._open_connection(self._owner.probe_timeout_seconds) as connection:
+        async with self._open_connection(self._context.probe_timeout_seconds) as connection:
             await connection.execute(self._dialect.publish, self._probe_channel, b"")
         await self._probe_returned.wait()
-        self._owner.traffic.probe_round_trip_seconds = trio.current_time() - began
+        self._context.traffic.probe_round_trip_seconds = trio.current_time() - began

@@ -39,7 +39,7 @@ SHARDED_CHANNELS: Final = Dialect(
 """Of a Cluster, since Redis 7: published within the shard that has the slot, not to all servers."""
 
 
-class Subscriptions:
+class PubSubState:
     """Bookkeeping between those who want channels and the connection that subscribes to them.
 
     No I/O: `next_commands` says what to send, `answered` takes what came back. `own_channel` is

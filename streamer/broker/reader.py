@@ -1,8 +1,8 @@
 """The Redis reader: each publication on the channels that are wanted, as fast as Redis sends them.
 
-While `RedisSource.run` runs there is at most one subscription connection, a `Link`. When it is
-lost, the source waits (full jitter) and connects again. `streamer.broker.cluster_reader` has one to
-each master of a Cluster.
+While `ServerReader.run` runs there is at most one `PubSubConnection`. When it is lost, the reader
+waits (full jitter) and connects again. `streamer.broker.cluster_reader` has one to each master of a
+Cluster.
 """
 
 import abc
@@ -16,10 +16,10 @@ import trio
 
 from streamer.broker.connect import check_url
 from streamer.broker.connection import RedisConnectionError
-from streamer.broker.pubsub import Link, LinkOwner, Message
+from streamer.broker.pubsub import Message, PubSubConnection, PubSubContext
 
 
-class Listener(Protocol):
+class MessageHandler(Protocol):
     """Whoever wants the publications. Each call is made on the event loop and must not wait."""
 
     def on_messages(self, messages: list[Message]) -> None:
@@ -39,8 +39,8 @@ class Listener(Protocol):
 
 
 @attrs.frozen
-class RedisSourceStatistics:
-    """What `RedisSource.statistics` returns; counters begin when the source is made."""
+class ReaderStatistics:
+    """What `ServerReader.statistics` returns; counters begin when the source is made."""
 
     connected: bool
     ready: bool
@@ -56,7 +56,7 @@ class RedisSourceStatistics:
     last_error: str | None
 
 
-class Reader(abc.ABC):
+class PubSubReader(abc.ABC):
     """Reads exact channels from Redis, and proves that it still hears them.
 
     `probe_interval_seconds` lie between the return of one probe and the next; a probe that is not
@@ -71,7 +71,7 @@ class Reader(abc.ABC):
     def __init__(
         self,
         url: str,
-        listener: Listener,
+        listener: MessageHandler,
         *,
         probe_interval_seconds: float = 5.0,
         probe_timeout_seconds: float = 10.0,
@@ -86,7 +86,7 @@ class Reader(abc.ABC):
         self._max_backoff_seconds = max_backoff_seconds
 
         self._instance_id = secrets.token_hex(8)
-        self._owner = LinkOwner(
+        self._context = PubSubContext(
             client_name=f"streamer-{self._instance_id}",
             connect_timeout_seconds=connect_timeout_seconds,
             probe_interval_seconds=probe_interval_seconds,
@@ -95,7 +95,7 @@ class Reader(abc.ABC):
             on_subscribed=self._on_subscribed,
             on_probe_failed=self._on_probe_failed,
         )
-        self._links = self._first_links()
+        self._pubsubs = self._first_connections()
 
         self._first_attempt_ended = trio.Event()
         self._connected = False
@@ -110,17 +110,17 @@ class Reader(abc.ABC):
     @property
     def ready(self) -> bool:
         """Connected, and the last probe came back."""
-        return self._connected and all(link.ready for link in self._links)
+        return self._connected and all(pubsub.ready for pubsub in self._pubsubs)
 
     @property
     def last_error(self) -> str | None:
         """Why the last connection or probe failed; kept after recovery."""
         return self._last_error
 
-    def statistics(self) -> RedisSourceStatistics:
+    def statistics(self) -> ReaderStatistics:
         """A snapshot; the probe's own channel and messages are not counted."""
-        wanted, traffic = self._wanted, self._owner.traffic
-        return RedisSourceStatistics(
+        wanted, traffic = self._wanted, self._context.traffic
+        return ReaderStatistics(
             connected=self.connected,
             ready=self.ready,
             channels_wanted=len(wanted),
@@ -152,7 +152,7 @@ class Reader(abc.ABC):
         names = [self._name(channel) for channel in channels]
         await trio.lowlevel.checkpoint()
         while not all(map(self._is_confirmed, names)):
-            await self._owner.confirmations.park()
+            await self._context.confirmations.park()
 
     async def run(self, *, task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a subscription connection alive until cancelled.
@@ -185,13 +185,13 @@ class Reader(abc.ABC):
         """Connect, subscribe and read until the connection is lost; return why."""
         reason = ""
         try:
-            await self._run_links()
+            await self._run_connections()
         except* RedisConnectionError as lost:
             reason = _first(lost)  # the other tasks lost the same connection
         return reason
 
     def _on_subscribed(self) -> None:
-        if all(link.subscribed for link in self._links):
+        if all(pubsub.subscribed for pubsub in self._pubsubs):
             self._connections += 1
             self._connected = True
             self._listener.on_connected()
@@ -203,10 +203,10 @@ class Reader(abc.ABC):
     # What is different with several servers
 
     @abc.abstractmethod
-    def _first_links(self) -> Sequence[Link]:
-        """The links that there are before the first connection; called once."""
+    def _first_connections(self) -> Sequence[PubSubConnection]:
+        """The connections that there are before the first connection; called once."""
 
-    def _receiver(self, listener: Listener) -> Callable[[list[Message]], None]:
+    def _receiver(self, listener: MessageHandler) -> Callable[[list[Message]], None]:
         """What takes the messages, by the names that Redis has for their channels."""
         return listener.on_messages
 
@@ -229,36 +229,39 @@ class Reader(abc.ABC):
     def _is_confirmed(self, name: bytes) -> bool: ...
 
     @abc.abstractmethod
-    async def _run_links(self) -> None:
-        """Run links to all servers until one is lost. Raises RedisConnectionError, in groups."""
+    async def _run_connections(self) -> None:
+        """Keep a connection to each server until one is lost.
+
+        Raises RedisConnectionError, in groups.
+        """
 
 
-class RedisSource(Reader):
+class ServerReader(PubSubReader):
     """A reader of one Redis server: that of the URL, or the master that Sentinel names."""
 
-    def _first_links(self) -> Sequence[Link]:
+    def _first_connections(self) -> Sequence[PubSubConnection]:
         probe_channel = f"streamer:probe:{self._instance_id}".encode()
-        self._link = Link(self._url, self._owner, probe_channel)
-        return (self._link,)
+        self._pubsub = PubSubConnection(self._url, self._context, probe_channel)
+        return (self._pubsub,)
 
     @property
     def _wanted(self) -> Collection[bytes]:
-        return self._link.subscriptions.wanted
+        return self._pubsub.subscriptions.wanted
 
     def _name(self, channel: str) -> bytes:
         return channel.encode()
 
     def _want(self, names: Collection[bytes]) -> None:
-        self._link.want(names)
+        self._pubsub.want(names)
 
     def _release(self, names: Collection[bytes]) -> None:
-        self._link.release(names)
+        self._pubsub.release(names)
 
     def _is_confirmed(self, name: bytes) -> bool:
-        return self._link.subscriptions.is_confirmed(name)
+        return self._pubsub.subscriptions.is_confirmed(name)
 
-    async def _run_links(self) -> None:
-        await self._link.run()
+    async def _run_connections(self) -> None:
+        await self._pubsub.run()
 
 
 def _first(group: BaseExceptionGroup[RedisConnectionError]) -> str:

@@ -1,4 +1,4 @@
-"""Commands to Redis and their replies, pipelined over a connection kept while it is good."""
+"""RedisClient to Redis and their replies, pipelined over a connection kept while it is good."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMANDS_PER_SEND: Final = 100
 """Few enough that Redis never waits with its replies for us to read them while we still send."""
 
 
-class Commands:
+class RedisClient:
     """A connection for requests, opened when first needed and again after it failed.
 
     One caller at a time has it; others wait in line.

@@ -10,7 +10,7 @@ import structlog
 
 from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
 from streamer.broker.keys import session_key
-from streamer.broker.requests import Commands
+from streamer.broker.requests import RedisClient
 from streamer.hub.sessions import (
     SessionRecord,
     StoreUnavailableError,
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 class RedisSessions:
     """One key for each session, which expires by itself."""
 
-    def __init__(self, commands: Commands, *, lifetime_seconds: float) -> None:
+    def __init__(self, commands: RedisClient, *, lifetime_seconds: float) -> None:
         self._commands = commands
         self._lifetime_seconds = math.ceil(lifetime_seconds)
 

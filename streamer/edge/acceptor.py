@@ -30,7 +30,7 @@ log = structlog.get_logger()
 ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
-class Reception:
+class Acceptor:
     """Receives connections and keeps the sessions that come of them."""
 
     def __init__(self, services: Services, heartbeat: Heartbeat) -> None:

@@ -75,7 +75,7 @@ class BurstListener(trio.abc.Listener[trio.SocketStream]):
         await trio.lowlevel.checkpoint()
 
 
-Listener = BurstListener | trio.SSLListener[trio.SocketStream]
+ClientListener = BurstListener | trio.SSLListener[trio.SocketStream]
 
 
 async def bind_sockets(host: str, port: int, *, shared: bool) -> list[socket.socket]:
@@ -112,7 +112,7 @@ def close_sockets(sockets: list[socket.socket]) -> None:
         one.close()
 
 
-async def open_listeners(settings: Settings) -> list[Listener]:
+async def open_listeners(settings: Settings) -> list[ClientListener]:
     """Listen where the settings say, beside other processes where they name several workers.
 
     Raises OSError, and ssl.SSLError for a certificate that does not fit.
@@ -134,7 +134,7 @@ async def open_listeners(settings: Settings) -> list[Listener]:
     return [trio.SSLListener(listener, context, https_compatible=True) for listener in listeners]
 
 
-def listener_port(listener: Listener) -> int:
+def listener_port(listener: ClientListener) -> int:
     """The port that a listener has got."""
     inner = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
     assert isinstance(inner, BurstListener)

@@ -21,7 +21,7 @@ RELEASED_PER_TURN: Final = 32
 """To carry out a request or to close a connection takes one or two tenths of a millisecond."""
 
 
-class Turns:
+class LoopBudget:
     """Puts clients off that would make a turn too long."""
 
     def __init__(self, turn_seconds: Callable[[], float]) -> None:

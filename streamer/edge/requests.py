@@ -8,8 +8,8 @@ from typing import Final, Protocol, assert_never
 import attrs
 
 from streamer.config import Settings
-from streamer.edge.loop_budget import Turns
-from streamer.edge.sessions import SessionKeeper
+from streamer.edge.loop_budget import LoopBudget
+from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
@@ -54,8 +54,8 @@ class Services:
     hub: Hub
     settings: Settings
     source: Source
-    keeper: SessionKeeper
-    turns: Turns
+    sessions: RestorableSessions
+    loop_budget: LoopBudget
 
 
 @attrs.frozen
@@ -152,7 +152,7 @@ class Requests:
     def _unsubscribe(self, message: messages.Unsubscribe) -> None:
         topics, rejected = self._topics(message)
         self._services.hub.unsubscribe(self._outbox, topics)
-        self._services.keeper.changed(self._outbox.name)
+        self._services.sessions.changed(self._outbox.name)
         self._send(
             messages.Unsubscribed(
                 message.subscription_type,
@@ -261,7 +261,7 @@ class Requests:
     async def _load(self, session_id: str) -> SessionRecord | None:
         if session_id == self._outbox.name or len(session_id) > _MAX_SESSION_ID_CHARACTERS:
             return None
-        return await self._services.keeper.load(session_id)
+        return await self._services.sessions.load(session_id)
 
     # Entering streams
 
@@ -289,7 +289,7 @@ class Requests:
             # A slow reader may take longer than what it waits for is kept in memory.
             now, later = self._plan(await self._ready(later), _Entered(), counted=True)
             self._outbox.send_control(self._register(now, _Entered(), snapshot=True))
-        self._services.keeper.changed(self._outbox.name)
+        self._services.sessions.changed(self._outbox.name)
 
     async def _ready(self, wants: Sequence[_Want]) -> list[_Want]:
         """Have the topics arrive, and what was missed of them where it can be had."""

@@ -16,7 +16,7 @@ from streamer.edge.websocket import (
     ConnectionEndedError,
     MessageTooLargeError,
     PeerClosedError,
-    Transport,
+    WebSocket,
 )
 from streamer.hub.outbox import Outbox, OutboxStatistics
 from streamer.protocol import errors, messages
@@ -69,8 +69,8 @@ class Session:
         "_services",
         "_settings",
         "_start_writer",
-        "_transport",
         "_user_agent",
+        "_websocket",
         "outbox",
         "session_id",
     )
@@ -112,7 +112,7 @@ class Session:
         self.outbox = Outbox(
             session_id, descriptor, self, max_queued_bytes=settings.max_outbound_bytes
         )
-        self._transport = Transport(
+        self._websocket = WebSocket(
             stream,
             services.hub.fanout,
             self.outbox,
@@ -120,7 +120,7 @@ class Session:
             trailing=request.trailing,
             admit_frame=self._admit,
             on_pong=self._on_pong,
-            turns=services.turns,
+            loop_budget=services.loop_budget,
         )
         self._requests = Requests(self.outbox, services, self._wait_room)
         self._pings = 0
@@ -144,32 +144,32 @@ class Session:
                 with self._scope:
                     await self._finish(*self._ending)
         finally:
-            self._services.keeper.ended(self.outbox)
+            self._services.sessions.ended(self.outbox)
             self._hub.remove(self.outbox)
 
     async def _finish(self, reason: CloseReason, farewell: bytes) -> None:
         self.outbox.send_control(farewell)
         if reason is errors.SHUTTING_DOWN:
             # A client that does as it is told still gets what it has not read yet.
-            await self._transport.wait_written()
-        self._services.keeper.ended(self.outbox)
+            await self._websocket.wait_written()
+        self._services.sessions.ended(self.outbox)
         self._hub.retire(self.outbox, reason.reason)
-        await self._transport.finish(reason)
+        await self._websocket.finish(reason)
 
     async def _read(self) -> None:
-        transport = self._transport
+        websocket = self._websocket
         try:
             if self._restore_id is not None:
                 await self._answer_errors(self._requests.restore(self._restore_id, {}))
             while True:
-                for message in transport.messages():
+                for message in websocket.messages():
                     await self._receive(message)
                     await self._wait_room()
                     # One read can hold hundreds of requests, and others want their turn.
                     await trio.lowlevel.checkpoint()
-                await transport.receive()
+                await websocket.receive()
         except PeerClosedError as closed:
-            transport.answer_close(closed.code)
+            websocket.answer_close(closed.code)
         except MessageTooLargeError:
             limit = self._settings.max_message_bytes
             self.end(
@@ -186,7 +186,7 @@ class Session:
     async def _wait_room(self) -> None:
         """A client that asks but does not read its answers is not read either."""
         while self.outbox.control_bytes > self._settings.max_unread_replies_bytes:
-            await self._transport.wait_progress()
+            await self._websocket.wait_progress()
 
     def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
         """Close the connection with a reason, and a message before it. Does not wait."""
@@ -209,12 +209,12 @@ class Session:
 
     def on_blocked(self) -> None:
         """Start the writer task, which lives while the socket is full."""
-        self._start_writer(self._transport.write_blocked)
+        self._start_writer(self._websocket.write_blocked)
 
     def on_broken(self) -> None:
         """Nothing can be written any more, a close frame included."""
         self._broken = True
-        self._services.turns.call_later(self._cancel)
+        self._services.loop_budget.call_later(self._cancel)
 
     def _cancel(self) -> None:
         self._scope.cancel()
@@ -228,7 +228,7 @@ class Session:
     @property
     def last_received_seconds(self) -> float:
         """When anything last came from the client, on trio's clock."""
-        return self._transport.last_received_seconds
+        return self._websocket.last_received_seconds
 
     def ping(self) -> None:
         """Ask the client for a sign of life, ahead of any waiting data."""
@@ -243,7 +243,7 @@ class Session:
     def _on_pong(self, payload: bytes) -> None:
         if self._pings and payload == self._ping_payload:
             self._hub.mark_pong(self.outbox)
-            self._services.keeper.changed(self.session_id)
+            self._services.sessions.changed(self.session_id)
 
     def give_up(self) -> None:
         """The client has been silent for too long: it would not read a close frame either."""

@@ -33,7 +33,7 @@ _RECORDS_PER_SAVE: Final = 100
 log = structlog.get_logger()
 
 
-class SessionKeeper:
+class RestorableSessions:
     """Keeps records of sessions, live ones and those that have ended."""
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import Final, cast
 import trio
 from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
-from streamer.edge.loop_budget import Turns
+from streamer.edge.loop_budget import LoopBudget
 from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
 from streamer.protocol import errors
@@ -51,20 +51,20 @@ class MessageTooLargeError(Exception):
     """A message is larger than allowed."""
 
 
-class Transport:
+class WebSocket:
     """Reads messages, answers control frames, writes what the socket did not take at once."""
 
     __slots__ = (
         "_admit_frame",
         "_fanout",
         "_frames",
+        "_loop_budget",
         "_max_message_bytes",
         "_on_pong",
         "_parts",
         "_parts_bytes",
         "_progress",
         "_stream",
-        "_turns",
         "last_received_seconds",
         "outbox",
     )
@@ -79,7 +79,7 @@ class Transport:
         trailing: bytes,
         admit_frame: Callable[[], bool],
         on_pong: Callable[[bytes], None],
-        turns: Turns,
+        loop_budget: LoopBudget,
     ) -> None:
         """Take over an open connection.
 
@@ -92,7 +92,7 @@ class Transport:
         self._max_message_bytes = max_message_bytes
         self._admit_frame = admit_frame
         self._on_pong = on_pong
-        self._turns = turns
+        self._loop_budget = loop_budget
         self._frames = FrameProtocol(client=False, extensions=[])
         self._frames.receive_bytes(trailing)
         self._parts: list[str | bytes] = []
@@ -105,7 +105,7 @@ class Transport:
     async def receive(self) -> None:
         """Wait for bytes from the peer. Raises PeerClosedError where it is gone."""
         try:
-            data = await receive_some(self._stream, self.outbox.descriptor, self._turns)
+            data = await receive_some(self._stream, self.outbox.descriptor, self._loop_budget)
         except trio.BrokenResourceError:
             data = b""
         if not data:
@@ -217,7 +217,7 @@ class Transport:
 
 
 async def receive_some(
-    stream: trio.abc.Stream, descriptor: int, turns: Turns | None = None
+    stream: trio.abc.Stream, descriptor: int, loop_budget: LoopBudget | None = None
 ) -> bytes:
     """Bytes from the peer, empty at its end; straight from the socket where there is one.
 
@@ -225,16 +225,16 @@ async def receive_some(
     """
     if descriptor < 0:
         data = bytes(await stream.receive_some(_RECEIVE_BYTES))
-        if turns is not None and turns.is_long:
-            await turns.wait()
+        if loop_budget is not None and loop_budget.is_long:
+            await loop_budget.wait()
         return data
     # What a client sends is rare and small: to wait first is right nearly always, and leaves out
     # the attempt, the context managers and the checkpoint of a socket's own recv.
     while True:
         await trio.lowlevel.wait_readable(descriptor)
         # Before the read: ten thousand reads alone would make a long turn.
-        if turns is not None and turns.is_long:
-            await turns.wait()
+        if loop_budget is not None and loop_budget.is_long:
+            await loop_budget.wait()
         try:
             return os.read(descriptor, _RECEIVE_BYTES)
         except BlockingIOError:

@@ -110,9 +110,13 @@ class Hub:
     def publish(self, stream: TopicStream, kind: Kind, text: bytes) -> None:
         """Take a publication from a producer that gives no position: it gets the next one."""
         sequence = stream.sequence + 1
-        self.publish_placed(stream, kind, b'%b,"sequence":%d}' % (text[:-1], sequence), sequence)
+        self.publish_positioned(
+            stream, kind, b'%b,"sequence":%d}' % (text[:-1], sequence), sequence
+        )
 
-    def publish_placed(self, stream: TopicStream, kind: Kind, text: bytes, sequence: int) -> None:
+    def publish_positioned(
+        self, stream: TopicStream, kind: Kind, text: bytes, sequence: int
+    ) -> None:
         """Take the publication that follows the last one, its `sequence` already in its text."""
         stream.sequence = sequence
         text = stream.named(text)

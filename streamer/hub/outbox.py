@@ -25,7 +25,7 @@ INDIRECT_BUFFER_BYTES: Final = 64 * 1024
 as a plain socket holds unsent (see `edge.session`)."""
 
 
-class Owner(Protocol):
+class OutboxOwner(Protocol):
     """The connection whose outbox it is. Both are called from inside a write: neither may wait."""
 
     def on_blocked(self) -> None:
@@ -177,7 +177,9 @@ class Outbox:
         "subscriptions",
     )
 
-    def __init__(self, name: str, descriptor: int, owner: Owner, *, max_queued_bytes: int) -> None:
+    def __init__(
+        self, name: str, descriptor: int, owner: OutboxOwner, *, max_queued_bytes: int
+    ) -> None:
         self.name = name
         """The session_id, for whoever asks who is there."""
         self.descriptor = descriptor

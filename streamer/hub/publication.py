@@ -1,4 +1,4 @@
-"""One publication: decoded, validated, placed and encoded once, whoever receives it."""
+"""One publication: decoded, validated, positioned and encoded once, whoever receives it."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 
-class Listener(Protocol):
+class MessageHandler(Protocol):
     """Who takes what is published."""
 
     def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
@@ -20,7 +20,7 @@ class Listener(Protocol):
 class MemoryBus:
     """Publish and subscribe by channel name. Nothing of it waits or fails."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: MessageHandler) -> None:
         self._listener = listener
         self._channels: set[str] = set()
         self._last: dict[str, bytes] = {}

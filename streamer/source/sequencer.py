@@ -9,7 +9,7 @@ other; clients are told of that as of any other new epoch, by a gap.
 
 from __future__ import annotations
 
-from streamer.broker.history import Entry, Inquiry, TopicRecord
+from streamer.broker.history import Entry, HistoryQuery, TopicHistory
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import DecodedPublication
@@ -17,7 +17,7 @@ from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind
 
 
-class Intake:
+class Sequencer:
     """The way of one topic into the hub."""
 
     __slots__ = (
@@ -27,7 +27,7 @@ class Intake:
         "confirmed",
         "duplicates",
         "lost",
-        "placed",
+        "positioned",
         "reading",
         "renamed",
         "stream",
@@ -39,7 +39,7 @@ class Intake:
         self._hub = hub
         self.stream = stream
         self._max_held = max_held
-        self.placed = False
+        self.positioned = False
         """Whether the producers place their publications."""
         self.unproven = False
         """Whether something may have been missed."""
@@ -62,25 +62,25 @@ class Intake:
             return True
         hub, stream, position = self._hub, self.stream, publication.position
         if position is None:
-            if self.placed:
+            if self.positioned:
                 self._begin(Position(hub.new_epoch(), 0))
-                self.placed = False
+                self.positioned = False
             hub.publish(stream, kind, publication.text)
             return True
         if position.epoch != stream.epoch:
             before = Position(position.epoch, position.sequence - 1)
-            if before.sequence == 0 and stream.sequence == 0 and not self.placed:
+            if before.sequence == 0 and stream.sequence == 0 and not self.positioned:
                 self._rename(position.epoch)
             else:
                 self._begin(before)
-            self.placed = True
+            self.positioned = True
         if position.sequence > stream.sequence + 1:
             self._hold(kind, publication)
             return False
         if position.sequence <= stream.sequence:
             self.duplicates += 1
         else:
-            hub.publish_placed(stream, kind, publication.text, position.sequence)
+            hub.publish_positioned(stream, kind, publication.text, position.sequence)
         return True
 
     def _hold(self, kind: Kind, publication: DecodedPublication) -> None:
@@ -99,15 +99,17 @@ class Intake:
         self._hub.start_epoch(self.stream, reason, position, latest or ())
 
     @property
-    def inquiry(self) -> Inquiry:
+    def query(self) -> HistoryQuery:
         """What has to be known of the topic before it can go on."""
         after = Position(self.stream.epoch, self.stream.sequence)
-        return Inquiry(self.stream.topic, after, may_have_lost=self.placed and self.unproven)
+        return HistoryQuery(
+            self.stream.topic, after, may_have_lost=self.positioned and self.unproven
+        )
 
-    def catch_up(self, record: TopicRecord | None) -> bool:
+    def catch_up(self, record: TopicHistory | None) -> bool:
         """Go on from what was read; False: there is still something missing."""
         if record is None:
-            self._go_on_unplaced()
+            self._go_on_unpositioned()
         elif record.position.epoch == self.stream.epoch:
             self._fill(record)
         else:
@@ -131,28 +133,28 @@ class Intake:
                 self._begin(Position(position.epoch, position.sequence - 1))
             self.take(kind, publication)
 
-    def _go_on_unplaced(self) -> None:
+    def _go_on_unpositioned(self) -> None:
         if self.unproven:
             self._begin(Position(self._hub.new_epoch(), 0))
-        self.placed = False
+        self.positioned = False
 
-    def _fill(self, record: TopicRecord) -> None:
+    def _fill(self, record: TopicHistory) -> None:
         """Publish what was missed; what the history has lost of it becomes a gap."""
         hub, stream = self._hub, self.stream
-        self.placed = True
+        self.positioned = True
         for kind, sequence, text in record.entries:
             if sequence > stream.sequence + 1:
                 self._skip(Position(stream.epoch, sequence - 1))
-            hub.publish_placed(stream, kind, text, sequence)
+            hub.publish_positioned(stream, kind, text, sequence)
         if not record.entries and record.position.sequence > stream.sequence:
             self._skip(record.position)
 
     def _skip(self, position: Position) -> None:
         self._hub.start_epoch(self.stream, GapReason.HISTORY_EXPIRED, position)
 
-    def _change_epoch(self, record: TopicRecord) -> None:
+    def _change_epoch(self, record: TopicHistory) -> None:
         stream = self.stream
-        self.placed = True
+        self.positioned = True
         if not stream.subscriptions:
             self._hub.adopt(stream, record.position, record.latest)
         elif record.position.sequence == 0 and stream.sequence == 0 and not self.unproven:

@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from streamer.broker.pubsub import Message
-from streamer.broker.reader import Reader
+from streamer.broker.reader import PubSubReader
 
 DEADLINE_SECONDS: Final = 20.0
 """When a test that waits for something has failed; nothing here depends on how soon it comes."""
@@ -50,7 +50,7 @@ class Recorder:
 
 
 @asynccontextmanager
-async def running(source: Reader) -> AsyncIterator[bool]:
+async def running(source: PubSubReader) -> AsyncIterator[bool]:
     """Run `source` inside the block, which gets whether the first attempt to connect succeeded."""
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:

@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from streamer.broker.cluster import discover, sharded_channel
-from streamer.broker.cluster_reader import ClusterSource
+from streamer.broker.cluster_reader import ClusterReader
 from streamer.broker.connect import RedisConnectionError, check_url, open_connection
 from streamer.broker.keys import history_key, position_key
-from streamer.broker.requests import Commands
+from streamer.broker.requests import RedisClient
 from streamer.client import Client, Event, Gap, PriceUpdate, open_client
 from streamer.protocol.messages import GapReason, Mode
 from streamer.publisher.publisher import Publisher, open_publisher
@@ -179,7 +179,7 @@ async def test_a_failover_that_loses_writes_is_an_announced_gap_of_its_topics(
 async def test_a_change_that_concerns_no_channel_is_noticed_too(cluster: ClusterService) -> None:
     """Nobody tells a source that a slot has moved in which it wants nothing yet."""
     recorder = Recorder()
-    source = ClusterSource(cluster.url, recorder, probe_interval_seconds=0.05)
+    source = ClusterReader(cluster.url, recorder, probe_interval_seconds=0.05)
     source.subscribe(["stock:a:price", "stock:b:price"])
     source.unsubscribe(["stock:b:price"])
     async with running(source) as connected:
@@ -220,7 +220,7 @@ async def test_questions_go_to_the_master_that_can_answer_them(
     calm_cluster: ClusterService,
 ) -> None:
     """Replies come in the order of the commands, and a script is known wherever it is used."""
-    commands = Commands(calm_cluster.url, client_name="streamer-test")
+    commands = RedisClient(calm_cluster.url, client_name="streamer-test")
     keys = [f"k{number}" for number in range(300)]
     script = "return redis.call('GET', KEYS[1])"
     async with trio.open_nursery() as nursery:

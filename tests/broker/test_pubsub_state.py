@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from streamer.broker.pubsub_state import CHANNELS_PER_COMMAND, SHARDED_CHANNELS, Subscriptions
+from streamer.broker.pubsub_state import CHANNELS_PER_COMMAND, SHARDED_CHANNELS, PubSubState
 
 OWN = b"own"
 CHANNELS = st.sets(st.sampled_from([b"a", b"b"]))
@@ -16,7 +16,7 @@ class Interleaving(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.subscriptions = Subscriptions(OWN)
+        self.subscriptions = PubSubState(OWN)
         self.subscriptions.restart()
         self.sent: deque[tuple[bytes, bytes]] = (
             deque()
@@ -92,7 +92,7 @@ TestInterleaving = Interleaving.TestCase
 
 def test_many_channels_are_told_in_commands_of_bounded_size() -> None:
     """Ten thousand channels are twenty commands, the own channel the last word of the last."""
-    subscriptions = Subscriptions(OWN)
+    subscriptions = PubSubState(OWN)
     channels = {b"%d" % number for number in range(20 * CHANNELS_PER_COMMAND)}
     subscriptions.want(channels)
     commands = []
@@ -106,7 +106,7 @@ def test_many_channels_are_told_in_commands_of_bounded_size() -> None:
 
 def test_a_channel_wanted_back_in_time_causes_no_traffic() -> None:
     """Released and wanted again before the writer came round, a channel simply stays."""
-    subscriptions = Subscriptions(OWN)
+    subscriptions = PubSubState(OWN)
     subscriptions.want([b"a"])
     subscriptions.next_commands()
     subscriptions.release([b"a"])
@@ -116,7 +116,7 @@ def test_a_channel_wanted_back_in_time_causes_no_traffic() -> None:
 
 def test_an_old_answer_confirms_nothing() -> None:
     """After subscribe, unsubscribe, subscribe a channel is confirmed by the third answer."""
-    subscriptions = Subscriptions(OWN)
+    subscriptions = PubSubState(OWN)
     for change in (subscriptions.want, subscriptions.release, subscriptions.want):
         change([b"a"])
         subscriptions.next_commands()
@@ -130,7 +130,7 @@ def test_an_old_answer_confirms_nothing() -> None:
 def test_sharded_channels_are_told_by_the_slot_and_the_own_one_last() -> None:
     """A command about two slots would be refused; what is confirmed last vouches for the rest."""
     own = b"streamer:probe:{x}"
-    subscriptions = Subscriptions(own, SHARDED_CHANNELS)
+    subscriptions = PubSubState(own, SHARDED_CHANNELS)
     channels = {b"{stock:a}:price", b"{stock:a}:orderbook", b"{stock:b}:price", b"{alerts:u}"}
     subscriptions.want(channels)
     *commands, last = subscriptions.next_commands()
@@ -150,7 +150,7 @@ def test_sharded_channels_are_told_by_the_slot_and_the_own_one_last() -> None:
 
 def test_an_answer_that_nobody_asked_for_is_told_from_the_others() -> None:
     """A Cluster unsubscribes by itself from what moves away."""
-    subscriptions = Subscriptions(OWN, SHARDED_CHANNELS)
+    subscriptions = PubSubState(OWN, SHARDED_CHANNELS)
     subscriptions.want([b"a"])
     subscriptions.next_commands()
     assert subscriptions.answered(b"a")

@@ -10,7 +10,7 @@ import trio
 import trustme
 
 from streamer.broker.pubsub import Message
-from streamer.broker.reader import RedisSource
+from streamer.broker.reader import ServerReader
 from tests.broker.proxy import Proxy
 from tests.broker.recorder import Recorder, eventually, running
 from tests.redis_server import RedisServer
@@ -18,9 +18,9 @@ from tests.redis_server import RedisServer
 
 def impatient_source(
     url: str, listener: Recorder, *, probe_timeout_seconds: float = 10.0
-) -> RedisSource:
+) -> ServerReader:
     """A source that retries and probes quickly; how quickly is nothing that a test relies on."""
-    return RedisSource(
+    return ServerReader(
         url,
         listener,
         probe_interval_seconds=0.02,
@@ -42,7 +42,7 @@ async def test_publications_arrive_whole_and_in_order(
 ) -> None:
     """What any program PUBLISHes reaches the listener byte for byte, far beyond one read."""
     recorder = Recorder()
-    source = RedisSource(redis_url, recorder)
+    source = ServerReader(redis_url, recorder)
     source.subscribe(["a", "b"])
     published = [
         (b"ab"[n % 2 :][:1], b"%d\r\n\0\xff" % n + b"x" * (n % 7) * 40) for n in range(5_000)
@@ -68,7 +68,7 @@ async def test_publications_arrive_whole_and_in_order(
 async def test_only_what_is_wanted_is_subscribed(redis_url: str, redis: redis_py.Redis) -> None:
     """Channels come and go in Redis as they are wanted; asking twice changes nothing."""
     recorder = Recorder()
-    source = RedisSource(redis_url, recorder)
+    source = ServerReader(redis_url, recorder)
     source.subscribe(["a", "b", "b"])
     async with running(source):
         assert hub_channels(redis) == {b"a", b"b"}
@@ -91,7 +91,7 @@ async def test_waiting_means_that_nothing_published_from_then_on_is_missed(
 ) -> None:
     """Through subscribe, unsubscribe, subscribe in a row, a confirmation is never an old one."""
     recorder = Recorder()
-    source = RedisSource(redis_url, recorder)
+    source = ServerReader(redis_url, recorder)
     async with running(source):
         await recorder.connected()
         for round_number in range(50):
@@ -287,7 +287,7 @@ async def test_tls_carries_the_flow(
     proxy = Proxy(redis_server.port, context)
     recorder = Recorder()
     async with proxy.run():
-        source = RedisSource(f"rediss://localhost:{proxy.port}?ssl_ca_certs={ca_file}", recorder)
+        source = ServerReader(f"rediss://localhost:{proxy.port}?ssl_ca_certs={ca_file}", recorder)
         source.subscribe(["a"])
         async with running(source) as connected:
             assert connected
@@ -310,7 +310,7 @@ async def test_a_bug_in_the_listener_is_not_a_lost_connection(
         def on_messages(self, messages: list[Message]) -> None:  # noqa: ARG002
             raise ZeroDivisionError
 
-    source = RedisSource(redis_url, Broken())
+    source = ServerReader(redis_url, Broken())
     source.subscribe(["a"])
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
         async with running(source):
@@ -321,4 +321,4 @@ async def test_a_bug_in_the_listener_is_not_a_lost_connection(
 def test_a_bad_url_is_told_at_once() -> None:
     """Not at the first attempt to connect."""
     with pytest.raises(ValueError, match="not a Redis URL"):
-        RedisSource("localhost:6379", Recorder())
+        ServerReader("localhost:6379", Recorder())

@@ -6,9 +6,9 @@ import pytest
 import trio
 
 from streamer.broker.connect import RedisConnectionError, RedisReplyError
-from streamer.broker.history import Inquiry, RedisArchive
+from streamer.broker.history import HistoryQuery, RedisHistory
 from streamer.broker.replies import is_passing
-from streamer.broker.requests import Commands
+from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from tests.redis_server import RedisServer
@@ -35,10 +35,10 @@ async def test_a_topic_has_positions_even_while_redis_cannot_tell_them(
     redis = own_redis_server(replica_serve_stale_data="no")
     with redis.connect() as client:
         client.replicaof("127.0.0.1", 1)
-    commands = Commands(redis.url, client_name="test")
-    archive = RedisArchive(commands, history_length=10)
+    commands = RedisClient(redis.url, client_name="test")
+    archive = RedisHistory(commands, history_length=10)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(commands.run)
         with pytest.raises(RedisConnectionError, match="MASTERDOWN"):
-            await archive.read([Inquiry(Topic.parse("stock:005930"), Position("e", 0))], "")
+            await archive.read([HistoryQuery(Topic.parse("stock:005930"), Position("e", 0))], "")
         nursery.cancel_scope.cancel()

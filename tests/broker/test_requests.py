@@ -1,4 +1,4 @@
-"""Commands get their own replies, through whatever befalls the connection."""
+"""RedisClient get their own replies, through whatever befalls the connection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import redis as redis_py
 import trio
 
 from streamer.broker.connect import RedisConnectionError, RedisReplyError, RedisTimeoutError
-from streamer.broker.requests import Commands
+from streamer.broker.requests import RedisClient
 from tests.broker.recorder import eventually
 from tests.redis_server import RedisServer
 
@@ -18,11 +18,11 @@ NAME = "test-commands"
 
 
 @asynccontextmanager
-async def opened(url: str, *, timeout_seconds: float = 5) -> AsyncIterator[Commands]:
-    """Commands to a Redis, for the length of the block."""
+async def opened(url: str, *, timeout_seconds: float = 5) -> AsyncIterator[RedisClient]:
+    """RedisClient to a Redis, for the length of the block."""
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            commands = Commands(url, client_name=NAME, timeout_seconds=timeout_seconds)
+            commands = RedisClient(url, client_name=NAME, timeout_seconds=timeout_seconds)
             nursery.start_soon(commands.run)
             yield commands
             nursery.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from streamer.broker.keys import session_key
-from streamer.broker.requests import Commands
+from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
 from streamer.hub.sessions import HeldSubscription, SessionRecord, StoreUnavailableError
 from streamer.protocol.messages import Mode, Position
@@ -24,7 +24,7 @@ async def opened(url: str) -> AsyncIterator[RedisSessions]:
     """The records in a Redis."""
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            commands = Commands(url, client_name="test")
+            commands = RedisClient(url, client_name="test")
             nursery.start_soon(commands.run)
             yield RedisSessions(commands, lifetime_seconds=299.5)
             nursery.cancel_scope.cancel()

@@ -240,9 +240,9 @@ async def test_a_connection_that_ends_for_good_is_a_failure(
     nursery.start_soon(publish_without_end, server)
 
     async def close_once_there() -> None:
-        while not server._reception.sessions:  # noqa: ASYNC110 - no event tells of a client
+        while not server._acceptor.sessions:  # noqa: ASYNC110 - no event tells of a client
             await trio.sleep(0.001)
-        for session in list(server._reception.sessions.values()):
+        for session in list(server._acceptor.sessions.values()):
             session.end(POLICY)
 
     nursery.start_soon(close_once_there)

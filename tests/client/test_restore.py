@@ -46,13 +46,13 @@ def publish(server: Server, price: int, code: str = "005930") -> None:
 
 def cut(server: Server) -> None:
     """Cut all connections without a word."""
-    for session in list(server._reception.sessions.values()):
+    for session in list(server._acceptor.sessions.values()):
         session.give_up()
 
 
 def close(server: Server, reason: errors.CloseReason) -> None:
     """Close all connections with a code."""
-    for session in list(server._reception.sessions.values()):
+    for session in list(server._acceptor.sessions.values()):
         session.end(reason)
 
 
@@ -70,7 +70,7 @@ async def prices(client: Client, count: int) -> list[int]:
 async def lose_and_miss(server: Server, client: Client, count: int) -> None:
     """Cut the connection of a client that is up to date, and publish before it is back."""
     cut(server)
-    await wait_until(lambda: not server._reception.sessions)
+    await wait_until(lambda: not server._acceptor.sessions)
     for number in range(count):
         publish(server, 100 + number)
     await wait_until(lambda: client.statistics().connections == 2)

@@ -8,34 +8,34 @@ from itertools import pairwise
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from streamer.edge.loop_budget import LONG_TURN_SECONDS, RELEASED_PER_TURN, Turns
+from streamer.edge.loop_budget import LONG_TURN_SECONDS, RELEASED_PER_TURN, LoopBudget
 
 
 def test_a_turn_is_long_after_a_while() -> None:
     """Nobody waits in a short turn."""
     lasted_seconds = 0.0
-    turns = Turns(lambda: lasted_seconds)
-    assert not turns.is_long
+    loop_budget = LoopBudget(lambda: lasted_seconds)
+    assert not loop_budget.is_long
     lasted_seconds = 2 * LONG_TURN_SECONDS
-    assert turns.is_long
+    assert loop_budget.is_long
 
 
 async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
     """However many wait, each turn lets the next few go on, and then all have gone on."""
-    turns = Turns(lambda: 1.0)
+    loop_budget = LoopBudget(lambda: 1.0)
     size = RELEASED_PER_TURN
     portions = [set(range(start, start + size)) for start in (0, size, 2 * size)]
     passed: list[int] = []
 
     async def put_off(number: int) -> None:
-        await turns.wait()
+        await loop_budget.wait()
         passed.append(number)
 
     async with trio.open_nursery() as nursery:
         for number in range(len(portions) * size):
             nursery.start_soon(put_off, number)
             await wait_all_tasks_blocked()
-        nursery.start_soon(turns.run)
+        nursery.start_soon(loop_budget.run)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
 
@@ -45,14 +45,14 @@ async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
 
 async def test_what_is_to_be_called_later_is_called_in_order_some_in_each_turn() -> None:
     """For those who cannot wait themselves: as many in a turn as of those who do."""
-    turns = Turns(lambda: 0.0)
+    loop_budget = LoopBudget(lambda: 0.0)
     called: list[int] = []
     total = 3 * RELEASED_PER_TURN
     for number in range(total):
-        turns.call_later(partial(called.append, number))
+        loop_budget.call_later(partial(called.append, number))
     counts = [0]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turns.run)
+        nursery.start_soon(loop_budget.run)
         while counts[-1] < total:
             await trio.lowlevel.checkpoint()
             counts.append(len(called))

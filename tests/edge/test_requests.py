@@ -82,7 +82,7 @@ async def confirm(server: Server, mock_clock: MockClock) -> None:
     mock_clock.jump(server.settings.heartbeat_interval_seconds)
     subscriptions = [
         subscription
-        for session in server._reception.sessions.values()
+        for session in server._acceptor.sessions.values()
         for subscription in session.outbox.subscriptions.values()
     ]
     await eventually(lambda: all(s.confirmed == server.hub.position(s) for s in subscriptions))
@@ -453,7 +453,7 @@ async def test_another_server_restores_a_session_from_redis(
             await place(publisher, 2)
             assert await prices(client, 1) == [2]
             await confirm(server, mock_clock)
-            await server._keeper.save()
+            await server._sessions.save()
             await place(publisher, 3)
             async with returning(other, client.session_id) as (again, answer):
                 assert held(answer) == {"stock": ["A"]}
@@ -478,7 +478,7 @@ async def test_what_nobody_places_cannot_be_recovered_on_another_server(
         await client.subscribe("stock:A")
         redis.publish("stock:A:price", price("A", 1))
         assert await prices(client, 1) == [1]
-        await server._keeper.save()
+        await server._sessions.save()
         async with returning(other, client.session_id) as (again, answer):
             assert held(answer) == {"stock": ["A"]}
             assert (answer["missed_messages_count"], answer["recovered"]) == (0, False)
@@ -509,19 +509,19 @@ async def test_more_than_may_be_left_unread_comes_in_portions(mock_clock: MockCl
                 assert await prices(again, 1) == [11]
 
 
-@pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.parametrize("positioned", [True, False])
 async def test_a_client_that_reads_its_portions_slowly_loses_nothing_in_silence(
-    placed: bool, redis_url: str, redis: redis_py.Redis, mock_clock: MockClock
+    positioned: bool, redis_url: str, redis: redis_py.Redis, mock_clock: MockClock
 ) -> None:
     """Though the topics whose turn is last were let go meanwhile, and are taken up anew.
 
-    What producers placed is read from Redis then; of the rest nothing is known, and a gap says so.
+    What has positions is read from Redis then; of the rest nothing is known, and a gap says so.
     """
     codes = ["A", "B", "C", "D"]
     pad = "x" * 4000
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        publisher = await enter(open_publisher(redis_url, positioned=placed))
+        publisher = await enter(open_publisher(redis_url, positioned=positioned))
         server = await enter(running_server(redis=redis_url, **AT_ONCE))
         client = await enter(connected(server))
         positions: dict[str, Any] = {}
@@ -548,7 +548,7 @@ async def test_a_client_that_reads_its_portions_slowly_loses_nothing_in_silence(
                     break
         assert [m["type"] for m in received[:2]] == ["connected", "subscribed"]
         data = received[2:]
-        if placed:
+        if positioned:
             expected = [(code, number) for code in codes for number in range(2, 102)]
             assert [(m["stock_code"], m["price"]) for m in data] == expected
         else:

@@ -336,7 +336,7 @@ async def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
 
         nursery.start_soon(ask)
         await eventually(lambda: any(info.outbox.blocked for info in server.connections()))
-        unread = (s.outbox for s in server._reception.sessions.values() if s.outbox.blocked)
+        unread = (s.outbox for s in server._acceptor.sessions.values() if s.outbox.blocked)
         outbox = next(unread)
         await eventually(lambda: outbox.control_bytes > 10_000)
         for _ in range(100):

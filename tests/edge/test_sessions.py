@@ -1,4 +1,4 @@
-"""The keeper of sessions, in virtual time: what it knows of them, here and in the store."""
+"""restorable sessions, in virtual time: what it knows of them, here and in the store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from streamer.edge.sessions import SessionKeeper
+from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import SessionRecord, StoreUnavailableError
@@ -49,11 +49,11 @@ class ScriptedStore:
 
 
 class House:
-    """A hub with clients that are only there, and the keeper of their sessions."""
+    """A hub with clients that are only there, and their restorable sessions."""
 
     def __init__(self, store: ScriptedStore | None) -> None:
         self.live: dict[str, Outbox] = {}
-        self.keeper = SessionKeeper(self.live.get, store, lifetime_seconds=LIFETIME_SECONDS)
+        self.sessions = RestorableSessions(self.live.get, store, lifetime_seconds=LIFETIME_SECONDS)
         self.hub = Hub(
             epoch="e",
             upstream=self,
@@ -84,12 +84,12 @@ class House:
         self.hub.add(outbox)
         if requests:
             self.hub.subscribe(outbox, requests)
-            self.keeper.changed(name)
+            self.sessions.changed(name)
         return outbox
 
     def disconnect(self, name: str) -> None:
         """Its session ends."""
-        self.keeper.ended(self.live[name])
+        self.sessions.ended(self.live[name])
         self.hub.remove(self.live.pop(name))
 
 
@@ -101,10 +101,10 @@ def store() -> ScriptedStore:
 
 @pytest.fixture
 async def house(store: ScriptedStore) -> AsyncIterator[House]:
-    """One whose keeper runs."""
+    """One whose session task runs."""
     house = House(store)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(house.keeper.run)
+        nursery.start_soon(house.sessions.run)
         yield house
         nursery.cancel_scope.cancel()
 
@@ -128,9 +128,9 @@ async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
         SubscriptionRequest(MARKET, Mode.LATEST, frozenset(), 0.5),
     ]
     house.connect("one", *requests)
-    there = await house.keeper.load("one")
+    there = await house.sessions.load("one")
     house.disconnect("one")
-    gone = await house.keeper.load("one")
+    gone = await house.sessions.load("one")
     assert there == gone
     assert there is not None
     stock, market = there.subscriptions
@@ -138,7 +138,7 @@ async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
     assert (market.topic, market.mode, market.kinds) == ("market:KOSPI", Mode.LATEST, ["status"])
     assert (stock.interval_seconds, market.interval_seconds) == (0.0, 0.5)
     assert stock.confirmed.epoch == house.hub.stream(STOCK).epoch
-    assert await house.keeper.load("another") is None
+    assert await house.sessions.load("another") is None
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -151,9 +151,9 @@ async def test_a_session_that_has_ended_lives_for_its_lifetime(
     house.disconnect("one")
     store.away = True
     await trio.sleep(LIFETIME_SECONDS - 0.1)
-    assert topics(await house.keeper.load("one")) == ["stock:A"]
+    assert topics(await house.sessions.load("one")) == ["stock:A"]
     await trio.sleep(0.1)
-    assert await house.keeper.load("one") is None
+    assert await house.sessions.load("one") is None
 
 
 async def test_what_has_expired_is_forgotten(house: House, autojump_clock: MockClock) -> None:
@@ -164,9 +164,9 @@ async def test_what_has_expired_is_forgotten(house: House, autojump_clock: MockC
     await trio.sleep(10)
     house.disconnect("two")
     await trio.sleep(LIFETIME_SECONDS - 8)
-    assert list(house.keeper._ended) == ["two"]
+    assert list(house.sessions._ended) == ["two"]
     await trio.sleep(10)
-    assert not house.keeper._ended
+    assert not house.sessions._ended
 
 
 async def test_a_client_without_subscriptions_leaves_nothing_to_restore(
@@ -176,7 +176,7 @@ async def test_a_client_without_subscriptions_leaves_nothing_to_restore(
     house.connect("one")
     house.disconnect("one")
     await trio.sleep(2)
-    assert await house.keeper.load("one") is None
+    assert await house.sessions.load("one") is None
     assert store.saves == []
 
 
@@ -187,7 +187,7 @@ async def test_changes_are_written_together_each_second(
     for number in range(3):
         house.connect(f"client {number}", SubscriptionRequest(STOCK))
     house.hub.subscribe(house.live["client 0"], [SubscriptionRequest(MARKET)])
-    house.keeper.changed("client 0")
+    house.sessions.changed("client 0")
     await trio.sleep(5)
     (saved,) = store.saves
     assert [topics(record) for record in saved] == [
@@ -223,9 +223,9 @@ async def test_what_the_store_did_not_take_is_written_when_it_is_back(
     house.disconnect("one")
     await trio.sleep(3.5)
     assert {line["event"] for line in logs} == {"sessions not saved"}
-    assert topics(await house.keeper.load("one")) == ["stock:A"]
+    assert topics(await house.sessions.load("one")) == ["stock:A"]
     logs.clear()
-    assert await house.keeper.load("of another server") is None
+    assert await house.sessions.load("of another server") is None
     assert [line["event"] for line in logs] == ["session not loaded"]
     store.away = False
     await trio.sleep(1)
@@ -236,10 +236,10 @@ async def test_sessions_of_other_servers_come_from_the_store(store: ScriptedStor
     """Where there is one."""
     first, second, alone = House(store), House(store), House(None)
     first.connect("one", SubscriptionRequest(STOCK))
-    await first.keeper.save()
-    assert topics(await second.keeper.load("one")) == ["stock:A"]
-    assert await alone.keeper.load("one") is None
-    await alone.keeper.save()
+    await first.sessions.save()
+    assert topics(await second.sessions.load("one")) == ["stock:A"]
+    assert await alone.sessions.load("one") is None
+    await alone.sessions.save()
 
 
 async def test_a_client_that_is_being_closed_keeps_what_it_held(
@@ -247,11 +247,11 @@ async def test_a_client_that_is_being_closed_keeps_what_it_held(
 ) -> None:
     """It holds nothing any more while the farewell is under way, and may be back before its end."""
     outbox = house.connect("one", SubscriptionRequest(STOCK))
-    house.keeper.ended(outbox)
+    house.sessions.ended(outbox)
     house.hub.retire(outbox, "too slow")
-    assert topics(await house.keeper.load("one")) == ["stock:A"]
+    assert topics(await house.sessions.load("one")) == ["stock:A"]
     await trio.sleep(2)
     house.disconnect("one")
     await trio.sleep(2)
     assert topics(store.records["one"]) == ["stock:A"]
-    assert topics(await house.keeper.load("one")) == ["stock:A"]
+    assert topics(await house.sessions.load("one")) == ["stock:A"]

@@ -100,7 +100,7 @@ async def test_twenty_of_a_hundred_stop_reading_and_the_others_notice_nothing(
         for reader in readers:
             await reader.request(**SUBSCRIBE, mode="all")
         await eventually(lambda: server.statistics().subscriptions == 100 * len(CODES))
-        outboxes = [session.outbox for session in server._reception.sessions.values()]
+        outboxes = [session.outbox for session in server._acceptor.sessions.values()]
 
         positions: list[Counter[str]] = [Counter() for _ in readers]
         for _ in range(CHUNKS):

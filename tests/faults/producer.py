@@ -19,7 +19,7 @@ import cattrs
 import trio
 
 from streamer.broker.connect import RedisConnectionError
-from streamer.broker.requests import Commands
+from streamer.broker.requests import RedisClient
 from streamer.publisher.publisher import open_publisher
 
 TICK_SECONDS: Final = 0.02
@@ -38,7 +38,7 @@ class Order:
     """What to publish."""
 
     redis_url: str
-    placed: dict[str, float]
+    positioned: dict[str, float]
     """Publications per second of the topics whose publications get a position from Redis."""
     plain: dict[str, float]
     """The same for those that are published as any program does, with PUBLISH."""
@@ -106,15 +106,15 @@ def _text(topic: str, number: int) -> bytes:
 async def produce(order: Order) -> None:
     """Publish, and answer stdin, until that ends."""
     clock = Clock()
-    placed, plain = Flow(order.placed, clock), Flow(order.plain, clock)
-    commands = Commands(order.redis_url, client_name="producer", timeout_seconds=HOLD_SECONDS)
+    positioned, plain = Flow(order.positioned, clock), Flow(order.plain, clock)
+    commands = RedisClient(order.redis_url, client_name="producer", timeout_seconds=HOLD_SECONDS)
 
     async def publish_plain(publications: Publications) -> None:
         with suppress(RedisConnectionError):  # gone, as it is with PUBLISH
             await commands.execute_many([("PUBLISH", *sent) for sent in publications])
 
     def answer() -> None:
-        sys.stdout.write(json.dumps(placed.counts | plain.counts) + "\n")
+        sys.stdout.write(json.dumps(positioned.counts | plain.counts) + "\n")
         sys.stdout.flush()
 
     async with (
@@ -126,12 +126,12 @@ async def produce(order: Order) -> None:
     ):
         outer.start_soon(commands.run)
         async with trio.open_nursery() as flows:
-            flows.start_soon(placed.run, publisher.publish_many)
+            flows.start_soon(positioned.run, publisher.publish_many)
             flows.start_soon(plain.run, publish_plain)
             while line := await stdin.receive_some():
                 clock.received_seconds = float(line)
                 answer()
-            placed.stop()
+            positioned.stop()
             plain.stop()
         answer()
         outer.cancel_scope.cancel()

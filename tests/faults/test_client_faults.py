@@ -11,7 +11,7 @@ from streamer.client import Mode
 from tests.faults.conversation import converse
 from tests.faults.network import Network
 from tests.faults.world import (
-    PLACED,
+    POSITIONED,
     TOPICS,
     Witness,
     check_nothing_lost,
@@ -81,23 +81,23 @@ async def test_history_trimmed_while_a_client_is_away(
         await world.flow(1)
         async with converse(world.server.url) as client:
             session_id = client.session_id
-            subscribed = await client.subscribe(PLACED[0], snapshot=False)
+            subscribed = await client.subscribe(POSITIONED[0], snapshot=False)
             epoch = subscribed["positions"]["placed0"]["epoch"]
             held = await client.data()
         await world.flow()
         with redis.connect() as operator:
-            operator.xtrim(history_key(PLACED[0]), maxlen=10, approximate=False)
+            operator.xtrim(history_key(POSITIONED[0]), maxlen=10, approximate=False)
         async with converse(world.server.url) as client:
             at = {"epoch": epoch, "sequence": held["sequence"]}
             answer = await client.request(
-                type="reconnect", session_id=session_id, positions={PLACED[0]: at}
+                type="reconnect", session_id=session_id, positions={POSITIONED[0]: at}
             )
             assert answer["type"] == "reconnected"
             assert answer["recovered"] is False
             gap = await client.receive_type("gap")
             assert gap["reason"] == "history_expired"
             assert gap["epoch"] == epoch
-            assert answer["positions"][PLACED[0]]["sequence"] == gap["sequence"]
+            assert answer["positions"][POSITIONED[0]]["sequence"] == gap["sequence"]
             snapshot = await client.data()
             assert snapshot["snapshot"] is True
             assert snapshot["sequence"] == gap["sequence"] > at["sequence"]

@@ -11,8 +11,8 @@ from tests.faults.conversation import converse
 from tests.faults.network import Network
 from tests.faults.processes import ServerProcess
 from tests.faults.world import (
-    PLACED,
     PLAIN,
+    POSITIONED,
     RATE,
     check_gap_announced,
     check_nothing_lost,
@@ -66,7 +66,7 @@ async def test_session_outlives_its_server_without_help_from_the_client(
         await world.flow(1)
         async with converse(world.server.url) as client:
             session_id = client.session_id
-            subscribed = await client.subscribe(PLACED[0])
+            subscribed = await client.subscribe(POSITIONED[0])
             began = subscribed["positions"]["placed0"]
             with redis.connect() as operator:
                 while not operator.exists(session_key(session_id)):  # noqa: ASYNC110
@@ -77,7 +77,7 @@ async def test_session_outlives_its_server_without_help_from_the_client(
             answer = await client.receive_type("reconnected")
             assert answer["restored_subscriptions"] == {"stock": ["placed0"]}
             assert answer["recovered"] is True
-            assert answer["positions"][PLACED[0]] == began
+            assert answer["positions"][POSITIONED[0]] == began
             assert answer["missed_messages_count"] > 0
             first = began["sequence"] + 1
             sequences = [(await client.data())["sequence"] for _ in range(round(5 * RATE))]
@@ -99,5 +99,5 @@ async def test_a_thousand_clients_come_back_at_once(
         await world.flow()
         await world.settle()
         assert (await world.server.statistics())["active_connections"] == len(crowd)
-    check_nothing_lost(world, (*PLACED, *quiet))
+    check_nothing_lost(world, (*POSITIONED, *quiet))
     check_gap_announced(world, PLAIN)

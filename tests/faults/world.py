@@ -35,9 +35,9 @@ _PACE_SECONDS: Final = 0.2
 
 FLOW_SECONDS: Final = 5.0
 RATE: Final = 200.0
-PLACED: Final = tuple(f"stock:placed{number}" for number in range(14))
+POSITIONED: Final = tuple(f"stock:positioned{number}" for number in range(14))
 PLAIN: Final = tuple(f"stock:plain{number}" for number in range(6))
-TOPICS: Final = PLACED + PLAIN
+TOPICS: Final = POSITIONED + PLAIN
 CLIENTS: Final = 50
 HISTORY_LENGTH: Final = 5000
 """25 s of the flow: longer than any fault that is to end in "nothing lost"."""
@@ -240,14 +240,14 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """A server of `redis` with more `arguments`, publications that flow, and clients.
 
-    `more_topics` are placed ones with rates of their own. The server finds Redis at `redis_port`,
-    and the clients find the server over `network`, if there is something in between.
+    `more_topics` are positioned ones with rates of their own. The server finds Redis at
+    `redis_port`, and the clients find the server over `network`, if there is something in between.
     """
     clients = witnesses() if clients is None else clients
     rates = dict.fromkeys(TOPICS, RATE) | dict(more_topics or {})
     plain = {topic: rates[topic] for topic in PLAIN}
-    placed = {topic: rate for topic, rate in rates.items() if topic not in plain}
-    order = Order(redis.url, placed=placed, plain=plain, history_length=HISTORY_LENGTH)
+    positioned = {topic: rate for topic, rate in rates.items() if topic not in plain}
+    order = Order(redis.url, positioned=positioned, plain=plain, history_length=HISTORY_LENGTH)
     server = ServerProcess(directory, *server_arguments(redis_port or redis.port), *arguments)
     url = server.url
     if network is not None:
@@ -277,7 +277,7 @@ def server_arguments(redis_port: int) -> tuple[str, ...]:
     )
 
 
-def check_nothing_lost(world: World, topics: Iterable[str] = PLACED) -> None:
+def check_nothing_lost(world: World, topics: Iterable[str] = POSITIONED) -> None:
     """Every publication of these came, or was merged, and no gap was announced."""
     totals = world.totals(topics)
     assert totals.received > 0

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
-from tests.hub.world import LINGER_SECONDS, PLACED, TOPICS, Client, Options, World
+from tests.hub.world import LINGER_SECONDS, POSITIONED, TOPICS, Client, Options, World
 
 ALL_KINDS = frozenset(Kind)
 
@@ -101,7 +101,7 @@ class ContractMachine(RuleBasedStateMachine):
             self.world.publish(topic, kind, size)
 
     @rule(
-        kinds=st.lists(st.sampled_from(PLACED.kinds), min_size=1, max_size=3),
+        kinds=st.lists(st.sampled_from(POSITIONED.kinds), min_size=1, max_size=3),
         size=SIZES,
         heard=st.sampled_from([True, True, False]),
     )
@@ -109,12 +109,12 @@ class ContractMachine(RuleBasedStateMachine):
         self.world.place(kinds, size, heard=heard)
 
     @rule(
-        kinds=st.lists(st.sampled_from(PLACED.kinds), max_size=6),
+        kinds=st.lists(st.sampled_from(POSITIONED.kinds), max_size=6),
         heard=st.booleans(),
         trimmed=st.booleans(),
     )
     def outage(self, kinds: list[Kind], heard: bool, trimmed: bool) -> None:
-        self.world.lose_source([PLACED])
+        self.world.lose_source([POSITIONED])
         self.world.place(kinds, 0, heard=heard)
         self.world.recover(trimmed=trimmed)
 
@@ -163,7 +163,7 @@ class ContractMachine(RuleBasedStateMachine):
         self.world.pong(self._client(client))
 
     @precondition(_someone)
-    @rule(client=CLIENTS, kinds=st.lists(st.sampled_from(PLACED.kinds), max_size=2))
+    @rule(client=CLIENTS, kinds=st.lists(st.sampled_from(POSITIONED.kinds), max_size=2))
     def heartbeat(self, client: int, kinds: list[Kind]) -> None:
         self.world.ping(self._client(client))
         self._client(client).read()

@@ -53,7 +53,7 @@ class House:
         for _ in range(count):
             head = b'{"type":"x","pad":"'
             text = head + b"x" * (size - len(head) - len(b'"}')) + b'"}'
-            self.hub.publish_placed(stream, kind, text, stream.sequence + 1)
+            self.hub.publish_positioned(stream, kind, text, stream.sequence + 1)
 
     def kept(self, topic: Topic = STOCK) -> list[int]:
         """The sequences that are kept, which must be the topic's last ones."""

@@ -37,13 +37,13 @@ from streamer.protocol.messages import (
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.batch import batch_frames
 from streamer.wire.frames import close_frame, ping_frame, text_frame
-from tests.hub.placed import Placed
+from tests.hub.positioned import PositionedProducer
 
 TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
 
 TOPICS: Final = tuple(map(Topic.parse, ("stock:A", "stock:B", "market:M", "sector:S", "stock:P")))
 
-PLACED: Final = TOPICS[-1]
+POSITIONED: Final = TOPICS[-1]
 """The producers of this one place what they publish."""
 
 LINGER_SECONDS: Final = 5.0
@@ -476,10 +476,10 @@ class World:
         assert stream.topic not in self.logs
         assert stream.epoch not in self._epochs
         self._epochs.add(stream.epoch)
-        if stream.topic == PLACED:
+        if stream.topic == POSITIONED:
             # Nobody has told clients another epoch yet: the producers' is taken over.
             epoch = self._new_epoch()
-            self.placed = Placed(self.hub, stream, epoch, self._came)
+            self.positioned = PositionedProducer(self.hub, stream, epoch, self._came)
             assert stream.epoch == epoch
         self.logs[stream.topic] = Log(stream)
 
@@ -504,28 +504,28 @@ class World:
         return epoch
 
     def _came(self, kind: Kind | None, position: Position, value: int) -> None:
-        log = self.logs[PLACED]
+        log = self.logs[POSITIONED]
         if kind is not None:
-            self._values[value] = PLACED, len(log.entries)
+            self._values[value] = POSITIONED, len(log.entries)
         log.entries.append(Entry(kind, position.epoch, position.sequence, value))
 
     def place(self, kinds: Iterable[Kind], size: int, *, heard: bool) -> None:
         """Producers publish with positions, and the link may lose it."""
-        if PLACED in self.logs:
+        if POSITIONED in self.logs:
             for kind in kinds:
-                self.placed.publish(kind, next(self._numbers), size, heard=heard)
+                self.positioned.publish(kind, next(self._numbers), size, heard=heard)
 
     def recover(self, *, trimmed: bool = False) -> None:
         """The link to the producers is good again: what it lost is read, where it is still kept."""
-        if PLACED in self.logs:
+        if POSITIONED in self.logs:
             if trimmed:
-                self.placed.trim()
-            self.placed.catch_up()
+                self.positioned.trim()
+            self.positioned.catch_up()
 
     def begin_epoch(self) -> None:
         """The producers' positions begin anew, and with the next publication all learn of it."""
-        if PLACED in self.logs:
-            self.placed.begin_epoch(self._new_epoch())
+        if POSITIONED in self.logs:
+            self.positioned.begin_epoch(self._new_epoch())
             self.place([Kind.PRICE], 0, heard=True)
 
     def publish(self, topic: Topic, kind: Kind, size: int) -> None:
@@ -546,8 +546,8 @@ class World:
         """The source was away, and something of these topics may have been missed."""
         for topic in topics:
             if log := self.logs.get(topic):
-                if topic == PLACED:
-                    self.placed.lose()
+                if topic == POSITIONED:
+                    self.positioned.lose()
                     continue
                 epoch = self._new_epoch()
                 log.entries.append(Entry(None, epoch, 0, -1))

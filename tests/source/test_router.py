@@ -16,7 +16,7 @@ from streamer.hub.hub import Hub
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.publisher.publisher import open_publisher
-from streamer.source.router import Ingest
+from streamer.source.router import Router
 from tests.redis_server import RedisServer
 from tests.running import Client, connected, eventually, orderbook, price, running_server
 
@@ -47,17 +47,17 @@ class ScriptedBus:
 
 
 class House:
-    """An ingest between a scripted bus and a hub."""
+    """An router between a scripted bus and a hub."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.bus = ScriptedBus()
-        self.ingest = Ingest(
+        self.router = Router(
             max_publication_bytes=1000, subscribe_timeout_seconds=5, history_length=10
         )
         self.hub = Hub(
             epoch="e",
-            upstream=self.ingest,
+            upstream=self.router,
             on_dirty=lambda: None,
             clock=lambda: self.now,
             timestamp=lambda: "2026-01-02T03:04:05.678Z",
@@ -67,11 +67,11 @@ class House:
         )
         self.flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
         self.flush_loop.attach(self.hub.fanout)
-        self.ingest.attach(self.hub, self.flush_loop, self.bus, None)
+        self.router.attach(self.hub, self.flush_loop, self.bus, None)
 
     async def hear(self, channel: bytes, payload: bytes) -> None:
         """One message comes over the bus; others have a turn before the next."""
-        self.ingest.on_messages([(channel, payload)])
+        self.router.on_messages([(channel, payload)])
         await trio.lowlevel.checkpoint()
 
     def publications(self) -> int:
@@ -91,7 +91,7 @@ async def test_a_topic_is_routed_while_somebody_wants_it() -> None:
     house.hub.release_unused()
     assert house.bus.channels == set()
     await house.hear(b"stock:A:price", price("A", 1))
-    statistics = house.ingest.statistics()
+    statistics = house.router.statistics()
     assert (statistics.received, statistics.unrouted) == (2, 1)
 
 
@@ -103,7 +103,7 @@ async def test_what_comes_at_once_is_flushed_at_once_and_together() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.flush_loop.run)
         await trio.testing.wait_all_tasks_blocked()
-        house.ingest.on_messages(
+        house.router.on_messages(
             [(b"stock:A:price", price("A", 1)), (b"sector:tech:price", price("B", 1))]
         )
         statistics = house.flush_loop.statistics(updates_conflated=0)
@@ -117,7 +117,7 @@ async def test_a_stocks_channel_tells_of_itself_and_a_sectors_of_many() -> None:
     house.hub.stream(STOCK)
     house.hub.stream(SECTOR)
     house.bus.confirmed.set()
-    await house.ingest.wait_ready([STOCK, SECTOR])
+    await house.router.wait_ready([STOCK, SECTOR])
     await house.hear(b"stock:A:price", price("B", 1))
     assert house.publications() == 0
     await house.hear(b"sector:tech:price", price("B", 1))
@@ -135,7 +135,7 @@ async def test_what_is_refused_is_logged_at_a_bounded_rate(autojump_clock: MockC
         await trio.sleep(1)
         await house.hear(b"stock:A:price", price("A", 1, pad="x" * 1000))
     assert [line["rejected_since_last_line"] for line in logs] == [1, 1000]
-    statistics = house.ingest.statistics()
+    statistics = house.router.statistics()
     assert statistics.rejected == 1001
     assert "more than 1000" in (statistics.last_rejection or "")
 
@@ -149,13 +149,13 @@ async def test_a_new_topic_is_ready_when_the_bus_says_so_but_not_for_ever(
     house.bus.connected = connected
     house.hub.stream(STOCK)
     start = trio.current_time()
-    await house.ingest.wait_ready([STOCK])
+    await house.router.wait_ready([STOCK])
     assert trio.current_time() - start == (5 if connected else 0)
     house.bus.connected = True
     house.bus.confirmed.set()
     start = trio.current_time()
-    await house.ingest.wait_ready([STOCK])
-    await house.ingest.wait_ready([STOCK])
+    await house.router.wait_ready([STOCK])
+    await house.router.wait_ready([STOCK])
     assert trio.current_time() == start
 
 
@@ -165,16 +165,16 @@ async def test_every_stream_that_may_have_a_hole_says_so() -> None:
     old = house.hub.stream(STOCK)
     await house.hear(b"stock:A:price", price("A", 1))
     house.bus.connected = False
-    house.ingest.on_lost("test")
+    house.router.on_lost("test")
     new = house.hub.stream(SECTOR)
     epochs = {old.epoch, new.epoch}
     house.bus.connected = True
-    house.ingest.on_connected()
+    house.router.on_connected()
     assert not epochs & {old.epoch, new.epoch}
     await house.hear(b"stock:A:price", price("A", 2))
     assert old.sequence == 1
     epochs = {old.epoch, new.epoch}
-    house.ingest.on_connected()
+    house.router.on_connected()
     assert epochs == {old.epoch, new.epoch}
 
 
@@ -183,9 +183,9 @@ async def test_a_placed_publication_counts_from_one() -> None:
     house = House()
     house.hub.stream(STOCK)
     house.bus.confirmed.set()
-    await house.ingest.wait_ready([STOCK])
+    await house.router.wait_ready([STOCK])
     await house.hear(b"stock:A:price", price("A", 1, epoch="e", sequence=0))
-    assert house.ingest.statistics().rejected == 1
+    assert house.router.statistics().rejected == 1
     await house.hear(b"stock:A:price", price("A", 1, epoch="e", sequence=1))
     assert house.publications() == 1
 
@@ -194,9 +194,9 @@ async def test_without_an_archive_nothing_is_recovered() -> None:
     """What the hub does not know, nobody does; nor of a topic that was let go."""
     house = House()
     since = Position("e", 7)
-    assert await house.ingest.recover(STOCK, since) == since
+    assert await house.router.recover(STOCK, since) == since
     house.hub.stream(STOCK)
-    assert await house.ingest.recover(STOCK, since) == since
+    assert await house.router.recover(STOCK, since) == since
 
 
 # With a real Redis

@@ -1,7 +1,7 @@
 """Producers that place what they publish, the history that Redis keeps of it, and a scripted link.
 
-`Placed` does to an `Intake` what `streamer.source.router` does, a step at a time. Beside that it
-keeps a model of what has to come out: the link delivers in order, what it lost is read from the
+`PositionedProducer` does to a `Sequencer` what `streamer.source.router` does, a step at a time.
+Beside that it keeps a model of what has to come out: the link delivers in order, what it lost is read from the
 history, and what the history has lost as well is a gap.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from streamer.broker.history import Entry, TopicRecord
+from streamer.broker.history import Entry, TopicHistory
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind
-from streamer.source.sequencer import Intake
+from streamer.source.sequencer import Sequencer
 
 MAX_HELD = 3
 """So few that what is held overflows."""
@@ -28,13 +28,13 @@ Came = Callable[[Kind | None, Position, int], None]
 """What the hub must have been given: a publication with its value, or a gap (no kind)."""
 
 
-class Placed:
+class PositionedProducer:
     """One topic, from when somebody wants it."""
 
     def __init__(self, hub: Hub, stream: TopicStream, epoch: str, came: Came) -> None:
         """`came` is told what the clients of the topic are to hear, in order."""
         self._came = came
-        self._intake = Intake(hub, stream, max_held=MAX_HELD)
+        self._sequencer = Sequencer(hub, stream, max_held=MAX_HELD)
         self._stream = stream
         self._position = Position(epoch, 0)
         """The producers'."""
@@ -43,7 +43,7 @@ class Placed:
         self._at = self._position
         """Up to where the hub must have it."""
         self._reading = False
-        self._intake.reading = True
+        self._sequencer.reading = True
         self.catch_up()
 
     def publish(self, kind: Kind, value: int, size: int, *, heard: bool) -> None:
@@ -63,13 +63,13 @@ class Placed:
                 self._publication(kind, sequence)
             else:
                 self._reading = True
-        if not self._intake.take(kind, DecodedPublication(text, self._position)):
+        if not self._sequencer.take(kind, DecodedPublication(text, self._position)):
             self.lose()
-        assert self._intake.reading == self._reading
+        assert self._sequencer.reading == self._reading
 
     def lose(self) -> None:
         """The link is cut, or has a hole: the position has to be read."""
-        self._intake.unproven = self._intake.reading = self._reading = True
+        self._sequencer.unproven = self._sequencer.reading = self._reading = True
 
     def trim(self) -> None:
         """The history forgets all but the last publication."""
@@ -83,17 +83,17 @@ class Placed:
 
     def catch_up(self) -> None:
         """Read what was missed, in as many portions as that takes."""
-        if not self._intake.reading:
+        if not self._sequencer.reading:
             return
         self._expect()
         complete = False
         while not complete:
-            after = self._intake.inquiry.after
+            after = self._sequencer.query.after
             follows = after.epoch == self._position.epoch
             found = [entry for entry in self._history if entry[1] > after.sequence]
             entries = found[:MAX_READ] if follows else self._history[-MAX_READ:]
-            self._intake.reading = True
-            complete = self._intake.catch_up(TopicRecord(self._position, follows, entries))
+            self._sequencer.reading = True
+            complete = self._sequencer.catch_up(TopicHistory(self._position, follows, entries))
         assert (self._stream.epoch, self._stream.sequence) == (self._at.epoch, self._at.sequence)
 
     def _expect(self) -> None:
