@@ -34,7 +34,7 @@ from streamer.broker.history import RedisHistory
 from streamer.broker.reader import PubSubReader, ReaderStatistics
 from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
-from streamer.config import Settings, redact
+from streamer.config import Settings
 from streamer.edge.acceptor import Acceptor
 from streamer.edge.handshake import PATH
 from streamer.edge.heartbeat import Heartbeat
@@ -53,6 +53,7 @@ from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
 from streamer.source.memory import MemoryBus
 from streamer.source.router import Router, RouterStatistics
+from streamer.urls import redact
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0

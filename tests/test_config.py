@@ -6,7 +6,9 @@ from typing import Any
 import attrs
 import pytest
 
-from streamer.config import SettingError, Settings, redact
+from streamer.config import Settings
+from streamer.setting_rules import SettingError
+from streamer.urls import redact
 
 NAMES = [field.name for field in attrs.fields(Settings)]
 

@@ -23,7 +23,7 @@ from streamer.client import (
     Topic,
     open_client,
 )
-from streamer.config import redact
+from streamer.urls import redact
 
 _REFRESH_SECONDS: Final = 0.25
 _LINES_PER_WRITE: Final = 1000

@@ -18,7 +18,8 @@ import attrs
 import click
 from click.core import ParameterSource
 
-from streamer.config import SettingError, Settings
+from streamer.config import Settings
+from streamer.setting_rules import SettingError
 
 ENVIRONMENT_PREFIX: Final = "STREAMER_"
 SETTINGS_HELP: Final = (

@@ -17,7 +17,7 @@ import trio
 from streamer.broker.connect import RedisConnectionError, open_connection
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.options import SettingsCommand, with_settings
-from streamer.config import Settings, redact
+from streamer.config import Settings
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import (
     DATA_MESSAGES,
@@ -35,6 +35,7 @@ from streamer.publisher.publisher import (
     Receipt,
     open_publisher,
 )
+from streamer.urls import redact
 
 _CONNECT_TIMEOUT_SECONDS: Final = 5.0
 _READ_BYTES: Final = 65536

@@ -19,11 +19,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from streamer.broker.connect import RedisConnectionError, open_connection
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.options import SettingsCommand, with_settings
-from streamer.config import Settings, redact
+from streamer.config import Settings
 from streamer.feeds.feed import FeedError, FeedMessage
 from streamer.feeds.playback import loop, play
 from streamer.feeds.recorded import recorded_feed
 from streamer.publisher.publisher import PublishFailedError, Receipt, open_publisher
+from streamer.urls import redact
 
 _CONNECT_TIMEOUT_SECONDS: Final = 5.0
 

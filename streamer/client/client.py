@@ -32,10 +32,10 @@ from streamer.client.messages import Data, Error, Gap, Streamed
 from streamer.client.requests import Limits, Options, subscribe_requests, unsubscribe_requests
 from streamer.client.restore import restore
 from streamer.client.verify import Account, Verifier, Violation
-from streamer.config import redact
 from streamer.protocol import errors, messages
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
+from streamer.urls import redact
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/v1/ws"
 

@@ -1,0 +1,142 @@
+"""The rules that settings are held to: a setting's field, its validator and its error."""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, get_args
+from urllib.parse import urlsplit
+
+import attrs
+
+from streamer.broker.urls import (
+    CLUSTER_SCHEMES,
+    SENTINEL_SCHEMES,
+    SINGLE_SCHEMES,
+    HostsURL,
+    has_scheme,
+)
+from streamer.urls import redact
+
+REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
+
+
+class SettingError(ValueError):
+    """A setting was given a value that it does not allow.
+
+    `setting` is its name; the message says which values are allowed.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting} {problem}")
+        self.setting = setting
+
+
+@attrs.frozen
+class Allowed:
+    """An attrs validator: a test, and the values that pass it in words."""
+
+    words: str
+    test: Callable[[Any], bool]
+
+    def __call__(self, _settings: Any, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        """Raise SettingError unless the value passes the test."""
+        if not self.test(value):
+            raise SettingError(attribute.name, f"must be {self.words}, not {redact(repr(value))}")
+
+
+def setting(
+    default: Any, allowed: Allowed, help_text: str, *, heading: str | None = None, **options: Any
+) -> Any:
+    """A field with its `help` as metadata and, where a new group begins, the group's `heading`."""
+    return attrs.field(
+        default=default,
+        validator=allowed,
+        metadata={"help": help_text, "heading": heading},
+        **options,
+    )
+
+
+def is_integer(value: object) -> bool:
+    """Whether the value is an integer; a boolean is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether the value is a finite number; a boolean is not."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def integer(minimum: int, maximum: int | None = None) -> Allowed:
+    """Allow integers from `minimum` to `maximum`, both included; None = no maximum."""
+    if maximum is None:
+        return Allowed(
+            f"a whole number, {minimum} or more",
+            lambda value: is_integer(value) and value >= minimum,
+        )
+    return Allowed(
+        f"a whole number from {minimum} to {maximum}",
+        lambda value: is_integer(value) and minimum <= value <= maximum,
+    )
+
+
+def number(*, minimum: float) -> Allowed:
+    """Allow finite numbers from `minimum` on."""
+    return Allowed(
+        f"a number, {minimum:g} or more", lambda value: is_number(value) and value >= minimum
+    )
+
+
+def choice(literal: Any) -> Allowed:
+    """Allow the words of a `Literal`."""
+    words = get_args(literal)
+    return Allowed(f"one of {', '.join(words)}", lambda value: value in words)
+
+
+def _is_redis_url(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        if has_scheme(value, SENTINEL_SCHEMES):
+            return bool(HostsURL.parse(value, default_port=0).path)
+        if has_scheme(value, CLUSTER_SCHEMES):
+            return not HostsURL.parse(value, default_port=0).path
+        parts = urlsplit(value)
+        _ = parts.port  # parsed, and found wrong, only when asked for
+    except ValueError:
+        return False
+    location = parts.path if parts.scheme == "unix" else parts.hostname
+    return parts.scheme in REDIS_SCHEMES and bool(location)
+
+
+SECONDS: Final = Allowed(
+    "a number of seconds above 0", lambda value: is_number(value) and value > 0
+)
+PORT: Final = integer(0, 65535)
+HOST: Final = Allowed(
+    "an address or host name", lambda value: isinstance(value, str) and value.strip() != ""
+)
+SWITCH: Final = Allowed("true or false", lambda value: isinstance(value, bool))
+PATH: Final = Allowed("a path", lambda value: value is None or isinstance(value, Path))
+REDIS_URL: Final = Allowed(f"a URL with the scheme {', '.join(REDIS_SCHEMES)}", _is_redis_url)
+ORIGINS: Final = Allowed(
+    "a list of origins such as https://example.com",
+    lambda value: (
+        isinstance(value, tuple)
+        and all(
+            isinstance(origin, str) and _ORIGIN.fullmatch(origin) is not None for origin in value
+        )
+    ),
+)
+
+
+def tuple_if_list(value: object) -> object:
+    """Make a list, as TOML has it, a tuple; leave anything else to the validator."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def path_if_text(value: object) -> object:
+    """Make a text a path; leave anything else to the validator."""
+    return Path(value) if isinstance(value, str) else value
