@@ -81,7 +81,7 @@ def _publications(path: Path, on_read: Callable[[int], object]) -> Iterator[_Pub
 
 
 class _SymbolFeed:
-    """LoopBudget one symbol's events into publications: (channel, payload)."""
+    """Turn one symbol's events into publications: (channel, payload)."""
 
     def __init__(self) -> None:
         self._topic: Topic | None = None

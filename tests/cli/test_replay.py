@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import redis as redis_py
 import trio
@@ -24,9 +23,17 @@ from redis.client import PubSub
 from streamer.broker.keys import position_key
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
-from streamer.feeds.binance import read_book_tickers
 from streamer.server import Server, serve
-from tests.feeds.recordings import BTCUSDT, depth, snapshot, text_of, trade, write_recording
+from tests.feeds.recordings import (
+    BTCUSDT,
+    CONTENTS,
+    assert_books_agree_with_tickers,
+    depth,
+    snapshot,
+    text_of,
+    trade,
+    write_recording,
+)
 
 DEADLINE_SECONDS: Final = 60.0
 
@@ -103,31 +110,14 @@ async def test_a_recording_reaches_a_client_whole_and_to_the_digit(redis_url: st
     received = re.findall(
         r'"price":([0-9.]+),"change.*?"trade_id":(\d+),"quantity":([0-9.]+)', "\n".join(texts)
     )
-    assert len(recorded) == 9_757
+    assert len(recorded) == CONTENTS[BTCUSDT].trades
     assert [(trade_id, price, quantity) for price, trade_id, quantity in received] == recorded
 
     messages = [json.loads(text.rstrip(",]}") + "}", parse_float=Decimal) for text in texts]
     sequences = [message["sequence"] for message in messages]
     assert sequences == list(range(1, len(texts) + 1))
-    assert_book_agrees([m for m in messages if m["type"] == "orderbook_update"])
-
-
-def assert_book_agrees(books: list[dict[str, Any]]) -> None:
-    """Best bid and ask are those of the newest book ticker up to the book's update id."""
-    tickers = list(read_book_tickers(BTCUSDT))
-    ids = [ticker.update_id for ticker in tickers]
-    same_id = 0
-    for book in books:
-        index = bisect.bisect_right(ids, book["update_id"]) - 1
-        if index >= 0:
-            ticker = tickers[index]
-            best = [
-                (side[0]["price"], side[0]["quantity"]) for side in (book["bids"], book["asks"])
-            ]
-            assert best == [ticker.best_bid, ticker.best_ask]
-            same_id += ticker.update_id == book["update_id"]
-    assert len(books) > 3_400
-    assert same_id > 500
+    books = [message for message in messages if message["type"] == "orderbook_update"]
+    assert_books_agree_with_tickers(BTCUSDT, books)
 
 
 @contextmanager

@@ -1,22 +1,77 @@
-"""Where the recorded market data is, and how tests write recordings of their own."""
+"""The excerpts of recorded market data, and how tests write recordings of their own."""
 
 from __future__ import annotations
 
+import bisect
 import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data" / "binance-2024-08-09"
-"""Beside the checkout: the data is not part of the project's tree."""
+import attrs
 
-BTCUSDT = RECORDINGS / "spot_btcusdt.gz"
-ETHUSDT = RECORDINGS / "spot_ethusdt.gz"
+from streamer.feeds.binance import read_book_tickers
+
+_DATA = Path(__file__).parents[1] / "data"
+
+BTCUSDT = _DATA / "spot_btcusdt.gz"
+ETHUSDT = _DATA / "spot_ethusdt.gz"
+
+
+@attrs.frozen
+class Contents:
+    """What a recording contains, counted independently of the code under test."""
+
+    trades: int
+    depth_updates: int
+    obsolete_depth_updates: int
+    """Depth updates that the snapshot already contains; no order book is made of them."""
+    same_id_books: int
+    """Order books with a book ticker of the same update id. The others have an earlier one."""
+
+    @property
+    def books(self) -> int:
+        """Order books that must be published."""
+        return self.depth_updates - self.obsolete_depth_updates
+
+
+CONTENTS: Final = {
+    BTCUSDT: Contents(trades=676, depth_updates=384, obsolete_depth_updates=2, same_id_books=70),
+    ETHUSDT: Contents(trades=614, depth_updates=360, obsolete_depth_updates=2, same_id_books=60),
+}
 
 
 def text_of(path: Path) -> str:
-    """The whole recording as text."""
+    """The whole text of a recording."""
     return gzip.decompress(path.read_bytes()).decode()
+
+
+def assert_books_agree_with_tickers(path: Path, books: Iterable[dict[str, Any]]) -> None:
+    """Check the best bid and ask of all order books of a recording against its book tickers.
+
+    The exchange sends a ticker at each change of the best levels, so the newest ticker up to a
+    book's update id holds for the book even where the ids differ. The books' numbers must be parsed
+    as Decimal: they are compared digit by digit.
+    """
+    tickers = list(read_book_tickers(path))
+    ticker_ids = [ticker.update_id for ticker in tickers]
+    assert ticker_ids == sorted(ticker_ids)
+    count = same_id = 0
+    for book in books:
+        count += 1
+        index = bisect.bisect_right(ticker_ids, book["update_id"]) - 1
+        assert index >= 0
+        ticker = tickers[index]
+        for (price, quantity), level in (
+            (ticker.best_bid, book["bids"][0]),
+            (ticker.best_ask, book["asks"][0]),
+        ):
+            assert str(level["price"]) == str(price)
+            assert str(level["quantity"]) == str(quantity)
+        same_id += ticker.update_id == book["update_id"]
+    assert count == CONTENTS[path].books
+    assert same_id == CONTENTS[path].same_id_books
 
 
 def trade(trade_id: int, price: str, *, symbol: str = "BTCUSDT", **changed: Any) -> str:

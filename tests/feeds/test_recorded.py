@@ -1,8 +1,7 @@
-"""Recordings as feeds, checked against the recordings' own text and their book tickers."""
+"""Recordings as feeds, checked against the recordings' own text and book tickers."""
 
 from __future__ import annotations
 
-import bisect
 import gzip
 import json
 import os
@@ -17,14 +16,15 @@ from typing import Any
 import attrs
 import pytest
 
-from streamer.feeds.binance import read_book_tickers
 from streamer.feeds.feed import FeedError, FeedMessage
 from streamer.feeds.recorded import recorded_feed
 from streamer.protocol.codec import decode_publication
 from streamer.protocol.topics import Kind, parse_channel
 from tests.feeds.recordings import (
     BTCUSDT,
+    CONTENTS,
     ETHUSDT,
+    assert_books_agree_with_tickers,
     depth,
     snapshot,
     text_of,
@@ -48,7 +48,7 @@ class Recording:
 
 @pytest.fixture(scope="module", params=[BTCUSDT, ETHUSDT], ids=["btcusdt", "ethusdt"])
 def recording(request: pytest.FixtureRequest) -> Recording:
-    """Each of the recordings; read once, because it takes a second."""
+    """Each of the recordings, read once."""
     return Recording(request.param, text_of(request.param), list(recorded_feed([request.param])))
 
 
@@ -68,7 +68,7 @@ def test_every_trade_is_published_once_in_order_with_its_own_digits(recording: R
         r'"s":"(\w+)","t":(\d+),"p":"([0-9.]+)","q":"([0-9.]+)","T":(\d+),"m":(true|false)',
         recording.text,
     )
-    assert len(recorded) == recording.text.count("@trade")
+    assert len(recorded) == CONTENTS[recording.path].trades == recording.text.count("@trade")
 
     prices = recording.of_kind(Kind.PRICE)
 
@@ -105,31 +105,9 @@ def test_a_change_too_small_for_a_percentage_is_zero_without_a_sign(tmp_path: Pa
 
 
 def test_the_order_book_agrees_with_the_book_tickers(recording: Recording) -> None:
-    """Best bid and ask are what the exchange's own ticker says at the same update id.
-
-    A ticker is sent at each change of the best levels, so the newest one up to a book's update id
-    holds for the book even where the ids differ.
-    """
-    tickers = list(read_book_tickers(recording.path))
-    ticker_ids = [ticker.update_id for ticker in tickers]
-    assert ticker_ids == sorted(ticker_ids)
-    same_id = held_since = 0
-    for message in recording.of_kind(Kind.ORDERBOOK):
-        book = exact(message)
-        index = bisect.bisect_right(ticker_ids, book["update_id"]) - 1
-        if index < 0:
-            continue
-        ticker = tickers[index]
-        for (price, quantity), level in (
-            (ticker.best_bid, book["bids"][0]),
-            (ticker.best_ask, book["asks"][0]),
-        ):
-            assert digits(level["price"]) == digits(price)
-            assert digits(level["quantity"]) == digits(quantity)
-        same_id += ticker.update_id == book["update_id"]
-        held_since += ticker.update_id != book["update_id"]
-    assert same_id > 500
-    assert held_since > 2_500
+    """Best bid and ask are those of the exchange's own ticker, to the last digit."""
+    books = map(exact, recording.of_kind(Kind.ORDERBOOK))
+    assert_books_agree_with_tickers(recording.path, books)
 
 
 def test_each_depth_update_from_the_snapshot_on_gives_ten_levels_a_side(
@@ -138,8 +116,9 @@ def test_each_depth_update_from_the_snapshot_on_gives_ten_levels_a_side(
     """Books have ten levels a side, best first, never crossed, one book for each depth update."""
     books = [exact(message) for message in recording.of_kind(Kind.ORDERBOOK)]
     last_ids = [int(u) for u in re.findall(r'"U":\d+,"u":(\d+)', recording.text)]
-    assert [book["update_id"] for book in books] == last_ids[-len(books) :]
-    assert len(books) >= len(last_ids) - 3  # Those before the snapshot
+    contents = CONTENTS[recording.path]
+    assert len(last_ids) == contents.depth_updates
+    assert [book["update_id"] for book in books] == last_ids[contents.obsolete_depth_updates :]
     for book in books:
         bids = [level["price"] for level in book["bids"]]
         asks = [level["price"] for level in book["asks"]]
@@ -163,18 +142,14 @@ def test_times_of_trades_are_those_of_the_exchange(tmp_path: Path) -> None:
     assert exact(message)["timestamp"] == "2024-08-08T23:54:15.342Z"
 
 
-def test_several_recordings_are_merged_by_receive_time(tmp_path: Path) -> None:
+def test_several_recordings_are_merged_by_receive_time() -> None:
     """The merged feed is in the order of reception, and complete for each recording."""
-    paths = [tmp_path / "btcusdt", tmp_path / "ethusdt"]
-    for path, source in zip(paths, (BTCUSDT, ETHUSDT), strict=True):
-        path.write_text("".join(text_of(source).splitlines(keepends=True)[:4_000]))
-    merged = list(recorded_feed(paths))
+    merged = list(recorded_feed(CONTENTS))
     assert merged[0].at_seconds == 0
     assert all(a.at_seconds <= b.at_seconds for a, b in pairwise(merged))
     changes = sum(a.channel.split(":")[1] != b.channel.split(":")[1] for a, b in pairwise(merged))
     assert changes > 100
-    for path in paths:
-        symbol = path.name.upper()
+    for path, symbol in ((BTCUSDT, "BTCUSDT"), (ETHUSDT, "ETHUSDT")):
         alone = [(message.channel, message.payload) for message in recorded_feed([path])]
         assert alone == [(m.channel, m.payload) for m in merged if f":{symbol}:" in m.channel]
 

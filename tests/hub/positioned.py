@@ -1,8 +1,8 @@
 """Producers that place what they publish, the history that Redis keeps of it, and a scripted link.
 
 `PositionedProducer` does to a `Sequencer` what `streamer.source.router` does, a step at a time.
-Beside that it keeps a model of what has to come out: the link delivers in order, what it lost is read from the
-history, and what the history has lost as well is a gap.
+Beside that it keeps a model of what has to come out: the link delivers in order, what it lost is
+read from the history, and what the history has lost as well is a gap.
 """
 
 from __future__ import annotations

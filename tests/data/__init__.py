@@ -1,0 +1,1 @@
+"""Recorded market data, and the script that cuts it."""
