@@ -37,11 +37,12 @@ def dependencies(group: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style and known mistakes, Trio's among them."""
+    """Style, known mistakes (Trio's among them), and the direction of imports."""
     session.install(*dependencies("lint"))
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
     session.run("flake8", *SOURCES)
+    session.run("lint-imports", "--no-cache")
 
 
 @nox.session
