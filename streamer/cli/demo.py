@@ -14,6 +14,7 @@ from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
 from streamer.cli.serve import allow_many_connections, cannot_start, first_of, handle_signals
+from streamer.cli.signals import ignore_hangup
 from streamer.config import Settings
 from streamer.feeds.playback import play
 from streamer.feeds.simulated import SimulatedMarket
@@ -74,6 +75,7 @@ def command(settings: Settings, trades_per_second: float, seed: int) -> int:
     """Run the server and the market until a signal ends them."""
     configure_logging(settings.log_level, settings.log_format)
     allow_many_connections()
+    ignore_hangup()
     market = SimulatedMarket(
         seed=seed, started_at=datetime.now(UTC), trades_per_second=trades_per_second
     )

@@ -13,6 +13,7 @@ import click
 import trio
 
 from streamer.cli.errors import CommandError, ExitCode
+from streamer.cli.signals import handle_end_signals
 from streamer.client import (
     DEFAULT_URL,
     Account,
@@ -163,22 +164,17 @@ class _Result:
 
 async def _run(request: _Request) -> _Result:
     result = _Result()
+
+    def interrupt(_number: signal.Signals) -> None:
+        result.interrupted = True
+        result.scope.cancel()
+
     async with trio.open_nursery() as nursery:
-        await nursery.start(_handle_signals, result)
+        await nursery.start(handle_end_signals, interrupt)
         with result.scope:
             await _listen(request, result)
         nursery.cancel_scope.cancel()
     return result
-
-
-async def _handle_signals(
-    result: _Result, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            result.interrupted = True
-            result.scope.cancel()
 
 
 async def _listen(request: _Request, result: _Result) -> None:

@@ -1,6 +1,5 @@
 """`streamer replay`: recorded market data, published as if it happened now."""
 
-import signal
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
@@ -19,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from streamer.broker.connect import RedisConnectionError, open_connection
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.options import SettingsCommand, with_settings
+from streamer.cli.signals import handle_end_signals
 from streamer.config import Settings
 from streamer.feeds.feed import FeedError, FeedMessage
 from streamer.feeds.playback import loop, play
@@ -140,7 +140,7 @@ async def _run(
     code = ExitCode.INTERRUPTED  # unless the feed comes to its end
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(_end_on_signal, nursery.cancel_scope)
+        await nursery.start(handle_end_signals, lambda _number: nursery.cancel_scope.cancel())
         try:
             await _check_redis(settings.redis)
             await _publish(settings, feed, speed, account)
@@ -189,12 +189,3 @@ async def _publish(
             raise CommandError(str(error)) from None
     if not account.messages:
         raise CommandError("nothing to publish: no trades and no order books in these files")
-
-
-async def _end_on_signal(
-    everything: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            everything.cancel()

@@ -16,6 +16,7 @@ import trio
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
+from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.config import Settings
 from streamer.gc_pauses import keep_collections_short
 from streamer.workers.assignment import WorkerFailedError
@@ -50,6 +51,7 @@ def command(settings: Settings) -> int:
     """Run the server until a signal ends it."""
     configure_logging(settings.log_level, settings.log_format)
     allow_many_connections()
+    ignore_hangup()
     # Imported here, since it takes longer than all other commands need to start.
     if settings.workers > 1:
         from streamer.workers.supervisor import supervise  # noqa: PLC0415
@@ -146,18 +148,18 @@ async def handle_signals(
     everything: trio.CancelScope,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Turn the first signal into a graceful stop and the second into an end at once."""
+    """Set `shutdown` at the first signal and cancel `everything` at the second."""
     log = structlog.get_logger()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            name = signal.Signals(number).name
-            if shutdown.is_set():
-                log.warning("ending at once", signal=name)
-                everything.cancel()
-                return
-            log.info("stopping; a second signal ends at once", signal=name)
+
+    def handle(number: signal.Signals) -> None:
+        if shutdown.is_set():
+            log.warning("ending at once", signal=number.name)
+            everything.cancel()
+        else:
+            log.info("stopping; a second signal ends at once", signal=number.name)
             shutdown.set()
+
+    await handle_end_signals(handle, task_status)
 
 
 def allow_many_connections() -> None:

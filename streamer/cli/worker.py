@@ -1,7 +1,6 @@
 """`streamer worker`: one of the processes of `streamer serve --workers`, which starts it."""
 
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import trio
 
 from streamer.cli.logs import configure_logging
 from streamer.cli.serve import run_server
+from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.workers.assignment import Assignment
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def command() -> int:
     """Serve as the parent says on stdin, until it closes that."""
     from streamer.server import serve  # noqa: PLC0415 - as in `serve`
 
+    ignore_hangup()
     assignment = Assignment.from_json(sys.stdin.buffer.readline())
     settings = assignment.settings
     configure_logging(settings.log_level, settings.log_format)
@@ -38,17 +39,14 @@ async def _obey_parent(
     _everything: trio.CancelScope,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Stop in good order when the parent says so, or ends, or at a signal.
+    """Set `shutdown` when the parent closes stdin, or has ended, and at each signal.
 
-    A second signal changes nothing: Ctrl-C and service managers send theirs to parent and workers
-    alike, and the parent kills what does not end.
+    A second signal changes nothing: Ctrl-C and service managers signal parent and workers alike,
+    and the parent kills a worker that does not end.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.lowlevel.FdStream(os.dup(0)) as stdin, trio.open_nursery() as nursery:
-            task_status.started()
-            nursery.start_soon(_stop_at_end, stdin, shutdown)
-            async for _number in signals:
-                shutdown.set()
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin, trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_at_end, stdin, shutdown)
+        await handle_end_signals(lambda _number: shutdown.set(), task_status)
 
 
 async def _stop_at_end(stdin: trio.lowlevel.FdStream, shutdown: trio.Event) -> None:

@@ -141,6 +141,17 @@ def test_it_says_where_it_listens_and_stops_in_order(serve: Serve, number: signa
     assert number.name in serving.log
 
 
+def test_a_hangup_does_not_end_it(serve: Serve) -> None:
+    """SIGHUP, which comes when a terminal closes, is ignored: a client is served on."""
+    serving = serve("--memory")
+    websocket, _http = serving.addresses()
+    with connect(websocket) as client:
+        serving.process.send_signal(signal.SIGHUP)
+        serving.process.send_signal(signal.SIGTERM)
+        read_until(client, b'"server_shutdown"')
+    serving.ends_with(ExitCode.OK)
+
+
 def test_a_second_signal_ends_at_once(serve: Serve) -> None:
     """An operator need not wait for a client that does not leave."""
     serving = serve("--memory", "--close-timeout-seconds", "600", "--drain-timeout-seconds", "600")

@@ -63,6 +63,17 @@ def test_ctrl_c_reaches_parent_and_workers_and_stops_in_order(serving: Workers) 
     serving.workers_end()
 
 
+def test_a_hangup_ends_neither_the_parent_nor_a_worker(serving: Workers) -> None:
+    """SIGHUP, which comes when a terminal closes, is ignored by all processes."""
+    with connect(serving.started()) as client:
+        for pid in (serving.process.pid, *serving.pids):
+            os.kill(pid, signal.SIGHUP)
+        serving.process.send_signal(signal.SIGTERM)
+        read_until(client, b'"server_shutdown"')
+    serving.ends_with(ExitCode.OK)
+    serving.workers_end()
+
+
 def test_a_second_signal_ends_all_at_once(serving: Workers) -> None:
     """No worker outlives its parent to wait for a client."""
     with connect(serving.started()) as client:
