@@ -1,4 +1,4 @@
-"""A client of the server that comes back by itself and proves its stream.
+"""A client that reconnects by itself, restores its subscriptions and verifies its stream.
 
 async with open_client("ws://127.0.0.1:8765/v1/ws") as client:
     await client.subscribe(["stock:005930", "market:KOSPI"])
@@ -8,6 +8,7 @@ async with open_client("ws://127.0.0.1:8765/v1/ws") as client:
 print(client.account())
 """
 
+from streamer.client.account import Account, Fault, Violation
 from streamer.client.backoff import Backoff
 from streamer.client.client import DEFAULT_URL, Client, ClientStatistics, Event, open_client
 from streamer.client.decode import decode_server
@@ -30,8 +31,9 @@ from streamer.client.messages import (
     PriceLevel,
     PriceUpdate,
     Streamed,
+    Unreadable,
 )
-from streamer.client.verify import Account, Fault, Verifier, Violation
+from streamer.client.verify import Verifier
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
 
@@ -64,6 +66,7 @@ __all__ = [
     "SubscriptionRejectedError",
     "SubscriptionType",
     "Topic",
+    "Unreadable",
     "Verifier",
     "Violation",
     "decode_server",

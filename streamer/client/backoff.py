@@ -1,4 +1,4 @@
-"""When to try again."""
+"""Delays between attempts."""
 
 import random
 
@@ -7,25 +7,25 @@ import attrs
 
 @attrs.define
 class Backoff:
-    """Exponential backoff with full jitter: anywhere between now and a bound that doubles.
+    """Exponential backoff with full jitter: a random delay below a bound that doubles.
 
-    Full jitter, because clients that lost the same server at the same moment must not come back
-    at the same moment (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    Clients that lost the same server at the same moment must not all come back at the same moment
+    (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
     """
 
     first_seconds: float = 0.5
     """The bound of the first delay."""
     max_seconds: float = 30.0
-    """The bound that is not doubled any more."""
+    """The largest bound."""
     failures: int = attrs.field(default=0, init=False)
 
     def next_delay(self) -> float:
-        """Seconds to wait now, after one more failure."""
+        """Count a failure; return the seconds to wait before the next attempt."""
         # 2.0 ** 1024 would overflow, and long before it the bound is reached.
         bound = min(self.max_seconds, self.first_seconds * 2.0 ** min(self.failures, 64))
         self.failures += 1
         return random.uniform(0, bound)  # noqa: S311 - spreads load, hides nothing
 
     def reset(self) -> None:
-        """Begin anew, after a success that lasted."""
+        """Forget the failures, after a success that lasted."""
         self.failures = 0

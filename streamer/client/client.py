@@ -1,4 +1,4 @@
-"""The client: subscriptions that outlive connections, and one stream of what they bring."""
+"""The client: subscriptions that outlive connections, and one stream of messages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import attrs
 import trio
 import trio_websocket
 
+from streamer.client.account import Account, Violation
 from streamer.client.backoff import Backoff
-from streamer.client.connection import ABNORMAL, AnswerT, Connection, Ending
+from streamer.client.connection import AnswerT, Connection
 from streamer.client.decode import Message
 from streamer.client.dial import Dialer, Token
+from streamer.client.endings import ABNORMAL, Ending, ReturnPolicy
 from streamer.client.errors import (
     ClientError,
-    ClosedError,
     ConnectError,
     ConnectionLostError,
     DecodeError,
@@ -28,30 +29,26 @@ from streamer.client.errors import (
     SubscriptionRejectedError,
     rejections,
 )
-from streamer.client.messages import Data, Error, Gap, Streamed
+from streamer.client.messages import Data, Disconnected, Error, Gap, Streamed
 from streamer.client.requests import Limits, Options, subscribe_requests, unsubscribe_requests
 from streamer.client.restore import restore
-from streamer.client.verify import Account, Verifier, Violation
-from streamer.protocol import errors, messages
+from streamer.client.verify import Verifier
+from streamer.protocol import messages
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.urls import redact
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/v1/ws"
+_DEFAULT_HEARTBEAT_SECONDS: Final = 25.0
+"""The contract's default, for a server that announces an interval of 0 or less."""
 
 Event = Data | Gap | Error
-"""What a client iterates over: data, gaps in it, and errors that answer no request."""
-
-_FINAL: Final = frozenset(
-    reason.code
-    for reason in (errors.PROTOCOL_VIOLATION, errors.INVALID_UTF8, errors.POLICY, errors.TOO_LARGE)
-)
-"""Close codes after which a client does not come back."""
+"""The messages that a client iterates over: data, gaps, and errors that answer no request."""
 
 
 @attrs.frozen
 class ClientStatistics:
-    """What a client holds and has been through."""
+    """The state of a client."""
 
     connected: bool
     session_id: str
@@ -64,12 +61,12 @@ class ClientStatistics:
 
 
 class Client:
-    """What `open_client` gives: it reconnects by itself and goes on where it was.
+    """A connection that is made again whenever it is lost, with its subscriptions; see open_client.
 
-    Iterate over it for what arrives, batches unpacked, in order. When the server cannot be reached
-    it waits; where there is no coming back, the iteration ends with a ClientError. A consumer that
-    falls behind is not read for beyond `buffer_messages`: then the server merges for it, or in
-    mode all in the end closes.
+    Iterate over it for the messages, batches unpacked, in order. While the server cannot be
+    reached, the iteration waits; where reconnecting is of no use, it ends with a ClientError. When
+    `buffer_messages` wait for the consumer, no more are read: the server then merges messages for
+    this client, or in mode all in the end closes the connection.
     """
 
     def __init__(
@@ -82,7 +79,7 @@ class Client:
         on_violation: Callable[[Violation], None] | None,
     ) -> None:
         self._dialer = dialer
-        self._backoff = backoff
+        self._return_policy = ReturnPolicy(backoff, renews_token=callable(dialer.token))
         self._buffer_messages = buffer_messages
         self._pong_timeout_seconds = pong_timeout_seconds
         self._verifier = Verifier(on_violation)
@@ -91,9 +88,9 @@ class Client:
         self._arrival = trio.lowlevel.ParkingLot()
         self.room = trio.lowlevel.ParkingLot()
         self._change = trio.lowlevel.ParkingLot()
-        """Of `_connection` and `_failure`."""
+        """Unparked when `_connection` or `_failure` is set."""
         self._connection: Connection | None = None
-        """One that is open, and whose subscriptions are restored."""
+        """The open connection, once its subscriptions are restored."""
         self._failure: ClientError | None = None
         self._conversation: trio.CancelScope | None = None
         self._tasks = trio.CancelScope()
@@ -102,10 +99,9 @@ class Client:
         self._session_id = ""
         self._limits: Limits = {}
         self._connections = 0
-        self._retry_after_seconds: float | None = None
         self._last_problem: str | None = None
 
-    # What arrives
+    # For the consumer
 
     def __aiter__(self) -> Self:
         return self
@@ -114,9 +110,9 @@ class Client:
         return await self.receive()
 
     async def receive(self) -> Event:
-        """The next message. Raises ClientError where none will come any more.
+        """Return the next message. Raises ClientError where none will come any more.
 
-        It waits only where none has arrived: a checkpoint for each would cost more than the rest.
+        Not a checkpoint where one has arrived already: that would cost more than all the rest.
         """
         while True:
             try:
@@ -125,7 +121,7 @@ class Client:
                 await self._arrival.park()
 
     def receive_nowait(self) -> Event:
-        """The next message that has arrived. Raises trio.WouldBlock where none has."""
+        """Return the next message that has arrived. Raises trio.WouldBlock where none has."""
         if self._inbox:
             event = self._inbox.popleft()
             self.room.unpark_all()
@@ -135,15 +131,15 @@ class Client:
         raise trio.WouldBlock
 
     def account(self) -> Account:
-        """What was received so far, and whether it adds up: what is still buffered is counted."""
+        """Return the account of all messages so far, those in the buffer included."""
         return self._verifier.account()
 
     def position(self, topic: Topic | str) -> Position | None:
-        """The last position received of a topic."""
+        """Return the position of the last message of a topic."""
         return self._verifier.position(_topic(topic))
 
     def statistics(self) -> ClientStatistics:
-        """The state of the client now."""
+        """Return the state of the client now."""
         return ClientStatistics(
             connected=self._connection is not None,
             session_id=self._session_id,
@@ -152,8 +148,6 @@ class Client:
             buffered_messages=len(self._inbox),
             last_problem=self._last_problem,
         )
-
-    # What is asked
 
     async def subscribe(
         self,
@@ -164,13 +158,14 @@ class Client:
         max_rate: float | None = None,
         snapshot: bool = True,
     ) -> None:
-        """Subscribe to topics such as `stock:005930`, and hold them over reconnects.
+        """Subscribe to topics such as `stock:005930`, also on later connections.
 
-        `kinds` are those wanted of the kinds that the topics carry, `max_rate` is in messages per
-        second of each topic and kind. Waits for the answer, through reconnects where need be;
-        meanwhile more than `buffer_messages` may be buffered.
-        Raises ValueError for what no server would take, SubscriptionRejectedError where it takes
-        some topics only, RequestError, and what ends the client.
+        `kinds`: only these of the kinds that the topics carry. `max_rate`: messages per second of
+        each topic and kind. Waits for the answer, over lost connections if need be; meanwhile more
+        than `buffer_messages` may be buffered.
+        Raises ValueError for a request that no server would accept, SubscriptionRejectedError where
+        some of the topics are rejected, RequestError, DecodeError, and the error that ends the
+        client.
         """
         options = Options(
             kinds=None if kinds is None else frozenset(map(Kind, kinds)),
@@ -189,11 +184,11 @@ class Client:
             raise SubscriptionRejectedError(rejected)
 
     async def unsubscribe(self, topics: Iterable[Topic | str]) -> None:
-        """Give topics up. Raises ValueError, RequestError, and what ends the client."""
-        given_up = [_topic(topic) for topic in topics]
-        for topic in given_up:
+        """Unsubscribe from topics. Raises as `subscribe`."""
+        unwanted = [_topic(topic) for topic in topics]
+        for topic in unwanted:
             self._wanted.pop(topic, None)
-        for request in unsubscribe_requests(given_up, self._limits):
+        for request in unsubscribe_requests(unwanted, self._limits):
             await self._ask(request, messages.Unsubscribed)
 
     async def _ask(self, request: messages.ClientMessage, answer_type: type[AnswerT]) -> AnswerT:
@@ -205,37 +200,37 @@ class Client:
                 continue
 
     async def _wait_connected(self) -> Connection:
-        # One that has ended is still there until its socket is closed.
+        # A connection that has ended is kept until its socket is closed.
         while self._connection is None or self._connection.has_ended:
             if self._failure is not None:
                 raise self._failure
             await self._change.park()
         return self._connection
 
-    # What a connection reports
+    # For the connection
 
     @property
     def has_room(self) -> bool:
-        """Whether the buffer takes more."""
+        """Whether the buffer has room for another message."""
         return len(self._inbox) < self._buffer_messages
 
     def on_request(self, request: messages.ClientMessage) -> None:
-        """Show the verifier what is asked."""
+        """Let the verifier see a request."""
         self._verifier.sent(request)
 
     def on_message(self, message: Message, *, is_answer: bool) -> None:
-        """Check a message, and put it where it belongs."""
+        """Verify a message, and buffer it if it is for the consumer."""
         topic = self._verifier.receive(message)
         match message:
             case Streamed():
-                message.place(topic)
+                message.assign_topic(topic)
                 self._deliver(message)
             case Data() | Gap():
                 self._deliver(message)
             case Error(request_id=None) if not is_answer:
                 self._deliver(message)
-            case messages.ServerShutdown():
-                self._retry_after_seconds = message.retry_after_ms / 1000
+            case messages.ServerShutdown() | Disconnected():
+                self._return_policy.announce(message)
             case _:
                 pass
 
@@ -243,12 +238,12 @@ class Client:
         self._inbox.append(event)
         self._arrival.unpark()
 
-    # Connections
+    # Connecting
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Stay connected until `leave`.
 
-        Raises ClientError before it is started; afterwards `receive` does.
+        Raises ClientError before it has started; afterwards `receive` raises it.
         """
         with self._tasks:
             try:
@@ -258,9 +253,9 @@ class Client:
                     if self._leaving:
                         return
                     self._last_problem = str(ending)
-                    if trio.current_time() - began_at > self._backoff.max_seconds:
-                        self._backoff.reset()
-                    delay_seconds = self._delay_seconds(ending)
+                    delay_seconds = self._return_policy.delay_seconds(
+                        ending, lasted_seconds=trio.current_time() - began_at
+                    )
                     if not self._started:
                         raise ConnectError(f"cannot connect to {self._dialer.url}: {ending.reason}")
                     await trio.sleep(delay_seconds)
@@ -271,13 +266,13 @@ class Client:
                 self._fail(error)
 
     def _fail(self, error: ClientError) -> None:
-        """From here on, whoever waits for something gets the error."""
+        """Raise the error in whoever waits for something, now or later."""
         self._failure = error
         self._arrival.unpark_all()
         self._change.unpark_all()
 
     def leave(self) -> None:
-        """End the connection in good order, or what is done to get one."""
+        """Close the connection, or end the attempt to make one."""
         self._leaving = True
         if self._failure is None:
             self._fail(ClientError("the client has been closed"))
@@ -286,24 +281,14 @@ class Client:
         else:
             self._conversation.cancel()
 
-    def _delay_seconds(self, ending: Ending) -> float:
-        """How long to stay away. Raises ClientError where there is no coming back."""
-        needs_token = ending.code == errors.UNAUTHENTICATED.code
-        if ending.failure is not None:
-            raise ending.failure
-        if ending.code in _FINAL or (needs_token and not callable(self._dialer.token)):
-            raise ClosedError(ending.code, ending.reason)
-        delay, self._retry_after_seconds = self._retry_after_seconds, None
-        return self._backoff.next_delay() if delay is None else delay
-
     async def _converse(
         self,
         task_status: trio.TaskStatus[None],
         socket: trio_websocket.WebSocketConnection,
     ) -> Ending:
-        """From the greeting to the end."""
+        """Use a connection until it ends."""
         ending = Ending(ABNORMAL, "left")
-        # A scope of its own: what is cancelled inside it is still closed as it should be.
+        # Cancelling this scope, rather than all tasks, leaves time for the closing handshake.
         with trio.CancelScope() as self._conversation:
             connection = Connection(socket, self)
             greeting = await self._receive_greeting(connection)
@@ -314,9 +299,12 @@ class Client:
                 self._limits = greeting.limits
                 self._connections += 1
                 self._verifier.disconnected()
+                interval_seconds = greeting.heartbeat_interval
                 ending = await connection.run(
                     partial(self._restore, connection, former_session_id, task_status),
-                    heartbeat_interval_seconds=greeting.heartbeat_interval,
+                    heartbeat_interval_seconds=(
+                        interval_seconds if interval_seconds > 0 else _DEFAULT_HEARTBEAT_SECONDS
+                    ),
                     pong_timeout_seconds=self._pong_timeout_seconds,
                 )
         self._conversation = self._connection = None
@@ -332,9 +320,8 @@ class Client:
         except trio_websocket.ConnectionClosed as closed:
             return Ending.of(closed)
         except DecodeError as error:
-            return Ending(ABNORMAL, str(error), error)
-
-    # Restoring
+            # Where there was a server once, it may be back with the next attempt.
+            return Ending(ABNORMAL, str(error), None if self._started else error)
 
     async def _restore(
         self,
@@ -342,7 +329,7 @@ class Client:
         former_session_id: str,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        """Get the subscriptions back, each from where it was, and let requests through."""
+        """Restore the subscriptions, each from its position; then let requests through."""
         try:
             if self._wanted:
                 session_id = await restore(
@@ -354,6 +341,9 @@ class Client:
                 )
                 self._session_id = session_id or self._session_id
         except ConnectionLostError:
+            return
+        except DecodeError as error:
+            connection.end(Ending(ABNORMAL, str(error)))
             return
         except ClientError as error:
             connection.fail(error)
@@ -385,11 +375,10 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Connect to a server, and stay connected while the block runs.
 
-    `token` is sent with each connection; where it is a function it is called for each, so that a
-    server that finds one expired is given another. `on_violation` is told of each breach of the
-    contract as it is found. Raises ConnectError, ClosedError and DecodeError where there is no
-    server that takes the client, and ValueError for a URL that is
-    none; once there was one, the client comes back to it by itself.
+    `token`, or the token that this function returns, is sent with each connection: with a function
+    the client can come back after its token has expired. `on_violation` is called for each message
+    that breaks the contract. Raises ValueError for an invalid URL, and ConnectError, ClosedError
+    and DecodeError where the first connection fails; after that, lost connections are made again.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
@@ -417,8 +406,8 @@ async def open_client(
             finally:
                 client.leave()
     except BaseExceptionGroup as group:
-        # What left the block, or kept it from being entered: the nursery is nobody's business.
-        # Where there is more than one, a task of ours has failed, too, and both must be seen.
+        # The exception that left the block, or kept it from being entered, is raised without the
+        # group, which is a detail of ours. Where there are more, one of our tasks has failed too.
         if len(group.exceptions) > 1:
             raise
         error = group.exceptions[0]

@@ -1,7 +1,7 @@
-"""What the server sent: the text of a WebSocket message -> the messages that are in it.
+"""Decoding of server messages: the text of a WebSocket message -> the messages in it.
 
-Read by the standard library's `json`, not by orjson: only it can be told to keep the digits of a
-number, and its decoder tells where each value ends, so that a message of a batch keeps its text.
+Read by the standard library's `json` rather than orjson: it can keep the digits of a number, and
+its decoder reports where each value ends, so that every message of a batch keeps its own text.
 """
 
 from __future__ import annotations
@@ -18,28 +18,32 @@ import attrs
 import cattrs
 import orjson
 
-from streamer.client.errors import DecodeError
 from streamer.client.messages import (
     Alert,
     Data,
+    Disconnected,
     Error,
     Gap,
     MarketStatus,
     Notification,
     OrderbookUpdate,
     PriceUpdate,
+    Unknown,
+    Unreadable,
+    member_or_text,
 )
 from streamer.protocol import messages
 from streamer.protocol.codec import CONVERTER, explain
+from streamer.protocol.errors import ErrorCode
+from streamer.protocol.messages import GapReason
+from streamer.protocol.topics import Topic
 
+_MAX_EXPONENT_DIGITS: Final = 3
+"""Digits of the exponent of a number that is read; those of a double go up to 308.
 
-@attrs.frozen
-class Unknown:
-    """A message of a type that this version does not know, which a later server may send."""
-
-    type: str
-    text: str = attrs.field(repr=False)
-
+Decimal would take exponents of 18 digits, and then need minutes and gigabytes to write the number
+out without one.
+"""
 
 Control = (
     messages.Connected
@@ -48,11 +52,12 @@ Control = (
     | messages.Pong
     | messages.TokenRefreshed
     | messages.Reconnected
+    | messages.ServerShutdown
     | Error
     | Gap
-    | messages.ServerShutdown
+    | Disconnected
 )
-Message = Data | Control | Unknown
+Message = Data | Control | Unknown | Unreadable
 
 _CONTROL: Final[Mapping[str, type[Control]]] = {
     model.type: model
@@ -63,9 +68,10 @@ _CONTROL: Final[Mapping[str, type[Control]]] = {
         messages.Pong,
         messages.TokenRefreshed,
         messages.Reconnected,
+        messages.ServerShutdown,
         Error,
         Gap,
-        messages.ServerShutdown,
+        Disconnected,
     )
 }
 _DATA: Final[Mapping[str, type[Data]]] = {
@@ -76,6 +82,17 @@ _OWN: Final = {"topic", "extra", "text"}
 _MEMBERS: Final = {model: frozenset(attrs.fields_dict(model)) - _OWN for model in _DATA.values()}
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
+_STRUCTURE: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],]', re.DOTALL)
+"""The tokens that divide a JSON text into its parts, strings in one piece."""
+
+# TypeError: a required member is missing, or has a type that cannot be a key of a dict.
+_DECODING_ERRORS: Final = (
+    cattrs.BaseValidationError,
+    ValueError,
+    TypeError,
+    DecimalException,
+    RecursionError,
+)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -87,51 +104,102 @@ def _integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= sys.int_info.default_max_str_digits else Decimal(digits)
 
 
+def _fraction(digits: str) -> Decimal:
+    exponent = digits.replace("E", "e").partition("e")[2]
+    if len(exponent.lstrip("+-0")) > _MAX_EXPONENT_DIGITS:
+        raise ValueError(f"a number with an exponent beyond 999: {short(digits)}")
+    return Decimal(digits)
+
+
 _DECODER: Final = json.JSONDecoder(
-    parse_float=Decimal, parse_int=_integer, parse_constant=_refuse_constant
+    parse_float=_fraction, parse_int=_integer, parse_constant=_refuse_constant
 )
 
 
 def decode_server(text: str) -> list[Message]:
     """The messages in the text of one WebSocket message: those of a batch, or the one.
 
-    Raises DecodeError.
+    A message that cannot be read becomes an `Unreadable`; the others of its batch are not affected.
     """
     try:
-        return list(_messages(text))
-    except cattrs.BaseValidationError as error:
-        problem = explain(error)[0]
-    # TypeError: a member that has to be there is not, or one is no type that can be a key.
-    except (ValueError, TypeError, DecimalException, RecursionError) as error:
-        problem = str(error)
-    raise DecodeError(f"{problem} in {short(text)}")
-
-
-def _messages(text: str) -> Iterator[Message]:
-    decoded, inner = _read(text)
+        decoded, parts = _read(text)
+    except _DECODING_ERRORS as error:
+        return _salvage(text, _problem(error))
     if decoded.get("type") != messages.Batch.type:
-        yield _message(decoded, text)
-        return
-    if decoded.get("batch_size") != len(inner):
-        raise ValueError(f"a batch of {decoded.get('batch_size')} has {len(inner)} messages")
-    for member, member_text in inner:
-        yield _message(member, member_text)
+        return [_message(decoded, text)]
+    received = [_message(member, member_text) for member, member_text in parts]
+    if decoded.get("batch_size") != len(parts):
+        problem = f"a batch of {decoded.get('batch_size')} has {len(parts)} messages"
+        received.append(Unreadable(problem=problem, text=text))
+    return received
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, cattrs.BaseValidationError):
+        return explain(error)[0]
+    return str(error)
 
 
 def _message(decoded: Any, text: str) -> Message:
-    if type(decoded) is not dict or type(decoded.get("type")) is not str:
-        raise ValueError("not an object with a type")
-    name = decoded["type"]
-    if name in _DATA:
-        model = _DATA[name]
-        members = {key: value for key, value in decoded.items() if value is not None}
-        extra = {key: members.pop(key) for key in members.keys() - _MEMBERS[model]}
-        extra.pop("type")
-        return model(**members, extra=extra, text=text)
-    if name in _CONTROL:
-        message = CONVERTER.structure(orjson.loads(text), _CONTROL[name])
-        return attrs.evolve(message, text=text) if isinstance(message, Gap | Error) else message
+    try:
+        if type(decoded) is not dict or type(decoded.get("type")) is not str:
+            raise ValueError("not an object with a type")
+        name = decoded["type"]
+        if name in _DATA:
+            return _data_message(_DATA[name], decoded, text)
+        if name in _CONTROL:
+            return _control_message(_CONTROL[name], text)
+    except _DECODING_ERRORS as error:
+        return _unreadable(text, _problem(error))
     return Unknown(name, text)
+
+
+def _data_message(model: type[Data], decoded: dict[str, Any], text: str) -> Data:
+    members = {key: value for key, value in decoded.items() if value is not None}
+    extra = {key: members.pop(key) for key in members.keys() - _MEMBERS[model]}
+    extra.pop("type")
+    return model(**members, extra=extra, text=text)
+
+
+def _open_converter() -> cattrs.Converter:
+    """The protocol's converter, but that it keeps codes and reasons that it does not know."""
+    converter = CONVERTER.copy()
+    for enumeration in (ErrorCode, GapReason):
+        converter.register_structure_hook(enumeration, lambda value, to: member_or_text(to, value))
+    return converter
+
+
+_OPEN_CONVERTER: Final = _open_converter()
+
+
+def _control_message(model: type[Control], text: str) -> Control:
+    decoded = orjson.loads(text)
+    if model is messages.Connected and type(decoded.get("limits")) is dict:
+        # A later server may have limits of other types; a client needs only those it knows.
+        limits = decoded["limits"].items()
+        decoded["limits"] = {name: value for name, value in limits if type(value) in {int, float}}
+    message = _OPEN_CONVERTER.structure(decoded, model)
+    _check_topics(message)
+    return attrs.evolve(message, text=text) if isinstance(message, Gap | Error) else message
+
+
+def _check_topics(message: Control) -> None:
+    """Raise ValueError where a topic is none that this version knows."""
+    match message:
+        case messages.Subscribed() | messages.Unsubscribed():
+            for target in message.targets:
+                Topic(message.subscription_type, target)
+        case messages.Reconnected():
+            for subscription_type, targets in message.restored_subscriptions.items():
+                for target in targets:
+                    Topic(subscription_type, target)
+        case Gap():
+            Topic(message.subscription_type, message.target)
+        case _:
+            pass
+
+
+# The usual way: one call of the decoder, or one for each message of a batch
 
 
 Span = tuple[Any, str]
@@ -139,10 +207,13 @@ Span = tuple[Any, str]
 
 
 def _read(text: str) -> tuple[dict[str, Any], list[Span]]:
-    """A JSON object, and the values of its `messages` each with its own text."""
-    if '"messages"' not in text:  # the usual case, in one call
+    """A JSON object, and where it is a batch its messages, each with its own text."""
+    if '"batch"' not in text:
         decoded = _DECODER.decode(text)
-        return (decoded if type(decoded) is dict else {}), []
+        if type(decoded) is not dict:
+            return {}, []
+        if decoded.get("type") != messages.Batch.type:  # else it is written with escapes
+            return decoded, []
     decoded = {}
     inner: list[Span] = []
     at = _expect(text, 0, "{")
@@ -150,34 +221,35 @@ def _read(text: str) -> tuple[dict[str, Any], list[Span]]:
         name, at = _DECODER.raw_decode(text, at)
         at = _expect(text, at, ":")
         if name == "messages" and text[at : at + 1] == "[":
-            inner, at = _array(text, at)
+            inner, end = _array(text, at)
+            decoded[name] = [value for value, _ in inner]
         else:
-            decoded[name], at = _DECODER.raw_decode(text, at)
-        at = _separator(text, at, "}")
+            decoded[name], end = _DECODER.raw_decode(text, at)
+        at = _separator(text, end, "}")
     if _skip(text, at + 1) != len(text):
         raise ValueError("more than one JSON value")
     return decoded, inner
 
 
 def _array(text: str, start: int) -> tuple[list[Span], int]:
-    """The values of an array each with its own text, and where the array ends."""
+    """The values of an array, each with its own text, and the index behind the array."""
     values: list[Span] = []
     at = _skip(text, start + 1)
     while text[at : at + 1] != "]":
         value, end = _DECODER.raw_decode(text, at)
         values.append((value, text[at:end]))
-        at = _separator(text, _skip(text, end), "]")
+        at = _separator(text, end, "]")
     return values, at + 1
 
 
 def _skip(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
-    assert match is not None  # it matches nothing, too
+    assert match is not None  # it also matches the empty string
     return match.end()
 
 
 def _expect(text: str, at: int, character: str) -> int:
-    """Past this character and the space around it."""
+    """The index behind this character and the space around it."""
     at = _skip(text, at)
     if text[at : at + 1] != character:
         raise ValueError(f"expected {character} at character {at}")
@@ -185,6 +257,80 @@ def _expect(text: str, at: int, character: str) -> int:
 
 
 def _separator(text: str, at: int, closing: str) -> int:
-    """Past a comma, or at the closing character."""
+    """The index behind a comma, or of the closing character."""
     at = _skip(text, at)
     return at if text[at : at + 1] == closing else _expect(text, at, ",")
+
+
+# What the decoder refuses: cut into its parts, each of which is tried alone
+
+
+def _salvage(text: str, problem: str) -> list[Message]:
+    """The messages of a text that cannot be read as a whole."""
+    members = _member_texts(text)
+    if _value(members, "type") != messages.Batch.type:
+        return [_unreadable(text, problem)]
+    received: list[Message] = []
+    for member_text in _parts(members.get("messages", "")):
+        try:
+            received.append(_message(_DECODER.decode(member_text), member_text))
+        except _DECODING_ERRORS as error:
+            received.append(_unreadable(member_text, _problem(error)))
+    return received or [_unreadable(text, problem)]
+
+
+def _unreadable(text: str, problem: str) -> Unreadable:
+    """An unreadable message, with those of its members that are valid."""
+    members = _member_texts(text)
+
+    def value(name: str, *types: type) -> Any:
+        found = _value(members, name)
+        return found if type(found) in types else None
+
+    names_topic = {name: _value(members, name) for name in ("subscription_type", "target")}
+    return Unreadable(
+        problem=f"{problem} in {short(text)}",
+        text=text,
+        type=value("type", str),
+        request_id=value("request_id", str, int),
+        about=value("stock_code", str) or value("market", str) or "",
+        sequence=value("sequence", int),
+        previous=value("previous", int),
+        snapshot=value("snapshot", bool) or False,
+        extra=names_topic,
+    )
+
+
+def _value(members: Mapping[str, str], name: str) -> Any:
+    try:
+        return _DECODER.decode(members.get(name, "null"))
+    except _DECODING_ERRORS:
+        return None
+
+
+def _member_texts(text: str) -> dict[str, str]:
+    """The members of a JSON object, the value of each as text."""
+    members = {}
+    if text.lstrip().startswith("{"):
+        for part in _parts(text):
+            name = _STRUCTURE.match(part)
+            if name is not None and name[0].startswith('"'):
+                members[name[0][1:-1]] = part[name.end() :].lstrip().removeprefix(":")
+    return members
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The texts between the commas of a JSON object or array; without recursion.
+
+    Of a text that is not valid JSON, whatever looks like that.
+    """
+    depth = start = 0
+    for token in _STRUCTURE.finditer(text):
+        opens, closes = token[0] in "{[", token[0] in "}]"
+        depth += opens - closes
+        if opens and depth == 1:
+            start = token.end()
+        elif (depth == 1 and token[0] == ",") or (closes and depth == 0):
+            if part := text[start : token.start()].strip():
+                yield part
+            start = token.end()

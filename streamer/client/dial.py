@@ -1,8 +1,7 @@
-"""The way to a server: TCP, TLS, the WebSocket handshake, and the end of all three.
+"""Connecting to a server: TCP, TLS and the WebSocket handshake, and closing all three.
 
-Not `trio_websocket.open_websocket_url`: what fails there before the handshake is over (a
-certificate, a refusal, a deadline) leaves its socket open, and a wrong certificate is not told from
-silence.
+Not by `trio_websocket.open_websocket_url`: it leaves the socket open when a certificate, the
+handshake or a deadline fails, and reports a wrong certificate as a timeout.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import trio
 import trio_websocket
 from wsproto.utilities import LocalProtocolError
 
-from streamer.client.connection import ABNORMAL, Ending
+from streamer.client.endings import ABNORMAL, Ending
 from streamer.client.errors import ConnectError
 
 _RECEIVE_BYTES: Final = 65536
-"""trio-websocket reads 4 KiB at a time unless told otherwise: many calls for one batch."""
+"""trio-websocket's default of 4 KiB takes many reads for one batch."""
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429})
-"""HTTP refusals that say "not now" (RFC 9110, 8470, 6585); other 4xx say "not so"."""
+"""HTTP client errors that may pass (RFC 9110, 8470, 6585); others do not."""
 
 
 _Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
@@ -34,19 +33,22 @@ Token = str | Callable[[], Awaitable[str]]
 
 @attrs.frozen(kw_only=True)
 class Dialer:
-    """Where and how to connect."""
+    """Makes connections to one URL."""
 
     url: str
     token: Token | None = attrs.field(repr=False)
-    """A function is called for each connection."""
+    """A token, or a function that returns one and is called for each connection."""
     ssl_context: ssl.SSLContext | None
-    """None: the default one, where the URL has wss."""
+    """None: ssl's default context, for a URL with wss."""
     max_message_bytes: int
     connect_timeout_seconds: float
     close_timeout_seconds: float
 
     async def call(self, converse: Converse) -> Ending:
-        """Connect, let `converse` have the connection, and close it; how it ended, or why not."""
+        """Connect, run `converse` with the connection, and close it.
+
+        Returns how the connection ended, or why none could be made.
+        """
         token = await self.token() if callable(self.token) else self.token
         try:
             with trio.fail_after(self.connect_timeout_seconds):
@@ -108,8 +110,8 @@ class Dialer:
             assert isinstance(rejected, trio_websocket.ConnectionRejected)
             ending = _rejection(rejected.status_code)
         except* LocalProtocolError:
-            # A ping behind data that we had no more use for: trio-websocket answers each, but after
-            # its own close frame it may not (RFC 6455, 5.5.1), and its reader dies of that.
+            # trio-websocket answers each ping, but after its own close frame it must not (RFC 6455,
+            # 5.5.1): wsproto raises this in its reader where unread data has a ping behind it.
             pass
         return ending
 
@@ -121,7 +123,7 @@ def _rejection(status: int) -> Ending:
 
 
 def _reason(error: BaseException) -> str:
-    """The words of the first cause: above it, trio tells of all its attempts."""
+    """The text of the first cause: above it, trio lists all its attempts."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             cause: BaseException | None = error.exceptions[0]

@@ -1,7 +1,7 @@
-"""How a client can fail. What a new connection mends is not among it."""
+"""The errors that a client raises. A lost connection is none: the client makes a new one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import RejectedTarget, Subscribed
@@ -9,21 +9,24 @@ from streamer.protocol.topics import SubscriptionType
 
 Rejected = tuple[SubscriptionType, RejectedTarget]
 
+_PASSING: Final = frozenset({ErrorCode.RATE_LIMIT_EXCEEDED, ErrorCode.INTERNAL_ERROR})
+"""Error codes after which the same request may succeed."""
+
 
 class ClientError(Exception):
-    """What ends a client, or a request of its; the text is for people."""
+    """A client, or one of its requests, has failed; the text is for people."""
 
 
 class DecodeError(ClientError):
-    """What was received is not what a server of this protocol sends."""
+    """A message that the client needs cannot be read: a greeting, or the answer to a request."""
 
 
 class ConnectError(ClientError):
-    """There is no server of this protocol where the URL says."""
+    """There is no server of this protocol at the URL."""
 
 
 class ClosedError(ClientError):
-    """The server closed the connection with a code that forbids coming back."""
+    """The server closed the connection with a code that forbids to reconnect."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"the server closed the connection: {reason or 'no reason'} ({code})")
@@ -38,14 +41,21 @@ class ConnectionLostError(ClientError):
 class RequestError(ClientError):
     """The server answered a request with an `error`."""
 
-    def __init__(self, code: ErrorCode, message: str, details: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, code: ErrorCode | str, message: str, details: Mapping[str, Any] | None
+    ) -> None:
         super().__init__(f"{message} ({code})")
         self.code = code
         self.details = details
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.code in _PASSING
+
 
 class SubscriptionRejectedError(ClientError):
-    """Some targets were refused; those that were not are subscribed."""
+    """Some targets were rejected; the others are subscribed to."""
 
     def __init__(self, rejected: Sequence[Rejected]) -> None:
         super().__init__(
@@ -58,5 +68,5 @@ class SubscriptionRejectedError(ClientError):
 
 
 def rejections(answer: Subscribed) -> list[Rejected]:
-    """What an answer refuses, with the type that its targets are of."""
+    """The rejected targets of an answer, each with its subscription type."""
     return [(answer.subscription_type, target) for target in answer.rejected]

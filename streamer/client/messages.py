@@ -1,12 +1,16 @@
-"""The data messages as a client holds them.
+"""The messages that a client receives, as models.
 
 The server's models (`streamer.protocol.messages`) describe JSON, where a number is a number. Here
-numbers are Decimal, so that a price has the digits its producer wrote, and what a producer added
-beyond the contract is in `extra`. Control messages are the protocol's own models.
+numbers are Decimal, so that a price has the digits that its producer wrote, and members beyond the
+contract are in `extra`. Most control messages are the protocol's own models.
+
+A later server may send values that this version does not know. Where the contract has a fixed set
+of strings (a status, a priority, a reason, an error code), an unknown one is kept as a plain `str`.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -33,6 +37,29 @@ def _levels(value: Any) -> tuple[PriceLevel, ...]:
     )
 
 
+def member_or_text(enumeration: type[enum.StrEnum], value: Any) -> Any:
+    """Return the member of `enumeration` with this value, or the string itself if there is none.
+
+    Raises TypeError where `value` is no string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, got {type(value).__name__}")
+    try:
+        return enumeration(value)
+    except ValueError:
+        return value
+
+
+def _market_phase(value: Any) -> messages.MarketPhase | str:
+    phase: messages.MarketPhase | str = member_or_text(messages.MarketPhase, value)
+    return phase
+
+
+def _priority(value: Any) -> messages.Priority | str:
+    priority: messages.Priority | str = member_or_text(messages.Priority, value)
+    return priority
+
+
 def _is(*types: type) -> Any:
     return attrs.validators.and_(
         attrs.validators.instance_of(types),
@@ -48,32 +75,32 @@ _OBJECT = attrs.validators.instance_of(dict)
 
 @attrs.frozen(kw_only=True)
 class Data:
-    """What every data message has."""
+    """The members that every data message has."""
 
     type: ClassVar[str]
     timestamp: str = attrs.field(validator=_STRING)
     """RFC 3339, UTC."""
     extra: Mapping[str, Any] = attrs.field(factory=dict)
-    """What the producer added beyond the contract; numbers with a fraction are Decimal."""
+    """Members beyond the contract, as the producer wrote them; fractions are Decimal."""
     text: str = attrs.field(default="", repr=False, eq=False)
     """The JSON object as it was received."""
 
 
 @attrs.frozen(kw_only=True)
 class Streamed(Data):
-    """A message of a topic's stream."""
+    """A data message with a position in a topic's stream."""
 
     topic: Topic | None = None
-    """The subscription that it belongs to; None until a Verifier has placed it."""
+    """The subscription that it belongs to; None before a Verifier has found it."""
     sequence: int = attrs.field(validator=_WHOLE)
     previous: int | None = attrs.field(default=None, validator=_OPTIONAL_WHOLE)
     """The sequence that it follows for this client, where that is not `sequence - 1`."""
     snapshot: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    """Whether it is the last known value rather than news."""
+    """Whether it repeats the last known value rather than being a new publication."""
 
-    def place(self, topic: Topic | None) -> None:
-        """Set its topic: by whoever decoded it, before anybody else has it."""
-        # Not attrs.evolve, which would check and convert every member a second time.
+    def assign_topic(self, topic: Topic | None) -> None:
+        """Set `topic`; only for the code that decoded the message, before it hands it out."""
+        # Not attrs.evolve, which would validate and convert every member a second time.
         object.__setattr__(self, "topic", topic)
 
     @property
@@ -83,13 +110,13 @@ class Streamed(Data):
 
     @property
     def about(self) -> str:
-        """The stock code or the market."""
+        """The stock code or market that the message names."""
         raise NotImplementedError
 
 
 @attrs.frozen(kw_only=True)
 class PriceUpdate(Streamed):
-    """A trade, or the state of a price."""
+    """The price of a stock."""
 
     type: ClassVar[str] = messages.PriceUpdate.type
     stock_code: str = attrs.field(validator=_STRING)
@@ -100,7 +127,7 @@ class PriceUpdate(Streamed):
 
     @property
     def about(self) -> str:
-        """Its stock code."""
+        """The stock code."""
         return self.stock_code
 
 
@@ -124,27 +151,27 @@ class OrderbookUpdate(Streamed):
 
     @property
     def about(self) -> str:
-        """Its stock code."""
+        """The stock code."""
         return self.stock_code
 
 
 @attrs.frozen(kw_only=True)
 class MarketStatus(Streamed):
-    """A market opened, closed, or changed phase."""
+    """The phase that a market is in now."""
 
     type: ClassVar[str] = messages.MarketStatus.type
     market: str = attrs.field(validator=_STRING)
-    status: messages.MarketPhase = attrs.field(converter=messages.MarketPhase)
+    status: messages.MarketPhase | str = attrs.field(converter=_market_phase)
 
     @property
     def about(self) -> str:
-        """Its market."""
+        """The market."""
         return self.market
 
 
 @attrs.frozen(kw_only=True)
 class Alert(Data):
-    """A condition that a user asked to be told of has come true."""
+    """An alert that a user has set up was triggered."""
 
     type: ClassVar[str] = messages.Alert.type
     alert_id: str | int = attrs.field(validator=_is(str, int))
@@ -165,25 +192,80 @@ class Notification(Data):
     title: str = attrs.field(validator=_STRING)
     message: str = attrs.field(validator=_STRING)
     notification_type: str = attrs.field(validator=_STRING)
-    priority: messages.Priority = attrs.field(converter=messages.Priority)
+    priority: messages.Priority | str = attrs.field(converter=_priority)
 
 
 @attrs.frozen
 class Gap(messages.Gap):
-    """A hole in a topic's stream that could not be filled; the stream resumes at the position."""
+    """Publications of a topic are missing and will not be sent; its stream resumes at a position.
+
+    `reason` is a plain string where this version does not know it.
+    """
 
     text: str = attrs.field(default="", repr=False, eq=False)
     """The JSON object as it was received."""
 
     @property
     def topic(self) -> Topic:
-        """The topic whose stream it is."""
+        """The topic that publications are missing from."""
         return Topic(self.subscription_type, self.target)
 
 
 @attrs.frozen
 class Error(messages.Error):
-    """A request that was not carried out, or a fault of the server's own."""
+    """The server did not carry out a request, or has a fault of its own.
+
+    `code` is a plain string where this version does not know it.
+    """
 
     text: str = attrs.field(default="", repr=False, eq=False)
     """The JSON object as it was received."""
+
+
+@attrs.frozen
+class Disconnected:
+    """An operator ends the connection; the close with 4003 follows."""
+
+    type: ClassVar[str] = "disconnected"
+    reason: str
+    reconnect: bool
+    """Whether the client may come back."""
+    retry_after_ms: int | None = None
+    """The delay before it comes back."""
+
+
+@attrs.frozen
+class Unknown:
+    """A message of a type that this version does not know."""
+
+    type: str
+    text: str = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class Unreadable:
+    """A message that this client cannot read, and the members that say where it belongs.
+
+    Such are a number with an exponent of four digits and a list nested a thousand deep: both are
+    valid JSON, and a producer may put them in a member that nobody reads. With its position, the
+    message can be skipped without doubt about the rest of the stream.
+    """
+
+    problem: str
+    text: str = attrs.field(repr=False)
+    type: str | None = None
+    """None where it is not even a JSON object with a type."""
+    request_id: messages.RequestId | None = None
+    about: str = ""
+    """The stock code or the market, as in `Streamed`."""
+    sequence: int | None = None
+    previous: int | None = None
+    snapshot: bool = False
+    extra: Mapping[str, Any] = attrs.field(factory=dict)
+    """`subscription_type` and `target`, where it names its topic."""
+
+    @property
+    def follows(self) -> int:
+        """The sequence that it follows for this client."""
+        assert self.sequence is not None
+        return self.sequence - 1 if self.previous is None else self.previous

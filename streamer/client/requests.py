@@ -1,4 +1,4 @@
-"""Which requests it takes to hold a set of subscriptions, within what the server allows."""
+"""The requests that a set of subscriptions takes, within the server's limits."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import KINDS, Kind, SubscriptionType, Topic
 
 _DEFAULT_MAX_TARGETS: Final = 100
-"""Of protocol version 1, for a server that does not tell its limits."""
+"""The default of protocol version 1, for a server that does not announce its limits."""
 
 Limits = Mapping[str, float]
-"""The `limits` of `connected`."""
+"""The `limits` that `connected` announces, by name."""
 
 
 @attrs.frozen
 class Options:
-    """How a topic is subscribed to."""
+    """The options of a subscription."""
 
     kinds: frozenset[Kind] | None = None
-    """Those wanted of the kinds that the topic carries; None: all."""
+    """Only these of the kinds that the topic carries; None: all."""
     mode: Mode = Mode.LATEST
     max_rate: float | None = None
     """Messages per second."""
@@ -36,7 +36,7 @@ def subscribe_requests(
     limits: Limits,
     position: Callable[[Topic], Position | None] = lambda _topic: None,
 ) -> Iterator[messages.Subscribe]:
-    """The requests that subscribe to all of these, each since its position where there is one.
+    """Yield requests that subscribe to these topics, each since its position if it has one.
 
     Raises ValueError for options that a topic cannot have.
     """
@@ -49,7 +49,7 @@ def subscribe_requests(
             if options.kinds is not None:
                 kinds = [kind for kind in KINDS[subscription_type] if kind in options.kinds]
             positions = {target: position(Topic(subscription_type, target)) for target in targets}
-            since = {target: place for target, place in positions.items() if place is not None}
+            since = {target: found for target, found in positions.items() if found is not None}
             yield messages.Subscribe(
                 subscription_type,
                 targets,
@@ -62,7 +62,7 @@ def subscribe_requests(
 
 
 def unsubscribe_requests(topics: Iterable[Topic], limits: Limits) -> Iterator[messages.Unsubscribe]:
-    """The requests that give these up."""
+    """Yield requests that unsubscribe from these topics."""
     for subscription_type, targets in _chunks(topics, limits):
         yield messages.Unsubscribe(subscription_type, targets)
 
@@ -70,11 +70,11 @@ def unsubscribe_requests(topics: Iterable[Topic], limits: Limits) -> Iterator[me
 def _chunks(
     topics: Iterable[Topic], limits: Limits
 ) -> Iterator[tuple[SubscriptionType, list[str]]]:
-    """The targets of each type, no more at a time than the server takes."""
+    """Divide topics by type, and then into as many targets as one request may have."""
     by_type: defaultdict[SubscriptionType, list[str]] = defaultdict(list)
     for topic in topics:
         by_type[topic.subscription_type].append(topic.target)
-    size = int(limits.get("max_targets_per_request", _DEFAULT_MAX_TARGETS))
+    size = max(1, int(limits.get("max_targets_per_request", _DEFAULT_MAX_TARGETS)))
     for subscription_type, targets in by_type.items():
         for start in range(0, len(targets), size):
             yield subscription_type, targets[start : start + size]

@@ -1,11 +1,14 @@
-"""How subscriptions come back on a new connection, each from where it was."""
+"""Restoring the subscriptions on a new connection, each from the position that the client has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from streamer.client.connection import Connection
+import trio
+
+from streamer.client.backoff import Backoff
+from streamer.client.connection import AnswerT, Connection
 from streamer.client.errors import (
     Rejected,
     RequestError,
@@ -19,9 +22,10 @@ from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 
 _MAX_MESSAGE_BYTES: Final = 65536
-"""Of protocol version 1, for a server that does not tell its limits."""
+"""The default of protocol version 1, for a server that does not announce its limits."""
 _REQUEST_ID_BYTES: Final = 40
-"""What the request_id adds to a request, at most."""
+"""The most that a request_id adds to a request."""
+_FIRST_RETRY_SECONDS: Final = 1.0
 
 
 async def restore(
@@ -32,23 +36,24 @@ async def restore(
     limits: Limits,
     position: Callable[[Topic], Position | None],
 ) -> str | None:
-    """Restore the session; what it does not bring back is subscribed since its position.
+    """Restore the session, and subscribe to what it did not have since the client's positions.
 
-    Returns the session_id of the restored session, if it was. By message rather than by the
-    `session_id` of the URL, since only the client knows what it holds; the server knows no more
-    than what it held at the last ping.
-    Raises SubscriptionRejectedError, RequestError and ConnectionLostError.
+    Returns the session_id of the restored session, or None where there was none. It is restored by
+    message rather than by the `session_id` of the URL, since only the client knows its positions:
+    the server knows those of the last ping. A request that the server cannot carry out now (it is
+    over the rate limit, for one) is repeated until it can.
+    Raises SubscriptionRejectedError, RequestError, DecodeError and ConnectionLostError.
     """
-    positions = {str(topic): place for topic in wanted if (place := position(topic)) is not None}
+    positions = {str(topic): found for topic in wanted if (found := position(topic)) is not None}
     request = messages.Reconnect(session_id, positions)
     restored: set[Topic] = set()
     restored_id = None
     limit = limits.get("max_message_bytes", _MAX_MESSAGE_BYTES)
     if len(encode_request(request)) <= limit - _REQUEST_ID_BYTES:
         try:
-            answer = await connection.ask(request, messages.Reconnected)
+            answer = await _ask_until_answered(connection, request, messages.Reconnected)
         except RequestError:
-            pass  # the session is not known there, or not any more
+            pass  # this server does not know the session, or does not any more
         else:
             restored_id = answer.session_id
             restored = {
@@ -57,11 +62,26 @@ async def restore(
                 for target in targets
             }
     for unsubscribe in unsubscribe_requests(restored - wanted.keys(), limits):
-        await connection.ask(unsubscribe, messages.Unsubscribed)
+        await _ask_until_answered(connection, unsubscribe, messages.Unsubscribed)
     missing = {topic: options for topic, options in wanted.items() if topic not in restored}
     rejected: list[Rejected] = []
     for subscribe in subscribe_requests(missing, limits, position):
-        rejected += rejections(await connection.ask(subscribe, messages.Subscribed))
+        subscribed = await _ask_until_answered(connection, subscribe, messages.Subscribed)
+        rejected += rejections(subscribed)
     if rejected:
         raise SubscriptionRejectedError(rejected)
     return restored_id
+
+
+async def _ask_until_answered(
+    connection: Connection, request: messages.ClientMessage, answer_type: type[AnswerT]
+) -> AnswerT:
+    """Ask, and ask again with backoff while the server answers with an error that passes."""
+    backoff = Backoff(first_seconds=_FIRST_RETRY_SECONDS)
+    while True:
+        try:
+            return await connection.ask(request, answer_type)
+        except RequestError as error:
+            if not error.is_passing:
+                raise
+        await trio.sleep(backoff.next_delay())

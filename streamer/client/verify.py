@@ -1,139 +1,78 @@
-"""Proof from the messages alone that nothing of a stream was lost in silence.
+"""Verification that no publication of a stream was lost, repeated or reordered unannounced.
 
-A `Verifier` is shown the whole conversation, both what the client sends and what it receives, and
-holds every message to the contract of `sequence`, `previous`, `gap` and `snapshot`. It does no I/O,
-so any client can be checked with it, and it never stops at what is wrong: it counts, tells, and
-goes on from what it was given.
+A `Verifier` is shown the whole conversation, both the requests that the client sends and the
+messages that it receives, and holds every message to the contract of `sequence`, `previous`, `gap`
+and `snapshot`. It does no I/O, so that any client can be checked with it. A violation is counted
+and reported; verification goes on from the message that caused it.
 
 The rules, for each topic:
 
-- `subscribed` and `reconnected` set where the stream stands. Where the request named a position
-  (`since`, `positions`), the stream goes on from that position instead, since what was missed
-  follows, and only then from where it stands.
-- A message follows `previous`, or else `sequence - 1`, and that is the sequence held. What lies
-  between `previous` and `sequence` was merged by policy (or left out by `kinds`).
-- After a `gap` the stream goes on from the gap's position, in an epoch that may be new. There is no
-  other way into another epoch, nor over a hole.
-- A `snapshot` is not ahead of where the stream stands, and moves nothing.
+- `subscribed` and `reconnected` give the position of the stream. Where the request named a position
+  (`since`, `positions`), the stream goes on from that position instead: the messages that were
+  missed follow first.
+- A message follows `previous`, or else `sequence - 1`, and that is the last sequence received.
+  Publications between `previous` and `sequence` were merged by policy (or left out by `kinds`).
+- After a `gap` the stream goes on from the gap's position, in an epoch that may be new. Nothing
+  else leads into another epoch or over a hole.
+- A `snapshot` is not ahead of the stream, and does not move it.
+- A message that the client cannot read, but whose position it can, is skipped: the stream moves on
+  as if it had been received.
 """
 
 from __future__ import annotations
 
-import enum
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-import attrs
-
+from streamer.client.account import Account, Fault, Violation
 from streamer.client.decode import Message
-from streamer.client.messages import Data, MarketStatus, PriceUpdate, Streamed
+from streamer.client.messages import Data, MarketStatus, PriceUpdate, Streamed, Unreadable
 from streamer.protocol import messages
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import KINDS, Kind, SubscriptionType, Topic, is_target
 
 _SHARED: Final = (SubscriptionType.SECTOR, SubscriptionType.WATCHLIST)
-"""Topics whose messages are about any stock, and so do not name them."""
+"""Types of topics whose messages name any stock, and so not the topic."""
 
 VIOLATIONS_KEPT: Final = 100
-"""Told in full; what a broken server does beyond that is only counted."""
+"""Violations that are kept in full; more of them are only counted."""
 
 _HOLES_KEPT: Final = 16
-"""Of one topic, to tell a message that comes late from one that comes again."""
-
-
-class Fault(enum.StrEnum):
-    """How a message can break the contract."""
-
-    HOLE = "unannounced hole"
-    REPEAT = "repeat"
-    OUT_OF_ORDER = "out of order"
-    OVERLAP = "follows what is no longer the last"
-    EPOCH = "new epoch without a gap"
-    GAP = "gap that goes back"
-    SNAPSHOT = "snapshot ahead of its stream"
-    UNSOLICITED = "not subscribed"
-
-
-@attrs.frozen
-class Violation:
-    """One message that breaks the contract."""
-
-    fault: Fault
-    topic: Topic | None
-    """None: no topic could be meant by what the message is about."""
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.fault}: {self.topic or 'no topic'}: {self.detail}"
-
-
-@attrs.frozen
-class Account:
-    """What a client received, and whether it adds up."""
-
-    received: int
-    """Data messages, those of replays and snapshots included."""
-    snapshots: int
-    merged: int
-    """Publications that a newer one stands for, by `previous`: merged by policy, or of kinds that
-    the subscription left out."""
-    gaps: Mapping[GapReason, int]
-    """Holes that the server announced, by reason."""
-    outstanding: int
-    """Topics of which a recovery has still to bring something, or to announce it as lost."""
-    violations: int
-    faults: Mapping[Fault, int]
-    first_violations: tuple[Violation, ...]
-
-    def __str__(self) -> str:
-        gaps = sum(self.gaps.values())
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.gaps.items()))
-        lines = [
-            f"received {self.received} ({self.snapshots} snapshots)",
-            f"merged by policy {self.merged}",
-            f"gaps announced {gaps}" + (f" ({reasons})" if gaps else ""),
-        ]
-        more = self.violations - len(self.first_violations)
-        if self.outstanding:
-            lines.append(f"topics not yet recovered {self.outstanding}")
-        lines.append(f"violations {self.violations}")
-        lines += [f"  {violation}" for violation in self.first_violations]
-        lines += [f"  and {more} more"] if more else []
-        return "\n".join(lines)
+"""Holes of one topic that are kept, to tell a late message from a repeated one."""
 
 
 class _Stream:
-    """One topic as its messages have told of it."""
+    """The state of one topic, as its messages have shown it."""
 
-    __slots__ = ("epoch", "held", "holes", "live", "partial", "stands", "unannounced")
+    __slots__ = ("announced", "epoch", "held", "holes", "live", "partial", "unannounced")
 
     def __init__(self) -> None:
         self.live = False
         """Whether the connection has a subscription to it."""
         self.partial = False
-        """Whether `kinds` leaves something out."""
+        """Whether the subscription leaves out a kind."""
         self.epoch: str | None = None
-        """None: no position has ever been told."""
+        """None before the first position."""
         self.held = 0
-        """The last sequence received or skipped by announcement."""
-        self.stands = 0
-        """The last sequence that the server has told of: ahead of `held` during a replay."""
+        """The last sequence received, or skipped by announcement."""
+        self.announced = 0
+        """The last sequence that the server has announced: ahead of `held` during a replay."""
         self.unannounced: Position | None = None
-        """Where the stream has gone on, out of reach of what is held: a gap has to say so."""
+        """The position of a stream that does not contain `held`: a gap has to lead there."""
         self.holes: deque[range] = deque(maxlen=_HOLES_KEPT)
 
     def move(self, position: Position) -> None:
-        """Stand here, whatever was before."""
+        """Go on from this position, whatever came before."""
         if position.epoch != self.epoch:
             self.holes.clear()
         self.epoch = position.epoch
-        self.held = self.stands = position.sequence
+        self.held = self.announced = position.sequence
         self.unannounced = None
 
     @property
     def is_recovering(self) -> bool:
-        return self.live and self.held != self.stands and not self.partial
+        return self.live and self.held != self.announced and not self.partial
 
     @property
     def position(self) -> Position | None:
@@ -141,32 +80,36 @@ class _Stream:
 
 
 class Verifier:
-    """Holds one client's conversation to the contract; it lives as long as the client does.
+    """Holds one client's conversation to the contract, over all its connections.
 
-    Show it every client message with `sent` and every decoded server message with `receive`, and
-    tell it of the end of a connection with `disconnected`.
+    Call `sent` with every client message, `receive` with every decoded server message, and
+    `disconnected` at the end of a connection.
     """
 
     def __init__(self, on_violation: Callable[[Violation], None] | None = None) -> None:
         self._on_violation = on_violation
         self._streams: dict[Topic, _Stream] = {}
         self._shared: dict[Topic, None] = {}
-        """The live ones of such topics."""
+        """The live topics of the types in `_SHARED`."""
         self._requests: dict[messages.RequestId | None, messages.ClientMessage] = {}
         self._received = 0
         self._snapshots = 0
         self._merged = 0
+        self._unreadable = 0
+        self._last_unreadable: str | None = None
         self._gaps: Counter[GapReason] = Counter()
         self._faults: Counter[Fault] = Counter()
         self._violations: list[Violation] = []
 
     def account(self) -> Account:
-        """The account up to now."""
+        """Return the account up to now."""
         return Account(
             received=self._received,
             snapshots=self._snapshots,
             merged=self._merged,
             gaps=dict(self._gaps),
+            unreadable=self._unreadable,
+            last_unreadable=self._last_unreadable,
             outstanding=sum(stream.is_recovering for stream in self._streams.values()),
             violations=self._faults.total(),
             faults=dict(self._faults),
@@ -174,27 +117,29 @@ class Verifier:
         )
 
     def position(self, topic: Topic) -> Position | None:
-        """The last position held of a topic: what `since` and `reconnect` ask to go on from."""
+        """Return the last position of a topic: the one to name in `since` and `reconnect`."""
         stream = self._streams.get(topic)
         return None if stream is None else stream.position
 
     # The conversation
 
     def sent(self, message: messages.ClientMessage) -> None:
-        """The client sends this; its answer is recognised by `request_id`."""
+        """Note a request; its answer is recognised by `request_id`."""
         self._requests[message.request_id] = message
 
     def disconnected(self) -> None:
-        """The connection is over; the positions are kept, for the next to go on from."""
+        """Note the end of the connection; the positions are kept."""
         self._requests.clear()
         self._shared.clear()
         for stream in self._streams.values():
             stream.live = False
 
     def receive(self, message: Message) -> Topic | None:
-        """Check one message; returns the topic that it belongs to, where it is of a topic."""
+        """Verify a message; return the topic whose stream it belongs to, if it is of one."""
         match message:
             case Streamed():
+                self._received += 1
+                self._snapshots += message.snapshot
                 return self._receive_streamed(message)
             case Data():
                 self._received += 1
@@ -208,6 +153,8 @@ class Verifier:
                 self._receive_reconnected(message)
             case messages.Error() | messages.Pong() | messages.TokenRefreshed():
                 self._requests.pop(message.request_id, None)
+            case Unreadable():
+                self._receive_unreadable(message)
             case _:
                 pass
         return None
@@ -223,8 +170,8 @@ class Verifier:
             partial = _is_partial(request.subscription_type, request.kinds)
         for target in message.targets:
             topic = Topic(message.subscription_type, target)
-            stands = message.positions.get(target)
-            self._begin(topic, since.get(target), stands, partial=partial)
+            announced = message.positions.get(target)
+            self._begin(topic, since.get(target), announced, partial=partial)
 
     def _receive_reconnected(self, message: messages.Reconnected) -> None:
         request = self._requests.pop(message.request_id, None)
@@ -232,10 +179,10 @@ class Verifier:
         for subscription_type, targets in message.restored_subscriptions.items():
             for target in targets:
                 topic = Topic(subscription_type, target)
-                held = self._streams.get(topic)
-                partial = held is not None and held.partial
-                stands = message.positions.get(str(topic))
-                self._begin(topic, since.get(str(topic)), stands, partial=partial)
+                stream = self._streams.get(topic)
+                partial = stream is not None and stream.partial
+                announced = message.positions.get(str(topic))
+                self._begin(topic, since.get(str(topic)), announced, partial=partial)
 
     def _receive_unsubscribed(self, message: messages.Unsubscribed) -> None:
         self._requests.pop(message.request_id, None)
@@ -245,23 +192,24 @@ class Verifier:
             self._shared.pop(topic, None)
 
     def _begin(
-        self, topic: Topic, since: Position | None, stands: Position | None, *, partial: bool
+        self, topic: Topic, since: Position | None, announced: Position | None, *, partial: bool
     ) -> None:
-        """The stream begins, or begins again, on this connection."""
+        """Begin the stream of a topic, or begin it again, on this connection."""
         stream = self._streams.setdefault(topic, _Stream())
-        if since is None and stands is not None:
+        if since is None and announced is not None:
             unchanged = stream.live and not stream.partial and not partial
-            if unchanged and stream.epoch == stands.epoch and stream.held != stands.sequence:
-                detail = f"subscribed again at {stands.sequence}, and {stream.held} is held"
+            same_epoch = stream.epoch == announced.epoch
+            if unchanged and same_epoch and stream.held != announced.sequence:
+                detail = f"subscribed again at {announced.sequence}, and {stream.held} is held"
                 self._violate(Fault.HOLE, topic, detail)
-            stream.move(stands)
+            stream.move(announced)
         elif since is not None:
             stream.move(since)
-            if stands is not None:
-                stream.stands = stands.sequence
-                # Further back in the same epoch is another past, too.
-                if stands.epoch != since.epoch or stands.sequence < since.sequence:
-                    stream.unannounced = stands
+            if announced is not None:
+                stream.announced = announced.sequence
+                # A step back within the epoch is another stream, too.
+                if announced.epoch != since.epoch or announced.sequence < since.sequence:
+                    stream.unannounced = announced
         stream.live = True
         stream.partial = partial
         if topic.subscription_type in _SHARED:
@@ -283,24 +231,34 @@ class Verifier:
         stream.move(position)
         return topic
 
-    def _receive_streamed(self, message: Streamed) -> Topic | None:
-        self._received += 1
-        self._snapshots += message.snapshot
-        topic = self._place(message)
+    def _receive_unreadable(self, message: Unreadable) -> None:
+        self._unreadable += 1
+        self._last_unreadable = message.problem
+        if message.type is None:
+            self._violate(Fault.NO_MESSAGE, None, message.problem)
+        elif message.sequence is not None and message.about:
+            self._receive_streamed(message)
+        elif message.request_id is not None:
+            self._requests.pop(message.request_id, None)
+
+    def _receive_streamed(self, message: Streamed | Unreadable) -> Topic | None:
+        topic = self._find_topic(message)
         stream = None if topic is None else self._streams.get(topic)
+        sequence = message.sequence
+        assert sequence is not None  # no message without one comes here
         if topic is None or stream is None or not stream.live:
-            detail = f"{message.type} {message.sequence} of {message.about}"
+            detail = f"{message.type} {sequence} of {message.about}"
             self._violate(Fault.UNSOLICITED, topic, detail)
         elif message.snapshot:
-            if message.sequence > stream.stands:
-                detail = f"{message.sequence}, and the stream stands at {stream.stands}"
+            if sequence > stream.announced:
+                detail = f"{sequence}, and the stream is at {stream.announced}"
                 self._violate(Fault.SNAPSHOT, topic, detail)
         else:
-            self._advance(topic, stream, message)
+            self._advance(topic, stream, sequence, message.follows)
         return topic
 
-    def _advance(self, topic: Topic, stream: _Stream, message: Streamed) -> None:
-        sequence, follows, held = message.sequence, message.follows, stream.held
+    def _advance(self, topic: Topic, stream: _Stream, sequence: int, follows: int) -> None:
+        held = stream.held
         if stream.unannounced is not None and not self._renamed(stream, follows):
             detail = f"{sequence} comes after {held} of epoch {stream.epoch}, which has ended"
             self._violate(Fault.EPOCH, topic, detail)
@@ -319,7 +277,7 @@ class Verifier:
             self._violate(Fault.OVERLAP, topic, detail)
         self._merged += max(sequence - follows - 1, 0)
         stream.held = sequence
-        stream.stands = max(stream.stands, sequence)
+        stream.announced = max(stream.announced, sequence)
 
     @staticmethod
     def _renamed(stream: _Stream, follows: int) -> bool:
@@ -336,23 +294,23 @@ class Verifier:
 
     @staticmethod
     def _left_out(stream: _Stream, follows: int) -> bool:
-        """Whether all between what is held and `follows` is of kinds that were not asked for.
+        """Whether all publications after `held`, up to `follows`, are of kinds not subscribed to.
 
-        A recovery may have had nothing of the kinds wanted to bring up to where the stream stood.
+        A recovery may end with such publications, which the client then does not receive.
         """
-        return stream.partial and follows == stream.stands
+        return stream.partial and follows == stream.announced
 
-    def _place(self, message: Streamed) -> Topic | None:
-        """The topic of a message.
+    def _find_topic(self, message: Streamed | Unreadable) -> Topic | None:
+        """Return the topic of a message; None where it can be of none.
 
-        A message says what it is about. That is its topic for stocks and markets, but a price on a
-        sector or a watchlist is about any stock. Where the server names the topic beside it, that
-        decides; else it belongs to the stream that it is the next of.
+        A message on a stock or a market names its topic. A price on a sector or a watchlist names
+        any stock: where the server adds the topic to it, that decides; otherwise it belongs to the
+        stream whose next message it is.
         """
-        market = isinstance(message, MarketStatus)
-        own_type = SubscriptionType.MARKET if market else SubscriptionType.STOCK
+        is_status = message.type == MarketStatus.type
+        own_type = SubscriptionType.MARKET if is_status else SubscriptionType.STOCK
         own = Topic(own_type, message.about) if is_target(message.about) else None
-        if not self._shared or not isinstance(message, PriceUpdate):
+        if not self._shared or message.type != PriceUpdate.type:
             return own
         candidates = list(self._shared)
         if own is not None and own in self._streams:
@@ -363,10 +321,11 @@ class Verifier:
                 return topic
         return next((topic for topic in candidates if self._is_next(topic, message)), candidates[0])
 
-    def _is_next(self, topic: Topic, message: Streamed) -> bool:
+    def _is_next(self, topic: Topic, message: Streamed | Unreadable) -> bool:
         stream = self._streams[topic]
+        assert message.sequence is not None
         if message.snapshot:
-            return message.sequence <= stream.stands
+            return message.sequence <= stream.announced
         return message.follows == stream.held
 
     def _violate(self, fault: Fault, topic: Topic | None, detail: str) -> None:

@@ -310,26 +310,87 @@ async def test_errors_that_answer_nothing_are_handed_out(peer: Peer) -> None:
         assert '"ours"' in message.text
 
 
-@pytest.mark.parametrize("garbage", ["{", b"{}", '{"type":"price_update"}'])
-async def test_what_is_no_message_ends_the_client(garbage: str | bytes, peer: Peer) -> None:
-    """First comes what came before it, then the error, for requests too."""
+@pytest.mark.parametrize("garbage", ["{", b"{}", '{"messages":1}'])
+async def test_text_that_is_no_message_is_skipped_and_counted(
+    garbage: str | bytes, peer: Peer
+) -> None:
+    """The client goes on; the account names the violation."""
 
     async def script(line: Line) -> None:
         await line.greet()
         await line.accept_subscription()
         await line.price(1)
         await line.send(garbage)
+        await line.price(2)
         await line.wait_closed()
 
     async with open_client(await peer(script)) as client:
         await client.subscribe([STOCK])
-        await client.receive()
-        with pytest.raises(DecodeError):
-            await client.receive()
-        with pytest.raises(DecodeError):
-            await client.subscribe(["market:KOSPI"])
-        assert not client.statistics().connected
-        assert client.statistics().last_problem is not None
+        assert [message.sequence for message in await receive(client, 2)] == [1, 2]  # type: ignore[union-attr]
+        account = client.account()
+        assert (account.unreadable, account.faults) == (1, {Fault.NO_MESSAGE: 1})
+        assert "skipped as unreadable 1 (last: " in str(account)
+
+
+UNREADABLE_VALUES = ["1E-99999999999999999999", "1E-30000000", "[" * 1000 + "]" * 1000]
+
+
+@pytest.mark.parametrize("value", UNREADABLE_VALUES)
+async def test_a_publication_that_cannot_be_read_is_skipped_with_its_position(
+    value: str, peer: Peer
+) -> None:
+    """The stream goes on behind it, live and as a snapshot, without a hole."""
+
+    async def script(line: Line) -> None:
+        await line.greet()
+        await line.accept_subscription(sequence=1)
+        price = '{"type":"price_update","stock_code":"005930","sequence":%d,"more":%s%s}'
+        await line.send(price % (1, value, ',"snapshot":true'))
+        await line.send(price % (2, value, ""))
+        await line.price(3)
+        await line.wait_closed()
+
+    async with open_client(await peer(script)) as client:
+        await client.subscribe([STOCK])
+        message = await client.receive()
+        assert isinstance(message, PriceUpdate)
+        assert message.sequence == 3
+        account = client.account()
+        assert (account.received, account.unreadable, account.violations) == (1, 2, 0)
+
+
+async def test_an_answer_that_cannot_be_read_is_an_error_of_its_request(peer: Peer) -> None:
+    """Whoever asked does not wait for ever; the client goes on."""
+
+    async def script(line: Line) -> None:
+        await line.greet()
+        request = await line.hear()
+        await line.say("subscribed", targets=1, request_id=request["request_id"])
+        await line.accept_subscription()
+        request = await line.hear()
+        await line.say("pong", request_id=request["request_id"])
+        await line.wait_closed()
+
+    async with open_client(await peer(script)) as client:
+        with pytest.raises(DecodeError, match="the answer to subscribe cannot be read: "):
+            await client.subscribe([STOCK])
+        await client.subscribe([STOCK])
+        with pytest.raises(DecodeError, match="the answer to unsubscribe cannot be read: it is po"):
+            await client.unsubscribe([STOCK])
+        assert client.statistics().connected
+
+
+async def test_limits_and_intervals_without_sense_do_no_harm(peer: Peer) -> None:
+    """A server that announces them is served with the defaults."""
+
+    async def script(line: Line) -> None:
+        await line.greet(heartbeat_interval=-1, limits={"max_targets_per_request": 0})
+        await line.accept_subscription()
+        await line.wait_closed()
+
+    async with open_client(await peer(script)) as client:
+        await client.subscribe([STOCK])
+        assert client.statistics().subscriptions == 1
 
 
 async def test_a_request_under_way_when_the_client_ends_ends_with_it(peer: Peer) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,15 @@ from streamer.client import (
     ClientError,
     ClosedError,
     ConnectError,
+    Error,
     Gap,
     PriceUpdate,
+    RequestError,
     SubscriptionRejectedError,
     Topic,
     open_client,
 )
-from streamer.client.connection import Ending
+from streamer.client.endings import Ending
 from streamer.protocol import errors
 from streamer.protocol.messages import GapReason
 from streamer.server import Server
@@ -172,7 +174,7 @@ async def test_a_connection_that_has_just_ended_is_not_asked(server: Server) -> 
     """A request in that moment waits for the next one, as any other does."""
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         assert client._connection is not None
-        client._connection._end(Ending(1013, "overloaded"))
+        client._connection.end(Ending(1013, "overloaded"))
         await client.subscribe([STOCK])
         assert client.statistics().connections == 2
 
@@ -309,6 +311,131 @@ async def test_codes_that_forbid_it_are_not_come_back_from(
             await client.receive()
         assert (info.value.code, info.value.reason) == (reason.code, reason.reason)
         assert client.statistics().connections == 1
+
+
+async def test_a_code_for_an_invalid_token_is_final_with_any_token(peer: Peer) -> None:
+    """4500: a new token would be refused too; the error that came first is received."""
+
+    async def script(line: Line) -> None:
+        await line.greet()
+        await line.say("error", code="INVALID_TOKEN", message="not signed here")
+        await line.close(4500, "token invalid")
+
+    async def token() -> str:
+        await trio.lowlevel.checkpoint()
+        return "t"
+
+    async with open_client(await peer(script), token=token, backoff=at_once()) as client:
+        error = await client.receive()
+        assert isinstance(error, Error)
+        with pytest.raises(ClosedError, match=r"token invalid \(4500\)"):
+            await client.receive()
+
+
+async def test_a_refusal_instead_of_a_greeting_is_told_by_its_code(peer: Peer) -> None:
+    """A server may say `error` and close where it would say `connected`."""
+
+    async def refuse(line: Line) -> None:
+        await line.say("error", code="INVALID_TOKEN", message="not signed here")
+        await line.close(4500, "token invalid")
+
+    url = await peer(refuse)
+    with pytest.raises(ClosedError, match="token invalid"):
+        async with open_client(url):
+            pytest.fail("connected")
+
+
+async def test_an_operator_who_says_so_is_obeyed(peer: Peer) -> None:
+    """`disconnected` says whether and when to come back after 4003."""
+
+    async def come_back(line: Line) -> None:
+        await line.greet()
+        await line.say("disconnected", reason="moved", reconnect=True, retry_after_ms=-5)
+        await line.close(4003)
+
+    async def unannounced(line: Line) -> None:
+        await line.greet()
+        await line.close(4003)
+
+    async def stay_away(line: Line) -> None:
+        await line.greet()
+        await line.say("disconnected", reason="banned", reconnect=False)
+        await line.close(4003)
+
+    url = await peer(come_back, unannounced, stay_away)
+    async with open_client(url, backoff=at_once()) as client:
+        with pytest.raises(ClosedError, match=r"banned \(4003\)"):
+            await client.receive()
+        assert client.statistics().connections == 3
+
+
+async def test_a_rate_limit_while_restoring_passes(
+    start_server: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests over the limit are repeated until the server takes them."""
+    monkeypatch.setattr("streamer.client.restore._FIRST_RETRY_SECONDS", 0.05)
+    server = await start_server(
+        rate_limit=50.0,
+        rate_limit_burst=3,
+        rate_limit_max_violations=1_000_000,
+        max_targets_per_request=1,
+        session_lifetime_seconds=0.0,
+    )
+    topics = [f"stock:{number}" for number in range(9)]
+    async with open_client(server.websocket_url, backoff=at_once()) as client:
+        while client.statistics().subscriptions < len(topics):
+            with suppress(RequestError):
+                await client.subscribe([topics[client.statistics().subscriptions]])
+        publish(server, 1, code="8")
+        assert await prices(client, 1) == [1]
+        cut(server)
+        await wait_until(lambda: not server._acceptor.sessions)
+        for number in range(3):
+            publish(server, 100 + number, code="8")
+        assert await prices(client, 3) == [100, 101, 102]
+        assert client.statistics().connections == 2
+        assert server.statistics().rate_limiting.messages_refused > 0
+
+
+async def test_other_passing_errors_while_restoring_pass_too(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the session as well as for a subscription; an unreadable answer is one, too."""
+    monkeypatch.setattr("streamer.client.restore._FIRST_RETRY_SECONDS", 0.0)
+    asked: list[str] = []
+
+    async def first(line: Line) -> None:
+        await line.greet()
+        await line.accept_subscription(sequence=3)
+        await line.close(1013)
+
+    async def unreadable(line: Line) -> None:
+        await line.greet()
+        request = await line.hear()
+        await line.say("reconnected", recovered="?", request_id=request["request_id"])
+        await line.wait_closed()
+
+    async def nonsense(line: Line) -> None:
+        await line.say("welcome")
+        await line.wait_closed()
+
+    async def last(line: Line) -> None:
+        await line.greet()
+        for code in ("INTERNAL_ERROR", "SESSION_RESTORATION_FAILED", "RATE_LIMIT_EXCEEDED"):
+            request = await line.hear()
+            asked.append(request["type"])
+            answer = {"code": code, "message": "m"}
+            await line.say("error", **answer, request_id=request["request_id"])
+        await line.accept_subscription(sequence=3)
+        await line.price(4)
+        await line.wait_closed()
+
+    url = await peer(first, unreadable, nonsense, last)
+    async with open_client(url, backoff=at_once()) as client:
+        await client.subscribe([STOCK])
+        assert await prices(client, 1) == [1]
+        assert client.account().violations == 0
+    assert asked == ["reconnect", "reconnect", "subscribe"]
 
 
 async def test_an_expired_token_is_replaced(peer: Peer) -> None:

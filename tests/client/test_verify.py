@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from streamer.client.account import Account, Fault, Violation
 from streamer.client.decode import Message, decode_server
 from streamer.client.messages import Error, Gap, MarketStatus, PriceUpdate, Streamed
-from streamer.client.verify import VIOLATIONS_KEPT, Account, Fault, Verifier, Violation
+from streamer.client.verify import VIOLATIONS_KEPT, Verifier
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import (
     GapReason,
@@ -133,7 +134,7 @@ def test_a_stream_in_order_adds_up() -> None:
         ([subscribed(5), price(5)], Fault.REPEAT, "5 comes after 5"),
         ([subscribed(5), price(8, 6)], Fault.HOLE, "6 missing before 8"),
         ([subscribed(5), price(8, 4)], Fault.OVERLAP, "8 follows 4, and 5 is held"),
-        ([subscribed(5), price(6, snapshot=True)], Fault.SNAPSHOT, "6, and the stream stands at 5"),
+        ([subscribed(5), price(6, snapshot=True)], Fault.SNAPSHOT, "6, and the stream is at 5"),
         ([subscribed(5), gap(4)], Fault.GAP, "it resumes at 4, and 5 is held"),
         ([subscribed(5), gap(0, "b"), price(2)], Fault.HOLE, "1 missing before 2"),
         ([subscribed(5), gap(9), price(9)], Fault.REPEAT, "9 comes after 9"),
@@ -483,7 +484,7 @@ def topic_of(event: Event) -> Topic | None:
     """Which stream an event moves."""
     match event:
         case Streamed(snapshot=False):
-            return Verifier()._place(event)
+            return Verifier()._find_topic(event)
         case Gap():
             return Topic(event.subscription_type, event.target)
         case Subscribe():

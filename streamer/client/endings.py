@@ -1,0 +1,88 @@
+"""How a connection ends, and whether and when the client comes back."""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+import attrs
+import trio_websocket
+
+from streamer.client.backoff import Backoff
+from streamer.client.errors import ClientError, ClosedError
+from streamer.client.messages import Disconnected
+from streamer.protocol import errors
+from streamer.protocol.messages import ServerShutdown
+
+ABNORMAL: Final = 1006
+"""No close frame was received (RFC 6455, 7.1.5)."""
+DISCONNECTED: Final = 4003
+"""An operator closed the connection; `disconnected` came first."""
+INVALID_TOKEN: Final = 4500
+"""The token is not valid, and will not be later."""
+
+_FINAL: Final = frozenset(
+    {
+        errors.PROTOCOL_VIOLATION.code,
+        errors.INVALID_UTF8.code,
+        errors.POLICY.code,
+        errors.TOO_LARGE.code,
+        INVALID_TOKEN,
+    }
+)
+"""Close codes after which a client does not come back."""
+
+_MAX_DELAY_SECONDS: Final = 3600.0
+"""The longest delay that a server may ask for: beyond it, it is more likely a mistake."""
+
+
+@attrs.frozen
+class Ending:
+    """How a connection ended."""
+
+    code: int
+    """The WebSocket close code."""
+    reason: str
+    failure: ClientError | None = None
+    """Why no reconnect is attempted; None: one may be."""
+
+    @classmethod
+    def of(cls, closed: trio_websocket.ConnectionClosed) -> Self:
+        """The ending that trio-websocket reports by its exception."""
+        assert closed.reason is not None  # it is set before this is raised
+        return cls(closed.reason.code, closed.reason.reason or "the connection was cut")
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.code})"
+
+
+class ReturnPolicy:
+    """Decides after each connection whether and when the next one is attempted."""
+
+    def __init__(self, backoff: Backoff, *, renews_token: bool) -> None:
+        """`renews_token`: whether each connection is made with a new token."""
+        self._backoff = backoff
+        self._renews_token = renews_token
+        self._announced: ServerShutdown | Disconnected | None = None
+
+    def announce(self, message: ServerShutdown | Disconnected) -> None:
+        """The server has said how the connection is about to end."""
+        self._announced = message
+
+    def delay_seconds(self, ending: Ending, *, lasted_seconds: float) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises ClientError where there must not be one.
+        """
+        announced, self._announced = self._announced, None
+        if ending.failure is not None:
+            raise ending.failure
+        needs_token = ending.code == errors.UNAUTHENTICATED.code and not self._renews_token
+        is_banned = isinstance(announced, Disconnected) and not announced.reconnect
+        if ending.code in _FINAL or needs_token or is_banned:
+            reason = announced.reason if isinstance(announced, Disconnected) else ending.reason
+            raise ClosedError(ending.code, reason)
+        if lasted_seconds > self._backoff.max_seconds:
+            self._backoff.reset()
+        if announced is not None and announced.retry_after_ms is not None:
+            return min(max(announced.retry_after_ms / 1000, 0.0), _MAX_DELAY_SECONDS)
+        return self._backoff.next_delay()
