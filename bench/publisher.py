@@ -18,7 +18,7 @@ import redis
 import trio
 
 from streamer.publisher.publisher import Publisher, open_publisher
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 TOPICS = 100
 BLOCK = 128

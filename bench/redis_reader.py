@@ -18,7 +18,7 @@ import trio
 
 from streamer.broker.pubsub import Message
 from streamer.broker.reader import ServerReader
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 PAYLOAD = b"x" * 165
 CHANNELS = [f"stock:{number:06}:price" for number in range(100)]

@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 import redis as redis_py
 
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 # A deadline per example measures the machine, not the code.
 hypothesis.settings.register_profile("streamer", deadline=None)

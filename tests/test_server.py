@@ -15,17 +15,10 @@ from trio.testing import MockClock
 from streamer.config import Settings
 from streamer.protocol.topics import Topic
 from streamer.server import Server, serve
-from tests.running import (
-    connected,
-    eventually,
-    get_page,
-    orderbook,
-    price,
-    publish,
-    raw_client,
-    real_deadline,
-    running_server,
-)
+from tests.helpers.clients import connected, raw_client
+from tests.helpers.publications import orderbook, price
+from tests.helpers.server import get_page, publish, running_server
+from tests.helpers.timing import eventually, real_deadline
 
 
 async def test_of_a_client_that_has_left_nothing_remains() -> None:

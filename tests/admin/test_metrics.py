@@ -13,7 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streamer.admin.metrics import FAMILIES, Family
 from streamer.server import Server
-from tests.running import connected, eventually, price, publish, running_server
+from tests.helpers.clients import connected
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 

@@ -1,17 +1,14 @@
 """A listener that keeps what it hears, and a source that runs for the length of a test."""
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 import trio
 
 from streamer.broker.pubsub import Message
 from streamer.broker.reader import PubSubReader
-
-DEADLINE_SECONDS: Final = 20.0
-"""When a test that waits for something has failed; nothing here depends on how soon it comes."""
+from tests.helpers.timing import DEADLINE_SECONDS
 
 
 class Recorder:
@@ -56,9 +53,3 @@ async def running(source: PubSubReader) -> AsyncIterator[bool]:
         async with trio.open_nursery() as nursery:
             yield await nursery.start(source.run)
             nursery.cancel_scope.cancel()
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what has no event of its own; the caller's deadline decides when it is too late."""
-    while not condition():  # noqa: ASYNC110 - Redis sets no event of ours
-        await trio.sleep(0.001)

@@ -17,10 +17,10 @@ from streamer.client import open_client
 from streamer.config import Settings
 from streamer.publisher.publisher import open_publisher
 from streamer.server import serve
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.redis_topology import MASTER_NAME, ClusterService, Sentinel
+from tests.helpers.timing import real_deadline, wait_until
 from tests.publisher.prices import price
-from tests.redis_server import RedisServer
-from tests.redis_topology import MASTER_NAME, ClusterService, Sentinel, wait_until
-from tests.running import real_deadline
 
 PASSWORD: Final = "s#cret"
 

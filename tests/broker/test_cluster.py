@@ -17,11 +17,12 @@ from streamer.client import Client, Event, Gap, PriceUpdate, open_client
 from streamer.protocol.messages import GapReason, Mode
 from streamer.publisher.publisher import Publisher, open_publisher
 from streamer.server import Server
-from tests.broker.recorder import Recorder, eventually, running
+from tests.broker.recorder import Recorder, running
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.redis_topology import ClusterNode, ClusterService
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
 from tests.publisher.prices import price
-from tests.redis_server import RedisServer
-from tests.redis_topology import ClusterNode, ClusterService
-from tests.running import running_server
 
 CODES: Final = [f"{number:06}" for number in range(12)]
 """Of stocks in all parts of the Cluster."""

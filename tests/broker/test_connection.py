@@ -21,8 +21,8 @@ from streamer.broker.connection import (
     check_server_url,
     open_server,
 )
-from tests.broker.proxy import Proxy
-from tests.redis_server import RedisServer
+from tests.helpers.proxy import Proxy
+from tests.helpers.redis_server import RedisServer
 
 DEADLINE_SECONDS = 20.0
 

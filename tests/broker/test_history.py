@@ -18,8 +18,8 @@ from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.publisher.publisher import open_publisher
-from tests.redis_server import RedisServer
-from tests.running import orderbook, price
+from tests.helpers.publications import orderbook, price
+from tests.helpers.redis_server import RedisServer
 
 STOCK = Topic.parse("stock:A")
 NOWHERE = Position("unheard-of", 0)

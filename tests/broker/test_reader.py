@@ -11,9 +11,10 @@ import trustme
 
 from streamer.broker.pubsub import Message
 from streamer.broker.reader import ServerReader
-from tests.broker.proxy import Proxy
-from tests.broker.recorder import Recorder, eventually, running
-from tests.redis_server import RedisServer
+from tests.broker.recorder import Recorder, running
+from tests.helpers.proxy import Proxy
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import eventually
 
 
 def impatient_source(

@@ -11,7 +11,7 @@ from streamer.broker.replies import is_passing
 from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 
 @pytest.mark.parametrize(

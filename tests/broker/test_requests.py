@@ -11,8 +11,8 @@ import trio
 
 from streamer.broker.connect import RedisConnectionError, RedisReplyError, RedisTimeoutError
 from streamer.broker.requests import RedisClient
-from tests.broker.recorder import eventually
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import eventually
 
 NAME = "test-commands"
 

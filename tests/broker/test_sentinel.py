@@ -17,10 +17,10 @@ from streamer.broker.connection import (
 from streamer.client import Client, Event, Gap, PriceUpdate, open_client
 from streamer.protocol.messages import GapReason, Mode
 from streamer.publisher.publisher import Publisher, open_publisher
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.redis_topology import MASTER_NAME, Sentinel, SentinelService
+from tests.helpers.server import running_server
 from tests.publisher.prices import price
-from tests.redis_server import RedisServer
-from tests.redis_topology import MASTER_NAME, Sentinel, SentinelService
-from tests.running import running_server
 
 DEADLINE_SECONDS = 30.0
 

@@ -16,7 +16,7 @@ from streamer.broker.sessions import RedisSessions
 from streamer.hub.sessions import HeldSubscription, SessionRecord, StoreUnavailableError
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 
 @asynccontextmanager

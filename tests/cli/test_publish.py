@@ -16,7 +16,7 @@ import redis as redis_py
 from streamer.broker.keys import history_key
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 DEADLINE_SECONDS: Final = 30.0
 

@@ -43,14 +43,6 @@ async def server(start_server: Serve) -> Server:
     return await start_server()
 
 
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Let others run until something is so."""
-    while True:
-        await trio.lowlevel.checkpoint()
-        if condition():
-            return
-
-
 class Line:
     """One connection of a peer."""
 

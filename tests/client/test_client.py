@@ -28,7 +28,8 @@ from streamer.client import (
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import MarketPhase
 from streamer.server import Server
-from tests.client.conftest import Line, Peer, Serve, wait_until
+from tests.client.conftest import Line, Peer, Serve
+from tests.helpers.timing import eventually
 
 STOCK = Topic.parse("stock:005930")
 
@@ -259,7 +260,7 @@ async def test_nothing_remains_when_the_block_ends(peer: Peer) -> None:
         with pytest.raises(trio.WouldBlock):
             client.receive_nowait()
         assert client.statistics().connected
-    await wait_until(lambda: codes == [1000])
+    await eventually(lambda: codes == [1000])
 
 
 async def test_an_error_leaves_the_block_as_it_is(server: Server) -> None:

@@ -28,7 +28,8 @@ from streamer.client.endings import Ending
 from streamer.protocol import errors
 from streamer.protocol.messages import GapReason
 from streamer.server import Server
-from tests.client.conftest import Line, Peer, Serve, wait_until
+from tests.client.conftest import Line, Peer, Serve
+from tests.helpers.timing import eventually
 
 STOCK = Topic.parse("stock:005930")
 TOPICS = ["stock:005930", "stock:000660", "market:KOSPI"]
@@ -72,10 +73,10 @@ async def prices(client: Client, count: int) -> list[int]:
 async def lose_and_miss(server: Server, client: Client, count: int) -> None:
     """Cut the connection of a client that is up to date, and publish before it is back."""
     cut(server)
-    await wait_until(lambda: not server._acceptor.sessions)
+    await eventually(lambda: not server._acceptor.sessions)
     for number in range(count):
         publish(server, 100 + number)
-    await wait_until(lambda: client.statistics().connections == 2)
+    await eventually(lambda: client.statistics().connections == 2)
 
 
 @pytest.mark.parametrize("lifetime_seconds", [300.0, 0.0])
@@ -146,7 +147,7 @@ async def test_a_server_that_begins_anew_is_a_gap(
         publish(server, 1)
         assert await prices(client, 1) == [1]
         server.shutdown()
-        await wait_until(lambda: "refused" in (client.statistics().last_problem or ""))
+        await eventually(lambda: "refused" in (client.statistics().last_problem or ""))
         assert not client.statistics().connected
         server = await start_server(port=port)
         gap = await client.receive()
@@ -193,7 +194,7 @@ async def test_a_client_that_was_closed_says_so(server: Server) -> None:
         nursery.start_soon(use, client.receive)
         await trio.testing.wait_all_tasks_blocked()
         cut(server)
-        await wait_until(lambda: not client.statistics().connected)
+        await eventually(lambda: not client.statistics().connected)
         nursery.start_soon(use, partial(client.subscribe, [STOCK]))
         await trio.lowlevel.checkpoint()
     await use(client.receive)
@@ -250,7 +251,7 @@ async def test_more_positions_than_a_message_holds_are_sent_with_the_subscriptio
         publish(server, 1, code="000007")
         assert await prices(client, 1) == [1]
         cut(server)
-        await wait_until(lambda: client.statistics().connections == 2)
+        await eventually(lambda: client.statistics().connections == 2)
         publish(server, 2, code="000007")
         assert await prices(client, 1) == [2]
         assert client.account().violations == 0
@@ -265,7 +266,7 @@ async def test_a_subscription_that_is_refused_on_return_ends_the_client(
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe(TOPICS)
         server.shutdown()
-        await wait_until(lambda: "refused" in (client.statistics().last_problem or ""))
+        await eventually(lambda: "refused" in (client.statistics().last_problem or ""))
         await start_server(port=port, max_subscriptions=2)
         gaps = [await client.receive(), await client.receive()]
         assert all(isinstance(gap, Gap) for gap in gaps)
@@ -281,7 +282,7 @@ async def test_codes_that_say_so_are_come_back_from(
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe([STOCK])
         close(server, reason)
-        await wait_until(lambda: client.statistics().connections == 2)
+        await eventually(lambda: client.statistics().connections == 2)
         assert client.statistics().last_problem == f"{reason.reason} ({reason.code})"
         publish(server, 1)
         assert await prices(client, 1) == [1]
@@ -304,7 +305,7 @@ async def test_codes_that_forbid_it_are_not_come_back_from(
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe([STOCK])
         publish(server, 1)
-        await wait_until(lambda: client.statistics().buffered_messages == 1)
+        await eventually(lambda: client.statistics().buffered_messages == 1)
         close(server, reason)
         assert await prices(client, 1) == [1]
         with pytest.raises(ClosedError) as info:
@@ -460,7 +461,7 @@ async def test_an_expired_token_is_replaced(peer: Peer) -> None:
 
     url = await peer(first, second)
     async with open_client(url + "?a=b", token=next_token, backoff=at_once()) as client:
-        await wait_until(lambda: client.statistics().connections == 2)
+        await eventually(lambda: client.statistics().connections == 2)
     assert paths == ["/v1/ws?a=b&token=one", "/v1/ws?a=b&token=two"]
 
 
@@ -478,7 +479,7 @@ async def test_the_servers_delay_goes_before_ones_own(peer: Peer) -> None:
 
     slowly = Backoff(first_seconds=1e6, max_seconds=1e6)
     async with open_client(await peer(first, second), backoff=slowly) as client:
-        await wait_until(lambda: client.statistics().connections == 2)
+        await eventually(lambda: client.statistics().connections == 2)
 
 
 async def test_leaving_while_away_takes_no_time(peer: Peer) -> None:
@@ -490,7 +491,7 @@ async def test_leaving_while_away_takes_no_time(peer: Peer) -> None:
 
     slowly = Backoff(first_seconds=1e6, max_seconds=1e6)
     async with open_client(await peer(script), backoff=slowly) as client:
-        await wait_until(lambda: client.statistics().last_problem is not None)
+        await eventually(lambda: client.statistics().last_problem is not None)
 
 
 async def test_http_refusals_are_told_apart(peer: Peer) -> None:
@@ -526,7 +527,7 @@ async def test_a_server_that_does_not_answer_pings_is_left(peer: Peer) -> None:
         async with trio.open_nursery() as nursery:
             # The message that the peer does not read stops its reader, and so its pongs.
             nursery.start_soon(client.subscribe, [STOCK])
-            await wait_until(lambda: client.statistics().connections == 2)
+            await eventually(lambda: client.statistics().connections == 2)
             nursery.cancel_scope.cancel()
         assert client.statistics().last_problem == "the server did not answer a ping (1006)"
 
@@ -536,13 +537,13 @@ async def test_a_connection_that_lasted_resets_the_backoff(server: Server) -> No
     backoff = Backoff(first_seconds=0.0, max_seconds=1e6)
     async with open_client(server.websocket_url, backoff=backoff) as client:
         cut(server)
-        await wait_until(lambda: client.statistics().connections == 2)
+        await eventually(lambda: client.statistics().connections == 2)
         cut(server)
-        await wait_until(lambda: client.statistics().connections == 3)
+        await eventually(lambda: client.statistics().connections == 3)
         assert backoff.failures == 2
         backoff.max_seconds = 0.0
         cut(server)
-        await wait_until(lambda: client.statistics().connections == 4)
+        await eventually(lambda: client.statistics().connections == 4)
         assert backoff.failures == 1
 
 
@@ -562,7 +563,7 @@ async def test_a_client_that_holds_itself_up_does_not_blame_the_server(
     url = await peer(script)
     async with open_client(url, buffer_messages=1, pong_timeout_seconds=0.01) as client:
         await client.subscribe([STOCK])
-        await wait_until(
+        await eventually(
             lambda: caplog.text.count("received event: <class 'wsproto.events.Ping'>") > 3
         )
         assert await prices(client, 5) == [1] * 5

@@ -10,7 +10,10 @@ import trio
 import trustme
 from trio.testing import MockClock
 
-from tests.running import connected, eventually, price, publish, raw_client, running_server
+from tests.helpers.clients import connected, raw_client
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.running import connected, eventually, open_client, running_server
+from tests.helpers.clients import connected, open_client
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
 
 
 async def test_the_connections_of_one_address_are_limited() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from trio.testing import MockClock
 
-from tests.running import connected, raw_client, running_server
+from tests.helpers.clients import connected, raw_client
+from tests.helpers.server import running_server
 
 UPGRADE = (
     b"Host: x\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"

@@ -7,7 +7,10 @@ from contextlib import aclosing
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
-from tests.running import connected, eventually, price, publish, raw_client, running_server
+from tests.helpers.clients import connected, raw_client
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 PONG = 0x8A
 

@@ -16,18 +16,10 @@ from streamer.broker.keys import history_key, position_key
 from streamer.edge.handshake import PATH
 from streamer.publisher.publisher import Publisher, open_publisher
 from streamer.server import Server
-from tests.running import (
-    Client,
-    Message,
-    connected,
-    eventually,
-    open_client,
-    orderbook,
-    price,
-    publish,
-    raw_client,
-    running_server,
-)
+from tests.helpers.clients import Client, Message, connected, open_client, raw_client
+from tests.helpers.publications import orderbook, price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 AT_ONCE: dict[str, Any] = {"flush_interval_ms": 0}
 

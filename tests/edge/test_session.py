@@ -11,19 +11,10 @@ from trio.testing import MockClock
 
 from streamer.config import Settings
 from streamer.edge.limits import VIOLATION_WINDOW_SECONDS
-from tests.running import (
-    Client,
-    client_frame,
-    connected,
-    eventually,
-    market_status,
-    open_client,
-    orderbook,
-    price,
-    publish,
-    raw_client,
-    running_server,
-)
+from tests.helpers.clients import Client, client_frame, connected, open_client, raw_client
+from tests.helpers.publications import market_status, orderbook, price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 
 async def test_the_greeting_says_who_one_is_and_what_one_may_do() -> None:

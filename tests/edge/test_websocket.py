@@ -9,15 +9,10 @@ import pytest
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
-from tests.running import (
-    client_frame,
-    connected,
-    eventually,
-    price,
-    publish,
-    raw_client,
-    running_server,
-)
+from tests.helpers.clients import client_frame, connected, raw_client
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 PING_REQUEST = b'{"type":"ping"}'
 TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.running import connected, price, publish, running_server
+from tests.helpers.clients import connected
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
 
 
 @pytest.mark.parametrize("subscription_type", ["sector", "watchlist"])

@@ -13,16 +13,11 @@ import trio
 
 from streamer.config import Settings
 from streamer.server import RedisRequired, serve
-from tests.redis_server import RedisServer
-from tests.running import (
-    connected,
-    eventually,
-    get_page,
-    market_status,
-    orderbook,
-    price,
-    running_server,
-)
+from tests.helpers.clients import connected
+from tests.helpers.publications import market_status, orderbook, price
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.server import get_page, running_server
+from tests.helpers.timing import eventually
 
 
 def channels(redis: redis_py.Redis) -> set[str]:

@@ -11,15 +11,10 @@ import trio
 from wsproto.frame_protocol import Opcode
 
 from streamer.hub.outbox import OutboxStatistics
-from tests.running import (
-    Client,
-    RawClient,
-    connected,
-    eventually,
-    price,
-    raw_client,
-    running_server,
-)
+from tests.helpers.clients import Client, RawClient, connected, raw_client
+from tests.helpers.publications import price
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
 
 CODES: Final = tuple(f"T{number}" for number in range(10))
 CHUNKS: Final = 20

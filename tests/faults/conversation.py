@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import trio_websocket
 
-from tests.running import Client
+from tests.helpers.clients import Client
 
 
 @asynccontextmanager

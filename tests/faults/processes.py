@@ -20,7 +20,7 @@ import cattrs
 import trio
 
 from tests.faults.producer import Order
-from tests.redis_server import PORTS
+from tests.helpers.redis_server import PORTS
 
 START_DEADLINE_SECONDS: Final = 30.0
 

@@ -18,7 +18,7 @@ from tests.faults.world import (
     open_world,
     witnesses,
 )
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 STALL_SECONDS = 5.0
 

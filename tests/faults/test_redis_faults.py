@@ -5,7 +5,6 @@ from pathlib import Path
 
 import trio
 
-from tests.broker.proxy import Proxy
 from tests.faults.world import (
     PLAIN,
     TOPICS,
@@ -14,7 +13,8 @@ from tests.faults.world import (
     check_nothing_lost,
     open_world,
 )
-from tests.redis_server import RedisServer
+from tests.helpers.proxy import Proxy
+from tests.helpers.redis_server import RedisServer
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 """What is acknowledged is on the disk. With the default, everysec, a second of it may not be."""

@@ -20,7 +20,7 @@ from tests.faults.world import (
     server_arguments,
     witnesses,
 )
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 
 async def test_clients_move_to_another_server_when_theirs_is_stopped(

@@ -25,7 +25,7 @@ from tests.faults.ledger import Ledger, TopicAccount
 from tests.faults.network import Network
 from tests.faults.processes import Producer, ServerProcess
 from tests.faults.producer import Order
-from tests.redis_server import RedisServer
+from tests.helpers.redis_server import RedisServer
 
 DEADLINE_SECONDS: Final = 120.0
 """When what a test waits for has failed to come. Nothing depends on how soon it comes."""

@@ -9,16 +9,10 @@ import trio
 from trio.testing import MockClock
 
 from streamer.protocol.messages import Mode
-from tests.running import (
-    connected,
-    eventually,
-    market_status,
-    orderbook,
-    price,
-    publish,
-    raw_client,
-    running_server,
-)
+from tests.helpers.clients import connected, raw_client
+from tests.helpers.publications import market_status, orderbook, price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 WINDOW_SECONDS = 0.030
 

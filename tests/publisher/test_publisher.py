@@ -22,9 +22,9 @@ from streamer.publisher.publisher import (
     Receipt,
     open_publisher,
 )
-from tests.broker.proxy import Proxy
-from tests.broker.recorder import DEADLINE_SECONDS, eventually
-from tests.redis_server import RedisServer
+from tests.helpers.proxy import Proxy
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
 CHANNEL = "stock:005930:price"
 TOPIC = "stock:005930"

@@ -17,8 +17,11 @@ from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.publisher.publisher import open_publisher
 from streamer.source.router import Router
-from tests.redis_server import RedisServer
-from tests.running import Client, connected, eventually, orderbook, price, running_server
+from tests.helpers.clients import Client, connected
+from tests.helpers.publications import orderbook, price
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
 
 STOCK = Topic.parse("stock:A")
 SECTOR = Topic.parse("sector:tech")

@@ -26,7 +26,8 @@ from streamer.server import Server
 from streamer.workers.assignment import Assignment, WorkerFailedError
 from streamer.workers.supervisor import Supervisor, supervise
 from streamer.workers.worker import Worker
-from tests.running import Client, connected, eventually, real_deadline
+from tests.helpers.clients import Client, connected
+from tests.helpers.timing import eventually, real_deadline
 
 COMMAND = (sys.executable, "-m", "streamer", "worker")
 CLIENTS = 16

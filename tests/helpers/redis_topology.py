@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
 from redis.crc import key_slot
 
 from streamer.broker.cluster import sharded_channel
-from tests.redis_server import RedisServer
-
-SETTLE_DEADLINE_SECONDS: Final = 30.0
-"""For servers to find each other, and to agree on what has become of one of them."""
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait, blocking, for what no server tells by itself. Raises TimeoutError."""
-    deadline = time.monotonic() + SETTLE_DEADLINE_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("the servers did not come to an agreement")
-        time.sleep(0.02)
-
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import wait_until
 
 MASTER_NAME: Final = "main"
 """By which the sentinels know it."""

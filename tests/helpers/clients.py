@@ -1,4 +1,4 @@
-"""A whole server in a nursery, and the WebSocket clients that talk to it over real sockets."""
+"""WebSocket clients that talk to a server over real sockets."""
 
 from __future__ import annotations
 
@@ -6,62 +6,19 @@ import json
 import socket
 import ssl
 import struct
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import trio
 import trio_websocket
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from streamer.config import Settings
 from streamer.edge.handshake import PATH
-from streamer.server import Server, serve
-
-DEADLINE_SECONDS: Final = 90.0
-"""Of real time, when a test has hung: long, for nothing may depend on how soon things come."""
+from streamer.server import Server
 
 Message = dict[str, Any]
-
-
-@asynccontextmanager
-async def real_deadline(seconds: float = DEADLINE_SECONDS) -> AsyncIterator[None]:
-    """Fail a test that hangs, even where trio's clock stands still."""
-    token = trio.lowlevel.current_trio_token()
-    over = threading.Event()
-    scope = trio.CancelScope()
-
-    def watch() -> None:
-        if not over.wait(seconds):
-            token.run_sync_soon(scope.cancel)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        with scope:
-            yield
-        assert not scope.cancelled_caught, f"nothing happened for {seconds:g} s"
-    finally:
-        over.set()
-        thread.join()
-
-
-@asynccontextmanager
-async def running_server(**settings: Any) -> AsyncIterator[Server]:
-    """A server on free ports, with the bus in the process unless `redis` is given."""
-    defaults: dict[str, Any] = {
-        "memory": "redis" not in settings,
-        "port": 0,
-        "http_port": 0,
-        "max_connections_per_address": 0,
-    }
-    async with real_deadline(), trio.open_nursery() as nursery:
-        server = await nursery.start(partial(serve, Settings(**(defaults | settings))))
-        yield server
-        nursery.cancel_scope.cancel()
 
 
 class Client:
@@ -185,25 +142,6 @@ async def open_client(
         await trio.aclose_forcefully(stream)
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Wait for what has no event of its own; the test's deadline decides when it is too late."""
-    while True:
-        if condition():
-            return
-        await trio.lowlevel.checkpoint()
-
-
-async def get_page(server: Server, path: str) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of a page of the operator's listener."""
-    address = urlsplit(server.http_url)
-    async with await trio.open_tcp_stream(address.hostname or "", address.port or 0) as stream:
-        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        await stream.send_all(request.encode())
-        response = b"".join([bytes(chunk) async for chunk in stream])
-    head, _, body = response.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)
-
-
 class RawClient:
     """A client that writes its bytes by hand, or does not read at all."""
 
@@ -318,50 +256,3 @@ def client_frame(first_byte: int, payload: bytes) -> bytes:
     else:
         head = struct.pack("!BBQ", first_byte, 0x80 | 127, length)
     return head + bytes(4) + payload
-
-
-def price(code: str, value: object, **more: object) -> bytes:
-    """A price publication as a producer writes it."""
-    return json.dumps(
-        {
-            "type": "price_update",
-            "stock_code": code,
-            "price": value,
-            "change": 0,
-            "change_percent": 0,
-            "volume": 1,
-            "timestamp": "2026-01-02T03:04:05.678Z",
-            **more,
-        }
-    ).encode()
-
-
-def orderbook(code: str, bid: object) -> bytes:
-    """An order book publication with one bid."""
-    return json.dumps(
-        {
-            "type": "orderbook_update",
-            "stock_code": code,
-            "bids": [{"price": bid, "quantity": 1}],
-            "asks": [],
-            "timestamp": "2026-01-02T03:04:05.678Z",
-        }
-    ).encode()
-
-
-def market_status(market: str, phase: str) -> bytes:
-    """A market status publication."""
-    return json.dumps(
-        {
-            "type": "market_status",
-            "market": market,
-            "status": phase,
-            "timestamp": "2026-01-02T03:04:05.678Z",
-        }
-    ).encode()
-
-
-def publish(server: Server, channel: str, payload: bytes) -> None:
-    """Publish on the bus of a server that has one in its process."""
-    assert server.bus is not None
-    server.bus.publish(channel, payload)

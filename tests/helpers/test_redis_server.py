@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import redis as redis_py
 
-from tests.redis_server import RedisServer, RedisUnavailableError, find_redis_server
+from tests.helpers.redis_server import RedisServer, RedisUnavailableError, find_redis_server
 
 Factory = Callable[..., RedisServer]
 

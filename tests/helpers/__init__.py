@@ -1,0 +1,1 @@
+"""Servers, clients, publications and waiting, for tests of every part."""

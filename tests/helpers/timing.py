@@ -1,0 +1,78 @@
+"""How tests wait, and every real pause that is left in them.
+
+A test waits for an event, or with `eventually` or `wait_until` for a condition that nothing
+signals. Bounds are there only to end a test that hangs: no test passes or fails by how soon
+something happens. Where time itself matters, trio's clock is a MockClock.
+
+These real pauses are left, each with the reason:
+
+- `eventually` and `wait_until` look again after `POLL_SECONDS`, because another process or the
+  kernel signals nothing that a test could wait for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+DEADLINE_SECONDS: Final = 120.0
+"""Real time after which a test has hung. Long: a busy machine may be ten times slower."""
+
+POLL_SECONDS: Final = 0.002
+"""Between two looks at a condition that nothing signals."""
+
+_TURNS_WITHOUT_PAUSE: Final = 50
+"""Turns of the event loop that `eventually` takes at once: most conditions need only a few."""
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait for a condition that has no event. The test's deadline decides when it is too late.
+
+    Works with every clock of trio. Virtual time does not pass meanwhile: the event loop is never
+    idle, so that a MockClock does not jump.
+    """
+    turns = 0
+    while True:
+        await trio.lowlevel.checkpoint()
+        if condition():
+            return
+        turns += 1
+        if turns > _TURNS_WITHOUT_PAUSE:
+            # Blocks the event loop: other processes need the core more than this one does.
+            time.sleep(POLL_SECONDS)  # noqa: ASYNC251
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait, blocking, for a condition that has no event. Raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing happened for {seconds:g} s")
+        time.sleep(POLL_SECONDS)
+
+
+@asynccontextmanager
+async def real_deadline(seconds: float = DEADLINE_SECONDS) -> AsyncIterator[None]:
+    """Fail a test that hangs, even where trio's clock does not advance."""
+    token = trio.lowlevel.current_trio_token()
+    over = threading.Event()
+    scope = trio.CancelScope()
+
+    def watch() -> None:
+        if not over.wait(seconds):
+            token.run_sync_soon(scope.cancel)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        with scope:
+            yield
+        assert not scope.cancelled_caught, f"nothing happened for {seconds:g} s"
+    finally:
+        over.set()
+        thread.join()
