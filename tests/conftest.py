@@ -1,6 +1,7 @@
 """Fixtures for every test that touches Redis: a real server, never a stand-in."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 
 import hypothesis
@@ -8,6 +9,10 @@ import pytest
 import redis as redis_py
 
 from tests.helpers.redis_server import RedisServer
+
+# Shells start background commands with SIGINT ignored, and a process hands that down to its
+# children. Tests send SIGINT to processes that they start, so these must get the default again.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline per example measures the machine, not the code.
 hypothesis.settings.register_profile("streamer", deadline=None)

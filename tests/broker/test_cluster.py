@@ -21,13 +21,11 @@ from tests.broker.recorder import Recorder, running
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import ClusterNode, ClusterService
 from tests.helpers.server import running_server
-from tests.helpers.timing import eventually
+from tests.helpers.timing import DEADLINE_SECONDS, eventually
 from tests.publisher.prices import price
 
 CODES: Final = [f"{number:06}" for number in range(12)]
 """Of stocks in all parts of the Cluster."""
-
-DEADLINE_SECONDS: Final = 30.0
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,7 @@ from streamer.broker.connection import (
 )
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
-
-DEADLINE_SECONDS = 20.0
+from tests.helpers.timing import DEADLINE_SECONDS
 
 
 @asynccontextmanager

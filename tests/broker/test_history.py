@@ -20,6 +20,7 @@ from streamer.protocol.topics import Kind, Topic
 from streamer.publisher.publisher import open_publisher
 from tests.helpers.publications import orderbook, price
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import DEADLINE_SECONDS
 
 STOCK = Topic.parse("stock:A")
 NOWHERE = Position("unheard-of", 0)
@@ -28,7 +29,7 @@ NOWHERE = Position("unheard-of", 0)
 @asynccontextmanager
 async def opened(url: str, *, history_length: int = 1000) -> AsyncIterator[RedisHistory]:
     """An history on a connection of its own."""
-    with trio.fail_after(20):
+    with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
             commands = RedisClient(url, client_name="test")
             nursery.start_soon(commands.run)

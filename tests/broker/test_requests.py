@@ -12,7 +12,7 @@ import trio
 from streamer.broker.connect import RedisConnectionError, RedisReplyError, RedisTimeoutError
 from streamer.broker.requests import RedisClient
 from tests.helpers.redis_server import RedisServer
-from tests.helpers.timing import eventually
+from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
 NAME = "test-commands"
 
@@ -20,7 +20,7 @@ NAME = "test-commands"
 @asynccontextmanager
 async def opened(url: str, *, timeout_seconds: float = 5) -> AsyncIterator[RedisClient]:
     """RedisClient to a Redis, for the length of the block."""
-    with trio.fail_after(20):
+    with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
             commands = RedisClient(url, client_name=NAME, timeout_seconds=timeout_seconds)
             nursery.start_soon(commands.run)

@@ -20,9 +20,8 @@ from streamer.publisher.publisher import Publisher, open_publisher
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, Sentinel, SentinelService
 from tests.helpers.server import running_server
+from tests.helpers.timing import DEADLINE_SECONDS
 from tests.publisher.prices import price
-
-DEADLINE_SECONDS = 30.0
 
 
 @asynccontextmanager

@@ -17,12 +17,13 @@ from streamer.hub.sessions import HeldSubscription, SessionRecord, StoreUnavaila
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import DEADLINE_SECONDS
 
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[RedisSessions]:
     """The records in a Redis."""
-    with trio.fail_after(20):
+    with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
             commands = RedisClient(url, client_name="test")
             nursery.start_soon(commands.run)

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import trio
 import trio_websocket
@@ -19,8 +19,7 @@ import trio_websocket
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from streamer.feeds.simulated import STOCKS
-
-DEADLINE_SECONDS: Final = 30.0
+from tests.helpers.timing import DEADLINE_SECONDS
 
 
 @contextmanager

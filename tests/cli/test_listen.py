@@ -19,8 +19,8 @@ from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol.errors import POLICY
 from streamer.server import Server, serve
+from tests.helpers.timing import DEADLINE_SECONDS
 
-DEADLINE_SECONDS: Final = 30.0
 PRICE: Final = (
     b'{"stock_code":"005930","price":72500.10,"change":-50,"change_percent":-0.10,"volume":7}'
 )

@@ -17,8 +17,7 @@ from streamer.broker.keys import history_key
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from tests.helpers.redis_server import RedisServer
-
-DEADLINE_SECONDS: Final = 30.0
+from tests.helpers.timing import DEADLINE_SECONDS
 
 PRICE: Final = (
     b'{"type":"price_update","stock_code":"005930","price":72500.10,"change":-500,'

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import redis as redis_py
 import trio
@@ -34,8 +33,7 @@ from tests.feeds.recordings import (
     trade,
     write_recording,
 )
-
-DEADLINE_SECONDS: Final = 60.0
+from tests.helpers.timing import DEADLINE_SECONDS
 
 
 def command(url: str, *arguments: str | Path) -> list[str]:

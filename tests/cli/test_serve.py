@@ -22,8 +22,7 @@ from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.server import Server
-
-DEADLINE_SECONDS: Final = 30.0
+from tests.helpers.timing import DEADLINE_SECONDS
 
 HANDSHAKE: Final = (
     b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

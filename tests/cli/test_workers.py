@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
-from tests.cli.test_serve import DEADLINE_SECONDS, Serving, connect, errors, read_until
+from tests.cli.test_serve import Serving, connect, errors, read_until
+from tests.helpers.timing import DEADLINE_SECONDS, wait_until
 
 
 class Workers(Serving):
@@ -34,8 +34,7 @@ class Workers(Serving):
 
     def workers_end(self) -> None:
         """Wait until no worker runs; one cannot `wait` for the children of another process."""
-        while any(self._runs(pid) for pid in self.pids):
-            time.sleep(0.01)
+        wait_until(lambda: not any(map(self._runs, self.pids)))
 
     @staticmethod
     def _runs(pid: int) -> bool:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -11,8 +11,7 @@ import trio_websocket
 
 from streamer.config import Settings
 from streamer.server import Server, serve
-
-DEADLINE_SECONDS: Final = 30.0
+from tests.helpers.timing import DEADLINE_SECONDS
 
 Serve = Callable[..., Awaitable[Server]]
 Script = Callable[["Line"], Awaitable[None]]

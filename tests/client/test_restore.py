@@ -390,7 +390,7 @@ async def test_a_rate_limit_while_restoring_passes(
         publish(server, 1, code="8")
         assert await prices(client, 1) == [1]
         cut(server)
-        await wait_until(lambda: not server._acceptor.sessions)
+        await eventually(lambda: not server._acceptor.sessions)
         for number in range(3):
             publish(server, 100 + number, code="8")
         assert await prices(client, 3) == [100, 101, 102]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -20,9 +19,8 @@ import cattrs
 import trio
 
 from tests.faults.producer import Order
-from tests.helpers.redis_server import PORTS
-
-START_DEADLINE_SECONDS: Final = 30.0
+from tests.helpers.redis_server import random_ports
+from tests.helpers.timing import DEADLINE_SECONDS
 
 _POLL_SECONDS: Final = 0.1
 
@@ -81,7 +79,7 @@ class ServerProcess:
         assert self.process.stdout is not None
         output = Output(self.process.stdout)
         try:
-            with trio.fail_after(START_DEADLINE_SECONDS):
+            with trio.fail_after(DEADLINE_SECONDS):
                 lines = [await output.line() for _ in range(2)]
         except EOFError:
             raise AssertionError(f"the server did not start: {self.log}") from None
@@ -132,7 +130,7 @@ class ServerProcess:
 
 
 def _free_port() -> int:
-    for port in random.sample(PORTS, 50):
+    for port in random_ports():
         with socket.socket() as candidate:
             try:
                 candidate.bind(("127.0.0.1", port))

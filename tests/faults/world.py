@@ -26,9 +26,7 @@ from tests.faults.network import Network
 from tests.faults.processes import Producer, ServerProcess
 from tests.faults.producer import Order
 from tests.helpers.redis_server import RedisServer
-
-DEADLINE_SECONDS: Final = 120.0
-"""When what a test waits for has failed to come. Nothing depends on how soon it comes."""
+from tests.helpers.timing import DEADLINE_SECONDS
 
 _POLL_SECONDS: Final = 0.05
 _PACE_SECONDS: Final = 0.2

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +20,17 @@ from typing import Any, Final, Self
 
 import redis
 
-START_DEADLINE_SECONDS: Final = 20.0
-STOP_DEADLINE_SECONDS: Final = 10.0
+from tests.helpers.timing import DEADLINE_SECONDS, wait_until
 
 # Below Linux's ephemeral ports (32768 and up). Asking the kernel for a free port would give an
 # ephemeral one, and a client that retries such a port while its server is down can be given that
 # very port as its own and connect to itself: the server could then never come back.
 PORTS: Final = range(20_000, 32_000)
+
+
+def random_ports() -> list[int]:
+    """Some of PORTS to try. Two runs at once, or two tests of one seed, must not pick the same."""
+    return random.SystemRandom().sample(PORTS, 50)
 
 
 class RedisUnavailableError(RuntimeError):
@@ -146,7 +149,7 @@ class RedisServer:
         if self._port is not None:
             self._launch(binary, self._port)
             return
-        for port in random.sample(PORTS, 20):
+        for port in random_ports():
             with contextlib.suppress(_AddressInUseError):
                 self._launch(binary, port)
                 self._port = port
@@ -160,7 +163,7 @@ class RedisServer:
         self._process.send_signal(signal.SIGTERM)
         self.resume()  # a stopped process does not see SIGTERM
         try:
-            self._process.wait(STOP_DEADLINE_SECONDS)
+            self._process.wait(DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
         self._process = None
@@ -236,17 +239,13 @@ class RedisServer:
                 stderr=subprocess.STDOUT,
             )
         # The log, not a PING: it answers alike with a password, TLS only, or a long load.
-        deadline = time.monotonic() + START_DEADLINE_SECONDS
-        while self.sign_of_life not in self.log:
-            ended = process.poll() is not None
-            if ended or time.monotonic() > deadline:
-                process.kill()
-                process.wait()
-                kind = (
-                    _AddressInUseError
-                    if "Address already in use" in self.log
-                    else RedisUnavailableError
-                )
-                raise kind(f"redis-server ({binary}) did not start: {self.log}")
-            time.sleep(0.005)
+        try:
+            wait_until(lambda: self.sign_of_life in self.log or process.poll() is not None)
+        except TimeoutError:
+            process.kill()
+            process.wait()
+        if self.sign_of_life not in self.log:
+            in_use = "Address already in use" in self.log
+            kind = _AddressInUseError if in_use else RedisUnavailableError
+            raise kind(f"redis-server ({binary}) did not start: {self.log}")
         self._process = process
