@@ -14,9 +14,9 @@ import click
 import orjson
 import trio
 
-from streamer.broker.connect import RedisConnectionError, open_connection
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.options import SettingsCommand, with_settings
+from streamer.cli.redis import check_redis
 from streamer.config import Settings
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import (
@@ -35,9 +35,7 @@ from streamer.publisher.publisher import (
     Receipt,
     open_publisher,
 )
-from streamer.urls import redact
 
-_CONNECT_TIMEOUT_SECONDS: Final = 5.0
 _READ_BYTES: Final = 65536
 
 _HELP: Final = """Publish market data to Redis, for every server that reads from it.
@@ -346,16 +344,7 @@ async def _run(
     account: _Account,
     publish: _Publish,
 ) -> None:
-    try:
-        # A Redis that goes away is waited for; one that is not there is more likely a wrong URL.
-        async with open_connection(
-            settings.redis, timeout_seconds=_CONNECT_TIMEOUT_SECONDS, client_name="streamer-publish"
-        ):
-            pass
-    except RedisConnectionError as error:
-        raise CommandError(
-            f"cannot reach Redis at {redact(settings.redis)}: {error}", ExitCode.REDIS_REQUIRED
-        ) from None
+    await check_redis(settings.redis, client_name="streamer-publish")
     async with open_publisher(
         settings.redis,
         positioned=positioned,

@@ -15,18 +15,16 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from streamer.broker.connect import RedisConnectionError, open_connection
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.options import SettingsCommand, with_settings
+from streamer.cli.redis import check_redis
 from streamer.cli.signals import handle_end_signals
 from streamer.config import Settings
 from streamer.feeds.feed import FeedError, FeedMessage
 from streamer.feeds.playback import loop, play
 from streamer.feeds.recorded import recorded_feed
+from streamer.nursery import open_background_nursery
 from streamer.publisher.publisher import PublishFailedError, Receipt, open_publisher
-from streamer.urls import redact
-
-_CONNECT_TIMEOUT_SECONDS: Final = 5.0
 
 _HELP: Final = """Publish recorded market data to Redis, at the pace at which it was recorded.
 
@@ -137,34 +135,13 @@ class _Account:
 async def _run(
     settings: Settings, feed: Iterable[FeedMessage], speed: float, account: _Account
 ) -> ExitCode:
-    code = ExitCode.INTERRUPTED  # unless the feed comes to its end
-    failure: CommandError | None = None
-    async with trio.open_nursery() as nursery:
+    at_end = False  # unless it is cancelled by a signal
+    async with open_background_nursery() as nursery:
         await nursery.start(handle_end_signals, lambda _number: nursery.cancel_scope.cancel())
-        try:
-            await _check_redis(settings.redis)
-            await _publish(settings, feed, speed, account)
-            code = ExitCode.OK
-        except CommandError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return code
-
-
-async def _check_redis(url: str) -> None:
-    """Fail at once, where a publisher would hold what it is given and wait."""
-    try:
-        async with open_connection(
-            url, timeout_seconds=_CONNECT_TIMEOUT_SECONDS, client_name="streamer-replay"
-        ):
-            pass
-    except RedisConnectionError as error:
-        problem = f"no Redis at {redact(url)}: {error}"
-        raise CommandError(problem, ExitCode.REDIS_REQUIRED) from None
-    except ValueError as error:
-        raise CommandError(f"redis: {error}", ExitCode.USAGE) from None
+        await check_redis(settings.redis, client_name="streamer-replay")
+        await _publish(settings, feed, speed, account)
+        at_end = True
+    return ExitCode.OK if at_end else ExitCode.INTERRUPTED
 
 
 async def _publish(

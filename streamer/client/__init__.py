@@ -8,8 +8,8 @@ async with open_client("ws://127.0.0.1:8765/v1/ws") as client:
 print(client.account())
 """
 
+from streamer.backoff import Backoff
 from streamer.client.account import Account, Fault, Violation
-from streamer.client.backoff import Backoff
 from streamer.client.client import DEFAULT_URL, Client, ClientStatistics, Event, open_client
 from streamer.client.decode import decode_server
 from streamer.client.errors import (

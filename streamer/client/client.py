@@ -14,8 +14,8 @@ import attrs
 import trio
 import trio_websocket
 
+from streamer.backoff import Backoff
 from streamer.client.account import Account, Violation
-from streamer.client.backoff import Backoff
 from streamer.client.connection import AnswerT, Connection
 from streamer.client.decode import Message
 from streamer.client.dial import Dialer, Token

@@ -7,7 +7,7 @@ from typing import Final, Self
 import attrs
 import trio_websocket
 
-from streamer.client.backoff import Backoff
+from streamer.backoff import Backoff
 from streamer.client.errors import ClientError, ClosedError
 from streamer.client.messages import Disconnected
 from streamer.protocol import errors

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from streamer.client.backoff import Backoff
+from streamer.backoff import Backoff
 from streamer.client.connection import AnswerT, Connection
 from streamer.client.errors import (
     Rejected,

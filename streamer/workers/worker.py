@@ -19,14 +19,10 @@ import httpx2
 import structlog
 import trio
 
+from streamer.backoff import Backoff
 from streamer.workers.assignment import Assignment, WorkerFailedError
 
 _ANSWER_TIMEOUT_SECONDS: Final = 5.0
-_MIN_DELAY_SECONDS: Final = 0.5
-_MAX_DELAY_SECONDS: Final = 30.0
-"""Before a replacement starts: doubled for each that ends early, so that workers which cannot live
-do not keep the others from their work."""
-
 _SETTLED_SECONDS: Final = 60.0
 """A worker that served this long did not end because of how it began."""
 
@@ -52,7 +48,7 @@ class Worker:
         self._command = command
         self._socket = socket
         self._shutdown = shutdown
-        self._delay_seconds = _MIN_DELAY_SECONDS
+        self._backoff = Backoff(first_seconds=0.5, max_seconds=30.0)
 
     async def run(self) -> None:
         """Start the process, and another whenever it ends, until the shutdown.
@@ -68,17 +64,18 @@ class Worker:
                 raise WorkerFailedError(exit_code)
             self.restarts += 1
             if trio.current_time() - began > _SETTLED_SECONDS:
-                self._delay_seconds = _MIN_DELAY_SECONDS
+                self._backoff.reset()
+            # Without jitter: a worker shares its delay with nobody.
+            delay_seconds = self._backoff.next_bound()
             log.error(
                 "a worker ended and is replaced",
                 worker=self.number,
                 exit_code=exit_code,
-                delay_seconds=self._delay_seconds,
+                delay_seconds=delay_seconds,
             )
-            with trio.move_on_after(self._delay_seconds):
+            with trio.move_on_after(delay_seconds):
                 await self._shutdown.wait()
                 return
-            self._delay_seconds = min(2 * self._delay_seconds, _MAX_DELAY_SECONDS)
 
     async def _run_process(self) -> int:
         async with trio.open_nursery() as nursery:

@@ -237,7 +237,9 @@ def test_absent_redis_ends_the_replay_at_once(tmp_path: Path) -> None:
     ended = replay(f"unix://{tmp_path}/absent.sock", path)
     assert ended.returncode == ExitCode.REDIS_REQUIRED
     (error,) = ended.stderr.splitlines()
-    assert error.startswith(f"streamer: error: no Redis at unix://{tmp_path}/absent.sock: ")
+    assert error.startswith(
+        f"streamer: error: cannot reach Redis at unix://{tmp_path}/absent.sock: "
+    )
 
 
 def test_a_url_that_redis_does_not_know_is_a_usage_error(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""When the client tries again."""
+"""Delays between attempts."""
 
-from streamer.client import Backoff
+from streamer.backoff import Backoff
 
 
 def test_the_delay_is_jittered_in_full_below_a_bound_that_doubles() -> None:
-    """Clients that lost a server together come back apart: not one after another, nor late."""
+    """Delays are spread over everything between 0 and a bound that doubles up to its maximum."""
     ladders = []
     for _ in range(1000):
         backoff = Backoff(first_seconds=1.0, max_seconds=30.0)
@@ -14,8 +14,14 @@ def test_the_delay_is_jittered_in_full_below_a_bound_that_doubles() -> None:
         assert bound * 0.9 < max(delays) <= bound
 
 
-def test_a_very_long_absence_is_no_overflow_and_success_resets_it() -> None:
-    """Two to the power of the failures would be, after some thousand of them."""
+def test_the_bounds_double_up_to_the_maximum() -> None:
+    """Without jitter the bounds themselves are the delays."""
+    backoff = Backoff(first_seconds=0.5, max_seconds=3.0)
+    assert [backoff.next_bound() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+def test_thousands_of_failures_overflow_nothing_and_a_reset_starts_over() -> None:
+    """The bound stays at its maximum however often it is asked for, until the reset."""
     backoff = Backoff(first_seconds=1.0, max_seconds=30.0)
     assert all(backoff.next_delay() <= 30 for _ in range(2000))
     backoff.reset()

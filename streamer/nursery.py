@@ -1,0 +1,24 @@
+"""A nursery for tasks that serve a block of code."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+
+@asynccontextmanager
+async def open_background_nursery() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery whose tasks are cancelled when the block ends.
+
+    An exception of the block is raised as it is: an exception group would tell the caller of a
+    nursery that it cannot see. Exceptions of the tasks come in a group, as from any nursery.
+    """
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
