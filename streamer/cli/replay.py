@@ -1,4 +1,4 @@
-"""`streamer replay`: recorded market data, published as if it happened now."""
+"""`streamer replay`: recorded market data, published at its own pace."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -30,7 +30,7 @@ _HELP: Final = """Publish recorded market data to Redis, at the pace at which it
 
 Each FILE, gzipped or plain, is a recording of one symbol's Binance spot streams; several are merged
 by time. Trades are published as price updates of stock:SYMBOL, depth as its order book of ten
-levels, with every digit of the exchange. A server on the same Redis brings them to its clients; in
+levels, with every digit of the exchange. A server on the same Redis sends them to its clients; in
 three terminals:
 
 \b
@@ -41,8 +41,8 @@ three terminals:
 \b
   streamer replay --speed 10 --loop spot_btcusdt.gz spot_ethusdt.gz
 
-At the end, or on Ctrl-C, a summary on stderr tells what was published. Redis has to be there at the
-start; if it is away later, what is due is held for 30 s.
+At the end, or on Ctrl-C, a summary on stderr says how much was published. Redis must be reachable
+at the start; if it is lost later, messages are held for 30 s.
 """
 
 
@@ -60,13 +60,13 @@ start; if it is away later, what is due is held for 30 s.
     default=1.0,
     show_default=True,
     metavar="N",
-    help="How many times as fast as it happened; 0 = as fast as Redis takes it.",
+    help="Times the recorded pace; 0 = as fast as Redis takes the messages.",
 )
 @click.option(
     "--loop",
     "endless",
     is_flag=True,
-    help="Begin again at the end, until Ctrl-C. Changes and volumes begin again, too.",
+    help="Begin again at the end, until Ctrl-C. Changes and volumes begin again too.",
 )
 @click.option(
     "--limit",
@@ -78,7 +78,7 @@ start; if it is away later, what is due is held for 30 s.
 def command(
     settings: Settings, files: Sequence[Path], speed: float, endless: bool, limit: int | None
 ) -> int:
-    """Publish until the recordings or the user's patience end."""
+    """Publish until the recordings end, or a signal comes."""
     account = _Account()
     console = Console(stderr=True)
     progress = Progress(
@@ -88,32 +88,43 @@ def command(
         console=console,
         disable=not console.is_terminal,
     )
-    # Bytes, since how long a recording lasts is known only at its end. A pipe has none.
+    # In bytes, since the duration of a recording is known only at its end. A pipe has no size.
     total_bytes = sum(path.stat().st_size for path in files)
     bar = progress.add_task("", total=None if endless else total_bytes or None, account=account)
-    make_feed = partial(recorded_feed, files, on_read=partial(progress.advance, bar))
+    make_feed = partial(
+        recorded_feed,
+        files,
+        on_read=partial(progress.advance, bar),
+        on_problem=account.add_problem,
+    )
     feed = islice(loop(make_feed) if endless else make_feed(), limit)
     try:
         with progress:
             return trio.run(_run, settings, feed, speed, account)
     finally:
         if account.messages:
-            click.echo(account.summary(), err=True)
+            click.echo("\n".join([account.summary(), *account.problems]), err=True)
 
 
 @attrs.define
 class _Account:
-    """What has been published and acknowledged."""
+    """Counts of the messages that Redis has acknowledged."""
 
     began_seconds: float = attrs.field(factory=time.monotonic)
     messages: int = 0
     unheard: int = 0
-    """Those that no server was subscribed to."""
+    """Messages that no server was subscribed to."""
     recorded_seconds: float = 0.0
-    """Of the recording, up to the last of them."""
+    """Time of the recording up to the last message."""
+    problems: dict[str, None] = attrs.field(factory=dict)
+    """Texts about parts of the recordings that were left out."""
+
+    def add_problem(self, problem: str) -> None:
+        """Note a problem, once over all passes of a loop."""
+        self.problems[problem] = None
 
     def add(self, batch: Sequence[FeedMessage], receipts: Iterable[Receipt | None]) -> None:
-        """Count what has a receipt."""
+        """Count the messages that have a receipt."""
         for message, receipt in zip(batch, receipts, strict=True):
             if receipt is not None:
                 self.messages += 1
@@ -121,12 +132,12 @@ class _Account:
                 self.recorded_seconds = message.at_seconds
 
     def __str__(self) -> str:
-        """As it is shown beside the progress bar."""
+        """Return the text beside the progress bar."""
         recorded = timedelta(seconds=int(self.recorded_seconds))
         return f"{self.messages:,} messages, {recorded} of the recording"
 
     def summary(self) -> str:
-        """As it is told at the end."""
+        """Return the text for the end."""
         elapsed_seconds = time.monotonic() - self.began_seconds
         heard = f"; no server received {self.unheard:,} of them" if self.unheard else ""
         return f"Published {self}, in {elapsed_seconds:.1f} s{heard}"

@@ -1,8 +1,9 @@
 """Reads recordings of Binance spot streams: one line is one event.
 
 A line is `<local receive time, ns since the epoch> <JSON as the exchange sent it>`, the format in
-which hftbacktest collects them. The JSON is a combined stream's event (`@trade`, `@bookTicker`,
-`@depth…`) or the depth snapshot that a REST request brought in between.
+which hftbacktest collects them. The JSON is an event of a combined stream (`@trade`, `@bookTicker`,
+`@depth…`), or the depth snapshot that a REST request returned in between. Times may also be in
+microseconds or milliseconds: the exchange sends either, as its client asks for.
 https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
 """
 
@@ -24,10 +25,11 @@ from streamer.feeds.feed import FeedError
 
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 _JSON_NUMBER: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
-"""The numbers that may go from the exchange's strings into JSON as they are. Decimal alone would
-take "NaN", "1_0", " 1" and "1e999999", too."""
+"""The numbers in the exchange's strings that are also JSON. Decimal alone would also accept "NaN",
+"1_0", " 1" and "1e999999"."""
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ Level = tuple[Decimal, Decimal]
 
 @attrs.frozen
 class Trade:
-    """A trade as it happened."""
+    """A trade."""
 
     symbol: str
     trade_id: int
@@ -53,7 +55,7 @@ class Trade:
 
 @attrs.frozen
 class BookTicker:
-    """Best bid and ask, sent at each change of either."""
+    """The best bid and ask after a change of either."""
 
     symbol: str
     update_id: int
@@ -63,7 +65,7 @@ class BookTicker:
 
 @attrs.frozen
 class DepthUpdate:
-    """The levels of the book that changed; quantity 0 removes a level."""
+    """The levels of the order book that changed; quantity 0 removes a level."""
 
     symbol: str
     first_update_id: int
@@ -75,7 +77,7 @@ class DepthUpdate:
 
 @attrs.frozen
 class DepthSnapshot:
-    """The whole book at one moment. It does not say of which symbol."""
+    """The whole order book at one moment, without its symbol."""
 
     last_update_id: int
     bids: Sequence[Level]
@@ -87,22 +89,22 @@ Event = Trade | BookTicker | DepthUpdate | DepthSnapshot
 
 @attrs.frozen
 class RecordedEvent:
-    """An event, with its place in the file."""
+    """An event, its place in the file and its receive time."""
 
     line_number: int
     received_ns: int
-    """By the recorder's clock, ns since the epoch."""
+    """Nanoseconds since the epoch, by the recorder's clock."""
     event: Event
 
 
 def read_recording(
     path: Path, *, on_read: Callable[[int], object] = lambda _bytes: None
 ) -> Iterator[RecordedEvent]:
-    """Every event of the recording at `path`, gzipped or plain, a line at a time.
+    """Yield every event of the recording at `path`, gzipped or plain, as it is read.
 
-    Streams of other kinds are passed over. `on_read` is told how many more bytes of the file have
-    been read, now and then; of a pipe it is told nothing. Raises FeedError where the file is
-    damaged, and OSError where it cannot be opened.
+    Blank lines, answers to requests and events of other streams are skipped. `on_read` is called
+    now and then with the number of bytes read since; not for a pipe. Raises FeedError where the
+    file is damaged, and OSError where it cannot be opened.
     """
     line_number = read_bytes = 0
     with path.open("rb") as file:
@@ -111,7 +113,9 @@ def read_recording(
         try:
             lines = gzip.GzipFile(fileobj=file) if compressed else file
             for line_number, line in enumerate(lines, 1):
-                received_ns, event = _parse_line(line)
+                if not (text := line.removeprefix(_UTF8_BOM).strip()):
+                    continue
+                received_ns, event = _parse_line(text)
                 if seekable and (position := file.tell()) != read_bytes:
                     on_read(position - read_bytes)
                     read_bytes = position
@@ -126,9 +130,9 @@ def read_recording(
 
 
 def read_book_tickers(path: Path) -> Iterator[BookTicker]:
-    """The recording's book tickers: an independent witness of the book's best bid and ask.
+    """Yield the recording's book tickers, to check an order book's best bid and ask against.
 
-    Raises as `read_recording`.
+    Raises the same errors as `read_recording`.
     """
     for recorded in read_recording(path):
         if isinstance(recorded.event, BookTicker):
@@ -140,12 +144,15 @@ def _parse_line(line: bytes) -> tuple[int, Event | None]:
     if not separator:
         raise ValueError("no space between receive time and JSON")
     message = orjson.loads(text)
-    if "stream" not in message:
-        return int(received), _depth_snapshot(message)
-    # "btcusdt@depth@100ms": symbol, kind, and for depth the pace.
-    _symbol, _, kind_and_pace = _typed(str, message["stream"]).partition("@")
-    parse = _PARSERS.get(kind_and_pace.partition("@")[0])
-    return int(received), parse and parse(message["data"])
+    received_ns = _unix_ns(int(received))
+    if "stream" in message:
+        # "btcusdt@depth@100ms": symbol, kind, and for depth the interval.
+        _symbol, _, kind_and_interval = _typed(str, message["stream"]).partition("@")
+        parse = _PARSERS.get(kind_and_interval.partition("@")[0])
+        return received_ns, parse and parse(message["data"])
+    if "result" in message or "error" in message:  # the answer to a request of the recorder
+        return received_ns, None
+    return received_ns, _depth_snapshot(message)
 
 
 def _trade(data: Mapping[str, Any]) -> Trade:
@@ -214,5 +221,17 @@ def _levels(pairs: Sequence[tuple[str, str]]) -> Sequence[Level]:
     return [(_number(price), _number(quantity)) for price, quantity in pairs]
 
 
-def _moment(unix_ms: int) -> datetime:
-    return _UNIX_EPOCH + timedelta(milliseconds=_typed(int, unix_ms))
+def _moment(unix_time: int) -> datetime:
+    return _UNIX_EPOCH + timedelta(microseconds=_unix_ns(_typed(int, unix_time)) // 1000)
+
+
+def _unix_ns(unix_time: int) -> int:
+    """Nanoseconds since the epoch from those, microseconds or milliseconds.
+
+    The unit is the one by which the time is between 1973 and 5138.
+    """
+    if 10**11 <= unix_time < 10**14:
+        return unix_time * 1_000_000
+    if 10**14 <= unix_time < 10**17:
+        return unix_time * 1_000
+    return unix_time

@@ -1,4 +1,4 @@
-"""What every feed yields."""
+"""The messages of a feed, and the error that ends one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import attrs
 
 @attrs.frozen
 class FeedMessage:
-    """One publication, and when it is due."""
+    """A publication and the time when it is due."""
 
     at_seconds: float
-    """Since the feed's start; never less than that of the message before."""
+    """Seconds since the feed's start; never less than those of the message before."""
     channel: str
     """The Redis channel, such as `stock:BTCUSDT:price`."""
     payload: bytes
@@ -20,7 +20,7 @@ class FeedMessage:
 
 
 class FeedError(Exception):
-    """A recording cannot be read on; the text names the file, the line and the problem."""
+    """A recording is damaged; the text names the file, the line and the problem."""
 
     def __init__(self, path: Path, line_number: int, problem: str) -> None:
         super().__init__(f"{path}, line {line_number}: {problem}")

@@ -2,7 +2,7 @@
 
 Tick sizes: the table in force since 2023-01-25, the same for KOSPI, KOSDAQ and KONEX
 (KRX, Enforcement Rules of the Market Business Regulations). Limits: 30 % of the base price, which
-is the previous close, since 2015-06-15; what is less than a tick is cut off towards the base price.
+is the previous close, since 2015-06-15, rounded to ticks towards the base price.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _TICK_SIZES: Final = (
     (200_000, 100),
     (500_000, 500),
 )
-"""(below this price, the tick). Each bound is a multiple of the ticks on both sides of it."""
+"""(upper bound of the price band, tick size). Each bound is a multiple of both its ticks."""
 _LARGEST_TICK: Final = 1_000
 _LIMIT_PERCENT: Final = 30
 
 
 def tick_size(price: int) -> int:
-    """The step between prices at `price` and above, up to the next band.
+    """Return the tick size of the price band that `price` is in.
 
     Raises ValueError below 1 KRW.
     """
@@ -33,19 +33,19 @@ def tick_size(price: int) -> int:
 
 
 def floor_to_tick(price: int) -> int:
-    """The highest tick that is not above `price`."""
+    """Round `price` down to a tick."""
     return price - price % tick_size(price)
 
 
 def ceil_to_tick(price: int) -> int:
-    """The lowest tick that is not below `price`."""
+    """Round `price` up to a tick."""
     return price + -price % tick_size(price)
 
 
 def move_ticks(price: int, ticks: int) -> int:
-    """`price`, itself on a tick, moved by so many ticks, each as large as its band's.
+    """Move `price`, which is on a tick, by a number of ticks, over the bounds of price bands.
 
-    Raises ValueError where that would be below 1 KRW.
+    Raises ValueError where the result would be below 1 KRW.
     """
     for _ in range(ticks):
         price += tick_size(price)
@@ -55,7 +55,7 @@ def move_ticks(price: int, ticks: int) -> int:
 
 
 def daily_limits(base_price: int) -> tuple[int, int]:
-    """The lowest and the highest price of a day whose base price is `base_price`."""
+    """Return the lowest and the highest price of a day with this base price."""
     largest_change = base_price * _LIMIT_PERCENT // 100
     largest_change -= largest_change % tick_size(base_price)
     return ceil_to_tick(base_price - largest_change), floor_to_tick(base_price + largest_change)

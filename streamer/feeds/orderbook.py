@@ -1,4 +1,4 @@
-"""An order book, rebuilt from a snapshot and the updates to it."""
+"""An order book, made from a snapshot and the updates that follow it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from streamer.feeds.binance import DepthSnapshot, DepthUpdate, Level
 class _Side:
     quantities: dict[Decimal, Decimal] = attrs.field(factory=dict)
     prices: list[Decimal] = attrs.field(factory=list)
-    """The keys of `quantities`, ascending: sorting some thousand levels anew for each update would
-    be most of the cost of a replay."""
+    """The keys of `quantities`, ascending: to sort some thousand levels for each update would be
+    most of the cost of a replay."""
 
     def apply(self, levels: Iterable[Level]) -> None:
         for price, quantity in levels:
@@ -24,13 +24,17 @@ class _Side:
                 if price not in self.quantities:
                     insort(self.prices, price)
                 self.quantities[price] = quantity
-            # The exchange also removes levels that lie beyond the snapshot's depth.
+            # The exchange also removes levels beyond the depth of the snapshot.
             elif self.quantities.pop(price, None) is not None:
                 del self.prices[bisect_left(self.prices, price)]
 
 
+class BrokenChainError(ValueError):
+    """Updates are missing between an order book and an update."""
+
+
 class OrderBook:
-    """One symbol's book.
+    """The order book of one symbol.
 
     The rules are those of "How to manage a local order book correctly":
     https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
@@ -38,40 +42,36 @@ class OrderBook:
 
     def __init__(self, snapshot: DepthSnapshot) -> None:
         self.update_id = snapshot.last_update_id
-        """Of the newest change that is in the book."""
-        self._is_snapshot = True
+        """The id of the last change that the book contains."""
         self._bids = _Side()
         self._asks = _Side()
         self._bids.apply(snapshot.bids)
         self._asks.apply(snapshot.asks)
 
     def apply(self, update: DepthUpdate) -> bool:
-        """Bring the book up to `update`; False if the snapshot already holds all of it.
+        """Apply `update`; return False where the book contains all of it already.
 
-        Raises ValueError if updates are missing between the book and this one.
+        An update that the book contains in part is applied: it has quantities, not differences.
+        Raises BrokenChainError where updates are missing before this one.
         """
-        if self._is_snapshot and update.last_update_id <= self.update_id:
+        if update.last_update_id <= self.update_id:
             return False
-        following = self.update_id + 1
-        first = update.first_update_id
-        begins_right = first <= following if self._is_snapshot else first == following
-        if not (begins_right and following <= update.last_update_id):
-            raise ValueError(
-                f"the order book's chain is broken: it is at update {self.update_id}, "
-                f"and {first} to {update.last_update_id} does not follow"
+        if update.first_update_id > self.update_id + 1:
+            raise BrokenChainError(
+                f"the order book is at update {self.update_id}, "
+                f"and {update.first_update_id} to {update.last_update_id} does not follow"
             )
         self._bids.apply(update.bids)
         self._asks.apply(update.asks)
         self.update_id = update.last_update_id
-        self._is_snapshot = False
         return True
 
     def best_bids(self, count: int) -> Sequence[Level]:
-        """The `count` highest bids, the highest first."""
+        """Return the `count` highest bids, the highest first."""
         side = self._bids
         return [(price, side.quantities[price]) for price in side.prices[: -count - 1 : -1]]
 
     def best_asks(self, count: int) -> Sequence[Level]:
-        """The `count` lowest asks, the lowest first."""
+        """Return the `count` lowest asks, the lowest first."""
         side = self._asks
         return [(price, side.quantities[price]) for price in side.prices[:count]]

@@ -1,4 +1,4 @@
-"""Plays a feed: hands out its messages when they are due. The one module here that waits."""
+"""Plays a feed: yields its messages when they are due. The only module here that waits."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import trio
 from streamer.feeds.feed import FeedError, FeedMessage
 
 MAX_BATCH_MESSAGES: Final = 128
-"""A recording yields some 10,000 messages a second, so that reading this many at once holds up the
-event loop for some 10 ms; more would make pipelining them no cheaper."""
+"""Messages that are read without a checkpoint: at some 10,000 a second, about 10 ms.
+
+Pipelining more of them to Redis would not be cheaper.
+"""
 
 
 async def play(
     feed: Iterable[FeedMessage], *, speed: float = 1.0
 ) -> AsyncGenerator[list[FeedMessage], None]:
-    """The messages of `feed` as they fall due, those due at once together and in order.
+    """Yield the messages of `feed` as they fall due, those due at the same time as one list.
 
-    `speed` divides all waiting; 0 = no waiting. A message's moment counts from the start, not from
-    the message before: a delay is caught up on and does not add up. Raises what reading the feed
-    raises; what came before a damaged line is handed out first.
+    Delays are divided by `speed`; with 0 there are none. They count from the start rather than from
+    the message before, so that being late once does not make all later messages late. Raises the
+    errors of the feed, FeedError after the messages that came before the damage.
     """
     start_seconds = trio.current_time()
     batch: list[FeedMessage] = []
@@ -44,9 +46,10 @@ async def play(
 
 
 def loop(feed: Callable[[], Iterable[FeedMessage]]) -> Iterator[FeedMessage]:
-    """What `feed` makes, over and over, each pass beginning when the one before has ended.
+    """Repeat the feed that `feed` makes, each pass beginning when the one before has ended.
 
-    Made anew for each pass, where itertools.cycle would keep all of it. Ends if there is nothing.
+    It is made again for each pass: itertools.cycle would keep all messages in memory. Ends where a
+    pass has no messages.
     """
     begins_seconds = 0.0
     while True:

@@ -15,6 +15,7 @@ import attrs
 import orjson
 
 from streamer.feeds.binance import (
+    BookTicker,
     DepthSnapshot,
     DepthUpdate,
     Event,
@@ -23,7 +24,7 @@ from streamer.feeds.binance import (
     read_recording,
 )
 from streamer.feeds.feed import FeedError, FeedMessage
-from streamer.feeds.orderbook import OrderBook
+from streamer.feeds.orderbook import BrokenChainError, OrderBook
 from streamer.protocol.codec import utc_timestamp
 from streamer.protocol.messages import OrderbookUpdate, PriceUpdate
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
@@ -31,99 +32,172 @@ from streamer.protocol.topics import Kind, SubscriptionType, Topic
 LEVELS: Final = 10
 """Levels of each side of a published order book."""
 
-_MAX_UPDATES_BEFORE_SNAPSHOT: Final = 1000
-"""A recorder asks for the snapshot as soon as updates flow, ten a second; 100 s without one mean
-that the recording has none, and what waits for it must not fill the memory."""
+_UPDATES_KEPT: Final = 1000
+"""Depth updates that are kept until a snapshot comes. A recorder asks for one as soon as updates
+flow, ten a second: it does not take 100 s."""
 
 _PERCENT_STEP: Final = Decimal("0.0001")
 _NS_PER_SECOND: Final = 1e9
 
 
 def recorded_feed(
-    paths: Iterable[Path], *, on_read: Callable[[int], object] = lambda _bytes: None
+    paths: Iterable[Path],
+    *,
+    on_read: Callable[[int], object] = lambda _bytes: None,
+    on_problem: Callable[[str], object] = lambda _problem: None,
 ) -> Iterator[FeedMessage]:
-    """The recordings as one feed, merged by receive time, at the pace of their recorder's clock.
+    """Merge recordings into one feed by receive time, at the pace of their recorder's clock.
 
-    Each recording is one symbol's, and is read as it is consumed; `on_read` is told how many more
-    bytes of the files have been. Every digit of a price or quantity is the exchange's. Raises
+    Each recording is of one symbol, and is read as the feed is consumed. Several of one symbol,
+    such as one for each day, are one stream of events. Every digit of a price or quantity is the
+    exchange's. `on_read` is called as by `read_recording`; `on_problem`, at the end, with a text
+    for each symbol that lacks order books because updates or a snapshot are missing. Raises
     FeedError where a recording is damaged, OSError where it cannot be opened.
     """
     start_ns: int | None = None
-    recordings = (_publications(path, on_read) for path in paths)
-    for publication in heapq.merge(*recordings, key=attrgetter("received_ns")):
-        if start_ns is None:
-            start_ns = publication.received_ns
-        at_seconds = (publication.received_ns - start_ns) / _NS_PER_SECOND
-        yield FeedMessage(at_seconds, publication.channel, publication.payload)
+    feeds: dict[str, _SymbolFeed] = {}
+    recordings = (_read_events(path, on_read) for path in paths)
+    for recorded in heapq.merge(*recordings, key=attrgetter("received_ns")):
+        feed = feeds.get(recorded.symbol)
+        if feed is None:
+            feed = feeds[recorded.symbol] = _SymbolFeed(recorded.symbol)
+        try:
+            for channel, payload in feed.publish(recorded.event):
+                start_ns = recorded.received_ns if start_ns is None else start_ns
+                at_seconds = (recorded.received_ns - start_ns) / _NS_PER_SECOND
+                yield FeedMessage(at_seconds, channel, payload)
+        except (ArithmeticError, ValueError) as error:
+            raise FeedError(recorded.path, recorded.line_number, str(error)) from None
+    for feed in feeds.values():
+        if feed.updates_left_out:
+            on_problem(feed.problem)
 
 
 @attrs.frozen
-class _Publication:
+class _SymbolEvent:
+    """An event of a known symbol, and its place in a file."""
+
+    path: Path
+    line_number: int
     received_ns: int
-    channel: str
-    payload: bytes
+    symbol: str
+    event: Event
 
 
-def _publications(path: Path, on_read: Callable[[int], object]) -> Iterator[_Publication]:
-    symbol_feed = _SymbolFeed()
-    received_ns = line_number = 0
+def _read_events(path: Path, on_read: Callable[[int], object]) -> Iterator[_SymbolEvent]:
+    symbol: str | None = None
+    before_symbol: list[tuple[int, Event]] = []
+    received_ns = 0
     for recorded in read_recording(path, on_read=on_read):
-        line_number = recorded.line_number
         # Where the recorder's clock was set back, the file's order is still the order of events.
         received_ns = max(received_ns, recorded.received_ns)
-        try:
-            for channel, payload in symbol_feed.publish(recorded.event):
-                yield _Publication(received_ns, channel, payload)
-        except (ArithmeticError, ValueError) as error:
-            raise FeedError(path, line_number, str(error)) from None
-    if symbol_feed.awaits_snapshot:
-        raise FeedError(path, line_number, "the file ends without a snapshot for its depth updates")
+        event, line_number = recorded.event, recorded.line_number
+        if not isinstance(event, DepthSnapshot):
+            named = event.symbol.upper()
+            if symbol is None:
+                symbol = _check_symbol(path, line_number, named)
+            elif symbol != named:
+                # A snapshot has no symbol, so two symbols could not be told apart.
+                problem = f"a recording is of one symbol: {event.symbol} after {symbol}"
+                raise FeedError(path, line_number, problem)
+        if symbol is None:
+            before_symbol.append((line_number, event))
+            continue
+        for line, snapshot in before_symbol:
+            yield _SymbolEvent(path, line, received_ns, symbol, snapshot)
+        before_symbol.clear()
+        yield _SymbolEvent(path, line_number, received_ns, symbol, event)
+
+
+def _check_symbol(path: Path, line_number: int, symbol: str) -> str:
+    try:
+        return Topic(SubscriptionType.STOCK, symbol).target
+    except ValueError as error:
+        raise FeedError(path, line_number, str(error)) from None
 
 
 class _SymbolFeed:
-    """Turn one symbol's events into publications: (channel, payload)."""
+    """Turns the events of one symbol into publications: pairs of channel and payload."""
 
-    def __init__(self) -> None:
-        self._topic: Topic | None = None
+    def __init__(self, symbol: str) -> None:
+        self._topic = Topic(SubscriptionType.STOCK, symbol)
         self._first_price: Decimal | None = None
         self._volume = Decimal(0)
         self._book: OrderBook | None = None
-        self._before_snapshot: deque[DepthUpdate] = deque()
+        """None before the first snapshot, and from a hole in the updates to the next snapshot."""
+        self._newest_snapshot: DepthSnapshot | None = None
+        self._waiting: deque[DepthUpdate] = deque(maxlen=_UPDATES_KEPT)
+        """The last updates since there is no book."""
+        self.updates_left_out = 0
+        """Depth updates that no order book could be made from, so far."""
         # Sums and differences are exact. Never divide in it: it would fill the memory with digits.
         self._exact = decimal.Context(prec=decimal.MAX_PREC)
 
     @property
-    def awaits_snapshot(self) -> bool:
-        return bool(self._before_snapshot)
+    def problem(self) -> str:
+        """A text for people about the updates that were left out."""
+        return (
+            f"{self._topic.target}: no order book from {self.updates_left_out} depth updates: "
+            "updates or a snapshot before them are missing"
+        )
 
     def publish(self, event: Event) -> Iterator[tuple[str, bytes]]:
+        """Yield the publications that follow from an event.
+
+        Where depth updates are missing, trades go on; order books follow from the next snapshot.
+        """
         match event:
             case Trade():
-                topic = self._topic_of(event)
-                yield topic.channel(Kind.PRICE), self._price_update(topic, event)
-            case DepthUpdate() if self._book:
-                yield from self._apply(self._book, event)
+                yield self._topic.channel(Kind.PRICE), self._price_update(event)
             case DepthUpdate():
-                if len(self._before_snapshot) == _MAX_UPDATES_BEFORE_SNAPSHOT:
-                    raise ValueError(f"no snapshot in {_MAX_UPDATES_BEFORE_SNAPSHOT} depth updates")
-                self._before_snapshot.append(event)
-            # A later snapshot tells nothing that the unbroken chain of updates does not.
-            case DepthSnapshot() if self._book is None:
-                self._book = OrderBook(event)
-                while self._before_snapshot:
-                    yield from self._apply(self._book, self._before_snapshot.popleft())
+                yield from self._apply(event)
+            case DepthSnapshot():
+                self._newest_snapshot = event
+                if self._book is None:
+                    yield from self._rebuild()
+            case BookTicker():
+                pass
 
-    def _topic_of(self, event: Trade | DepthUpdate) -> Topic:
-        if self._topic is None:
-            self._topic = Topic(SubscriptionType.STOCK, event.symbol.upper())
-        elif self._topic.target != event.symbol.upper():
-            # A snapshot does not say whose it is, so two symbols could not be told apart.
-            raise ValueError(
-                f"a recording is of one symbol: {event.symbol} after {self._topic.target}"
-            )
-        return self._topic
+    def _apply(self, update: DepthUpdate) -> Iterator[tuple[str, bytes]]:
+        if self._book is None:
+            self._wait(update)
+            return
+        try:
+            changed = self._book.apply(update)
+        except BrokenChainError:
+            # A recorder that lost its connection may have asked for the snapshot first.
+            self._book = None
+            self._wait(update)
+            yield from self._rebuild()
+        else:
+            if changed:
+                yield (
+                    self._topic.channel(Kind.ORDERBOOK),
+                    self._orderbook_update(self._book, update),
+                )
 
-    def _price_update(self, topic: Topic, trade: Trade) -> bytes:
+    def _wait(self, update: DepthUpdate) -> None:
+        self._waiting.append(update)
+        self.updates_left_out += 1
+
+    def _rebuild(self) -> Iterator[tuple[str, bytes]]:
+        """Make a book from the newest snapshot, if the updates that wait follow it."""
+        snapshot = self._newest_snapshot
+        if snapshot is None:
+            return
+        newer = [
+            update for update in self._waiting if update.last_update_id > snapshot.last_update_id
+        ]
+        if newer and newer[0].first_update_id > snapshot.last_update_id + 1:
+            return
+        self._book = OrderBook(snapshot)
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for update in waiting:
+            self.updates_left_out -= 1
+            yield from self._apply(update)
+
+    def _price_update(self, trade: Trade) -> bytes:
         if self._first_price is None:
             self._first_price = trade.price
         change = self._exact.subtract(trade.price, self._first_price)
@@ -132,10 +206,10 @@ class _SymbolFeed:
         return orjson.dumps(
             {
                 "type": PriceUpdate.type,
-                "stock_code": topic.target,
+                "stock_code": self._topic.target,
                 "price": _json_number(trade.price),
                 "change": _json_number(change),
-                "change_percent": _json_number(percent + 0),  # + 0: "-0.0000" is for no reader
+                "change_percent": _json_number(percent + 0),  # + 0 makes 0.0000 of -0.0000
                 "volume": _json_number(self._volume),
                 "timestamp": utc_timestamp(trade.traded_at),
                 "trade_id": trade.trade_id,
@@ -144,18 +218,17 @@ class _SymbolFeed:
             }
         )
 
-    def _apply(self, book: OrderBook, update: DepthUpdate) -> Iterator[tuple[str, bytes]]:
-        topic = self._topic_of(update)
-        if book.apply(update):
-            message = {
+    def _orderbook_update(self, book: OrderBook, update: DepthUpdate) -> bytes:
+        return orjson.dumps(
+            {
                 "type": OrderbookUpdate.type,
-                "stock_code": topic.target,
+                "stock_code": self._topic.target,
                 "bids": _json_levels(book.best_bids(LEVELS)),
                 "asks": _json_levels(book.best_asks(LEVELS)),
                 "timestamp": utc_timestamp(update.sent_at),
                 "update_id": book.update_id,
             }
-            yield topic.channel(Kind.ORDERBOOK), orjson.dumps(message)
+        )
 
 
 def _json_number(value: Decimal) -> orjson.Fragment:

@@ -142,6 +142,16 @@ def test_a_summary_tells_what_was_published(redis_url: str, tmp_path: Path) -> N
     )
 
 
+def test_missing_order_books_are_named_once(redis_url: str, tmp_path: Path) -> None:
+    """Trades of a recording without a snapshot are published; the summary says what is missing."""
+    path = write_recording(tmp_path / "r", depth(1, 1), trade(1, "2.0"))
+    ended = replay(redis_url, "--loop", "--limit", "3", path)
+    assert ended.returncode == ExitCode.OK
+    summary, problem = ended.stderr.splitlines()
+    assert summary.startswith("Published 3 messages, ")
+    assert problem.startswith("BTCUSDT: no order book from 1 depth updates: ")
+
+
 def test_a_subscriber_is_not_called_absent(
     redis: redis_py.Redis, redis_url: str, tmp_path: Path
 ) -> None:

@@ -123,8 +123,11 @@ def snapshot(
     )
 
 
-def write_recording(path: Path, *events: str, interval_ns: int = 1_000_000_000) -> Path:
-    """A plain recording of these events, one each `interval_ns`."""
-    lines = (f"{1_723_161_254_000_000_000 + interval_ns * i} {e}\n" for i, e in enumerate(events))
+def write_recording(
+    path: Path, *events: str, interval_ns: int = 1_000_000_000, start_seconds: int = 0
+) -> Path:
+    """Write a plain recording of these events, one each `interval_ns`; return its path."""
+    start_ns = (1_723_161_254 + start_seconds) * 1_000_000_000
+    lines = (f"{start_ns + interval_ns * index} {event}\n" for index, event in enumerate(events))
     path.write_text("".join(lines))
     return path
