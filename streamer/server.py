@@ -1,7 +1,7 @@
 """The server: the nursery tree, from start to drain.
 
     serve
-    ├── source            Redis reader and probe, or nothing for the bus in the process
+    ├── source            opens and closes topics; with Redis: reader and probe, and positions
     ├── flush loop
     ├── heartbeat
     ├── keeper            lets go of topics that nobody has any more
@@ -51,8 +51,12 @@ from streamer.loop_lag import LoopLag, LoopStatistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
+from streamer.source.demand import TopicDemand
 from streamer.source.memory import MemoryBus
-from streamer.source.router import Router, RouterStatistics
+from streamer.source.positions import Bus, PositionReader
+from streamer.source.report import SourceReport, SourceStatistics
+from streamer.source.router import Router
+from streamer.source.topics import TopicSource
 from streamer.urls import redact
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
@@ -97,7 +101,7 @@ class ServerStatistics:
     hub: HubStatistics
     batching: FlushStatistics
     rate_limiting: RateLimitStatistics
-    ingest: RouterStatistics
+    ingest: SourceStatistics
     redis: ReaderStatistics | None
     """None with the bus in the process."""
 
@@ -112,14 +116,10 @@ class Server:
             interval_seconds=settings.flush_interval_seconds,
             stretch_limit_seconds=settings.stretch_limit_seconds,
         )
-        self._router = Router(
-            max_publication_bytes=settings.max_publication_bytes,
-            subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
-            history_length=settings.history_length,
-        )
+        demand = TopicDemand()
         self.hub = Hub(
             epoch=self.instance,
-            upstream=self._router,
+            upstream=demand,
             on_dirty=self._flush_loop.wake,
             clock=trio.current_time,
             timestamp=utc_timestamp,
@@ -133,22 +133,46 @@ class Server:
         self._redis: PubSubReader | None = None
         self._commands: RedisClient | None = None
         store: SessionStore | None = None
+        report = SourceReport()
+        self._router = Router(
+            self.hub,
+            self._flush_loop,
+            report,
+            max_publication_bytes=settings.max_publication_bytes,
+            history_length=settings.history_length,
+            keeps_positions=not settings.memory,
+        )
+        bus: Bus
+        self._positions: PositionReader | None = None
         if settings.memory:
-            self.bus = MemoryBus(self._router)
-            self._router.attach(self.hub, self._flush_loop, self.bus, None)
+            bus = self.bus = MemoryBus(self._router)
         else:
-            self._redis = reader_type(settings.redis)(
+            bus = self._redis = reader_type(settings.redis)(
                 settings.redis,
                 self._router,
                 probe_interval_seconds=settings.probe_interval_seconds,
                 probe_timeout_seconds=settings.probe_timeout_seconds,
             )
             self._commands = RedisClient(settings.redis, client_name=f"streamer-{self.instance}")
-            history = RedisHistory(self._commands, history_length=settings.history_length)
-            self._router.attach(self.hub, self._flush_loop, self._redis, history)
+            self._positions = PositionReader(
+                self._router.reads,
+                bus,
+                RedisHistory(self._commands, history_length=settings.history_length),
+                report,
+                epoch=self.hub.new_epoch,
+                subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
+            )
             store = RedisSessions(
                 self._commands, lifetime_seconds=settings.session_lifetime_seconds
             )
+        self._source = TopicSource(
+            self.hub,
+            demand,
+            self._router,
+            bus,
+            self._positions,
+            subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
+        )
         self._loop_lag = LoopLag()
         self._heartbeat = Heartbeat(
             interval_seconds=settings.heartbeat_interval_seconds,
@@ -158,7 +182,7 @@ class Server:
             self._find_outbox, store, lifetime_seconds=settings.session_lifetime_seconds
         )
         self._loop_budget = LoopBudget(self._loop_lag.turn_seconds)
-        services = Services(self.hub, settings, self._router, self._sessions, self._loop_budget)
+        services = Services(self.hub, settings, self._source, self._sessions, self._loop_budget)
         self._acceptor = Acceptor(services, self._heartbeat)
         self._shutdown = shutdown
         self._started_at = utc_timestamp()
@@ -219,18 +243,20 @@ class Server:
 
     async def _run_source(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
-            if self._redis is None:
-                task_status.started(scope)
-                return
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._router.run)
-                connected = await nursery.start(self._redis.run)
-                if not connected:
-                    problem = f"no Redis at {redact(self.settings.redis)}: {self._redis.last_error}"
-                    if self.settings.require_redis:
-                        raise RedisRequired(problem)
-                    log.warning("serving without a source, and trying again", problem=problem)
+                nursery.start_soon(self._source.run)
+                if self._redis is not None and self._positions is not None:
+                    nursery.start_soon(self._positions.run)
+                    await self._connect(self._redis, nursery)
                 task_status.started(scope)
+
+    async def _connect(self, redis: PubSubReader, nursery: trio.Nursery) -> None:
+        connected = await nursery.start(redis.run)
+        if not connected:
+            problem = f"no Redis at {redact(self.settings.redis)}: {redis.last_error}"
+            if self.settings.require_redis:
+                raise RedisRequired(problem)
+            log.warning("serving without a source, and trying again", problem=problem)
 
     async def _accept(
         self,
@@ -251,7 +277,7 @@ class Server:
             self.hub.release_unused()
             now = trio.current_time()
             marks.append((now + self.settings.history_seconds, self.hub.order))
-            while marks[0][0] <= now:
+            while marks and marks[0][0] <= now:
                 self.hub.expire_history(marks.popleft()[1])
 
     async def _drain(self) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final, Protocol, assert_never
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, assert_never
 
 import attrs
 
@@ -14,6 +14,7 @@ from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
 from streamer.hub.sessions import SessionRecord
+from streamer.hub.upstream import Source
 from streamer.protocol import messages
 from streamer.protocol.codec import encode, utc_timestamp
 from streamer.protocol.errors import ErrorCode, ProtocolError
@@ -35,16 +36,6 @@ _MAX_ECHOED_CHARACTERS: Final = 80
 
 _MAX_SESSION_ID_CHARACTERS: Final = 64
 """More than any that is given out: what is longer is not looked for."""
-
-
-class Source(Protocol):
-    """Where publications come from, as far as subscribing depends on it."""
-
-    async def wait_ready(self, topics: Collection[Topic]) -> None:
-        """Until nothing published to these can be missed, within bounds."""
-
-    async def recover(self, topic: Topic, since: Position) -> Position:
-        """Fetch what followed a position; returns it by the name its epoch has here."""
 
 
 @attrs.frozen
@@ -292,18 +283,21 @@ class Requests:
         self._services.sessions.changed(self._outbox.name)
 
     async def _ready(self, wants: Sequence[_Want]) -> list[_Want]:
-        """Have the topics arrive, and what was missed of them where it can be had."""
+        """Wait until the topics are live; fetch what was missed of them where it is kept."""
+        hub = self._services.hub
+        since: dict[Topic, Position] = {}
         for want in wants:
-            self._services.hub.stream(want.topic)
-        await self._services.source.wait_ready([want.topic for want in wants])
-        return [await self._recovered(want) for want in wants]
-
-    async def _recovered(self, want: _Want) -> _Want:
-        stream = self._services.hub.stream(want.topic)
-        if want.since is None or stream in self._outbox.subscriptions:
+            stream = hub.stream(want.topic)
             # What is held already goes on as it does: it has missed nothing.
-            return attrs.evolve(want, since=None)
-        return attrs.evolve(want, since=await self._services.source.recover(want.topic, want.since))
+            if want.since is not None and stream not in self._outbox.subscriptions:
+                since[want.topic] = want.since
+        recoveries = await self._services.source.prepare([want.topic for want in wants], since)
+        return [
+            attrs.evolve(
+                want, since=recoveries[want.topic].position if want.topic in since else None
+            )
+            for want in wants
+        ]
 
     def _missed(self, want: _Want) -> list[Publication] | None:
         return None if want.since is None else self._services.hub.missed(want.request, want.since)

@@ -10,7 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
@@ -18,25 +18,13 @@ from streamer.hub.fanout import WRITES_PER_TURN, FanOut
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
 from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.upstream import Upstream
 from streamer.protocol.codec import encode
 from streamer.protocol.messages import Gap, GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
 from streamer.wire.batch import batch_frames
 
 _ORDER: Final = attrgetter("order")
-
-
-class Upstream(Protocol):
-    """Where publications come from, told which topics anybody wants."""
-
-    def want(self, stream: TopicStream) -> None:
-        """Somebody subscribed to a topic that nobody had."""
-
-    def join(self, topic: Topic) -> None:
-        """A topic has its first subscriber, who is told where the stream stands."""
-
-    def release(self, topic: Topic) -> None:
-        """Nobody has had the topic for the linger time."""
 
 
 @attrs.frozen

@@ -58,6 +58,7 @@ class GapReason(enum.StrEnum):
 
     SOURCE_RECONNECTED = "source_reconnected"
     HISTORY_EXPIRED = "history_expired"
+    SOURCE_UNAVAILABLE = "source_unavailable"
     OVERFLOW = "overflow"
 
 

@@ -1,24 +1,18 @@
 """The bus inside the process: for the demo, for tests in virtual time, and for one machine.
 
 It keeps the last message of each channel, so that the first subscriber of a topic gets its last
-known value, too.
+known value too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
-
-class MessageHandler(Protocol):
-    """Who takes what is published."""
-
-    def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take messages (channel, payload) of subscribed channels."""
+from streamer.broker.reader import MessageHandler
 
 
 class MemoryBus:
-    """Publish and subscribe by channel name. Nothing of it waits or fails."""
+    """Publish and subscribe by channel name. It is always connected: nothing waits or fails."""
 
     def __init__(self, listener: MessageHandler) -> None:
         self._listener = listener
@@ -27,7 +21,7 @@ class MemoryBus:
 
     @property
     def connected(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     def publish(self, channel: str, payload: bytes) -> int:
@@ -39,7 +33,7 @@ class MemoryBus:
         return 1
 
     def subscribe(self, channels: Iterable[str]) -> None:
-        """Want these channels; what they last carried comes at once."""
+        """Want these channels; the last message of each is delivered at once."""
         new = [channel for channel in channels if channel not in self._channels]
         self._channels.update(new)
         self._listener.on_messages(
@@ -51,4 +45,4 @@ class MemoryBus:
         self._channels.difference_update(channels)
 
     async def wait_subscribed(self, channels: Iterable[str]) -> None:
-        """Return at once: a subscription needs nobody's confirmation."""
+        """Return at once: nobody has to confirm a subscription."""

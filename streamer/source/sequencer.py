@@ -15,6 +15,7 @@ from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind
+from streamer.source.report import SourceReport
 
 
 class Sequencer:
@@ -24,8 +25,7 @@ class Sequencer:
         "_held",
         "_hub",
         "_max_held",
-        "confirmed",
-        "duplicates",
+        "_report",
         "lost",
         "positioned",
         "reading",
@@ -34,17 +34,18 @@ class Sequencer:
         "unproven",
     )
 
-    def __init__(self, hub: Hub, stream: TopicStream, *, max_held: int) -> None:
+    def __init__(
+        self, hub: Hub, stream: TopicStream, report: SourceReport, *, max_held: int
+    ) -> None:
         """`max_held`: publications kept while the position is being read."""
         self._hub = hub
         self.stream = stream
+        self._report = report
         self._max_held = max_held
         self.positioned = False
         """Whether the producers place their publications."""
         self.unproven = False
         """Whether something may have been missed."""
-        self.confirmed = False
-        """Whether nothing that is published can be missed: a new subscriber need not wait."""
         self.reading = False
         """Whether the position has to be read first: what arrives meanwhile is held."""
         self.lost = 0
@@ -53,7 +54,6 @@ class Sequencer:
         """Whether clients of this server know the epoch by another name, of which Redis has still
         to be told: they may come to another server with it."""
         self._held: list[tuple[Kind, DecodedPublication]] = []
-        self.duplicates = 0
 
     def take(self, kind: Kind, publication: DecodedPublication) -> bool:
         """Pass a publication on; False: something before it is missing, and has to be read."""
@@ -78,7 +78,7 @@ class Sequencer:
             self._hold(kind, publication)
             return False
         if position.sequence <= stream.sequence:
-            self.duplicates += 1
+            self._report.duplicates += 1
         else:
             hub.publish_positioned(stream, kind, publication.text, position.sequence)
         return True

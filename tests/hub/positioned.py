@@ -16,6 +16,7 @@ from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind
+from streamer.source.report import SourceReport
 from streamer.source.sequencer import Sequencer
 
 MAX_HELD = 3
@@ -34,7 +35,7 @@ class PositionedProducer:
     def __init__(self, hub: Hub, stream: TopicStream, epoch: str, came: Came) -> None:
         """`came` is told what the clients of the topic are to hear, in order."""
         self._came = came
-        self._sequencer = Sequencer(hub, stream, max_held=MAX_HELD)
+        self._sequencer = Sequencer(hub, stream, SourceReport(), max_held=MAX_HELD)
         self._stream = stream
         self._position = Position(epoch, 0)
         """The producers'."""

@@ -17,6 +17,12 @@ class Heard:
         """Keep them."""
         self.messages.extend(messages)
 
+    def on_connected(self) -> None:
+        """Never called: it is always connected."""
+
+    def on_lost(self, reason: str) -> None:
+        """Never called: it is always connected."""
+
 
 async def test_only_what_is_subscribed_is_heard_and_its_last_message_at_once() -> None:
     """`publish` tells how many heard it, as PUBLISH does; who subscribes gets the last value."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import pytest
 import redis as redis_py
 import structlog
 import trio
@@ -13,10 +12,14 @@ from trio.testing import MockClock
 from streamer.broker.keys import history_key, position_key
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
+from streamer.hub.streams import TopicStream
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.publisher.publisher import open_publisher
+from streamer.source.demand import TopicDemand
+from streamer.source.report import SourceReport
 from streamer.source.router import Router
+from streamer.source.topics import TopicSource
 from tests.helpers.clients import Client, connected
 from tests.helpers.publications import orderbook, price
 from tests.helpers.redis_server import RedisServer
@@ -50,17 +53,15 @@ class ScriptedBus:
 
 
 class House:
-    """An router between a scripted bus and a hub."""
+    """A router between a scripted bus and a hub, with nobody who keeps positions."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.bus = ScriptedBus()
-        self.router = Router(
-            max_publication_bytes=1000, subscribe_timeout_seconds=5, history_length=10
-        )
+        demand = TopicDemand()
         self.hub = Hub(
             epoch="e",
-            upstream=self.router,
+            upstream=demand,
             on_dirty=lambda: None,
             clock=lambda: self.now,
             timestamp=lambda: "2026-01-02T03:04:05.678Z",
@@ -70,7 +71,23 @@ class House:
         )
         self.flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
         self.flush_loop.attach(self.hub.fanout)
-        self.router.attach(self.hub, self.flush_loop, self.bus, None)
+        self.router = Router(
+            self.hub,
+            self.flush_loop,
+            SourceReport(),
+            max_publication_bytes=1000,
+            history_length=10,
+            keeps_positions=False,
+        )
+        self.source = TopicSource(
+            self.hub, demand, self.router, self.bus, None, subscribe_timeout_seconds=5
+        )
+
+    def want(self, topic: Topic) -> TopicStream:
+        """A topic is wanted, and opened."""
+        stream = self.hub.stream(topic)
+        self.source.follow_demand()
+        return stream
 
     async def hear(self, channel: bytes, payload: bytes) -> None:
         """One message comes over the bus; others have a turn before the next."""
@@ -85,13 +102,14 @@ class House:
 async def test_a_topic_is_routed_while_somebody_wants_it() -> None:
     """Its channels are asked for once and given back; what comes after that is counted."""
     house = House()
-    house.hub.stream(STOCK)
+    house.want(STOCK)
     assert house.bus.channels == {"stock:A:price", "stock:A:orderbook"}
     await house.hear(b"stock:A:price", price("A", 1))
     await house.hear(b"stock:A:orderbook", orderbook("A", 1))
     assert house.publications() == 2
     house.now = 5.0
     house.hub.release_unused()
+    house.source.follow_demand()
     assert house.bus.channels == set()
     await house.hear(b"stock:A:price", price("A", 1))
     statistics = house.router.statistics()
@@ -101,8 +119,8 @@ async def test_a_topic_is_routed_while_somebody_wants_it() -> None:
 async def test_what_comes_at_once_is_flushed_at_once_and_together() -> None:
     """Before the call returns: no task has to wake up for it."""
     house = House()
-    house.hub.stream(STOCK)
-    house.hub.stream(SECTOR)
+    house.want(STOCK)
+    house.want(SECTOR)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.flush_loop.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -117,10 +135,8 @@ async def test_what_comes_at_once_is_flushed_at_once_and_together() -> None:
 async def test_a_stocks_channel_tells_of_itself_and_a_sectors_of_many() -> None:
     """Another stock's price on a stock's channel is refused; a sector's may be anybody's."""
     house = House()
-    house.hub.stream(STOCK)
-    house.hub.stream(SECTOR)
-    house.bus.confirmed.set()
-    await house.router.wait_ready([STOCK, SECTOR])
+    house.want(STOCK)
+    house.want(SECTOR)
     await house.hear(b"stock:A:price", price("B", 1))
     assert house.publications() == 0
     await house.hear(b"sector:tech:price", price("B", 1))
@@ -131,7 +147,7 @@ async def test_a_stocks_channel_tells_of_itself_and_a_sectors_of_many() -> None:
 async def test_what_is_refused_is_logged_at_a_bounded_rate(autojump_clock: MockClock) -> None:
     """A line a second, which says how many there were since the last."""
     house = House()
-    house.hub.stream(STOCK)
+    house.want(STOCK)
     with structlog.testing.capture_logs() as logs:
         for _ in range(1000):
             await house.hear(b"stock:A:price", b"{")
@@ -143,63 +159,14 @@ async def test_what_is_refused_is_logged_at_a_bounded_rate(autojump_clock: MockC
     assert "more than 1000" in (statistics.last_rejection or "")
 
 
-@pytest.mark.parametrize("connected", [True, False])
-async def test_a_new_topic_is_ready_when_the_bus_says_so_but_not_for_ever(
-    connected: bool, autojump_clock: MockClock
-) -> None:
-    """After the time-out, and at once while the bus is down: an answer is better than none."""
-    house = House()
-    house.bus.connected = connected
-    house.hub.stream(STOCK)
-    start = trio.current_time()
-    await house.router.wait_ready([STOCK])
-    assert trio.current_time() - start == (5 if connected else 0)
-    house.bus.connected = True
-    house.bus.confirmed.set()
-    start = trio.current_time()
-    await house.router.wait_ready([STOCK])
-    await house.router.wait_ready([STOCK])
-    assert trio.current_time() == start
-
-
-async def test_every_stream_that_may_have_a_hole_says_so() -> None:
-    """Those that were there when the source was lost and those that came while it was away."""
-    house = House()
-    old = house.hub.stream(STOCK)
-    await house.hear(b"stock:A:price", price("A", 1))
-    house.bus.connected = False
-    house.router.on_lost("test")
-    new = house.hub.stream(SECTOR)
-    epochs = {old.epoch, new.epoch}
-    house.bus.connected = True
-    house.router.on_connected()
-    assert not epochs & {old.epoch, new.epoch}
-    await house.hear(b"stock:A:price", price("A", 2))
-    assert old.sequence == 1
-    epochs = {old.epoch, new.epoch}
-    house.router.on_connected()
-    assert epochs == {old.epoch, new.epoch}
-
-
 async def test_a_placed_publication_counts_from_one() -> None:
     """One at 0 would follow nothing; it is refused as anything else that does not fit."""
     house = House()
-    house.hub.stream(STOCK)
-    house.bus.confirmed.set()
-    await house.router.wait_ready([STOCK])
+    house.want(STOCK)
     await house.hear(b"stock:A:price", price("A", 1, epoch="e", sequence=0))
     assert house.router.statistics().rejected == 1
     await house.hear(b"stock:A:price", price("A", 1, epoch="e", sequence=1))
     assert house.publications() == 1
-
-
-async def test_without_an_archive_nothing_is_recovered() -> None:
-    """What the hub does not know, nobody does; nor of a topic that was let go."""
-    house = House()
-    since = Position("e", 7)
-    assert await house.router.recover(STOCK, since) == since
-    house.hub.stream(STOCK)
-    assert await house.router.recover(STOCK, since) == since
 
 
 # With a real Redis

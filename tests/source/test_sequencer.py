@@ -13,6 +13,7 @@ from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
+from streamer.source.report import SourceReport
 from streamer.source.sequencer import Sequencer
 from tests.hub.listener import Listener, Message, listening
 
@@ -25,6 +26,7 @@ class House:
     """An sequencer, the hub behind it, and maybe a client that hears what comes out."""
 
     def __init__(self) -> None:
+        self.report = SourceReport()
         self.hub = Hub(
             epoch="own",
             upstream=self,
@@ -40,7 +42,7 @@ class House:
 
     def want(self, stream: TopicStream) -> None:
         """The topic is new."""
-        self.sequencer = Sequencer(self.hub, stream, max_held=MAX_HELD)
+        self.sequencer = Sequencer(self.hub, stream, self.report, max_held=MAX_HELD)
 
     def join(self, topic: Topic) -> None:
         """The topic has its first client."""
@@ -165,7 +167,7 @@ def test_what_was_had_before_is_dropped(positioned_house: House) -> None:
     """A repeat is counted and goes no further."""
     assert positioned_house.positioned(1, 2, 3, 3)
     assert positioned_house.heard() == ["redis/3"]
-    assert positioned_house.sequencer.duplicates == 3
+    assert positioned_house.report.duplicates == 3
 
 
 def test_a_hole_is_filled_from_the_history(positioned_house: House) -> None:
@@ -178,7 +180,7 @@ def test_a_hole_is_filled_from_the_history(positioned_house: House) -> None:
     assert positioned_house.sequencer.catch_up(record(6, 3, 4, 5, 6))
     assert positioned_house.heard() == ["redis/3", "redis/4", "redis/5", "redis/6"]
     assert positioned_house.positioned(7)
-    assert positioned_house.sequencer.duplicates == 2
+    assert positioned_house.report.duplicates == 2
 
 
 def test_an_answer_that_has_a_part_is_no_end(positioned_house: House) -> None:

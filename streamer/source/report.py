@@ -1,0 +1,106 @@
+"""Count what went wrong on the way in, and log it at a bounded rate."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+import structlog
+import trio
+
+from streamer.protocol.topics import Topic
+
+_LOG_INTERVAL_SECONDS: Final = 1.0
+"""The least time between two lines of one sort: a broken producer must not fill the disk."""
+
+log = structlog.get_logger()
+
+
+@attrs.frozen
+class SourceStatistics:
+    """What came from the bus; counters begin when the server starts."""
+
+    received: int
+    rejected: int
+    """Publications that were not passed on: invalid, too large, or at a position not theirs."""
+    last_rejection: str | None
+    recovered: int
+    """Publications read from the history that had not been received."""
+    duplicates: int
+    """Publications that had been received before."""
+    unrouted: int
+    """Messages of channels that had just been released."""
+    unreadable: int
+    """Positions and history entries in Redis that are not valid."""
+    steps_back: int
+    """Times that the positions of a topic began anew within an epoch."""
+
+
+class _BoundedLog:
+    """One sort of warning: at most one line a second, which counts those left out."""
+
+    def __init__(self, event: str, counter: str) -> None:
+        self._event = event
+        self._counter = counter
+        self._unlogged = 0
+        self._next_seconds = float("-inf")
+
+    def write(self, **fields: str) -> None:
+        """Write a line, or count it for the next one."""
+        self._unlogged += 1
+        now = trio.current_time()
+        if now >= self._next_seconds:
+            log.warning(self._event, **fields, **{self._counter: self._unlogged})
+            self._unlogged = 0
+            self._next_seconds = now + _LOG_INTERVAL_SECONDS
+
+
+class SourceReport:
+    """The counters of all topics, and their log lines."""
+
+    def __init__(self) -> None:
+        self.recovered = 0
+        self.duplicates = 0
+        self._rejected = 0
+        self._last_rejection: str | None = None
+        self._unreadable = 0
+        self._steps_back = 0
+        self._unreadable_topics: set[Topic] = set()
+        self._rejection_log = _BoundedLog("publication rejected", "rejected_since_last_line")
+        self._unreadable_log = _BoundedLog("history not readable", "topics_since_last_line")
+        self._step_back_log = _BoundedLog("positions began anew", "since_last_line")
+
+    def reject(self, channel: str, reason: str) -> None:
+        """Count a publication that is not passed on."""
+        self._rejected += 1
+        self._last_rejection = f"{channel}: {reason}"
+        self._rejection_log.write(channel=channel, reason=reason)
+
+    def unreadable(self, topic: Topic, reason: str) -> None:
+        """Count something in Redis that is not valid; the first of a topic is logged."""
+        self._unreadable += 1
+        if topic not in self._unreadable_topics:
+            self._unreadable_topics.add(topic)
+            self._unreadable_log.write(topic=str(topic), reason=reason)
+
+    def step_back(self, topic: Topic, reason: str) -> None:
+        """Count that the positions of a topic began anew within an epoch."""
+        self._steps_back += 1
+        self._step_back_log.write(topic=str(topic), reason=reason)
+
+    def forget(self, topic: Topic) -> None:
+        """Log a topic again that was released and comes back."""
+        self._unreadable_topics.discard(topic)
+
+    def statistics(self, *, received: int, unrouted: int) -> SourceStatistics:
+        """The counts up to now, with those of the router."""
+        return SourceStatistics(
+            received=received,
+            rejected=self._rejected,
+            last_rejection=self._last_rejection,
+            recovered=self.recovered,
+            duplicates=self.duplicates,
+            unrouted=unrouted,
+            unreadable=self._unreadable,
+            steps_back=self._steps_back,
+        )

@@ -1,0 +1,178 @@
+"""Open and close topics as clients want them, and recover what clients have missed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NoReturn
+
+import structlog
+import trio
+
+from streamer.broker.connect import RedisConnectionError
+from streamer.broker.history import HistoryQuery, TopicHistory
+from streamer.hub.hub import Hub
+from streamer.hub.streams import TopicStream
+from streamer.hub.upstream import Recovery, RecoveryOutcome
+from streamer.protocol.messages import Position
+from streamer.protocol.topics import Topic
+from streamer.source.demand import Joined, Released, TopicDemand, Wanted
+from streamer.source.positions import Bus, PositionReader, channels_of
+from streamer.source.router import Router
+from streamer.source.sequencer import Sequencer
+
+log = structlog.get_logger()
+
+
+class TopicSource:
+    """The source as the sessions see it (`streamer.hub.upstream.Source`)."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        demand: TopicDemand,
+        router: Router,
+        bus: Bus,
+        positions: PositionReader | None,
+        *,
+        subscribe_timeout_seconds: float,
+    ) -> None:
+        """`positions` is None where nobody keeps any: with the bus inside the process."""
+        self._hub = hub
+        self._demand = demand
+        self._router = router
+        self._bus = bus
+        self._positions = positions
+        self._subscribe_timeout_seconds = subscribe_timeout_seconds
+
+    async def run(self) -> NoReturn:
+        """Open and close topics as they are wanted."""
+        while True:
+            await self._demand.wait()
+            self.follow_demand()
+
+    def follow_demand(self) -> None:
+        """Open and close topics for what has been recorded up to now."""
+        for change in self._demand.take():
+            match change:
+                case Wanted(stream):
+                    self._router.open(stream, connected=self._bus.connected)
+                    self._bus.subscribe(channels_of(stream.topic))
+                case Joined(topic):
+                    self._router.join(topic)
+                case Released(topic):
+                    self._router.close(topic)
+                    self._bus.unsubscribe(channels_of(topic))
+
+    async def prepare(
+        self, topics: Collection[Topic], since: Mapping[Topic, Position]
+    ) -> dict[Topic, Recovery]:
+        """See `streamer.hub.upstream.Source`."""
+        self.follow_demand()
+        self._check_positions_ahead(since)
+        asked: list[HistoryQuery] = []
+        answers: dict[Topic, Position] = {}
+        with trio.move_on_after(self._subscribe_timeout_seconds) as patience:
+            await self._wait_ready(topics, since)
+            asked = self._questions(since)
+            if asked:
+                answers = await self._read_missed(asked)
+        if patience.cancelled_caught and asked and self._positions is not None:
+            self._positions.note_failure()
+        self.follow_demand()
+        return {
+            topic: self._recovery(topic, answers.get(topic), position)
+            for topic, position in since.items()
+        }
+
+    def _recovery(self, topic: Topic, answer: Position | None, since: Position) -> Recovery:
+        sequencer = self._router.sequencer(topic)
+        position = since if answer is None else answer
+        if sequencer is None:
+            outcome = RecoveryOutcome.UNAVAILABLE
+        elif self._is_known(sequencer, position):
+            outcome = RecoveryOutcome.RECOVERED
+        elif self._is_live(sequencer) and (answer is not None or not sequencer.positioned):
+            outcome = RecoveryOutcome.EXPIRED
+        else:
+            outcome = RecoveryOutcome.UNAVAILABLE
+        return Recovery(outcome, position)
+
+    # What a topic's readiness depends on
+
+    async def _wait_ready(self, topics: Collection[Topic], since: Mapping[Topic, Position]) -> None:
+        """Wait until nothing published to these topics can be missed.
+
+        Not while the source is away, except for a topic with a position that only the source
+        knows: a client is better off with its subscription and a gap later than with no answer.
+        """
+        while not all(self._is_ready(topic, since.get(topic)) for topic in topics):
+            await self._router.reads.wait_progress()
+
+    def _is_ready(self, topic: Topic, since: Position | None) -> bool:
+        sequencer = self._router.sequencer(topic)
+        if sequencer is None or self._is_live(sequencer):
+            return True
+        if since is None:
+            return not self._bus.connected
+        return self._is_known(sequencer, since)
+
+    def _is_live(self, sequencer: Sequencer) -> bool:
+        return not sequencer.reading
+
+    def _is_known(self, sequencer: Sequencer, since: Position) -> bool:
+        return sequencer.stream.count_missed(since) is not None
+
+    def _check_positions_ahead(self, since: Mapping[Topic, Position]) -> None:
+        """Read topics again of which a client has had more: another server was faster."""
+        if self._positions is None:
+            return
+        for topic, position in since.items():
+            sequencer = self._router.sequencer(topic)
+            if sequencer is not None:
+                stream = sequencer.stream
+                if position.epoch == stream.epoch and position.sequence > stream.sequence:
+                    self._router.reads.add(sequencer)
+
+    # What clients have missed
+
+    def _questions(self, since: Mapping[Topic, Position]) -> list[HistoryQuery]:
+        """What to ask Redis: what followed the positions that the hub has forgotten."""
+        if self._positions is None or self._positions.failing:
+            return []
+        return [
+            HistoryQuery(topic, position)
+            for topic, position in since.items()
+            if (sequencer := self._router.sequencer(topic)) is not None
+            and sequencer.positioned
+            and self._is_live(sequencer)
+            and not self._is_known(sequencer, position)
+        ]
+
+    async def _read_missed(self, queries: Sequence[HistoryQuery]) -> dict[Topic, Position]:
+        """Read what followed positions; return them by the names that their epochs have here."""
+        assert self._positions is not None  # without it, nothing is asked
+        sequencers = [self._router.sequencer(query.topic) for query in queries]
+        try:
+            records = await self._positions.read(queries)
+        except RedisConnectionError as error:
+            log.warning("history not read", topics=len(queries), reason=str(error))
+            return {}
+        answers = {}
+        for query, sequencer, record in zip(queries, sequencers, records, strict=True):
+            answers[query.topic] = query.after
+            if sequencer is None or self._router.sequencer(query.topic) is not sequencer:
+                continue  # it was released meanwhile
+            # The stream may have moved on, and only its present epoch counts.
+            if record is None or not record.follows:
+                continue
+            if record.position.epoch == sequencer.stream.epoch:
+                answers[query.topic] = Position(record.position.epoch, query.after.sequence)
+                self._extend(sequencer.stream, query.after.sequence, record)
+        return answers
+
+    def _extend(self, stream: TopicStream, after: int, record: TopicHistory) -> None:
+        """Put what followed `after` in front of what the hub keeps, if there is no hole between."""
+        oldest = stream.history[0].sequence if stream.history else stream.sequence + 1
+        earlier = [entry for entry in record.entries if entry[1] < oldest]
+        if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
+            self._hub.extend_history(stream, earlier)
