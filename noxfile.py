@@ -1,21 +1,27 @@
-"""Everything a change has to pass, and how to run each part of it alone.
+"""The checks that a change has to pass, and how to run each part of them alone.
 
-    nox                       lint, types, package, and the tests on this Python
+    nox                       lint, types, package, surface, lowest, and the tests on this Python
+    nox -s lint               style, known mistakes, the direction of imports
+    nox -s types              mypy --strict on everything
+    nox -s package            build and install the package, and start its command
+    nox -s surface            the types of the public names, seen from outside
+    nox -s lowest             tests with the lowest versions of all dependencies that are allowed
     nox -s tests-3.13         the tests on another Python
     nox -s tests-3.11 -- -k hub   arguments after -- go to pytest
-    nox -s docs               write docs/reference anew, from the models
+    nox -s docs               write docs/reference from the models
     nox -s bench -- --help    the benchmark
     nox -r …                  the same with the environments of the last run, which is faster
 
-Nothing need be installed but Python and nox: where there is no redis-server 7, the tests session
-has apt-get install one. Most tests also run on the 6.2 that a test dependency carries; where that
-is all there is, those that need more (sharded channels, TLS) fail and say so.
+Only Python and nox have to be installed: where there is no redis-server 7, the tests session has
+apt-get install one. Most tests also run on the 6.2 that a test dependency carries; where that is
+all there is, those that need more (sharded channels, TLS) fail and say so.
 """
 
 import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import nox
 
@@ -26,8 +32,24 @@ PYTHONS = nox.project.python_versions(PROJECT)
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SOURCES = ("streamer", "tests", "bench", "docs", "noxfile.py")
 
-nox.options.sessions = ["lint", "types", "package", f"tests-{THIS_PYTHON}"]
+nox.options.sessions = ["lint", "types", "package", "surface", "lowest", f"tests-{THIS_PYTHON}"]
 nox.options.error_on_missing_interpreters = True
+
+LOWEST_TESTS = [
+    f"tests/{part}"
+    for part in (
+        "protocol",
+        "hub",
+        "edge",
+        "admin",
+        "broker",
+        "source",
+        "publisher",
+        "client",
+        "cli",
+    )
+]
+"""The parts that use a dependency, each in its own way; those that take minutes are left out."""
 
 
 def dependencies(group: str) -> list[str]:
@@ -47,18 +69,46 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types, strictly, in the tests and the benchmark too."""
+    """Check types strictly, in the tests and the benchmark too."""
     session.install("-e", ".", *dependencies("types"))
     session.run("mypy", "--strict", *SOURCES)
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """What is built and installed is whole: its command starts, away from this directory."""
+    """Install the package as a user does, and start its command away from this directory."""
     session.install(".")
     session.chdir(session.create_tmp())
     session.run("streamer", "--version")
     session.run("streamer", "serve", "--help", silent=True)
+
+
+@nox.session
+def surface(session: nox.Session) -> None:
+    """Check the types of the public names against the installed wheel, by mypy and by pyright.
+
+    What is checked are the programs of tests/typing, moved away from the sources. A mistake that a
+    type checker has to find is marked there, and a mark that is not needed fails as well.
+    """
+    directory = Path(session.create_tmp())
+    shutil.rmtree(directory, ignore_errors=True)
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), ".")
+    programs = directory / "programs"
+    shutil.copytree("tests/typing", programs)
+    session.install(*map(str, directory.glob("*.whl")), *dependencies("surface"))
+    session.chdir(programs)
+    session.run("mypy", "--strict", *sorted(program.name for program in programs.glob("*.py")))
+    session.run("basedpyright")
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Run tests with each dependency at the lowest version that pyproject.toml allows."""
+    constraints = Path(session.create_tmp(), "lowest.txt").absolute()
+    lower_bounds = [re.sub(r"\[.*?\]", "", d) for d in PROJECT["project"]["dependencies"]]
+    constraints.write_text("\n".join(lower_bounds).replace(">=", "=="), encoding="utf-8")
+    session.install("-e", ".", *dependencies("test"), "--constraint", str(constraints))
+    session.run("pytest", *(session.posargs or LOWEST_TESTS))
 
 
 def provide_redis(session: nox.Session) -> None:
@@ -95,7 +145,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the reference from the models; the tests fail while it says something else."""
+    """Write the reference from the models; a test fails while it differs from them."""
     session.install("-e", ".")
     session.run("python", "-m", "docs.generate")
 
