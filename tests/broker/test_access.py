@@ -17,10 +17,10 @@ from streamer.client import open_client
 from streamer.config import Settings
 from streamer.publisher.publisher import open_publisher
 from streamer.server import serve
+from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, ClusterService, Sentinel
 from tests.helpers.timing import real_deadline, wait_until
-from tests.publisher.prices import price
 
 PASSWORD: Final = "s#cret"
 
@@ -97,7 +97,7 @@ async def stream_prices(server_url: str, publisher_url: str) -> None:
                 server = await nursery.start(serve, settings)
                 async with open_client(server.websocket_url) as client:
                     await client.subscribe(["stock:005930"], mode="all", snapshot=False)
-                    await publisher.publish_many(map(price, numbers))
+                    await publisher.publish_many(map(numbered_publication, numbers))
                     updates = [await client.receive() for _ in numbers]
                     assert [getattr(update, "volume", update) for update in updates] == [*numbers]
                     assert client.account().violations == 0

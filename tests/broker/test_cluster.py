@@ -18,11 +18,11 @@ from streamer.protocol.messages import GapReason, Mode
 from streamer.publisher.publisher import Publisher, open_publisher
 from streamer.server import Server
 from tests.broker.recorder import Recorder, running
+from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import ClusterNode, ClusterService
 from tests.helpers.server import running_server
 from tests.helpers.timing import DEADLINE_SECONDS, eventually
-from tests.publisher.prices import price
 
 CODES: Final = [f"{number:06}" for number in range(12)]
 """Of stocks in all parts of the Cluster."""
@@ -52,7 +52,9 @@ class World:
 
     async def publish(self, numbers: range) -> None:
         """Publish prices with these volumes of each stock, all acknowledged."""
-        await self.publisher.publish_many(price(n, code) for n in numbers for code in CODES)
+        await self.publisher.publish_many(
+            numbered_publication(n, code) for n in numbers for code in CODES
+        )
 
     async def receive_until(self, number: int) -> dict[str, list[Event]]:
         """By stock, what the client receives up to the price of each with this volume."""
@@ -118,7 +120,7 @@ async def test_any_program_can_publish_to_a_sharded_channel(
     calm_cluster: ClusterService,
 ) -> None:
     """SPUBLISH to the channel with its hash tag; what is no longer wanted no longer arrives."""
-    channel, text = price(7, "777777")
+    channel, text = numbered_publication(7, "777777")
     async with running_server(redis=calm_cluster.url) as server:
         with calm_cluster.masters[calm_cluster.index(channel)].connect() as redis:
             async with open_client(server.websocket_url) as client:

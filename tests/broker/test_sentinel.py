@@ -17,11 +17,11 @@ from streamer.broker.connection import (
 from streamer.client import Client, Event, Gap, PriceUpdate, open_client
 from streamer.protocol.messages import GapReason, Mode
 from streamer.publisher.publisher import Publisher, open_publisher
+from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, Sentinel, SentinelService
 from tests.helpers.server import running_server
 from tests.helpers.timing import DEADLINE_SECONDS
-from tests.publisher.prices import price
 
 
 @asynccontextmanager
@@ -124,7 +124,7 @@ class World:
 
     async def publish(self, numbers: range) -> None:
         """Publish prices with these volumes, each acknowledged."""
-        await self.publisher.publish_many(map(price, numbers))
+        await self.publisher.publish_many(map(numbered_publication, numbers))
 
     @property
     def epoch(self) -> str:

@@ -35,7 +35,7 @@ SECTOR = Topic.parse("sector:chips")
 WATCHLIST = Topic.parse("watchlist:7")
 
 
-def price(
+def price_update(
     sequence: int,
     previous: int | None = None,
     *,
@@ -118,7 +118,12 @@ def show(verifier: Verifier, *conversation: Message | Subscribe | Reconnect | No
 def test_a_stream_in_order_adds_up() -> None:
     """Messages that follow each other, merged ones and snapshots are counted, and nothing else."""
     result = account(
-        subscribed(5), price(5, snapshot=True), price(6), price(7), price(10, 7), price(11)
+        subscribed(5),
+        price_update(5, snapshot=True),
+        price_update(6),
+        price_update(7),
+        price_update(10, 7),
+        price_update(11),
     )
     assert (result.received, result.snapshots, result.merged) == (5, 1, 2)
     assert (result.violations, result.gaps, result.outstanding) == (0, {}, 0)
@@ -127,20 +132,28 @@ def test_a_stream_in_order_adds_up() -> None:
 @pytest.mark.parametrize(
     ("conversation", "fault", "detail"),
     [
-        ([subscribed(5), price(7)], Fault.HOLE, "6 missing before 7"),
-        ([subscribed(5), price(9, 7)], Fault.HOLE, "6 to 7 missing before 9"),
-        ([subscribed(5), price(6), price(6)], Fault.REPEAT, "6 comes after 6"),
-        ([subscribed(5), price(6), price(7), price(6)], Fault.REPEAT, "6 comes after 7"),
-        ([subscribed(5), price(5)], Fault.REPEAT, "5 comes after 5"),
-        ([subscribed(5), price(8, 6)], Fault.HOLE, "6 missing before 8"),
-        ([subscribed(5), price(8, 4)], Fault.OVERLAP, "8 follows 4, and 5 is held"),
-        ([subscribed(5), price(6, snapshot=True)], Fault.SNAPSHOT, "6, and the stream is at 5"),
+        ([subscribed(5), price_update(7)], Fault.HOLE, "6 missing before 7"),
+        ([subscribed(5), price_update(9, 7)], Fault.HOLE, "6 to 7 missing before 9"),
+        ([subscribed(5), price_update(6), price_update(6)], Fault.REPEAT, "6 comes after 6"),
+        (
+            [subscribed(5), price_update(6), price_update(7), price_update(6)],
+            Fault.REPEAT,
+            "6 comes after 7",
+        ),
+        ([subscribed(5), price_update(5)], Fault.REPEAT, "5 comes after 5"),
+        ([subscribed(5), price_update(8, 6)], Fault.HOLE, "6 missing before 8"),
+        ([subscribed(5), price_update(8, 4)], Fault.OVERLAP, "8 follows 4, and 5 is held"),
+        (
+            [subscribed(5), price_update(6, snapshot=True)],
+            Fault.SNAPSHOT,
+            "6, and the stream is at 5",
+        ),
         ([subscribed(5), gap(4)], Fault.GAP, "it resumes at 4, and 5 is held"),
-        ([subscribed(5), gap(0, "b"), price(2)], Fault.HOLE, "1 missing before 2"),
-        ([subscribed(5), gap(9), price(9)], Fault.REPEAT, "9 comes after 9"),
-        ([price(1)], Fault.UNSOLICITED, "price_update 1 of 005930"),
+        ([subscribed(5), gap(0, "b"), price_update(2)], Fault.HOLE, "1 missing before 2"),
+        ([subscribed(5), gap(9), price_update(9)], Fault.REPEAT, "9 comes after 9"),
+        ([price_update(1)], Fault.UNSOLICITED, "price_update 1 of 005930"),
         ([gap(1)], Fault.UNSOLICITED, "a gap (source_reconnected)"),
-        ([subscribed(5), None, price(6)], Fault.UNSOLICITED, "price_update 6 of 005930"),
+        ([subscribed(5), None, price_update(6)], Fault.UNSOLICITED, "price_update 6 of 005930"),
         ([subscribed(5), subscribed(7)], Fault.HOLE, "subscribed again at 7, and 5 is held"),
     ],
 )
@@ -156,19 +169,24 @@ def test_each_breach_is_named(
 
 def test_a_message_that_comes_late_is_out_of_order_rather_than_a_repeat() -> None:
     """It was missing when its successor came; of what was there before, it would be a repeat."""
-    result = account(subscribed(5), price(7), price(6), price(8))
+    result = account(subscribed(5), price_update(7), price_update(6), price_update(8))
     assert result.faults == {Fault.HOLE: 1, Fault.OUT_OF_ORDER: 1}
 
 
 def test_after_a_breach_the_stream_goes_on_from_what_came() -> None:
     """One lost message is one violation, not one for each message after it."""
-    assert account(subscribed(5), price(7), price(8), price(9)).violations == 1
+    assert account(subscribed(5), price_update(7), price_update(8), price_update(9)).violations == 1
 
 
 def test_a_gap_is_the_way_over_a_hole_and_into_another_epoch() -> None:
     """After it the stream goes on from its position, and a snapshot is at most there."""
     result = account(
-        subscribed(5), gap(9), price(10), gap(3, "b"), price(3, snapshot=True), price(4)
+        subscribed(5),
+        gap(9),
+        price_update(10),
+        gap(3, "b"),
+        price_update(3, snapshot=True),
+        price_update(4),
     )
     assert result.violations == 0
     assert result.gaps == {GapReason.SOURCE_RECONNECTED: 2}
@@ -176,7 +194,10 @@ def test_a_gap_is_the_way_over_a_hole_and_into_another_epoch() -> None:
 
 def test_subscribing_without_since_takes_the_stream_as_it_stands() -> None:
     """Whoever comes back without asking for what it missed has not been promised it."""
-    assert account(subscribed(5), price(6), None, subscribed(20), price(21)).violations == 0
+    assert (
+        account(subscribed(5), price_update(6), None, subscribed(20), price_update(21)).violations
+        == 0
+    )
 
 
 HELD = Position("a", 6)
@@ -185,15 +206,21 @@ HELD = Position("a", 6)
 def test_what_was_missed_follows_a_subscription_since() -> None:
     """It goes on from the position named, over that of the answer, which is where it stands."""
     result = account(
-        *(subscribed(5), price(6), None, subscribe(since=HELD)),
-        *(subscribed(9), price(9, snapshot=True), price(7), price(9, 7), price(10)),
+        *(subscribed(5), price_update(6), None, subscribe(since=HELD)),
+        *(
+            subscribed(9),
+            price_update(9, snapshot=True),
+            price_update(7),
+            price_update(9, 7),
+            price_update(10),
+        ),
     )
     assert (result.violations, result.merged, result.outstanding) == (0, 1, 0)
 
 
 def test_a_recovery_that_is_not_over_is_told() -> None:
     """A promise that is not kept is no violation yet, but nobody may think it was kept."""
-    result = account(subscribe(since=HELD), subscribed(9), price(7))
+    result = account(subscribe(since=HELD), subscribed(9), price_update(7))
     assert (result.violations, result.outstanding) == (0, 1)
     assert "topics not yet recovered 1" in str(result)
 
@@ -201,10 +228,10 @@ def test_a_recovery_that_is_not_over_is_told() -> None:
 @pytest.mark.parametrize(
     ("answer", "following", "fault"),
     [
-        (subscribed(9), price(10), Fault.HOLE),
-        (subscribed(9), price(6), Fault.REPEAT),
-        (subscribed(1, "b"), price(2), Fault.EPOCH),
-        (subscribed(4), price(5), Fault.EPOCH),
+        (subscribed(9), price_update(10), Fault.HOLE),
+        (subscribed(9), price_update(6), Fault.REPEAT),
+        (subscribed(1, "b"), price_update(2), Fault.EPOCH),
+        (subscribed(4), price_update(5), Fault.EPOCH),
     ],
 )
 def test_a_recovery_that_leaves_something_out_is_a_breach(
@@ -219,14 +246,14 @@ def test_a_recovery_that_is_not_possible_says_so() -> None:
     """With a gap, from where the stream stands."""
     result = account(
         *(subscribe(since=HELD), subscribed(3, "b"), gap(3, "b")),
-        *(price(2, snapshot=True), price(4)),
+        *(price_update(2, snapshot=True), price_update(4)),
     )
     assert (result.violations, result.outstanding) == (0, 0)
 
 
 def test_after_an_unannounced_epoch_the_stream_goes_on_in_it() -> None:
     """One breach, not one for each message of the new epoch."""
-    conversation = (subscribe(since=HELD), subscribed(1, "b"), price(2), price(3))
+    conversation = (subscribe(since=HELD), subscribed(1, "b"), price_update(2), price_update(3))
     verifier = Verifier()
     show(verifier, *conversation)
     assert verifier.account().faults == {Fault.EPOCH: 1}
@@ -236,7 +263,14 @@ def test_after_an_unannounced_epoch_the_stream_goes_on_in_it() -> None:
 def test_a_stream_may_go_on_under_the_epoch_of_its_producers() -> None:
     """Another epoch is no hole where all that was missed follows; the new name is then held."""
     verifier = Verifier()
-    show(verifier, subscribe(since=HELD), subscribed(8, "b"), price(7), price(8), price(9))
+    show(
+        verifier,
+        subscribe(since=HELD),
+        subscribed(8, "b"),
+        price_update(7),
+        price_update(8),
+        price_update(9),
+    )
     assert verifier.account().violations == 0
     assert verifier.position(STOCK) == Position("b", 9)
 
@@ -252,30 +286,32 @@ def test_what_was_missed_follows_a_reconnect(stands: int | None) -> None:
     """As after a subscription since; the server need not say where the stream stands."""
     result = account(
         *(subscribed(6), None, Reconnect("s1", {str(STOCK): HELD}), reconnected(stands)),
-        *(price(7), price(8), price(9)),
+        *(price_update(7), price_update(8), price_update(9)),
     )
     assert (result.violations, result.outstanding) == (0, 0)
 
 
 def test_a_restored_stream_without_a_position_held_begins_where_it_stands() -> None:
     """The answer to the subscription was lost with the connection."""
-    assert account(Reconnect("s1", {}), reconnected(8), price(9)).violations == 0
+    assert account(Reconnect("s1", {}), reconnected(8), price_update(9)).violations == 0
 
 
 def test_kinds_that_were_not_asked_for_are_no_hole() -> None:
     """`previous` names what the client holds; a recovery may bring nothing up to the position."""
     first = subscribe(kinds=[Kind.PRICE])
     again = subscribe(kinds=[Kind.PRICE], since=Position("a", 8))
-    result = account(first, subscribed(5), price(8, 5), None, again, subscribed(12), price(13))
+    result = account(
+        first, subscribed(5), price_update(8, 5), None, again, subscribed(12), price_update(13)
+    )
     assert (result.violations, result.merged, result.outstanding) == (0, 2, 0)
-    assert account(again, subscribed(12), price(11, 10)).faults == {Fault.HOLE: 1}
+    assert account(again, subscribed(12), price_update(11, 10)).faults == {Fault.HOLE: 1}
 
 
 def test_nothing_comes_after_unsubscribed() -> None:
     """Neither of a stock, nor of a sector."""
     for topic in (STOCK, SECTOR):
         unsubscribed = Unsubscribed(topic.subscription_type, [topic.target], [])
-        result = account(subscribed(5, topic=topic), unsubscribed, price(6, of=topic))
+        result = account(subscribed(5, topic=topic), unsubscribed, price_update(6, of=topic))
         assert result.faults == {Fault.UNSOLICITED: 1}
 
 
@@ -284,7 +320,7 @@ def test_an_answer_belongs_to_the_request_whose_id_it_has() -> None:
     first = attrs.evolve(subscribe(since=Position("a", 1)), request_id=1)
     second = attrs.evolve(subscribe(since=HELD), request_id=2)
     refusal = Error(ErrorCode.INVALID_MESSAGE, "no", request_id=1)
-    result = account(first, second, refusal, subscribed(6, request_id=2), price(7))
+    result = account(first, second, refusal, subscribed(6, request_id=2), price_update(7))
     assert result.violations == 0
     verifier = Verifier()
     verifier.sent(Ping("p"))
@@ -298,22 +334,22 @@ def test_sector_and_watchlist_messages_find_their_stream() -> None:
     verifier = Verifier()
     show(verifier, *begin)
     for message, topic in [
-        (price(70, of=WATCHLIST, snapshot=True, named=True), WATCHLIST),
-        (price(51, of=SECTOR), SECTOR),
-        (price(6), STOCK),
-        (price(71, of=WATCHLIST), WATCHLIST),
-        (price(52, of=SECTOR, named=True), SECTOR),
-        (price(55, 52, of=SECTOR, code="any stock at all"), SECTOR),
+        (price_update(70, of=WATCHLIST, snapshot=True, named=True), WATCHLIST),
+        (price_update(51, of=SECTOR), SECTOR),
+        (price_update(6), STOCK),
+        (price_update(71, of=WATCHLIST), WATCHLIST),
+        (price_update(52, of=SECTOR, named=True), SECTOR),
+        (price_update(55, 52, of=SECTOR, code="any stock at all"), SECTOR),
     ]:
         assert verifier.receive(message) == topic
     assert verifier.account().violations == 0
-    assert verifier.receive(price(99, of=SECTOR, named=True)) == SECTOR
+    assert verifier.receive(price_update(99, of=SECTOR, named=True)) == SECTOR
     assert verifier.account().faults == {Fault.HOLE: 1}
 
 
 def test_a_message_that_no_topic_is_about_is_unsolicited() -> None:
     """Its stock is no target, and no sector is subscribed that it could be of."""
-    (violation,) = account(price(1, of=SECTOR, code="no target")).first_violations
+    (violation,) = account(price_update(1, of=SECTOR, code="no target")).first_violations
     assert str(violation) == "not subscribed: no topic: price_update 1 of no target"
 
 
@@ -330,9 +366,9 @@ def test_the_account_reads_well_and_stays_small() -> None:
     """It tells the first violations in full and the number of the others; all are reported."""
     told: list[Violation] = []
     verifier = Verifier(told.append)
-    show(verifier, subscribed(0), gap(0), price(3, 0))
+    show(verifier, subscribed(0), gap(0), price_update(3, 0))
     for _ in range(VIOLATIONS_KEPT + 2):
-        verifier.receive(price(1))
+        verifier.receive(price_update(1))
     lines = str(verifier.account()).splitlines()
     assert lines[:4] == [
         "received 103 (0 snapshots)",
@@ -352,7 +388,7 @@ def test_a_position_is_known_once_it_was_told() -> None:
     assert verifier.position(STOCK) is None
     verifier.receive(reconnected(None))
     assert verifier.position(STOCK) is None
-    show(verifier, subscribed(5), price(6), None)
+    show(verifier, subscribed(5), price_update(6), None)
     assert verifier.position(STOCK) == HELD
 
 
@@ -419,9 +455,9 @@ class Model:
 
     def __init__(self) -> None:
         self.streams = [
-            ModelStream(STOCK, price),
+            ModelStream(STOCK, price_update),
             ModelStream(MARKET, status),
-            ModelStream(OTHER_STOCK, partial(price, of=OTHER_STOCK)),
+            ModelStream(OTHER_STOCK, partial(price_update, of=OTHER_STOCK)),
         ]
         self.events: list[Event] = []
         for stream in self.streams:

@@ -9,7 +9,6 @@ import trio
 from streamer.broker.keys import history_key
 from streamer.client import Mode
 from tests.faults.conversation import converse
-from tests.faults.network import Network
 from tests.faults.world import (
     POSITIONED,
     TOPICS,
@@ -18,6 +17,7 @@ from tests.faults.world import (
     open_world,
     witnesses,
 )
+from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
 
 STALL_SECONDS = 5.0
@@ -56,7 +56,7 @@ async def test_clients_vanish_without_a_fin(
 ) -> None:
     """Reset or in silence: nothing of them remains, and they come back without loss."""
     redis = own_redis_server()
-    network = Network(0)
+    network = Proxy()
     heartbeat = ("--heartbeat-interval-seconds", "2", "--heartbeat-timeout-seconds", "8")
     async with network.run(), open_world(redis, tmp_path, *heartbeat, network=network) as world:
         await world.flow()

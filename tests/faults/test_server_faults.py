@@ -8,7 +8,6 @@ import trio
 
 from streamer.broker.keys import session_key
 from tests.faults.conversation import converse
-from tests.faults.network import Network
 from tests.faults.processes import ServerProcess
 from tests.faults.world import (
     PLAIN,
@@ -20,6 +19,7 @@ from tests.faults.world import (
     server_arguments,
     witnesses,
 )
+from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
 
 
@@ -28,7 +28,7 @@ async def test_clients_move_to_another_server_when_theirs_is_stopped(
 ) -> None:
     """Nothing that has a position is lost, and the first server comes to its end."""
     redis = own_redis_server()
-    network = Network(0)
+    network = Proxy()
     second = ServerProcess(tmp_path, *server_arguments(redis.port))
     async with network.run(), second, open_world(redis, tmp_path, network=network) as world:
         await world.flow()

@@ -22,9 +22,9 @@ import trio
 from streamer.client import Backoff, Client, Mode, open_client
 from streamer.protocol.messages import GapReason
 from tests.faults.ledger import Ledger, TopicAccount
-from tests.faults.network import Network
 from tests.faults.processes import Producer, ServerProcess
 from tests.faults.producer import Order
+from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import DEADLINE_SECONDS
 
@@ -234,7 +234,7 @@ async def open_world(
     clients: Sequence[Witness] | None = None,
     more_topics: Mapping[str, float] | None = None,
     redis_port: int | None = None,
-    network: Network | None = None,
+    network: Proxy | None = None,
 ) -> AsyncIterator[World]:
     """A server of `redis` with more `arguments`, publications that flow, and clients.
 

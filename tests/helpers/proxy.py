@@ -1,30 +1,34 @@
-"""A TCP proxy in front of a real Redis: it can speak TLS, and it can go deaf."""
+"""A TCP proxy in front of a server: it speaks TLS, goes deaf, falls silent, breaks connections."""
 
+from __future__ import annotations
+
+import random
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import attrs
 import trio
 
-
-@attrs.define(eq=False)
-class _Link:
-    deaf: bool = False
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER: with no time to linger, close() sends RST and no FIN."""
 
 
 class Proxy:
-    """Forwards both ways between its own port and `redis_port`."""
+    """Forwards both ways between its own port and `server_port`, which may change."""
 
-    def __init__(self, redis_port: int, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, server_port: int = 0, ssl_context: ssl.SSLContext | None = None) -> None:
         self.port = 0
-        self._redis_port = redis_port
+        self.server_port = server_port
         self._ssl_context = ssl_context
         self._links: set[_Link] = set()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Listen on 127.0.0.1 inside the block; `port` says where."""
+        """Listen on 127.0.0.1 inside the block; `port` is the port of it."""
         async with trio.open_nursery() as nursery:
             (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
             self.port = listener.socket.getsockname()[1]
@@ -33,32 +37,65 @@ class Proxy:
             nursery.cancel_scope.cancel()
 
     def deafen(self) -> None:
-        """Swallow what Redis says on every connection there is now; later ones are whole."""
+        """Drop what the server sends on the connections of now; later connections are whole."""
         for link in self._links:
-            link.deaf = True
+            link.is_deaf = True
 
-    async def _serve(self, client: trio.abc.Stream) -> None:
+    def silence(self, count: int) -> None:
+        """Forward nothing more, either way, on some of the connections, which stay open."""
+        for link in self._some(count):
+            link.forwarding.cancel()
+
+    def break_off(self, count: int) -> None:
+        """Break some of the connections: RST to both ends."""
+        for link in self._some(count):
+            link.break_off()
+
+    def _some(self, count: int) -> list[_Link]:
+        return random.sample([link for link in self._links if not link.is_cut], count)
+
+    async def _serve(self, accepted: trio.SocketStream) -> None:
+        client: trio.abc.Stream = accepted
         if self._ssl_context is not None:
-            client = trio.SSLStream(client, self._ssl_context, server_side=True)
-        link = _Link()
-        self._links.add(link)
-        async with (
-            client,
-            await trio.open_tcp_stream("127.0.0.1", self._redis_port) as redis,
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(_copy, client, redis, _Link(), nursery.cancel_scope)
-            nursery.start_soon(_copy, redis, client, link, nursery.cancel_scope)
-        self._links.remove(link)
+            client = trio.SSLStream(accepted, self._ssl_context, server_side=True)
+        async with client, await trio.open_tcp_stream("127.0.0.1", self.server_port) as server:
+            link = _Link(client, server, (accepted.socket, server.socket))
+            self._links.add(link)
+            await link.forward()
+            self._links.remove(link)
 
 
-async def _copy(
-    source: trio.abc.Stream, sink: trio.abc.Stream, link: _Link, both_ways: trio.CancelScope
-) -> None:
-    try:
-        while data := await source.receive_some(65536):
-            if not link.deaf:
-                await sink.send_all(data)
-    except trio.BrokenResourceError:
-        pass  # one side vanished: so does the other
-    both_ways.cancel()
+@attrs.define(eq=False)
+class _Link:
+    client: trio.abc.Stream
+    server: trio.abc.Stream
+    sockets: tuple[trio.socket.SocketType, ...]
+    is_deaf: bool = False
+    forwarding: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    open: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    @property
+    def is_cut(self) -> bool:
+        return self.forwarding.cancel_called or self.open.cancel_called
+
+    async def forward(self) -> None:
+        with self.open:
+            with self.forwarding:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._copy, self.client, self.server)
+                    nursery.start_soon(self._copy, self.server, self.client)
+            await trio.sleep_forever()  # silenced: the connections stay open
+
+    async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
+        try:
+            while data := await source.receive_some(65536):
+                if not (self.is_deaf and source is self.server):
+                    await sink.send_all(data)
+        except trio.BrokenResourceError:
+            pass  # one side vanished: so does the other
+        self.open.cancel()
+
+    def break_off(self) -> None:
+        for end in self.sockets:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.open.cancel()

@@ -21,6 +21,19 @@ def price(code: str, value: object, **more: object) -> bytes:
     ).encode()
 
 
+def numbered_price(number: int, code: str = "005930") -> bytes:
+    """A price publication whose volume is its number."""
+    return (
+        b'{"type":"price_update","stock_code":"%b","price":72500.10,"change":-500,'
+        b'"change_percent":-0.680,"volume":%d,"timestamp":"2024-08-09T00:00:00.000Z"}'
+    ) % (code.encode(), number)
+
+
+def numbered_publication(number: int, code: str = "005930") -> tuple[str, bytes]:
+    """The channel and the text of a `numbered_price`."""
+    return f"stock:{code}:price", numbered_price(number, code)
+
+
 def orderbook(code: str, bid: object) -> bytes:
     """An order book publication with one bid."""
     return json.dumps(

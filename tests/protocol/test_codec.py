@@ -65,7 +65,7 @@ def publication(kind: Kind, /, **members: Any) -> bytes:
     return orjson.dumps({"type": model.type, "timestamp": NOON} | PUBLICATIONS[kind] | members)
 
 
-def price(text: str) -> bytes:
+def price_ending_in(text: str) -> bytes:
     """A complete price_update that ends in this text."""
     return publication(Kind.PRICE)[:-1] + b"," + text.encode() + b"}"
 
@@ -394,7 +394,7 @@ def test_what_a_producer_adds_reaches_the_client_to_the_letter(
 @pytest.mark.parametrize("name", ["sequence", r"sequ\u0065nce", r"\u0073equence"])
 def test_a_reserved_member_is_removed_however_it_is_spelt(name: str) -> None:
     """A producer cannot number a topic's messages by escaping the name."""
-    decoded = decode_publication(Kind.PRICE, "A", price(f'"{name}":5'))
+    decoded = decode_publication(Kind.PRICE, "A", price_ending_in(f'"{name}":5'))
     assert "sequence" not in orjson.loads(decoded.text)
     assert decoded.position is None
 
@@ -437,8 +437,10 @@ def test_an_impossible_position_is_refused(epoch: str, sequence: float) -> None:
 def test_of_a_member_that_is_there_twice_the_last_counts() -> None:
     """As in browsers: the last is validated, and is what stays of a message that is rewritten."""
     with pytest.raises(InvalidPublicationError, match="price: expected int or float, got str"):
-        decode_publication(Kind.PRICE, "A", price('"price":"x"'))
-    text = decode_publication(Kind.PRICE, "A", price('"price":2.50,"sequence":1,"sequence":2')).text
+        decode_publication(Kind.PRICE, "A", price_ending_in('"price":"x"'))
+    text = decode_publication(
+        Kind.PRICE, "A", price_ending_in('"price":2.50,"sequence":1,"sequence":2')
+    ).text
     assert text.count(b'"price"') == 1
     assert b'"price":2.50' in text
     assert b"sequence" not in text
@@ -534,12 +536,12 @@ def test_what_is_no_moment_is_refused(timestamp: object) -> None:
         publication(Kind.PRICE) + b"\x0c",
         publication(Kind.PRICE) * 2,
         publication(Kind.PRICE)[:-1],
-        price('"x":NaN'),
-        price('"x":1e999'),
-        price('"x":' + "9" * 5000),
-        price(r'"x":"\ud800"'),
-        price('"x":"X"').replace(b"X", b"\xff"),
-        price('"x":' + "[" * 1100 + "]" * 1100),
+        price_ending_in('"x":NaN'),
+        price_ending_in('"x":1e999'),
+        price_ending_in('"x":' + "9" * 5000),
+        price_ending_in(r'"x":"\ud800"'),
+        price_ending_in('"x":"X"').replace(b"X", b"\xff"),
+        price_ending_in('"x":' + "[" * 1100 + "]" * 1100),
         b"null",
         b"[]",
         b'"price_update"',
@@ -556,7 +558,7 @@ def test_what_is_not_one_json_object_is_refused(raw: bytes) -> None:
 def test_depth_that_may_be_read_may_be_rewritten(depth: int) -> None:
     """Deep nesting cannot exhaust the stack of the task that reads for everyone."""
     nested = '"x":' + "[" * depth + "]" * depth
-    decoded = decode_publication(Kind.PRICE, "A", price(f'{nested},"sequence":1'))
+    decoded = decode_publication(Kind.PRICE, "A", price_ending_in(f'{nested},"sequence":1'))
     assert nested.encode() in decoded.text
 
 

@@ -23,6 +23,7 @@ from streamer.publisher.publisher import (
     open_publisher,
 )
 from tests.helpers.proxy import Proxy
+from tests.helpers.publications import numbered_price, numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
@@ -31,19 +32,9 @@ TOPIC = "stock:005930"
 ORDERBOOK = b'{"type":"orderbook_update","stock_code":"005930","bids":[],"asks":[]}'
 
 
-def price(number: int, stock_code: str = "005930") -> bytes:
-    """A price_update that says which one it is."""
-    return (
-        b'{"type":"price_update","stock_code":"%b","price":72500.10,"change":-500,'
-        b'"change_percent":-0.680,"volume":%d,"timestamp":"2024-08-09T00:00:00.000Z"}'
-    ) % (stock_code.encode(), number)
-
-
 def prices(count: int, stock_code: str = "005930") -> list[tuple[str, bytes]]:
     """What `publish_many` takes, numbered from 1."""
-    return [
-        (f"stock:{stock_code}:price", price(number, stock_code)) for number in range(1, count + 1)
-    ]
+    return [numbered_publication(number, stock_code) for number in range(1, count + 1)]
 
 
 def history(redis: redis_py.Redis, topic: str = TOPIC) -> list[tuple[int, bytes]]:
@@ -87,12 +78,12 @@ async def test_positions_count_up_for_all_publishers_and_kinds_of_a_topic(redis_
     """Two publishers and both channels of a stock share one sequence; another stock has its own."""
     async with open_publisher(redis_url) as first, open_publisher(redis_url) as second:
         receipts = [
-            await first.publish(CHANNEL, price(1)),
-            await second.publish(CHANNEL, price(2)),
+            await first.publish(CHANNEL, numbered_price(1)),
+            await second.publish(CHANNEL, numbered_price(2)),
             await second.publish("stock:005930:orderbook", ORDERBOOK),
-            await first.publish(CHANNEL, price(4)),
+            await first.publish(CHANNEL, numbered_price(4)),
         ]
-        other = await second.publish("stock:000660:price", price(1, "000660"))
+        other = await second.publish("stock:000660:price", numbered_price(1, "000660"))
     epoch = positions(receipts)[0].epoch
     assert positions(receipts) == [Position(epoch, sequence) for sequence in range(1, 5)]
     assert other.position is not None
@@ -106,12 +97,12 @@ async def test_what_is_published_is_the_producers_text_and_its_position(
     """Subscribers get the bytes that the history keeps: every digit, then epoch and sequence."""
     with subscribed(redis, CHANNEL) as next_message:
         async with open_publisher(redis_url) as publisher:
-            receipt = await publisher.publish(CHANNEL, price(1))
+            receipt = await publisher.publish(CHANNEL, numbered_price(1))
         message = next_message()
     assert receipt.receivers == 1
     assert receipt.position is not None
     end = b',"epoch":"%b","sequence":1}' % receipt.position.epoch.encode()
-    assert message["data"] == price(1)[:-1] + end
+    assert message["data"] == numbered_price(1)[:-1] + end
     assert history(redis) == [(1, message["data"])]
     entries: Any = redis.xrange(history_key(TOPIC))
     assert entries[0][1][b"k"] == b"price"
@@ -152,9 +143,9 @@ async def test_without_positions_it_is_any_programs_publish(
     """The text is the producer's alone, and nothing of it is kept."""
     with subscribed(redis, CHANNEL) as next_message:
         async with open_publisher(redis_url, positioned=False) as publisher:
-            assert await publisher.publish(CHANNEL, price(1)) == Receipt(None, 1)
+            assert await publisher.publish(CHANNEL, numbered_price(1)) == Receipt(None, 1)
         message = next_message()
-    assert message["data"] == price(1)
+    assert message["data"] == numbered_price(1)
     assert not redis.keys("*history") + redis.keys("*position")
 
 
@@ -174,7 +165,7 @@ async def test_the_history_is_capped_by_age(redis_url: str, redis: redis_py.Redi
         redis.xadd(history_key(TOPIC), {"m": "", "t": sequence, "k": "price"}, f"{sequence}-0")
     async with open_publisher(redis_url, history_seconds=1000) as publisher:
         for oldest in (3, 5, 7, 9, 10, 10):
-            await publisher.publish(CHANNEL, price(0))
+            await publisher.publish(CHANNEL, numbered_price(0))
             assert history(redis)[0][0] == oldest
     assert 0 < redis.pttl(history_key(TOPIC)) <= 1_000_000
     assert redis.ttl(position_key(TOPIC)) == -1
@@ -213,7 +204,7 @@ async def test_a_redis_that_lost_writes_begins_a_new_epoch(
     async with open_publisher(redis_url) as publisher:
         before = positions(await publisher.publish_many(prices(5)))
         redis.hset(position_key(TOPIC), "sequence", 4)
-        receipt = await publisher.publish(CHANNEL, price(6))
+        receipt = await publisher.publish(CHANNEL, numbered_price(6))
     assert receipt.position is not None
     assert receipt.position.epoch != before[0].epoch
     assert receipt.position.sequence == 1
@@ -227,7 +218,7 @@ async def test_a_lost_position_takes_its_history_along(
     async with open_publisher(redis_url) as publisher:
         await publisher.publish_many(prices(5))
         redis.delete(position_key(TOPIC))
-        receipt = await publisher.publish(CHANNEL, price(6))
+        receipt = await publisher.publish(CHANNEL, numbered_price(6))
     assert receipt.position is not None
     assert receipt.position.sequence == 1
     assert numbers(redis) == [6]
@@ -237,9 +228,9 @@ async def test_a_lost_position_takes_its_history_along(
     ("channel", "payload", "reason"),
     [
         (CHANNEL, b"nonsense", "not JSON"),
-        (CHANNEL, price(1, "000660"), "on the channel of '005930'"),
-        (CHANNEL, price(1)[:-1] + b',"epoch":"e","sequence":1}', "has a position already"),
-        ("stock:005930", price(1), "no channel of data messages"),
+        (CHANNEL, numbered_price(1, "000660"), "on the channel of '005930'"),
+        (CHANNEL, numbered_price(1)[:-1] + b',"epoch":"e","sequence":1}', "has a position already"),
+        ("stock:005930", numbered_price(1), "no channel of data messages"),
         ("sector:IT:orderbook", ORDERBOOK, "no channel 'orderbook'"),
         ("alerts:", b"{}", "no channel of data messages"),
         ("alerts:u1", b"{}", "alert_id"),
@@ -262,7 +253,10 @@ async def test_many_tasks_share_a_publisher(redis_url: str, redis: redis_py.Redi
     async with open_publisher(redis_url, hold_messages=20) as publisher:
 
         async def produce(task: int) -> None:
-            calls = [await publisher.publish_many([(CHANNEL, price(task))] * 10) for _ in range(5)]
+            calls = [
+                await publisher.publish_many([(CHANNEL, numbered_price(task))] * 10)
+                for _ in range(5)
+            ]
             results[task] = positions([receipt for call in calls for receipt in call])
 
         async with trio.open_nursery() as nursery:
@@ -313,7 +307,7 @@ async def test_a_lost_answer_doubles_nothing(
             open_publisher(f"redis://127.0.0.1:{proxy.port}", timeout_seconds=0.3) as publisher,
         ):
             with trio.fail_after(DEADLINE_SECONDS):
-                await publisher.publish(CHANNEL, price(1))
+                await publisher.publish(CHANNEL, numbered_price(1))
                 proxy.deafen()
                 receipts = await publisher.publish_many([*prices(3)[1:], ("alerts:u1", alert)])
                 statistics = publisher.statistics()
@@ -335,7 +329,7 @@ async def test_commands_of_a_connection_given_up_neither_double_nor_overtake(
     server = own_redis_server()
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url, timeout_seconds=0.2) as publisher:
-            await publisher.publish(CHANNEL, price(0))
+            await publisher.publish(CHANNEL, numbered_price(0))
             server.pause()
             receipts: list[Receipt] = []
 
@@ -394,12 +388,12 @@ async def test_a_state_that_passes_is_waited_out(
 ) -> None:
     """A Redis that may not write at the moment gets the publication when it may."""
     async with open_publisher(redis_url) as publisher:
-        await publisher.publish(CHANNEL, price(1))
+        await publisher.publish(CHANNEL, numbered_price(1))
         redis.config_set("maxmemory", 1)
         try:
             with trio.fail_after(DEADLINE_SECONDS):
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(publisher.publish, CHANNEL, price(2))
+                    nursery.start_soon(publisher.publish, CHANNEL, numbered_price(2))
                     await eventually(lambda: "OOM" in (publisher.statistics().last_error or ""))
                     redis.config_set("maxmemory", 0)
         finally:
@@ -430,7 +424,7 @@ async def test_what_redis_does_not_acknowledge_in_time_has_failed(
     server = own_redis_server()
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url, hold_seconds=0.2) as publisher:
-            await publisher.publish(CHANNEL, price(1))
+            await publisher.publish(CHANNEL, numbered_price(1))
             server.stop()
             with pytest.raises(PublishFailedError, match="nothing acknowledged") as failed:
                 await publisher.publish_many(prices(3))
@@ -440,7 +434,7 @@ async def test_what_redis_does_not_acknowledge_in_time_has_failed(
             assert publisher.statistics().held == 0
             server.start()
             await eventually(lambda: publisher.statistics().connected)
-            receipt = await publisher.publish(CHANNEL, price(4))
+            receipt = await publisher.publish(CHANNEL, numbered_price(4))
         with server.connect() as redis:
             assert numbers(redis) == [4]
     assert receipt.position is not None
@@ -456,7 +450,7 @@ async def test_a_silent_redis_has_not_acknowledged(
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url, hold_seconds=0.3, timeout_seconds=0.1) as publisher:
             with pytest.raises(PublishFailedError, match="1 of 1 not acknowledged"):
-                await publisher.publish(CHANNEL, price(1))
+                await publisher.publish(CHANNEL, numbered_price(1))
             server.resume()
 
 
@@ -514,7 +508,7 @@ async def test_what_redis_refuses_stops_nothing_else(redis_url: str, redis: redi
         assert refused.value.unacknowledged == (1, 2, 3)
         assert [at.sequence for at in positions(refused.value.receipts)] == [1, 2]
         redis.delete(history_key("stock:000660"))
-        receipt = await publisher.publish("stock:000660:price", price(1, "000660"))
+        receipt = await publisher.publish("stock:000660:price", numbered_price(1, "000660"))
     assert receipt.position == Position("e", 8)
 
 
@@ -525,7 +519,7 @@ async def test_a_publisher_without_permission_is_told_at_once(
     server = own_redis_server(user="writer on nopass allchannels allkeys +publish +client")
     async with open_publisher(f"redis://writer:any@127.0.0.1:{server.port}") as publisher:
         with trio.fail_after(DEADLINE_SECONDS), pytest.raises(PublishRefusedError, match="NOPERM"):
-            await publisher.publish(CHANNEL, price(1))
+            await publisher.publish(CHANNEL, numbered_price(1))
 
 
 async def test_a_long_call_has_the_time_it_takes(
@@ -548,11 +542,11 @@ async def test_an_idle_connection_is_kept(
     """Redis has nothing to answer when nothing is asked."""
     mock_clock.rate = 1
     async with open_publisher(redis_url) as publisher:
-        await publisher.publish(CHANNEL, price(1))
+        await publisher.publish(CHANNEL, numbered_price(1))
         mock_clock.jump(1000)
         await trio.testing.wait_all_tasks_blocked()
         with trio.fail_after(DEADLINE_SECONDS):
-            await publisher.publish(CHANNEL, price(2))
+            await publisher.publish(CHANNEL, numbered_price(2))
         assert publisher.statistics().connections == 1
 
 
@@ -561,7 +555,7 @@ async def test_a_cancelled_call_is_forgotten(own_redis_server: Callable[..., Red
     server = own_redis_server()
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url) as publisher:
-            await publisher.publish(CHANNEL, price(0))
+            await publisher.publish(CHANNEL, numbered_price(0))
             server.pause()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(publisher.publish_many, prices(500))
@@ -569,7 +563,7 @@ async def test_a_cancelled_call_is_forgotten(own_redis_server: Callable[..., Red
                 nursery.cancel_scope.cancel()
             assert publisher.statistics().held <= 128
             server.resume()
-            receipt = await publisher.publish(CHANNEL, price(999))
+            receipt = await publisher.publish(CHANNEL, numbered_price(999))
             assert publisher.statistics().connections == 1
         with server.connect() as redis:
             published = numbers(redis)
@@ -588,14 +582,14 @@ async def test_cancelled_publications_under_way_are_not_sent_again(
         open_publisher(f"redis://127.0.0.1:{proxy.port}", timeout_seconds=0.3) as publisher,
     ):
         with trio.fail_after(DEADLINE_SECONDS):
-            await publisher.publish(CHANNEL, price(0))
+            await publisher.publish(CHANNEL, numbered_price(0))
             proxy.deafen()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(publisher.publish_many, prices(50))
                 await eventually(lambda: len(history(redis)) == 51)
                 redis.flushall()
                 nursery.cancel_scope.cancel()
-            receipt = await publisher.publish(CHANNEL, price(999))
+            receipt = await publisher.publish(CHANNEL, numbered_price(999))
     assert numbers(redis) == [999]
     assert receipt.position is not None
     assert receipt.position.sequence == 1
