@@ -193,6 +193,12 @@ class Settings:
         "The most answers held for a client that asks but does not read, "
         "beyond which it is not read from either.",
     )
+    max_replay_bytes: int = setting(
+        33_554_432,
+        integer(0),
+        "The most missed publications held for a client that comes back, "
+        "until it has read them; what is more becomes a gap.",
+    )
     subscribe_timeout_seconds: float = setting(
         5.0,
         SECONDS,

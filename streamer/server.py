@@ -47,6 +47,7 @@ from streamer.hub.flush import FlushLoop, FlushStatistics
 from streamer.hub.hub import Hub, HubStatistics
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import SessionStore
+from streamer.hub.wakeup import Wakeup
 from streamer.loop_lag import LoopLag, LoopStatistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.errors import SHUTTING_DOWN
@@ -58,6 +59,7 @@ from streamer.source.report import SourceReport, SourceStatistics
 from streamer.source.router import Router
 from streamer.source.topics import TopicSource
 from streamer.urls import redact
+from streamer.wire.json import WebSocketJson
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
@@ -112,22 +114,24 @@ class Server:
     def __init__(self, settings: Settings, shutdown: trio.Event) -> None:
         self.settings = settings
         self.instance = secrets.token_hex(4)
-        self._flush_loop = FlushLoop(
-            interval_seconds=settings.flush_interval_seconds,
-            stretch_limit_seconds=settings.stretch_limit_seconds,
-        )
+        wakeup = Wakeup()
         demand = TopicDemand()
         self.hub = Hub(
             epoch=self.instance,
             upstream=demand,
-            on_dirty=self._flush_loop.wake,
+            wakeup=wakeup,
             clock=trio.current_time,
             timestamp=utc_timestamp,
             linger_seconds=settings.linger_seconds,
             history_length=settings.history_length,
             max_history_bytes=settings.max_history_bytes,
         )
-        self._flush_loop.attach(self.hub.fanout)
+        self._flush_loop = FlushLoop(
+            self.hub.fanout,
+            wakeup,
+            interval_seconds=settings.flush_interval_seconds,
+            stretch_limit_seconds=settings.stretch_limit_seconds,
+        )
         self.bus: MemoryBus | None = None
         """The bus in the process, to publish to; None with Redis."""
         self._redis: PubSubReader | None = None
@@ -182,7 +186,14 @@ class Server:
             self._find_outbox, store, lifetime_seconds=settings.session_lifetime_seconds
         )
         self._loop_budget = LoopBudget(self._loop_lag.turn_seconds)
-        services = Services(self.hub, settings, self._source, self._sessions, self._loop_budget)
+        services = Services(
+            self.hub,
+            settings,
+            self._source,
+            self._sessions,
+            self._loop_budget,
+            WebSocketJson(utc_timestamp),
+        )
         self._acceptor = Acceptor(services, self._heartbeat)
         self._shutdown = shutdown
         self._started_at = utc_timestamp()

@@ -18,7 +18,6 @@ from streamer.edge.requests import Services
 from streamer.edge.session import Session
 from streamer.edge.websocket import close_lingering
 from streamer.protocol.errors import CloseReason
-from streamer.wire.frames import close_frame
 
 UNSENT_BYTES: Final = 64 * 1024
 """What the kernel may hold unsent for one client (TCP_NOTSENT_LOWAT). Its own measure, the send
@@ -99,7 +98,7 @@ class Acceptor:
         # The handshake is accepted first: a browser shows a page the close code, but not the
         # status of an HTTP answer.
         with trio.move_on_after(self._settings.close_timeout_seconds):
-            frame = close_frame(refusal.code, refusal.reason)
+            frame = self._services.wire.close(refusal.code, refusal.reason)
             await stream.send_all(request.accept() + frame)
             await close_lingering(stream)
 

@@ -1,4 +1,4 @@
-"""What a client asks for, carried out: subscribe, unsubscribe, ping, restore."""
+"""The requests of a client: subscribe, unsubscribe, ping, restore."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
-from streamer.hub.publication import Publication
+from streamer.hub.recovery import RecoveryPlan, Want, subscribe
 from streamer.hub.sessions import SessionRecord
-from streamer.hub.upstream import Source
+from streamer.hub.upstream import Recovery, RecoveryOutcome, Source
 from streamer.protocol import messages
-from streamer.protocol.codec import encode, utc_timestamp
 from streamer.protocol.errors import ErrorCode, ProtocolError
 from streamer.protocol.messages import (
-    Gap,
-    GapReason,
     Position,
     Reconnected,
     RejectedTarget,
@@ -28,46 +25,26 @@ from streamer.protocol.messages import (
     Subscribed,
 )
 from streamer.protocol.topics import TARGET_RULE, SubscriptionType, Topic, is_target
-from streamer.wire.batch import batch_frames
-from streamer.wire.frames import text_frame
+from streamer.wire.format import WireFormat
 
 _MAX_ECHOED_CHARACTERS: Final = 80
-"""Of a rejected target, which goes back to whoever sent it."""
+"""The most characters of a rejected target that are sent back."""
 
 _MAX_SESSION_ID_CHARACTERS: Final = 64
-"""More than any that is given out: what is longer is not looked for."""
+"""More than any session id has: a longer one is not looked up."""
 
 
 @attrs.frozen
 class Services:
-    """What all sessions of a server share."""
+    """The parts of a server that all its sessions share."""
 
     hub: Hub
     settings: Settings
     source: Source
     sessions: RestorableSessions
     loop_budget: LoopBudget
-
-
-@attrs.frozen
-class _Want:
-    """A topic to subscribe to, and from where on."""
-
-    request: SubscriptionRequest
-    since: Position | None
-
-    @property
-    def topic(self) -> Topic:
-        return self.request.topic
-
-
-@attrs.define
-class _Entered:
-    """How subscribing went, for the answer."""
-
-    positions: dict[Topic, Position] = attrs.field(factory=dict)
-    missed_messages: int = 0
-    recovered: bool = True
+    wire: WireFormat
+    """The wire format of clients that ask for no other."""
 
 
 class Requests:
@@ -84,7 +61,7 @@ class Requests:
         self._wait_room = wait_room
 
     async def carry_out(self, message: messages.ClientMessage) -> None:
-        """Do what a message asks and answer it. Raises ProtocolError where it cannot be done."""
+        """Carry out a message and answer it. Raises ProtocolError where it cannot be done."""
         match message:
             case messages.Subscribe():
                 await self._subscribe(message)
@@ -103,9 +80,8 @@ class Requests:
             case _:  # pragma: no cover
                 assert_never(message)
 
-    def _send(self, message: messages.ServerMessage, following: bytes = b"") -> None:
-        frame = text_frame(encode(message, utc_timestamp()))
-        self._outbox.send_control(frame + following)
+    def _send(self, message: messages.ServerMessage) -> None:
+        self._outbox.send_control(self._outbox.wire.answer(message))
 
     @property
     def _subscriptions(self) -> Iterable[Subscription]:
@@ -119,8 +95,10 @@ class Requests:
         interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
         kinds = frozenset(message.kinds or ())
         wants = [
-            _Want(
-                SubscriptionRequest(topic, message.mode, kinds, interval_seconds),
+            Want(
+                SubscriptionRequest(
+                    topic, message.mode, kinds, interval_seconds, snapshot=message.snapshot
+                ),
                 since.get(topic.target),
             )
             for topic in topics
@@ -128,8 +106,8 @@ class Requests:
         room = self._room_for(wants)
         rejected += [self._no_room(want.topic) for want in wants if want not in room]
 
-        def answer(entered: _Entered) -> Subscribed:
-            positions = {topic.target: at for topic, at in entered.positions.items()}
+        def answer(plan: RecoveryPlan) -> Subscribed:
+            positions = {topic.target: at for topic, at in plan.positions.items()}
             return Subscribed(
                 message.subscription_type,
                 list(positions),
@@ -138,7 +116,7 @@ class Requests:
                 message.request_id,
             )
 
-        await self._enter(room, answer, snapshot=message.snapshot)
+        await self._enter(room, answer)
 
     def _unsubscribe(self, message: messages.Unsubscribe) -> None:
         topics, rejected = self._topics(message)
@@ -156,7 +134,7 @@ class Requests:
     def _topics(
         self, message: messages.Subscribe | messages.Unsubscribe
     ) -> tuple[list[Topic], list[RejectedTarget]]:
-        """The topics that a request names, and the targets that name none."""
+        """Return the topics that a request names, and the targets that name none."""
         limit = self._services.settings.max_targets_per_request
         if len(message.targets) > limit:
             raise ProtocolError(
@@ -181,8 +159,8 @@ class Requests:
                 )
         return list(topics), rejected
 
-    def _room_for(self, wants: Sequence[_Want]) -> list[_Want]:
-        """Those for which the connection has room, in order; what it holds takes none."""
+    def _room_for(self, wants: Sequence[Want]) -> list[Want]:
+        """Return those that the connection has room for, in order; held ones need none."""
         held = {subscription.lane.stream.topic for subscription in self._subscriptions}
         room = self._services.settings.max_subscriptions - len(held)
         admitted = []
@@ -209,10 +187,10 @@ class Requests:
         positions: Mapping[str, Position],
         request_id: RequestId | None = None,
     ) -> None:
-        """Take up a session where it was left. Raises ProtocolError where it is not known.
+        """Restore a session. Raises ProtocolError where it is not known.
 
-        `positions` (topic as `type:target`) are what the client says it holds; for the rest it is
-        what the session is known to have received.
+        `positions` (topic as `type:target`) are those that the client says it holds; for other
+        topics it is the position that the session is known to have received.
         """
         record = await self._load(session_id)
         if record is None:
@@ -222,32 +200,33 @@ class Requests:
                 request_id=request_id,
             )
         wants = [
-            _Want(
+            Want(
                 SubscriptionRequest(
                     Topic.parse(held.topic),
                     held.mode,
                     frozenset(held.kinds),
                     held.interval_seconds,
+                    snapshot=False,
                 ),
                 positions.get(held.topic, held.confirmed),
             )
             for held in record.subscriptions
         ]
 
-        def answer(entered: _Entered) -> Reconnected:
+        def answer(plan: RecoveryPlan) -> Reconnected:
             restored: dict[SubscriptionType, list[str]] = {}
-            for topic in entered.positions:
+            for topic in plan.positions:
                 restored.setdefault(topic.subscription_type, []).append(topic.target)
             return Reconnected(
                 session_id=self._outbox.name,
                 restored_subscriptions=restored,
-                missed_messages_count=entered.missed_messages,
-                recovered=entered.recovered,
-                positions={str(topic): at for topic, at in entered.positions.items()},
+                missed_messages_count=plan.missed_messages,
+                recovered=plan.recovered,
+                positions={str(topic): at for topic, at in plan.positions.items()},
                 request_id=request_id,
             )
 
-        await self._enter(self._room_for(wants), answer, snapshot=False)
+        await self._enter(self._room_for(wants), answer)
 
     async def _load(self, session_id: str) -> SessionRecord | None:
         if session_id == self._outbox.name or len(session_id) > _MAX_SESSION_ID_CHARACTERS:
@@ -257,108 +236,36 @@ class Requests:
     # Entering streams
 
     async def _enter(
-        self,
-        wants: Sequence[_Want],
-        answer: Callable[[_Entered], Subscribed | Reconnected],
-        *,
-        snapshot: bool,
+        self, wants: Sequence[Want], answer: Callable[[RecoveryPlan], Subscribed | Reconnected]
     ) -> None:
-        """Subscribe, answer, and send what goes before the live flow of each topic.
-
-        That is what was missed since a position, or a gap where it is not known any more, or a
-        snapshot. A client that has missed more than it may leave unread gets it in portions, each
-        topic going live when its turn comes.
-        """
+        """Subscribe, answer, and begin to send what comes before the live flow of each topic."""
         wants = await self._ready(wants)
-        # From here to the answer nothing waits, so that no publication comes between them.
-        entered = _Entered()
-        now, later = self._plan(wants, entered)
-        following = self._register(now, entered, snapshot=snapshot)
-        self._send(answer(entered), following)
-        while later:
-            await self._wait_room()
-            # A slow reader may take longer than what it waits for is kept in memory.
-            now, later = self._plan(await self._ready(later), _Entered(), counted=True)
-            self._outbox.send_control(self._register(now, _Entered(), snapshot=True))
-        self._services.sessions.changed(self._outbox.name)
+        # From here on nothing waits, so no publication comes between the answer and the live flow.
+        hub, outbox = self._services.hub, self._outbox
+        plan = subscribe(
+            hub, outbox, wants, max_replay_bytes=self._services.settings.max_replay_bytes
+        )
+        wire = outbox.wire
+        snapshots = [wire.snapshot(publication) for publication in plan.snapshots]
+        outbox.send_control(wire.answer(answer(plan)) + wire.data(snapshots))
+        hub.fanout.start_replays(outbox)
+        self._services.sessions.changed(outbox.name)
 
-    async def _ready(self, wants: Sequence[_Want]) -> list[_Want]:
-        """Wait until the topics are live; fetch what was missed of them where it is kept."""
+    async def _ready(self, wants: Sequence[Want]) -> list[Want]:
+        """Wait until the topics are live; fetch what was missed from Redis."""
         hub = self._services.hub
         since: dict[Topic, Position] = {}
         for want in wants:
             stream = hub.stream(want.topic)
-            # What is held already goes on as it does: it has missed nothing.
+            # What is held already continues as it is: it has missed nothing.
             if want.since is not None and stream not in self._outbox.subscriptions:
                 since[want.topic] = want.since
         recoveries = await self._services.source.prepare([want.topic for want in wants], since)
-        return [
-            attrs.evolve(
-                want, since=recoveries[want.topic].position if want.topic in since else None
-            )
-            for want in wants
-        ]
-
-    def _missed(self, want: _Want) -> list[Publication] | None:
-        return None if want.since is None else self._services.hub.missed(want.request, want.since)
-
-    def _plan(
-        self, wants: Sequence[_Want], entered: _Entered, *, counted: bool = False
-    ) -> tuple[list[_Want], list[_Want]]:
-        """What to do at once, and what only when the client has read that.
-
-        For the answer all that was missed is counted, once: `counted` says that it has been.
-        """
-        room = self._services.settings.max_unread_replies_bytes
-        now: list[_Want] = []
-        later: list[_Want] = []
-        for want in wants:
-            if later and counted:
-                later.append(want)  # its turn comes, and then what it has missed by then
-                continue
-            missed = self._missed(want)
-            if want.since is not None:
-                entered.recovered &= missed is not None
-                entered.missed_messages += len(missed or ())
-            size = sum(len(publication.text) for publication in missed or ())
-            if size and now and size > room:
-                later.append(want)
-                assert want.since is not None
-                entered.positions[want.topic] = want.since
-            else:
-                now.append(want)
-                room -= size
-        return now, later
-
-    def _register(self, wants: Sequence[_Want], entered: _Entered, *, snapshot: bool) -> bytes:
-        """Subscribe, and make the frames that go before the live flow."""
-        hub = self._services.hub
-        missed = [self._missed(want) for want in wants]
-        subscriptions = hub.subscribe(self._outbox, [want.request for want in wants])
-        frames: list[bytes] = []
-        values: list[bytes] = []
-        for want, publications, subscription in zip(wants, missed, subscriptions, strict=True):
-            if want.since is not None and publications is not None:
-                entered.positions[want.topic] = want.since
-                frames.append(hub.replay(subscription, want.since, publications))
-                continue
-            at = hub.position(subscription)
-            entered.positions[want.topic] = at
-            if want.since is not None:
-                frames.append(_gap_frame(want.topic, want.since, at))
-            if snapshot or want.since is not None:
-                values += hub.snapshot(subscription)
-        return b"".join(frames) + batch_frames(values, utc_timestamp)
+        return [_continued(want, recoveries.get(want.topic)) for want in wants]
 
 
-def _gap_frame(topic: Topic, since: Position, resumed: Position) -> bytes:
-    """Say that what followed `since` is not known any more."""
-    same_epoch = since.epoch == resumed.epoch
-    gap = Gap(
-        topic.subscription_type,
-        topic.target,
-        GapReason.HISTORY_EXPIRED if same_epoch else GapReason.SOURCE_RECONNECTED,
-        resumed.epoch,
-        resumed.sequence,
-    )
-    return text_frame(encode(gap, utc_timestamp()))
+def _continued(want: Want, recovery: Recovery | None) -> Want:
+    if recovery is None:
+        return attrs.evolve(want, since=None)
+    unavailable = recovery.outcome is RecoveryOutcome.UNAVAILABLE
+    return attrs.evolve(want, since=recovery.position, unavailable=unavailable)

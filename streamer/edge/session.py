@@ -20,9 +20,8 @@ from streamer.edge.websocket import (
 )
 from streamer.hub.outbox import Outbox, OutboxStatistics
 from streamer.protocol import errors, messages
-from streamer.protocol.codec import decode_client, encode, request_id_of, utc_timestamp
+from streamer.protocol.codec import decode_client, request_id_of, utc_timestamp
 from streamer.protocol.errors import CloseReason, ErrorCode, ProtocolError
-from streamer.wire.frames import ping_frame, text_frame
 
 PROTOCOL_VERSION: Final = 1
 
@@ -110,7 +109,11 @@ class Session:
             rate=settings.rate_limit, burst=settings.rate_limit_burst, now_seconds=now
         )
         self.outbox = Outbox(
-            session_id, descriptor, self, max_queued_bytes=settings.max_outbound_bytes
+            session_id,
+            descriptor,
+            self,
+            services.wire,
+            max_queued_bytes=settings.max_outbound_bytes,
         )
         self._websocket = WebSocket(
             stream,
@@ -191,8 +194,8 @@ class Session:
     def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
         """Close the connection with a reason, and a message before it. Does not wait."""
         if self._ending is None:
-            frame = b"" if farewell is None else text_frame(encode(farewell, utc_timestamp()))
-            self._ending = (reason, frame)
+            data = b"" if farewell is None else self.outbox.wire.answer(farewell)
+            self._ending = (reason, data)
             self._scope.cancel()
 
     @property
@@ -234,7 +237,7 @@ class Session:
         """Ask the client for a sign of life, ahead of any waiting data."""
         self._pings += 1
         self._hub.mark_ping(self.outbox)
-        self.outbox.send_control(ping_frame(self._ping_payload))
+        self.outbox.send_control(self.outbox.wire.ping(self._ping_payload))
 
     @property
     def _ping_payload(self) -> bytes:
@@ -266,10 +269,10 @@ class Session:
                 "rate_limit_burst": settings.rate_limit_burst,
             },
         )
-        return text_frame(encode(connected, utc_timestamp()))
+        return self.outbox.wire.answer(connected)
 
     def _send(self, message: messages.ServerMessage) -> None:
-        self.outbox.send_control(text_frame(encode(message, utc_timestamp())))
+        self.outbox.send_control(self.outbox.wire.answer(message))
 
     def _admit(self) -> bool:
         """Count a frame against the rate limit; going on after many refusals ends in 1008."""

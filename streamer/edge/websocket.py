@@ -18,7 +18,6 @@ from streamer.edge.loop_budget import LoopBudget
 from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
 from streamer.protocol import errors
-from streamer.wire.frames import close_frame, pong_frame
 
 _RECEIVE_BYTES: Final = 16 * 1024
 _MAX_DISCARDED_BYTES: Final = 16 * 1024 * 1024
@@ -123,7 +122,8 @@ class WebSocket:
             for frame in self._frames.received_frames():
                 if frame.opcode is Opcode.PING:
                     if self._admit_frame():
-                        self.outbox.send_control(pong_frame(cast("bytes", frame.payload)))
+                        pong = self.outbox.wire.pong(cast("bytes", frame.payload))
+                        self.outbox.send_control(pong)
                 elif frame.opcode is Opcode.CLOSE:
                     code, _ = cast("tuple[int, str]", frame.payload)
                     raise PeerClosedError(code)
@@ -201,7 +201,7 @@ class WebSocket:
 
     async def finish(self, reason: errors.CloseReason) -> None:
         """Send a close frame and wait for the peer's end. Callers have a deadline."""
-        self.outbox.send_control(close_frame(reason.code, reason.reason))
+        self.outbox.send_control(self.outbox.wire.close(reason.code, reason.reason))
         await self.wait_written()
         await close_lingering(self._stream)
 
@@ -213,7 +213,8 @@ class WebSocket:
     def answer_close(self, code: int) -> None:
         """Answer the peer's close frame; the server then closes first (RFC 6455, 7.1.1)."""
         if code != _NO_CLOSE_FRAME:
-            self.outbox.send_control(close_frame(1000 if code == _NO_STATUS else code, ""))
+            code = 1000 if code == _NO_STATUS else code
+            self.outbox.send_control(self.outbox.wire.close(code, ""))
 
 
 async def receive_some(

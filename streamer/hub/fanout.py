@@ -1,40 +1,49 @@
-"""Who stands together, and the flush that serves them.
+"""Groups of clients that are sent the same bytes, and the flush that writes to them.
 
-What is done per client decides the cost of everything, so clients that would get the same bytes
-are kept together. A *group* is all the clients that hold the same lanes and have been sent the same
-of them: a flush makes one frame for the group and writes it to each member. A client that stands
-anywhere else (its socket is full, it has just joined, it has a rate of its own) is a *solo*: it has
-a position of its own in every stream, and what it has still to get waits in its outbox.
+What is done per client decides the cost of everything, so clients that would be sent the same bytes
+are kept together. A *group* is all the clients of one wire format that hold the same lanes and have
+been sent the same of them: a flush makes one frame for the group and writes it to each member. Any
+other client (its socket is full, it has just joined, it has a rate of its own) is a *solo*: it has
+a position of its own in every stream, and what it is still to be sent waits in its outbox.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
-from typing import Final
+from typing import Final, Protocol, cast
 
 import attrs
 
-from streamer.hub.outbox import Group, Outbox, Subscription
+from streamer.hub.group import Group, GroupKey
+from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.streams import Lane, TopicStream
-from streamer.wire.batch import frame_parts
+from streamer.wire.format import Part
 
 _FIRST: Final = itemgetter(0)
 _ENTRY: Final = attrgetter("entry")
 _FAILED: Final = -1
-"""In place of how many bytes a socket took."""
+"""Stands for the number of bytes that a socket took, where it is dead."""
 
 WRITES_PER_TURN: Final = 128
 """Writes before a flush hands control back: about a millisecond, so that a flush to 10,000
 clients does not hold up a ping."""
 
 
+class Signal(Protocol):
+    """Wakes the flush loop (`streamer.hub.wakeup.Wakeup`)."""
+
+    def set(self) -> None:
+        """Note that there is something to flush, now or when a rate allows it."""
+
+
 @attrs.define
 class FlushProgress:
-    """What a flush has done so far."""
+    """Counts of the work that flushes have done."""
 
     publications: int = 0
     writes: int = 0
@@ -43,7 +52,7 @@ class FlushProgress:
     batched_messages: int = 0
 
     def count(self, messages: int, writes: int = 1) -> None:
-        """So many writes, each to one client and with so many messages."""
+        """Add writes, each to one client and of so many messages."""
         self.writes += writes
         self.messages += writes * messages
         if messages > 1:
@@ -56,75 +65,81 @@ class FanOut:
 
     def __init__(
         self,
+        wakeup: Signal,
         *,
-        on_dirty: Callable[[], None],
         clock: Callable[[], float],
-        timestamp: Callable[[], str],
         writes_per_turn: int,
     ) -> None:
-        """`on_dirty` is called when there is something to flush where there was nothing."""
-        self._on_dirty = on_dirty
+        self._wakeup = wakeup
         self._clock = clock
-        self._timestamp = timestamp
         self._writes_per_turn = writes_per_turn
-        self._groups: dict[tuple[Lane, ...], Group] = {}
+        self._groups: dict[GroupKey, Group] = {}
         self._dirty: list[TopicStream] = []
+        self.opened_seconds: float | None = None
+        """When the first of what waits for a flush was published, on the hub's clock."""
         self._due: dict[Outbox, float] = {}
-        """When a client has something whose rate allows it then. No heap: a client that leaves must
-        leave this too, and to go through all of them costs less than the flush of one."""
+        """When the rate of a client allows something that waits for it."""
+        self._due_heap: list[tuple[float, int, Outbox]] = []
+        """The same in order; an entry that `_due` does not confirm is out of date."""
         self._flush_number = 0
         self._entries = itertools.count(1)
         self._last_entry = 0
-        """Who entered its group later has all that the flush under way brings."""
+        """Whoever entered its group later has everything that the flush under way writes."""
         self._lanes: tuple[Lane, ...] = ()
-        """What the flush under way brings something of."""
+        """The lanes that the flush under way has something of."""
         self._touched: dict[Group, None] = {}
-        """The groups that it brings something."""
-        self._frames: dict[tuple[Lane, ...], tuple[bytes, int]] = {}
+        """The groups that it writes to."""
+        self._frames: dict[GroupKey, tuple[bytes, int]] = {}
+        """The frames made for it, by the format and the lanes that they carry."""
 
     @property
     def groups(self) -> int:
-        """How many different places clients stand together at."""
+        """How many groups there are."""
         return len(self._groups)
 
     def mark_dirty(self, stream: TopicStream) -> None:
-        """A window has begun to fill."""
+        """Note the first publication of a topic since the last flush."""
         self._dirty.append(stream)
         if len(self._dirty) == 1:
-            self._on_dirty()
+            self.opened_seconds = self._clock()
+            self._wakeup.set()
 
     def forget(self, outbox: Outbox) -> None:
-        """A client stands nowhere any more."""
+        """Remove a client from its group and from those that wait for their rate."""
         self.leave(outbox)
-        self._due.pop(outbox, None)
+        if self._due.pop(outbox, None) is not None and len(self._due_heap) > 2 * len(self._due):
+            self._due_heap = [entry for entry in self._due_heap if self._due.get(entry[2])]
+            heapq.heapify(self._due_heap)
 
     def is_owed(self, outbox: Outbox) -> bool:
         """Whether the flush under way has still to reach the client: its lanes are ahead of it."""
-        group = outbox.group
+        group = _group(outbox)
         if group is None or group not in self._touched or outbox.entry > self._last_entry:
             return False
         return group.flush_number != self._flush_number or outbox.entry > group.written
 
     def join(self, outbox: Outbox) -> None:
-        """Into the group of those that stand where this client does, if there is such a place."""
+        """Add a client to the group of those that have been sent the same, if it may join one."""
         subscriptions = outbox.subscriptions.values()
         if outbox.group is not None:
             return  # an answer had filled its socket, and no flush has come since
         if not subscriptions or not outbox.may_join or not all(map(_in_step, subscriptions)):
             return
         lanes = tuple(sorted((subscription.lane for subscription in subscriptions), key=id))
-        group = self._groups.get(lanes)
+        key = (outbox.wire, lanes)
+        group = self._groups.get(key)
         if group is None:
-            group = self._groups[lanes] = Group(lanes)
+            group = self._groups[key] = Group(key)
         for subscription in subscriptions:
             del subscription.lane.stream.solos[subscription]
         if group in self._touched:
             self._open(group)
         outbox.enter(group, next(self._entries))
+        group.wire.member_joined()
 
     def leave(self, outbox: Outbox) -> None:
-        """Out of its group, with nothing of the flush under way owed to it."""
-        group = outbox.group
+        """Remove a client from its group, after writing what the flush under way owes it."""
+        group = _group(outbox)
         if group is None:
             return
         if self.is_owed(outbox):
@@ -138,15 +153,15 @@ class FanOut:
         if not group.members:
             for lane in group.lanes:
                 del lane.groups[group]
-            del self._groups[group.lanes]
+            del self._groups[group.key]
 
     def catch_up(self, outbox: Outbox) -> None:
-        """Give one client now what the next flush would bring it."""
+        """Send one client now what the next flush would send it."""
         self.leave(outbox)
         for subscription in outbox.subscriptions.values():
             outbox.offer(subscription, subscription.lane.stream.window, stretched=False)
         if not outbox.blocked:
-            outbox.flush(self._clock(), self._timestamp)
+            outbox.flush(self._clock())
 
     # Flushing
 
@@ -157,17 +172,20 @@ class FanOut:
 
     @property
     def due_seconds(self) -> float | None:
-        """When the first message that waits for its rate may go, on the hub's clock."""
-        return min(self._due.values(), default=None)
+        """When the first message that waits for its rate may be sent, on the hub's clock."""
+        heap = self._due_heap
+        while heap and self._due.get(heap[0][2]) != heap[0][0]:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
 
     def flush(self, progress: FlushProgress, *, stretched: bool) -> Iterator[None]:
-        """Bring every client all that was published since the last flush.
+        """Send every client what was published since the last flush.
 
-        With `stretched`, clients in mode latest get only the newest of each kind of a topic.
+        With `stretched`, clients in mode latest are sent only the newest of each kind of a topic.
 
         Yields after every `writes_per_turn` writes. Meanwhile clients may come, go, subscribe and
-        unsubscribe, and publications may arrive: those belong to the next flush, and whoever leaves
-        its group is brought to the end of this one first (`leave`).
+        unsubscribe, and publications may arrive: those belong to the next flush, and a client that
+        leaves its group is first sent the rest of this one (`leave`).
         """
         self._flush_number += 1
         solos = self._cut(progress, stretched=stretched)
@@ -178,7 +196,8 @@ class FanOut:
         self._frames.clear()
         if self._due:
             now = self._clock()
-            for outbox in [outbox for outbox, due in self._due.items() if due <= now]:
+            while (due := self.due_seconds) is not None and due <= now:
+                outbox = heapq.heappop(self._due_heap)[2]
                 del self._due[outbox]
                 solos[outbox] = None
         if solos:
@@ -191,6 +210,7 @@ class FanOut:
         another's. Groups are only marked here; what is done for each of them is done in turn.
         """
         dirty, self._dirty = self._dirty, []
+        self.opened_seconds = None
         self._last_entry = next(self._entries)
         lanes: list[Lane] = []
         solos: dict[Outbox, None] = {}
@@ -202,7 +222,7 @@ class FanOut:
                 solos[subscription.outbox] = None
             for lane in stream.lanes.values():
                 lane.cut(window, stretched=stretched)
-                if lane.parts:
+                if lane.offered:
                     lanes.append(lane)
                     self._touched.update(lane.groups)
             stream.flushed_order = stream.order
@@ -210,18 +230,22 @@ class FanOut:
         return solos
 
     def _open(self, group: Group) -> tuple[bytes, int]:
-        """What the flush under way brings each member of a group, as one frame and its messages.
+        """Return what the flush under way sends each member: one frame, and its messages.
 
         The frame is made once for all groups that share it, and counted once for all members.
         """
         lanes = self._lanes
         if len(lanes) != 1:
-            lanes = tuple([lane for lane in group.lanes if lane.parts])
-        frame = self._frames.get(lanes)
+            lanes = tuple([lane for lane in group.lanes if lane.offered])
+        wire = group.wire
+        frame = self._frames.get((wire, lanes))
         if frame is None:
-            parts = [part for lane in lanes for part in lane.parts]
-            parts.sort(key=_FIRST)
-            frame = self._frames[lanes] = frame_parts(parts, self._timestamp), len(parts)
+            parts: Sequence[Part]
+            if len(lanes) == 1:
+                parts = lanes[0].parts(wire)
+            else:
+                parts = sorted([part for lane in lanes for part in lane.parts(wire)], key=_FIRST)
+            frame = self._frames[wire, lanes] = wire.data(parts), len(parts)
         if group.flush_number != self._flush_number:
             group.flush_number = self._flush_number
             group.written = 0
@@ -257,7 +281,7 @@ class FanOut:
                         start = 0
 
     def _owed(self, group: Group) -> tuple[Sequence[Outbox], Sequence[int]]:
-        """The members that the flush under way has still to write to, and their descriptors."""
+        """Return the members that the flush has still to write to, and their descriptors."""
         members = tuple(group.members)
         descriptors = tuple(group.members.values())
         if not members:
@@ -277,9 +301,10 @@ class FanOut:
         frame: bytes,
         messages: int,
     ) -> int:
-        """See to those members whose sockets did not take the frame; returns how many did, or will.
+        """Make solos of the members whose sockets did not take the frame.
 
-        `sent` are the bytes that each took, as `_write_to_all` returns them.
+        `sent` are the bytes that each took, as `_write_to_all` returns them. Returns how many have
+        taken the frame or will.
         """
         for outbox, count in zip(members, sent, strict=True):
             if count == len(frame):
@@ -302,21 +327,28 @@ class FanOut:
                 yield
 
     def _flush_solo(self, outbox: Outbox) -> int:
-        """Write what waits for one client, which may then stand with others again."""
-        messages = outbox.flush(self._clock(), self._timestamp)
-        if outbox.pending and not outbox.blocked and (due := outbox.due_seconds) is not None:
+        """Write what waits for one client, and let it join a group if nothing is left."""
+        messages = outbox.flush(self._clock())
+        due = outbox.due_seconds
+        if due is not None and not outbox.blocked and self._due.get(outbox) != due:
             self._due[outbox] = due
-            self._on_dirty()  # a writer task may have been here, and the flush loop asleep
+            heapq.heappush(self._due_heap, (due, next(self._entries), outbox))
+            self._wakeup.set()  # called by a writer task, perhaps, while the flush loop sleeps
         self.join(outbox)
         return messages
 
+    def start_replays(self, outbox: Outbox) -> None:
+        """Begin to send what a client has missed; its writer task does the rest."""
+        if outbox.replaying and not outbox.blocked:
+            self._flush_solo(outbox)
+
     def resume(self, outbox: Outbox) -> None:
-        """The socket of a blocked client takes bytes again: write while it does."""
+        """Write to a blocked client whose socket takes bytes again."""
         self._flush_solo(outbox)
 
     def take(self, outbox: Outbox) -> bytes | memoryview:
-        """The next bytes for a client that cannot be written to directly; empty: all is out."""
-        data, _ = outbox.take(self._clock(), self._timestamp)
+        """Return the next bytes for a client that is not written to directly; empty: none."""
+        data, _ = outbox.take(self._clock())
         if not data:
             outbox.unblock()
             self._flush_solo(outbox)
@@ -324,11 +356,11 @@ class FanOut:
 
 
 def _write_to_all(descriptors: Sequence[int], frame: bytes) -> list[int]:
-    """Write a frame to each; returns how many bytes each took, `_FAILED` where it is dead.
+    """Write a frame to each; return how many bytes each took, `_FAILED` where it is dead.
 
-    All that is done per client, so it is done in C. A loop over the members would cost more, and
-    more still to look at each of them where there are thousands, which no cache holds: a tenth of
-    the frames/s, together (`python -m bench compare --scenario frames`).
+    This is all that is done per client, so it is done in C. A loop over the members would cost
+    more, and more still to look at each of thousands of members, which no cache holds: together a
+    tenth of the frames/s (`python -m bench compare --scenario frames`).
     """
     sent: list[int] = []
     rest = iter(descriptors)
@@ -343,10 +375,16 @@ def _write_to_all(descriptors: Sequence[int], frame: bytes) -> list[int]:
 
 
 def _in_step(subscription: Subscription) -> bool:
-    """Whether a client has exactly what the groups of its lane have."""
+    """Whether a client has been sent exactly what the groups of its lane have."""
     lane = subscription.lane
     return (
         subscription.seen_order == lane.stream.flushed_order
         and subscription.position == lane.position
+        and subscription.epoch == lane.epoch
         and not subscription.interval_seconds
     )
+
+
+def _group(outbox: Outbox) -> Group | None:
+    # An outbox knows of its group only what it needs, or the two modules would import each other.
+    return cast("Group | None", outbox.group)

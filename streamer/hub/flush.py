@@ -1,13 +1,13 @@
 """The batch flush loop: when to send.
 
-At once when idle, and then not again before the interval is over: a quiet topic sees no window, a
-busy one is batched. A flush that takes longer than the interval is followed by the next one at
-once, so the interval stretches by itself instead of a queue growing; with an interval of 0 that
-means: whatever arrived while a flush was under way goes out in one write.
+It flushes at once when idle, and then not again before the interval is over: a quiet topic sees no
+window, a busy one is batched. A flush that takes longer than the interval is followed by the next
+one at once, so the interval stretches by itself instead of a queue growing; with an interval of 0
+that means: whatever arrived during a flush is sent in one write.
 
-Where there is little to write, whoever published has it written in the same call (`release`): to
-wake the task of the loop for it would cost more than all else that a publication to a few clients
-does. The task goes on with what is longer than one turn, and with what has to wait.
+Where there is little to write, the caller that published writes it in the same call (`release`): to
+wake the task of the loop for it would cost more than everything else that a publication to a few
+clients does. The task continues flushes that take more than one turn, and those that have to wait.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from streamer.hub.fanout import FanOut, FlushProgress
+from streamer.hub.wakeup import Wakeup
 
 FLUSH_SHARE: Final = 3.0
 """How much longer than all others a flush may take in each turn: when thousands of clients come at
@@ -29,23 +30,23 @@ LONGEST_STEP_SECONDS: Final = 0.015
 
 @attrs.frozen
 class FlushStatistics:
-    """What the flush loop has done."""
+    """Counts and times of all flushes so far."""
 
     flushes: int
     batches: int
-    """Writes with more than one message."""
+    """Writes of more than one message."""
     writes: int
     messages: int
     messages_per_batch: float
     updates_conflated: int
-    """Publications that a newer one stood for, of all clients."""
+    """Publications that a newer one replaced, of all clients."""
     publications_per_flush: float
     seconds_total: float
     seconds_last: float
     seconds_longest: float
     seconds_per_flush: float
     window_seconds_last: float
-    """How long the last window was open: more than the interval where it had to stretch."""
+    """How long the last window was open: longer than the interval if it had to stretch."""
     stretched: int
     """Flushes that conflated for clients in mode latest because the server was behind."""
 
@@ -53,22 +54,28 @@ class FlushStatistics:
 class FlushLoop:
     """Flushes when there is something to flush."""
 
-    _fanout: FanOut
+    def __init__(
+        self,
+        fanout: FanOut,
+        wakeup: Wakeup,
+        *,
+        interval_seconds: float,
+        stretch_limit_seconds: float,
+    ) -> None:
+        """Make a loop that `wakeup` wakes, which `fanout` sets.
 
-    def __init__(self, *, interval_seconds: float, stretch_limit_seconds: float) -> None:
-        """`stretch_limit_seconds`: a window that was open longer is conflated (mode latest)."""
+        A window that was open for longer than `stretch_limit_seconds` is conflated (mode latest).
+        """
+        self._fanout = fanout
+        self._wakeup = wakeup
         self._interval_seconds = interval_seconds
         self._stretch_limit_seconds = stretch_limit_seconds
-        self._wakeup = trio.Event()
         self._idle = False
         """Whether the task waits for something to flush, and for nothing else."""
-        self._held = False
         self._steps: Iterator[None] | None = None
-        """What is left of the flush under way."""
+        """The rest of the flush under way."""
         self._began_seconds = float("-inf")
         """When the last flush began."""
-        self._opened_seconds: float | None = None
-        """When the first of what waits was published."""
         self._stretching = False
         """Whether the flush under way conflates because the server is behind."""
         self._flushed = trio.lowlevel.ParkingLot()
@@ -85,29 +92,16 @@ class FlushLoop:
         """Whether a flush is under way."""
         return self._steps is not None
 
-    def attach(self, fanout: FanOut) -> None:
-        """Give it what it flushes; once, before anything is published."""
-        self._fanout = fanout
-
-    def wake(self) -> None:
-        """There is something to flush."""
-        if not self._held:
-            if self._opened_seconds is None and self._fanout.dirty:
-                self._opened_seconds = trio.current_time()
-            self._wakeup.set()
-
     def hold(self) -> None:
-        """Several publications come now, and one flush is to do for all: `release` follows."""
-        self._held = True
+        """Let one flush serve all publications from now on; `release` must follow."""
+        self._wakeup.held = True
 
     def release(self) -> None:
-        """Flush what has come, at once where nothing forbids it, or leave it to the task."""
-        self._held = False
+        """Flush what was published, at once if nothing forbids it, or leave it to the task."""
+        self._wakeup.held = False
         if not self._fanout.dirty:
             return
         now = trio.current_time()
-        if self._opened_seconds is None:
-            self._opened_seconds = now
         may_begin = self._idle and not self.flushing
         if may_begin and now >= self._began_seconds + self._interval_seconds:
             self._begin(now)
@@ -116,7 +110,7 @@ class FlushLoop:
         self._wakeup.set()
 
     async def run(self) -> NoReturn:
-        """Flush for ever."""
+        """Flush whatever is published, until cancelled."""
         while True:
             await self._wait()
             if not self.flushing:
@@ -130,33 +124,33 @@ class FlushLoop:
                 finished = self._step(min(FLUSH_SHARE * others_seconds, LONGEST_STEP_SECONDS))
 
     async def _wait(self) -> None:
-        """Until there is something to flush, or something whose rate allows it now."""
+        """Wait until there is something to flush, or a rate allows something that waits."""
         fanout = self._fanout
         while not fanout.dirty and not self.flushing:
             due = fanout.due_seconds
             if due is not None and due <= trio.current_time():
                 return
-            self._wakeup = trio.Event()
+            self._wakeup.clear()
             self._idle = True
             with trio.move_on_at(due if due is not None else float("inf")):
                 await self._wakeup.wait()
             self._idle = False
 
     async def finish(self) -> None:
-        """Wait until all that was published before has been flushed; more may come meanwhile."""
+        """Wait until everything that was published before has been flushed."""
         last = self._flushes + self.flushing + self._fanout.dirty
         while self._flushes < last:
             await self._flushed.park()
 
     def _begin(self, now: float) -> None:
         self._began_seconds = now
-        self._window_seconds = 0.0 if self._opened_seconds is None else now - self._opened_seconds
-        self._opened_seconds = None
+        opened = self._fanout.opened_seconds
+        self._window_seconds = 0.0 if opened is None else now - opened
         self._stretching = self._window_seconds > self._stretch_limit_seconds
         self._steps = self._fanout.flush(self._total, stretched=self._stretching)
 
     def _step(self, seconds: float = 0.0) -> bool:
-        """Write some, for so long if there is so much; whether the flush is over with that."""
+        """Go on with the flush under way for so long; return whether it is over."""
         assert self._steps is not None
         deadline = trio.current_time() + seconds
         for _ in self._steps:
@@ -173,7 +167,7 @@ class FlushLoop:
         return True
 
     def statistics(self, *, updates_conflated: int) -> FlushStatistics:
-        """What was done up to now; the hub knows what was conflated."""
+        """Counts and times up to now; the hub knows what was conflated."""
         total = self._total
         return FlushStatistics(
             flushes=self._flushes,

@@ -1,20 +1,20 @@
-"""Topic -> subscribers: who hears what.
+"""Topics and their subscribers.
 
-Nothing here waits, so whatever a method does is one step for everybody else: there is no moment
-between looking and registering. What brings publications to clients is in `fanout`.
+Nothing here waits, so whatever a method does is one step for everybody else: no publication comes
+between looking and registering. Sending publications to clients is the business of `fanout`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final
 
 import attrs
 
-from streamer.hub.fanout import WRITES_PER_TURN, FanOut
+from streamer.hub.fanout import WRITES_PER_TURN, FanOut, Signal
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
 from streamer.hub.streams import Lane, TopicStream
@@ -22,31 +22,38 @@ from streamer.hub.upstream import Upstream
 from streamer.protocol.codec import encode
 from streamer.protocol.messages import Gap, GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
-from streamer.wire.batch import batch_frames
 
 _ORDER: Final = attrgetter("order")
+
+Replay = tuple[Position, Sequence[Publication]]
+"""A position that a client is at, and everything that was published to it since."""
+
+_NO_REPLAYS: Final[Mapping[Topic, Replay]] = {}
 
 
 @attrs.frozen
 class SubscriptionRequest:
-    """What a client asks for of one topic."""
+    """One topic that a client asks for, and the options."""
 
     topic: Topic
     mode: Mode = Mode.LATEST
     kinds: frozenset[Kind] = frozenset()
     """Empty: all that the topic carries."""
     interval_seconds: float = 0.0
+    """The least time between two messages of one kind; 0: no limit."""
+    snapshot: bool = True
+    """Whether the client wants the last known values."""
 
 
 @attrs.frozen
 class HubStatistics:
-    """What the hub holds and has done."""
+    """Counts of what the hub holds and has done."""
 
     topics: int
     subscriptions_by_type: dict[str, int]
     publications: int
     messages_delivered: int
-    """To all clients, those that have left included."""
+    """Messages sent to all clients, those that have left included."""
     messages_conflated: int
     messages_queued: int
     messages_dropped: dict[str, int]
@@ -62,7 +69,7 @@ class Hub:
         *,
         epoch: str,
         upstream: Upstream,
-        on_dirty: Callable[[], None],
+        wakeup: Signal,
         clock: Callable[[], float],
         timestamp: Callable[[], str],
         linger_seconds: float,
@@ -78,16 +85,14 @@ class Hub:
         self._linger_seconds = linger_seconds
         self._history_length = history_length
         self._max_history_bytes = max_history_bytes
-        self.fanout = FanOut(
-            on_dirty=on_dirty, clock=clock, timestamp=timestamp, writes_per_turn=writes_per_turn
-        )
+        self.fanout = FanOut(wakeup, clock=clock, writes_per_turn=writes_per_turn)
         self._history_bytes = 0
         self.streams: dict[Topic, TopicStream] = {}
         self._lingering: dict[TopicStream, float] = {}
         self._outboxes: dict[Outbox, None] = {}
         self._orders = itertools.count(1)
         self.order = 0
-        """Of the last publication of any topic; they count up."""
+        """The order of the last publication of any topic; orders count up."""
         self._publications = 0
         self._subscriptions_by_type: Counter[str] = Counter()
         self._departed: Counter[str] = Counter()
@@ -142,16 +147,16 @@ class Hub:
     ) -> None:
         """Announce a hole: the stream resumes at `position`, in an epoch that may be new.
 
-        The gap stands between what was published before the hole and after it. The last known
-        values are forgotten, since after a hole nobody knows whether they are still true; `latest`
-        are the new ones (kind, sequence, JSON) where they are known.
+        The gap comes between what was published before the hole and after it. The last known values
+        are forgotten, since after a hole nobody knows whether they are still true; `latest` are the
+        new ones (kind, sequence, JSON) where they are known. Subscriptions get those of the kinds
+        that they ask for.
         """
-        topic = stream.topic
         self.adopt(stream, position, latest)
-        gap = Gap(topic.subscription_type, topic.target, reason, position.epoch, position.sequence)
-        self._notice(stream, encode(gap, self._timestamp()), position.epoch)
-        for publication in sorted(stream.latest.values(), key=_ORDER):
-            self._notice(stream, publication.snapshot_text, None)
+        known = sorted(stream.latest.values(), key=_ORDER)
+        self._append(stream, self.gap(stream.topic, reason, position))
+        for publication in known:
+            self._append(stream, self.last_value(publication, position.sequence))
 
     def adopt(
         self,
@@ -159,7 +164,7 @@ class Hub:
         position: Position,
         latest: Iterable[tuple[Kind, int, bytes]] = (),
     ) -> None:
-        """Take over the position that the producers keep; no client has been told another."""
+        """Continue from the position that the producers keep."""
         stream.epoch = stream.former_epoch = position.epoch
         stream.sequence = position.sequence
         stream.latest.clear()
@@ -175,9 +180,9 @@ class Hub:
             stream.window.clear()
 
     def rename_epoch(self, stream: TopicStream, epoch: str) -> None:
-        """Go on in the producers' epoch, where nothing was published in the one clients were told.
+        """Take the producers' name for the epoch, where nothing was published in it so far.
 
-        No gap: to them, the old name still means the same place (`TopicStream.missed`).
+        There is no gap: in a `since`, the former name still means the same (`TopicStream.missed`).
         """
         stream.former_epoch, stream.epoch = stream.epoch, epoch
         for lane in stream.lanes.values():
@@ -191,7 +196,7 @@ class Hub:
         """Put what was published just before the oldest publication kept in front of it."""
         maxlen = stream.history.maxlen or 0
         for kind, sequence, text in reversed(earlier):
-            # Old, but only now known: they are kept as long as if they were new.
+            # They are old, but only known now: they are kept as long as if they were new.
             publication = Publication(kind, sequence, self.order, stream.named(text))
             history_bytes = self._history_bytes + len(publication.text)
             if len(stream.history) == maxlen or history_bytes > self._max_history_bytes:
@@ -200,35 +205,49 @@ class Hub:
             stream.history.appendleft(publication)
 
     def expire_history(self, last_order: int) -> None:
-        """Forget what was published up to that order, among all topics."""
+        """Forget what was published up to that order, of all topics."""
         for stream in self.streams.values():
             while stream.history and stream.history[0].order <= last_order:
                 self._forget_oldest(stream)
 
-    def _notice(self, stream: TopicStream, text: bytes, epoch: str | None) -> None:
+    def gap(self, topic: Topic, reason: GapReason, position: Position) -> Publication:
+        """Return a notice of a hole in a stream, which resumes at `position`."""
+        epoch, sequence = position.epoch, position.sequence
+        gap = Gap(topic.subscription_type, topic.target, reason, epoch, sequence)
+        text = encode(gap, self._timestamp())
         order = next(self._orders)
-        self._append(stream, Publication(None, stream.sequence, order, text, epoch=epoch))
+        return Publication(None, sequence, order, text, epoch=epoch, notice=True)
+
+    def last_value(self, publication: Publication, sequence: int) -> Publication:
+        """Return a notice of a last known value, for receivers that are at `sequence`."""
+        text = publication.snapshot_text
+        return Publication(publication.kind, sequence, next(self._orders), text, notice=True)
+
+    def owns_epoch(self, epoch: str) -> bool:
+        """Whether this hub has named an epoch: nobody else publishes in it."""
+        return epoch.startswith(f"{self._epoch}-")
 
     def new_epoch(self) -> str:
-        """An epoch that no other stream has or had, on any instance."""
+        """Return an epoch that no other stream has or had, on any instance."""
         return f"{self._epoch}-{next(self._epochs)}"
 
     # Clients
 
     def add(self, outbox: Outbox) -> None:
-        """A client has arrived."""
+        """Add a client, which holds nothing yet."""
         self._outboxes[outbox] = None
 
     def retire(self, outbox: Outbox, reason: str) -> None:
-        """Give up all that a client subscribed to; a close frame may still be on its way to it."""
+        """End all subscriptions of a client; a close frame may still be on its way to it."""
         self.fanout.forget(outbox)
+        outbox.clear(reason)
         for subscription in tuple(outbox.subscriptions.values()):
-            self._drop(subscription, reason)
+            self._remove(subscription)
 
     def remove(self, outbox: Outbox) -> None:
-        """A client has gone: nothing of it remains but its account.
+        """Remove a client that is gone; only its account remains.
 
-        Call it before the socket is closed: its descriptor may then be somebody else's.
+        Call it before the socket is closed: the descriptor may be another socket's after that.
         """
         self.retire(outbox, "disconnected")
         outbox.close()
@@ -238,68 +257,110 @@ class Hub:
         self._departed_dropped.update(account.dropped)
 
     def subscribe(
-        self, outbox: Outbox, requests: Iterable[SubscriptionRequest]
-    ) -> list[Subscription]:
-        """Register a client for topics; its streams go on from the positions of the result.
+        self,
+        outbox: Outbox,
+        requests: Iterable[SubscriptionRequest],
+        replays: Mapping[Topic, Replay] = _NO_REPLAYS,
+    ) -> list[tuple[Subscription, frozenset[Kind]]]:
+        """Subscribe a client to topics, each with the kinds whose last values it is to be sent.
 
-        What it already holds is brought up to date first, so that its stream has no hole at the
-        place where the options change.
+        Of topics that it does not hold yet, `replays` says what is sent before anything live.
+        Topics that it holds already are brought up to date first, so that their streams have no
+        hole where the options change. If this fails half way, none of the new ones is held.
         """
         self.fanout.catch_up(outbox)
-        subscriptions = []
-        for request in requests:
-            stream = self.stream(request.topic)
-            self._lingering.pop(stream, None)
-            lane = stream.lane(request.mode, request.kinds or frozenset(request.topic.kinds))
-            subscription = outbox.subscriptions.get(stream)
-            if subscription is None:
-                subscription = outbox.subscriptions[stream] = Subscription(outbox, lane)
-                stream.solos[subscription] = None
-                stream.subscriptions += 1
-                if stream.subscriptions == 1:
-                    self._upstream.join(request.topic)
-                self._subscriptions_by_type[request.topic.subscription_type] += 1
-            elif subscription.lane is not lane:
-                self._change_options(subscription, lane)
-            subscription.interval_seconds = request.interval_seconds
-            subscriptions.append(subscription)
+        subscriptions: list[tuple[Subscription, frozenset[Kind]]] = []
+        new: list[Subscription] = []
+        try:
+            for request in requests:
+                stream = self.stream(request.topic)
+                lane = stream.lane(request.mode, request.kinds or frozenset(request.topic.kinds))
+                subscription = outbox.subscriptions.get(stream)
+                kinds = lane.kinds
+                if subscription is None:
+                    subscription = self._add(outbox, lane)
+                    new.append(subscription)
+                    if replay := replays.get(request.topic):
+                        since, missed = replay
+                        outbox.resume(subscription, since)
+                        outbox.replay(subscription, missed)
+                elif subscription.lane is not lane:
+                    kinds = self._change_options(subscription, lane, snapshot=request.snapshot)
+                elif not subscription.caught_up:
+                    kinds = frozenset()  # what waits is newer
+                if subscription.interval_seconds != request.interval_seconds:
+                    outbox.release_limited(subscription)
+                    subscription.interval_seconds = request.interval_seconds
+                subscriptions.append((subscription, kinds))
+        except BaseException:
+            self._drop(outbox, new, "disconnected")
+            raise
         self.fanout.join(outbox)
         return subscriptions
 
-    def _change_options(self, subscription: Subscription, lane: Lane) -> None:
-        """Go on with other options. What the old ones left out was not asked for: it is no hole.
+    def _add(self, outbox: Outbox, lane: Lane) -> Subscription:
+        stream = lane.stream
+        subscription = outbox.subscriptions[stream] = Subscription(outbox, lane)
+        self._lingering.pop(stream, None)
+        stream.solos[subscription] = None
+        stream.subscriptions += 1
+        self._subscriptions_by_type[stream.topic.subscription_type] += 1
+        if stream.subscriptions == 1:
+            self._upstream.join(stream.topic)
+        return subscription
 
-        A client that is behind gets no snapshots; the last values of kinds that are new to it wait
-        among what it has still to get.
+    def _change_options(
+        self, subscription: Subscription, lane: Lane, *, snapshot: bool
+    ) -> frozenset[Kind]:
+        """Continue with other options; what the former ones left out is no hole.
+
+        A client that has everything goes to the end of the stream as the new options see it, but
+        never back. One that is behind keeps its position: what waits of kinds that it gave up is
+        dropped, and where it wants snapshots, the last values of kinds that are new to it wait as
+        well. Returns the kinds whose last values are to be sent with the answer.
         """
         stream = lane.stream
         outbox = subscription.outbox
-        # One that came back from an older position has all that it asked for when nothing waits.
-        caught_up = subscription.caught_up or not (outbox.blocked or outbox.pending)
+        # A client restored from an older position has all that it asked for when nothing waits.
+        behind = outbox.blocked or outbox.pending or subscription.waiting or outbox.replaying
+        caught_up = subscription.caught_up or not behind
         added = lane.kinds - subscription.lane.kinds
         subscription.lane = lane
+        outbox.forget_kinds(subscription, "unsubscribed")
         if caught_up:
-            subscription.position = lane.head
-            return
-        for kind in added:
+            subscription.position = max(subscription.position, lane.head)
+            return lane.kinds
+        gap = outbox.waiting_gap(subscription)
+        received = set()
+        for kind in added if snapshot else ():
             latest = stream.latest.get(kind)
-            if latest is not None and subscription.is_ahead(latest):
+            if latest is None:
+                continue
+            if gap is None and latest.sequence <= subscription.position:
+                received.add(kind)
+            elif gap is not None and latest.sequence <= gap.sequence:
+                # It was known when the stream resumed, so it is no message that follows the gap.
+                outbox.put(subscription, self.last_value(latest, gap.sequence))
+            else:
                 outbox.put(subscription, latest)
+        return frozenset(received)
 
     def unsubscribe(self, outbox: Outbox, topics: Iterable[Topic]) -> None:
-        """Give topics up: nothing of them is written after this."""
+        """End subscriptions: nothing of these topics is written after this."""
         self.fanout.leave(outbox)
-        for topic in topics:
-            stream = self.streams.get(topic)
-            if stream is not None and stream in outbox.subscriptions:
-                self._drop(outbox.subscriptions[stream], "unsubscribed")
+        streams = map(self.streams.get, topics)
+        held = [outbox.subscriptions[s] for s in streams if s in outbox.subscriptions]
+        self._drop(outbox, held, "unsubscribed")
         self.fanout.join(outbox)
 
-    def _drop(self, subscription: Subscription, reason: str) -> None:
+    def _drop(self, outbox: Outbox, subscriptions: Collection[Subscription], reason: str) -> None:
+        outbox.forget(frozenset(subscriptions), reason)
+        for subscription in subscriptions:
+            self._remove(subscription)
+
+    def _remove(self, subscription: Subscription) -> None:
         stream = subscription.lane.stream
-        outbox = subscription.outbox
-        outbox.forget(subscription, reason)
-        del outbox.subscriptions[stream]
+        del subscription.outbox.subscriptions[stream]
         del stream.solos[subscription]
         stream.subscriptions -= 1
         self._subscriptions_by_type[stream.topic.subscription_type] -= 1
@@ -307,15 +368,36 @@ class Hub:
             self._lingering[stream] = self._clock() + self._linger_seconds
 
     def mark_ping(self, outbox: Outbox) -> None:
-        """Remember what the client has been sent before the ping that follows now."""
+        """Remember what a client has been sent before the ping that follows now."""
         if not self.fanout.is_owed(outbox):
             for subscription in outbox.subscriptions.values():
                 subscription.pinged = self.position(subscription)
 
     def mark_pong(self, outbox: Outbox) -> None:
-        """The client has answered: it has received what it was sent before the ping."""
+        """Note that a client has received what it was sent before the last ping."""
         for subscription in outbox.subscriptions.values():
             subscription.confirmed = subscription.pinged
+
+    def announce_hole(
+        self, subscription: Subscription, reason: GapReason, position: Position
+    ) -> None:
+        """Send a client that has just subscribed a gap, and the last known values after it.
+
+        It resumes at `position`: the end of its stream, or ahead of that, where another server was
+        ahead of this one. Then the values here are old, and what is published up to `position` is
+        not sent.
+        """
+        outbox = subscription.outbox
+        stream = subscription.lane.stream
+        self.fanout.leave(outbox)
+        notices = [self.gap(stream.topic, reason, position)]
+        if position == self.position(subscription):
+            known = self.snapshot(subscription, subscription.lane.kinds)
+            notices += [self.last_value(last, position.sequence) for last in known]
+        else:
+            outbox.resume(subscription, position)
+            subscription.skip_sequence = position.sequence
+        outbox.replay(subscription, notices)
 
     def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
         """What a subscription would have received since a position; None where it is not known."""
@@ -324,69 +406,46 @@ class Hub:
             return missed
         return [publication for publication in missed if publication.kind in request.kinds]
 
-    def replay(
-        self, subscription: Subscription, since: Position, missed: Sequence[Publication]
-    ) -> bytes:
-        """The frames of what was missed, for a client that has just subscribed.
-
-        They go out with the answer, before the live flow, which follows what they end with.
-        """
-        subscription.pinged = subscription.confirmed = since
-        position = since.sequence
-        texts = []
-        for publication in missed:
-            texts.append(publication.text_following(position))
-            position = publication.sequence
-        if position != self.position(subscription).sequence:
-            # It comes from other options, under which it was sent more: it stands alone for now.
-            self.fanout.leave(subscription.outbox)
-            subscription.position = position
-        subscription.outbox.count_replayed(len(texts))
-        return batch_frames(texts, self._timestamp)
-
     def position(self, subscription: Subscription) -> Position:
-        """What the client has been sent of a topic: the next message follows it."""
+        """Return the position that the client's next message of a topic follows."""
         at = subscription if subscription.outbox.group is None else subscription.lane
-        return subscription.lane.stream.place(at.epoch, at.position)
+        return subscription.lane.stream.position_at(at.epoch, at.position)
 
-    def snapshot(self, subscription: Subscription) -> list[bytes]:
-        """The last known values for a client that has just subscribed, oldest first.
-
-        None for a client that is behind: what waits for it is newer than what it holds already.
-        """
-        lane = subscription.lane
-        if not subscription.caught_up:
-            return []
-        latest = (lane.stream.latest.get(kind) for kind in lane.kinds)
-        known = sorted((p for p in latest if p is not None), key=_ORDER)
-        return [publication.snapshot_text for publication in known]
+    def snapshot(self, subscription: Subscription, kinds: Iterable[Kind]) -> list[Publication]:
+        """Return the last known values of some kinds of a topic, oldest first."""
+        latest = map(subscription.lane.stream.latest.get, kinds)
+        return sorted((p for p in latest if p is not None), key=_ORDER)
 
     def stream(self, topic: Topic) -> TopicStream:
-        """The stream of a topic; a new one is asked for upstream, and let go if nobody joins it."""
+        """Return the stream of a topic; a new one is asked for upstream.
+
+        It is released after the linger time unless somebody subscribes.
+        """
         stream = self.streams.get(topic)
         if stream is None:
             stream = TopicStream(topic, self.new_epoch(), history_length=self._history_length)
             self.streams[topic] = stream
             self._upstream.want(stream)
-        # (Again) at the end of the line: whoever asked is about to subscribe.
+        # At the end of the queue, perhaps again: the caller is about to subscribe.
         self._lingering.pop(stream, None)
         if not stream.subscriptions:
             self._lingering[stream] = self._clock() + self._linger_seconds
         return stream
 
     def release_unused(self) -> None:
-        """Let go of the topics that nobody has had for the linger time."""
+        """Release the topics that nobody has been subscribed to for the linger time."""
         now = self._clock()
         for stream, deadline in tuple(self._lingering.items()):
             if deadline > now:
-                return  # they stand in the order of their deadlines
+                return  # they are in the order of their deadlines
             del self._lingering[stream]
             self._forget_history(stream)
+            stream.lanes.clear()  # which refer to the stream: nothing may need the collector
             del self.streams[stream.topic]
             self._upstream.release(stream.topic)
 
     def subscribers(self, topic: Topic) -> list[str]:
-        """The names (session ids) of the clients that hold a topic."""
+        """Return the names (session ids) of the clients that hold a topic."""
         return [
             outbox.name
             for outbox in self._outboxes
@@ -394,7 +453,7 @@ class Hub:
         ]
 
     def statistics(self) -> HubStatistics:
-        """The account of all clients, those that have left included."""
+        """Return the account of all clients, those that have left included."""
         dropped = Counter(self._departed_dropped)
         blocked = 0
         delivered_now = conflated_now = queued = 0
@@ -402,7 +461,7 @@ class Hub:
             _, delivered, conflated = outbox.account
             delivered_now += delivered
             conflated_now += conflated
-            queued += len(outbox.pending)
+            queued += outbox.queued
             blocked += outbox.blocked
             if outbox.dropped:
                 dropped.update(outbox.dropped)

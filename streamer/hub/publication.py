@@ -6,12 +6,12 @@ from streamer.protocol.topics import Kind
 
 
 class Publication:
-    """A message of a topic's stream, as the bytes that its receivers get.
+    """One message of a topic's stream, as the JSON that its receivers are sent.
 
     A plain class with slots: one is made for each publication, and attrs would add nothing to it.
     """
 
-    __slots__ = ("epoch", "kind", "order", "sequence", "text")
+    __slots__ = ("epoch", "kind", "notice", "order", "sequence", "text")
 
     def __init__(
         self,
@@ -21,32 +21,35 @@ class Publication:
         text: bytes,
         *,
         epoch: str | None = None,
+        notice: bool = False,
     ) -> None:
         self.kind = kind
-        """None: a notice about the stream (a gap, or the last known values after it), which all
-        subscribers get as it is."""
+        """None for a `gap`, which every subscription carries."""
         self.epoch = epoch
-        """The one that begins with this, which is then a `gap`: no data message, so that it never
-        stands in a batch."""
+        """The epoch that begins with this publication, which is then a `gap`. A gap is no data
+        message, so it is never part of a batch."""
+        self.notice = notice
+        """Whether it is no publication of a producer but a message about the stream: a `gap`, or
+        a last known value after one. It is never merged and its text never changes."""
         self.sequence = sequence
-        """A notice has that of the position which it leaves its receivers at."""
+        """Its sequence; of a notice, the sequence that its receivers are at afterwards."""
         self.order = order
-        """Place among the publications of all topics: the order inside a batch."""
+        """Its place among the publications of all topics: the order inside a batch."""
         self.text = text
         """The JSON object, its `sequence` included."""
 
     @property
     def merges(self) -> bool:
-        """Whether a newer one of its kind may take its place: what happened must all be told."""
-        return self.kind is Kind.PRICE or self.kind is Kind.ORDERBOOK
+        """Whether a newer one of its kind may replace it: states may be merged, events may not."""
+        return (self.kind is Kind.PRICE or self.kind is Kind.ORDERBOOK) and not self.notice
 
     def text_after(self, previous: int) -> bytes:
         """The JSON for a client whose last message of this topic was `previous`."""
         return b'%b,"previous":%d}' % (self.text[:-1], previous)
 
     def text_following(self, position: int) -> bytes:
-        """The JSON for a client at `position`, which is named where that is not just before."""
-        if self.sequence == position + 1 or self.kind is None:
+        """The JSON for a client at `position`, which it names unless it is `sequence - 1`."""
+        if self.sequence == position + 1 or self.notice:
             return self.text
         return self.text_after(position)
 
@@ -57,8 +60,8 @@ class Publication:
 
 
 def conflate(window: list[Publication]) -> list[Publication]:
-    """The newest of each kind, and all that may not be merged, in order of publication."""
-    newest = {publication.kind: publication for publication in window}
+    """Return the newest of each kind and everything that is never merged, in order."""
+    newest = {publication.kind: publication for publication in window if publication.merges}
     return [
         publication
         for publication in window

@@ -1,4 +1,4 @@
-"""A topic's stream, and its lanes: the topic as each sort of subscription sees it."""
+"""A topic's stream, and its lanes: the topic as subscriptions with the same options see it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 from streamer.hub.publication import Publication, conflate
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
-from streamer.wire.batch import Part
+from streamer.wire.format import Part, WireFormat
 
 
 class Lane:
     """A topic as the subscriptions with one mode and one choice of kinds see it."""
 
     __slots__ = (
+        "_cut_position",
+        "_parts",
+        "_window",
         "base",
         "epoch",
         "groups",
         "kinds",
         "mode",
         "offered",
-        "parts",
         "position",
         "stream",
         "whole",
@@ -33,20 +35,24 @@ class Lane:
         self.mode = mode
         self.kinds = kinds
         self.whole = len(kinds) == len(stream.topic.kinds)
-        """Whether it carries all that the topic does."""
+        """Whether it carries every kind of the topic."""
         self.base = stream.sequence
-        """The position before the first publication that the lane has seen."""
+        """The sequence before the first publication of the lane."""
         self.position = self.head
         """The last sequence that its groups have been sent."""
         self.epoch = stream.epoch
-        """The epoch of that."""
+        """The epoch of `position`."""
         self.groups: dict[Any, None] = {}
-        """Of clients that hold the lane. Clients know their streams, and not the other way round:
-        what a group is, or a subscription, is no matter of a stream."""
-        self.parts: list[Part] = []
-        """What the flush under way brings; empty between flushes."""
+        """The groups of clients that hold the lane. `Any`, since a group knows its lanes and a
+        stream knows nothing of groups but this."""
         self.offered = 0
-        """How many publications that flush has for the lane, those merged away included."""
+        """How many publications the flush under way has for the lane's groups, those merged away
+        included; 0 between flushes."""
+        self._window: list[Publication] = []
+        self._cut_position = 0
+        """What that flush sends, and the sequence that its receivers are at."""
+        self._parts: dict[WireFormat, list[Part]] = {}
+        """The same encoded, once for each format that asked."""
 
     @property
     def head(self) -> int:
@@ -59,7 +65,7 @@ class Lane:
         )
 
     def cut(self, window: list[Publication], *, stretched: bool) -> None:
-        """Make the parts of a flush from what was published since the last one."""
+        """Take what was published since the last flush into the one that begins."""
         if not self.whole:
             kinds = self.kinds
             window = [p for p in window if p.kind in kinds or p.kind is None]
@@ -69,11 +75,8 @@ class Lane:
         if stretched and self.mode is Mode.LATEST:
             window = conflate(window)
         if self.groups:
-            position = self.position
-            for publication in window:
-                text = publication.text_following(position)
-                self.parts.append((publication.order, text, publication.epoch is not None))
-                position = publication.sequence
+            self._window = window
+            self._cut_position = self.position
             self.offered = count
         self.position = window[-1].sequence
         if self.epoch != self.stream.epoch:
@@ -81,16 +84,24 @@ class Lane:
 
     def clear(self) -> None:
         """Forget the flush that is over."""
-        self.parts = []
+        self._window = []
+        self._parts.clear()
         self.offered = 0
+
+    def parts(self, wire: WireFormat) -> list[Part]:
+        """Return what the flush under way sends to groups of this format."""
+        parts = self._parts.get(wire)
+        if parts is None:
+            parts = self._parts[wire] = wire.parts(self._window, self._cut_position)
+        return parts
 
 
 class TopicStream:
-    """One topic: its position, its last known values, and who hears it."""
+    """One topic: its position, its last known values, its history and its subscriptions."""
 
     __slots__ = (
         "_naming",
-        "_place",
+        "_position",
         "epoch",
         "flushed_order",
         "former_epoch",
@@ -110,26 +121,26 @@ class TopicStream:
         self._naming = _naming(topic)
         self.epoch = epoch
         self.former_epoch = epoch
-        """Another name of the epoch, which clients were told before its producers named it."""
+        """Another name of the epoch, which clients were given before its producers named it."""
         self.sequence = 0
-        """Of the last publication."""
+        """The sequence of the last publication."""
         self.order = 0
-        """Of the last publication, among those of all topics."""
+        """The order of the last publication among those of all topics."""
         self.flushed_order = 0
-        """Of the last publication that a flush has brought to the groups."""
+        """The order of the last publication that a flush has sent to the groups."""
         self.latest: dict[Kind, Publication] = {}
         self.history: deque[Publication] = deque(maxlen=history_length)
         """The last publications of the epoch, without a hole."""
         self.window: list[Publication] = []
-        """What was published since the last flush."""
+        """Everything published since the last flush."""
         self.lanes: dict[tuple[Mode, frozenset[Kind]], Lane] = {}
         self.solos: dict[Any, None] = {}
-        """The subscriptions of clients that stand alone."""
+        """The subscriptions of clients that are in no group."""
         self.subscriptions = 0
-        self._place = Position(epoch, 0)
+        self._position = Position(epoch, 0)
 
     def lane(self, mode: Mode, kinds: frozenset[Kind]) -> Lane:
-        """The lane for subscriptions of this sort."""
+        """Return the lane for subscriptions with these options."""
         key = (mode, kinds)
         lane = self.lanes.get(key)
         if lane is None:
@@ -137,24 +148,24 @@ class TopicStream:
         return lane
 
     def named(self, text: bytes) -> bytes:
-        """The JSON of a publication, with its topic where the message itself does not tell it."""
+        """Return the JSON of a publication, with its topic if the message does not name it."""
         return b"%b%b}" % (text[:-1], self._naming) if self._naming else text
 
-    def place(self, epoch: str, sequence: int) -> Position:
-        """A position; one object for all who stand there."""
-        if self._place.sequence != sequence or self._place.epoch != epoch:
-            self._place = Position(epoch, sequence)
-        return self._place
+    def position_at(self, epoch: str, sequence: int) -> Position:
+        """Return a position, as one object for all subscriptions that are there."""
+        if self._position.sequence != sequence or self._position.epoch != epoch:
+            self._position = Position(epoch, sequence)
+        return self._position
 
     def count_missed(self, since: Position) -> int | None:
-        """How much was published after a position; None where it is not known any more."""
+        """Count what was published after a position; None where it is not known any more."""
         if since.epoch not in (self.epoch, self.former_epoch) or since.sequence > self.sequence:
             return None
         count = self.sequence - since.sequence
         return None if count > len(self.history) else count
 
     def missed(self, since: Position) -> list[Publication] | None:
-        """All that was published after a position; None where that is not known any more."""
+        """Return what was published after a position; None where it is not known any more."""
         count = self.count_missed(since)
         if count is None:
             return None
@@ -162,9 +173,10 @@ class TopicStream:
 
 
 def _naming(topic: Topic) -> bytes:
-    """The members that name a topic whose messages are about something else: a sector's stocks.
+    """Return the members that name a topic whose messages are about something else.
 
-    Without them a client that has two of these could not tell their sequences apart.
+    A sector's messages are about its stocks: without the topic in them, a client with two sectors
+    could not tell their sequences apart.
     """
     if topic.subscription_type in (SubscriptionType.STOCK, SubscriptionType.MARKET):
         return b""

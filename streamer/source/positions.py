@@ -184,9 +184,9 @@ class PositionReader:
         self._queue.note_progress()
 
     def _catch_up(self, sequencer: Sequencer, record: TopicHistory | None) -> None:
-        before = sequencer.stream.place(sequencer.stream.epoch, sequencer.stream.sequence)
+        before = sequencer.stream.position_at(sequencer.stream.epoch, sequencer.stream.sequence)
         complete = sequencer.catch_up(record)
-        after = sequencer.stream.place(sequencer.stream.epoch, sequencer.stream.sequence)
+        after = sequencer.stream.position_at(sequencer.stream.epoch, sequencer.stream.sequence)
         if after.epoch == before.epoch:
             self._report.recovered += after.sequence - before.sequence
         if not complete and after == before:

@@ -310,7 +310,11 @@ async def test_subscribing_again_changes_the_options_without_a_hole(
 async def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
     """Its requests wait in its own socket; when it reads on, each has its answer, in order."""
     requests = 20_000
-    settings = {"rate_limit": 0, "max_unread_replies_bytes": 10_000}
+    settings = {
+        "rate_limit": 0,
+        "max_unread_replies_bytes": 10_000,
+        "heartbeat_interval_seconds": 1000,  # no ping among the answers
+    }
     async with (
         running_server(**settings) as server,
         raw_client(server, receive_buffer_bytes=32_768) as client,

@@ -14,13 +14,17 @@ from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import SessionRecord, StoreUnavailableError
 from streamer.hub.streams import TopicStream
+from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind, Topic
+from streamer.wire.json import WebSocketJson
 
 STOCK = Topic.parse("stock:A")
 MARKET = Topic.parse("market:KOSPI")
 
 LIFETIME_SECONDS = 300.0
+
+WIRE = WebSocketJson(lambda: "")
 
 
 class ScriptedStore:
@@ -57,7 +61,7 @@ class House:
         self.hub = Hub(
             epoch="e",
             upstream=self,
-            on_dirty=lambda: None,
+            wakeup=Wakeup(),
             clock=lambda: 0.0,
             timestamp=lambda: "",
             linger_seconds=5,
@@ -80,7 +84,7 @@ class House:
 
     def connect(self, name: str, *requests: SubscriptionRequest) -> Outbox:
         """A client arrives and subscribes."""
-        outbox = self.live[name] = Outbox(name, -1, self, max_queued_bytes=1000)
+        outbox = self.live[name] = Outbox(name, -1, self, WIRE, max_queued_bytes=1000)
         self.hub.add(outbox)
         if requests:
             self.hub.subscribe(outbox, requests)

@@ -13,8 +13,10 @@ from wsproto.frame_protocol import FrameProtocol
 from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
-from streamer.protocol.messages import Mode
+from streamer.hub.recovery import RecoveryPlan, Want, subscribe
+from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
+from streamer.wire.json import WebSocketJson
 
 Message = dict[str, Any]
 
@@ -24,22 +26,45 @@ class Listener:
 
     def __init__(self, hub: Hub, server_end: socket.socket, client_end: socket.socket) -> None:
         self.hub = hub
-        self.outbox = Outbox("listener", server_end.fileno(), self, max_queued_bytes=1 << 20)
+        self.outbox = Outbox(
+            "listener",
+            server_end.fileno(),
+            self,
+            WebSocketJson(lambda: "2026-01-02T03:04:05.678Z"),
+            max_queued_bytes=1 << 20,
+        )
         self._client_end = client_end
         self._frames = FrameProtocol(client=True, extensions=[])
+        self._text = ""
         hub.add(self.outbox)
 
     def on_blocked(self) -> None:
-        """Not with what tests send."""
+        """A writer task would start: tests that fill the socket resume by themselves."""
+
+    def on_broken(self) -> None:
+        """Nothing breaks the socket, nor is anything too much."""
         raise AssertionError
 
-    on_broken = on_overflow = on_blocked
+    on_overflow = on_broken
 
     def subscribe(self, topic: Topic, *kinds: Kind) -> Subscription:
         """Hear a topic, or only some kinds of it."""
         request = SubscriptionRequest(topic, Mode.ALL, frozenset(kinds))
-        (subscription,) = self.hub.subscribe(self.outbox, [request])
+        ((subscription, _),) = self.hub.subscribe(self.outbox, [request])
         return subscription
+
+    def recover(
+        self, topic: Topic, since: Position, *kinds: Kind, max_replay_bytes: int = 1 << 20
+    ) -> RecoveryPlan:
+        """Subscribe to a topic from a position on."""
+        want = Want(SubscriptionRequest(topic, Mode.ALL, frozenset(kinds)), since)
+        recovery = subscribe(self.hub, self.outbox, [want], max_replay_bytes=max_replay_bytes)
+        self.hub.fanout.start_replays(self.outbox)
+        return recovery
+
+    def subscription(self, topic: Topic) -> Subscription:
+        """The subscription to a topic."""
+        return self.outbox.subscriptions[self.hub.stream(topic)]
 
     def heard(self) -> list[Message]:
         """What has come since the last call, batches unpacked."""
@@ -48,7 +73,10 @@ class Listener:
         self._frames.receive_bytes(self.waiting())
         messages: list[Message] = []
         for frame in self._frames.received_frames():
-            message = json.loads(str(frame.payload))
+            self._text += str(frame.payload)
+            if not frame.message_finished:
+                continue
+            message, self._text = json.loads(self._text), ""
             messages += message["messages"] if message["type"] == "batch" else [message]
         return messages
 

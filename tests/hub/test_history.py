@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.streams import TopicStream
+from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind, Topic
 from tests.hub.listener import listening
@@ -38,7 +37,7 @@ class House:
         self.hub = Hub(
             epoch="e",
             upstream=NoUpstream(),
-            on_dirty=lambda: None,
+            wakeup=Wakeup(),
             clock=lambda: self.now,
             timestamp=lambda: "2026-01-02T03:04:05.678Z",
             linger_seconds=5,
@@ -203,44 +202,41 @@ def test_an_epoch_goes_by_two_names_until_the_next_begins() -> None:
 
 
 def test_a_client_behind_a_replay_is_at_its_end() -> None:
-    """The live flow follows what was replayed, kinds and all, and is what is confirmed later."""
+    """The live flow follows the replay, kinds and all, and a pong confirms both."""
     house = House()
     hub = house.hub
     house.publish(STOCK, 2)
     house.publish(STOCK, 2, kind=Kind.ORDERBOOK)
-    stream = hub.stream(STOCK)
+    since = Position(hub.stream(STOCK).epoch, 1)
     with listening(hub) as client:
         client.heard()  # nobody was there
-        request = SubscriptionRequest(STOCK, kinds=frozenset({Kind.PRICE}))
-        since = Position(stream.epoch, 1)
-        missed = hub.missed(request, since)
-        assert missed is not None
-        subscription = client.subscribe(STOCK, Kind.PRICE)
-        replay = hub.replay(subscription, since, missed)
-        assert hub.position(subscription) == Position(stream.epoch, 2)
-        assert json.loads(replay[2:]) == {"type": "x", "pad": ""}
+        recovery = client.recover(STOCK, since, Kind.PRICE)
+        assert (recovery.missed_messages, recovery.recovered) == (1, True)
+        assert recovery.positions == {STOCK: since}
+        subscription = client.subscription(STOCK)
+        assert hub.position(subscription) == Position(since.epoch, 2)
+        assert client.heard() == [{"type": "x", "pad": ""}]
         assert subscription.confirmed == since
         hub.mark_ping(client.outbox)
         assert subscription.confirmed == since
         house.publish(STOCK, 1, kind=Kind.PRICE)
         hub.mark_pong(client.outbox)
-        assert subscription.confirmed == Position(stream.epoch, 2)
+        assert subscription.confirmed == Position(since.epoch, 2)
         assert [message.get("previous") for message in client.heard()] == [2]
         assert client.outbox.statistics().replayed == 1
 
 
-def test_a_client_that_held_more_before_stands_where_it_was() -> None:
+def test_a_client_that_held_more_before_continues_from_there() -> None:
     """Restored with fewer kinds than it was sent, its next message names what it really follows."""
     house = House()
     hub = house.hub
     house.publish(STOCK, 1)
     house.publish(STOCK, 2, kind=Kind.ORDERBOOK)
-    stream = hub.stream(STOCK)
+    since = Position(hub.stream(STOCK).epoch, 3)
     with listening(hub) as client:
         client.heard()
-        subscription = client.subscribe(STOCK, Kind.PRICE)
-        assert hub.replay(subscription, Position(stream.epoch, 3), []) == b""
-        assert hub.position(subscription) == Position(stream.epoch, 3)
+        assert client.recover(STOCK, since, Kind.PRICE).missed_messages == 0
+        assert hub.position(client.subscription(STOCK)) == since
         house.publish(STOCK, 1)
         (message,) = client.heard()
         assert "previous" not in message

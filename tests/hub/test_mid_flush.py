@@ -106,9 +106,10 @@ async def test_a_flush_takes_its_share_where_others_have_much_to_do(
     busy_seconds: float, turns: int, mock_clock: MockClock
 ) -> None:
     """A write for each turn as a rule; where others take long turns, all that there is to write."""
-    world = World(writes_per_turn=1)
-    flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
-    flush_loop.attach(world.hub.fanout)
+    world = World(writes_per_turn=1, clock=trio.current_time)
+    flush_loop = FlushLoop(
+        world.hub.fanout, world.wakeup, interval_seconds=0, stretch_limit_seconds=1
+    )
     taken = 0
 
     async def take_turns() -> None:
@@ -132,9 +133,10 @@ async def test_a_flush_takes_its_share_where_others_have_much_to_do(
 
 async def test_what_comes_before_a_flush_is_over_waits_for_the_next_one() -> None:
     """Also before the task of the loop has taken over what did not fit into the first call."""
-    world = World(writes_per_turn=1)
-    flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
-    flush_loop.attach(world.hub.fanout)
+    world = World(writes_per_turn=1, clock=trio.current_time)
+    flush_loop = FlushLoop(
+        world.hub.fanout, world.wakeup, interval_seconds=0, stretch_limit_seconds=1
+    )
     with closing(world):
         clients = [world.connect() for _ in range(CLIENTS)]
         for client in clients:

@@ -13,6 +13,7 @@ from streamer.broker.keys import history_key, position_key
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
+from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.publisher.publisher import open_publisher
@@ -59,18 +60,20 @@ class House:
         self.now = 0.0
         self.bus = ScriptedBus()
         demand = TopicDemand()
+        wakeup = Wakeup()
         self.hub = Hub(
             epoch="e",
             upstream=demand,
-            on_dirty=lambda: None,
+            wakeup=wakeup,
             clock=lambda: self.now,
             timestamp=lambda: "2026-01-02T03:04:05.678Z",
             linger_seconds=5,
             history_length=10,
             max_history_bytes=1 << 20,
         )
-        self.flush_loop = FlushLoop(interval_seconds=0, stretch_limit_seconds=1)
-        self.flush_loop.attach(self.hub.fanout)
+        self.flush_loop = FlushLoop(
+            self.hub.fanout, wakeup, interval_seconds=0, stretch_limit_seconds=1
+        )
         self.router = Router(
             self.hub,
             self.flush_loop,
@@ -375,5 +378,5 @@ async def test_history_that_cannot_be_read_is_a_gap(
         await eventually(lambda: server._redis is not None and not server._redis.connected)
         since = {"epoch": receipt.position.epoch, "sequence": 0}
         await second.subscribe("stock:A", since={"A": since})
-        await _expect(second, "history_expired")
+        await _expect(second, "source_unavailable")
         assert (await second.data())["price"] == 2

@@ -10,6 +10,7 @@ import pytest
 from streamer.broker.history import Entry, TopicHistory
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
+from streamer.hub.wakeup import Wakeup
 from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
@@ -30,7 +31,7 @@ class House:
         self.hub = Hub(
             epoch="own",
             upstream=self,
-            on_dirty=lambda: None,
+            wakeup=Wakeup(),
             clock=lambda: 0.0,
             timestamp=lambda: "2026-01-02T03:04:05.678Z",
             linger_seconds=5,
@@ -312,8 +313,8 @@ def test_nobody_is_told_of_what_was_before_the_first_client(house: House) -> Non
     with listening(house.hub) as house.client:
         subscription = house.client.subscribe(STOCK)
         assert house.hub.position(subscription) == Position("redis", 5)
-        (snapshot,) = house.hub.snapshot(subscription)
-        assert json.loads(snapshot)["sequence"] == 5
+        (last,) = house.hub.snapshot(subscription, subscription.lane.kinds)
+        assert json.loads(last.snapshot_text)["sequence"] == 5
         house.positioned(6)
         assert house.heard() == ["redis/6"]
 

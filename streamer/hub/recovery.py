@@ -1,0 +1,114 @@
+"""Planning of recoveries: what a client is sent of each topic before its live flow.
+
+A client that names a position is sent what it has missed since, or a gap where that is not known
+any more; a client that names none is sent the last known values. All of it is decided in one
+synchronous step, with the subscriptions: no publication comes between the answer and the live flow.
+Missed publications are held in the outbox from then on, so what an answer promises is sent even if
+the topic's history goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from streamer.hub.hub import Hub, Replay, SubscriptionRequest
+from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.publication import Publication
+from streamer.protocol.messages import GapReason, Position
+from streamer.protocol.topics import Topic
+
+
+@attrs.frozen
+class Want:
+    """A topic to subscribe to, and the position to continue from."""
+
+    request: SubscriptionRequest
+    since: Position | None = None
+    """The position that the client names; None: it holds none."""
+    unavailable: bool = False
+    """Whether the source could not be asked what followed that position."""
+
+    @property
+    def topic(self) -> Topic:
+        """The topic of the request."""
+        return self.request.topic
+
+
+@attrs.define
+class RecoveryPlan:
+    """What the answer to a client has to say, and what follows the answer."""
+
+    positions: dict[Topic, Position] = attrs.field(factory=dict)
+    """For each topic, the position that its next message follows."""
+    missed_messages: int = 0
+    """How many missed messages the client will be sent."""
+    recovered: bool = True
+    """Whether these are all that it has missed."""
+    snapshots: list[Publication] = attrs.field(factory=list)
+    """The last known values that are sent right behind the answer."""
+
+
+def subscribe(
+    hub: Hub, outbox: Outbox, wants: Sequence[Want], *, max_replay_bytes: int
+) -> RecoveryPlan:
+    """Subscribe a client, and begin the recovery of what it has missed.
+
+    The caller sends the answer and the snapshots, and then calls `FanOut.start_replays`: missed
+    messages and gaps are in the outbox by now. At most `max_replay_bytes` of them are held for the
+    client; what is more becomes a gap.
+    """
+    held = {subscription.lane.stream.topic for subscription in outbox.subscriptions.values()}
+    replays = _plan(hub, wants, held, max_replay_bytes - outbox.replay_bytes)
+    subscriptions = hub.subscribe(outbox, [want.request for want in wants], replays)
+    recovery = RecoveryPlan()
+    for want, (subscription, kinds) in zip(wants, subscriptions, strict=True):
+        topic = want.topic
+        if topic in replays:
+            recovery.positions[topic], missed = replays[topic]
+            recovery.missed_messages += len(missed)
+            continue
+        if want.since is not None and topic not in held:
+            recovery.recovered = False
+            hub.announce_hole(subscription, *_hole(hub, subscription, want.since, want))
+        elif want.request.snapshot:
+            recovery.snapshots += hub.snapshot(subscription, kinds)
+        recovery.positions[topic] = hub.position(subscription)
+    return recovery
+
+
+def _plan(
+    hub: Hub, wants: Sequence[Want], held: set[Topic], room_bytes: int
+) -> Mapping[Topic, Replay]:
+    """Find what can be replayed of each topic; there is no entry for a topic with a hole.
+
+    What the client holds already has no hole: it continues as it is.
+    """
+    replays: dict[Topic, Replay] = {}
+    for want in wants:
+        if want.since is None or want.topic in held:
+            continue
+        missed = hub.missed(want.request, want.since)
+        if missed is None:
+            continue
+        size = sum(len(publication.text) for publication in missed)
+        if size <= room_bytes:
+            room_bytes -= size
+            replays[want.topic] = want.since, missed
+    return replays
+
+
+def _hole(
+    hub: Hub, subscription: Subscription, since: Position, want: Want
+) -> tuple[GapReason, Position]:
+    """Say why it is not known what followed `since`, and where the stream resumes: never before."""
+    at = hub.position(subscription)
+    same_epoch = since.epoch == at.epoch
+    # Another server was ahead of this one, unless the epoch is this server's own.
+    ahead = same_epoch and since.sequence > at.sequence and not hub.owns_epoch(at.epoch)
+    if ahead:
+        return GapReason.SOURCE_UNAVAILABLE, since
+    if want.unavailable:
+        return GapReason.SOURCE_UNAVAILABLE, at
+    return GapReason.HISTORY_EXPIRED if same_epoch else GapReason.SOURCE_RECONNECTED, at

@@ -1,0 +1,29 @@
+"""What wakes the flush loop: made before the fan-out, which sets it, and the loop, which waits."""
+
+from __future__ import annotations
+
+import trio
+
+
+class Wakeup:
+    """A flag that one task waits for, and that can be held back for a moment."""
+
+    __slots__ = ("_event", "held")
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self.held = False
+        """Whether `set` does nothing: whoever holds it flushes by itself."""
+
+    def set(self) -> None:
+        """Wake the task that waits, or keep it from waiting."""
+        if not self.held:
+            self._event.set()
+
+    def clear(self) -> None:
+        """Let the next `wait` wait for the next `set`."""
+        self._event = trio.Event()
+
+    async def wait(self) -> None:
+        """Wait until it is set."""
+        await self._event.wait()

@@ -1,0 +1,91 @@
+"""The wire format of a receiver: how what it is sent becomes bytes.
+
+Hub and session say what a client is sent; its format says in which bytes. Clients that share a
+format object and hold the same lanes form a group, whose frames are made once. A new format (a
+compressed one, deltas, server-sent events) is a new subclass, chosen when a connection is accepted.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from streamer.protocol import messages
+
+Part = tuple[int, bytes, bool]
+"""One message of a write: its order among the publications of all topics, its text, and whether it
+is sent by itself, outside a batch."""
+
+
+class Sendable(Protocol):
+    """What a format has to know of a publication (`streamer.hub.publication.Publication`)."""
+
+    @property
+    def order(self) -> int:
+        """The place among the publications of all topics."""
+
+    @property
+    def sequence(self) -> int:
+        """The sequence in the topic's stream."""
+
+    @property
+    def epoch(self) -> str | None:
+        """The epoch that begins with it: it is a `gap` then, which no batch may contain."""
+
+    @property
+    def snapshot_text(self) -> bytes:
+        """The JSON as a last known value."""
+
+    def text_following(self, position: int) -> bytes:
+        """The JSON for a receiver at the sequence `position`."""
+
+
+class WireFormat(abc.ABC):
+    """Turns messages into bytes for one kind of receiver."""
+
+    __slots__ = ()
+
+    def for_group(self) -> WireFormat:
+        """Return the format that makes the frames of one group.
+
+        `self` where frames depend on nothing but their messages: groups that are sent the same
+        messages share them. A format that keeps a state for each group, such as a compression
+        window, returns a new object.
+        """
+        return self
+
+    def member_joined(self) -> None:  # noqa: B027 - most formats have nothing to do
+        """Note that a group has a new member, which has none of the frames sent before."""
+
+    @abc.abstractmethod
+    def part(self, publication: Sendable, position: int) -> Part:
+        """Encode one publication for a receiver at the sequence `position` of its topic."""
+
+    @abc.abstractmethod
+    def parts(self, publications: Iterable[Sendable], position: int) -> list[Part]:
+        """Encode publications of one topic, in order, for a receiver at the sequence `position`."""
+
+    @abc.abstractmethod
+    def snapshot(self, publication: Sendable) -> Part:
+        """Encode a publication as a last known value."""
+
+    @abc.abstractmethod
+    def data(self, parts: Sequence[Part]) -> bytes:
+        """Return the bytes of data messages, in the order given; empty for no parts."""
+
+    @abc.abstractmethod
+    def answer(self, message: messages.ServerMessage) -> bytes:
+        """Return the bytes of an answer or an event."""
+
+    @abc.abstractmethod
+    def ping(self, payload: bytes) -> bytes:
+        """Return the bytes of a heartbeat; a pong that names `payload` answers it."""
+
+    @abc.abstractmethod
+    def pong(self, payload: bytes) -> bytes:
+        """Return the bytes that answer a ping of the receiver's."""
+
+    @abc.abstractmethod
+    def close(self, code: int, reason: str) -> bytes:
+        """Return the last bytes of a connection, which give a close code and a reason."""

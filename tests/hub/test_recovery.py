@@ -1,0 +1,153 @@
+"""Recoveries: what a client that names a position is promised, and that it is sent just that."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamer.hub.hub import SubscriptionRequest
+from streamer.hub.recovery import Want, subscribe
+from streamer.hub.sessions import record_session
+from streamer.protocol.messages import GapReason, Mode, Position
+from streamer.protocol.topics import Kind, Topic
+from tests.hub.listener import Listener, listening
+from tests.hub.test_history import STOCK, STOCKS, House
+
+MESSAGE_BYTES = 1000
+
+
+def sequences(client: Listener) -> list[tuple[int, int | None]]:
+    """Sequence and `previous` of the messages that have come."""
+    return [(message["sequence"], message.get("previous")) for message in client.heard()]
+
+
+def filled(house: House, topic: Topic, count: int) -> None:
+    """Publish messages that name their sequence, of about a kilobyte each."""
+    stream = house.hub.stream(topic)
+    for _ in range(count):
+        text = b'{"type":"x","pad":"%b"}' % (b"x" * MESSAGE_BYTES)
+        house.hub.publish(stream, Kind.PRICE, text)
+
+
+def test_what_is_promised_is_held_while_the_history_goes_on() -> None:
+    """A client that reads slowly gets each promised message, and then the newest: no gap."""
+    house = House(history_length=300)
+    filled(house, STOCK, 300)
+    epoch = house.hub.stream(STOCK).epoch
+    with listening(house.hub) as client:
+        recovery = client.recover(STOCK, Position(epoch, 0))
+        assert (recovery.missed_messages, recovery.recovered) == (300, True)
+        assert client.outbox.replaying, "the socket has taken everything already"
+        filled(house, STOCK, 300)  # the history has forgotten all of the promise
+        received: list[tuple[int, int | None]] = []
+        while len(received) < 600:
+            received += sequences(client)
+            house.hub.fanout.resume(client.outbox)
+        assert received == [(sequence, None) for sequence in range(1, 601)]
+        assert client.outbox.replay_bytes == 0
+
+
+def test_a_session_that_is_cut_in_the_middle_of_a_restore_is_whole() -> None:
+    """All its topics are in its record, those not replayed yet from where the client is."""
+    house = House(history_length=300)
+    since = {}
+    for topic in STOCKS:
+        filled(house, topic, 200)
+        since[topic] = Position(house.hub.stream(topic).epoch, 0)
+    with listening(house.hub) as client:
+        wants = [Want(SubscriptionRequest(topic, Mode.ALL), at) for topic, at in since.items()]
+        recovery = subscribe(house.hub, client.outbox, wants, max_replay_bytes=1 << 20)
+        assert recovery.missed_messages == 600
+        house.hub.fanout.start_replays(client.outbox)
+        assert client.outbox.replaying
+        record = record_session(client.outbox)
+        assert {Topic.parse(held.topic): held.confirmed for held in record.subscriptions} == since
+
+
+def test_more_than_may_be_held_is_a_gap_and_not_a_promise() -> None:
+    """The topics that fit are replayed, the others resume where their streams are."""
+    house = House(history_length=300)
+    since = {}
+    for topic in STOCKS:
+        filled(house, topic, 10)
+        since[topic] = Position(house.hub.stream(topic).epoch, 0)
+    with listening(house.hub) as client:
+        wants = [Want(SubscriptionRequest(topic, Mode.ALL), at) for topic, at in since.items()]
+        recovery = subscribe(
+            house.hub, client.outbox, wants, max_replay_bytes=25 * (MESSAGE_BYTES + 50)
+        )
+        assert (recovery.missed_messages, recovery.recovered) == (20, False)
+        house.hub.fanout.start_replays(client.outbox)
+        *replayed, gap, last = client.heard()
+        assert [message["sequence"] for message in replayed] == 2 * list(range(1, 11))
+        assert (gap["type"], gap["target"], gap["sequence"]) == ("gap", "C", 10)
+        assert gap["reason"] == GapReason.HISTORY_EXPIRED
+        assert (last["sequence"], last["snapshot"]) == (10, True)
+
+
+def test_a_client_ahead_of_the_server_never_goes_back() -> None:
+    """It had 4 to 7 from another server: here they come later, and not to it."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    epoch = "of the producers"
+    house.hub.adopt(stream, Position(epoch, 0))
+    filled(house, STOCK, 3)
+    with listening(house.hub) as client, listening(house.hub) as other:
+        other.subscribe(STOCK)
+        recovery = client.recover(STOCK, Position(epoch, 7))
+        (gap,) = client.heard()
+        assert (gap["reason"], gap["epoch"]) == (GapReason.SOURCE_UNAVAILABLE, epoch)
+        assert gap["sequence"] == 7
+        assert recovery.positions == {STOCK: Position(epoch, 7)}
+        assert not recovery.recovered
+        filled(house, STOCK, 3)
+        assert client.heard() == []
+        filled(house, STOCK, 3)
+        assert sequences(client) == [(8, None), (9, None)]
+        assert [sequence for sequence, _ in sequences(other)] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_gap_behind_a_client_that_is_ahead_is_not_sent_to_it() -> None:
+    """The server skips to 5, where a client was at 7: it would go back."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    house.hub.adopt(stream, Position("of the producers", 0))
+    filled(house, STOCK, 3)
+    with listening(house.hub) as client:
+        client.recover(STOCK, Position(stream.epoch, 7))
+        client.heard()
+        house.hub.start_epoch(stream, GapReason.HISTORY_EXPIRED, Position(stream.epoch, 5))
+        filled(house, STOCK, 3)
+        assert sequences(client) == [(8, None)]
+        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 2))
+        filled(house, STOCK, 1)
+        assert [message["sequence"] for message in client.heard()] == [2, 3]
+
+
+def test_a_client_is_told_that_the_source_could_not_be_asked() -> None:
+    """A reason of its own, at the position that the stream has here."""
+    house = House()
+    filled(house, STOCK, 3)
+    stream = house.hub.stream(STOCK)
+    with listening(house.hub) as client:
+        want = Want(SubscriptionRequest(STOCK), Position("of Redis", 7), unavailable=True)
+        recovery = subscribe(house.hub, client.outbox, [want], max_replay_bytes=1 << 20)
+        assert not recovery.recovered
+        house.hub.fanout.start_replays(client.outbox)
+        gap, last = client.heard()
+        assert gap["reason"] == GapReason.SOURCE_UNAVAILABLE
+        assert (gap["epoch"], gap["sequence"]) == (stream.epoch, 3)
+        assert (last["sequence"], last["snapshot"]) == (3, True)
+
+
+def test_a_failure_half_way_leaves_no_subscription_behind() -> None:
+    """A request that fails at its second topic has not subscribed to the first."""
+    house = House()
+    with listening(house.hub) as client:
+        client.subscribe(STOCKS[2])
+        bad = SubscriptionRequest(STOCKS[1], kinds=[Kind.PRICE])  # type: ignore[arg-type]  # unhashable
+        with pytest.raises(TypeError):
+            house.hub.subscribe(client.outbox, [SubscriptionRequest(STOCK), bad])
+        assert [str(s.topic) for s in client.outbox.subscriptions] == ["stock:C"]  # type: ignore[attr-defined]
+        filled(house, STOCKS[2], 1)
+        filled(house, STOCK, 1)
+        assert len(client.heard()) == 1
