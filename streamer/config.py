@@ -252,6 +252,12 @@ class Settings:
         "How long after a disconnect a session can be restored.",
         heading="What can be caught up on",
     )
+    max_session_bytes: int = setting(
+        67_108_864,
+        integer(0),
+        "The most memory for the sessions of clients that have left, all together; those of the "
+        "address that holds the most are dropped first.",
+    )
     history_length: int = setting(
         1000, integer(0), "Publications kept of each topic for clients that reconnect."
     )

@@ -183,7 +183,10 @@ class Server:
             timeout_seconds=settings.heartbeat_timeout_seconds,
         )
         self._sessions = RestorableSessions(
-            self._find_outbox, store, lifetime_seconds=settings.session_lifetime_seconds
+            self._find_outbox,
+            store,
+            lifetime_seconds=settings.session_lifetime_seconds,
+            max_bytes=settings.max_session_bytes,
         )
         self._loop_budget = LoopBudget(self._loop_lag.turn_seconds)
         services = Services(

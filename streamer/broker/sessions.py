@@ -1,9 +1,9 @@
-"""Session records in Redis, for whichever server the client comes back to."""
+"""Session records in Redis, which all servers share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -11,40 +11,33 @@ import structlog
 from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
 from streamer.broker.keys import session_key
 from streamer.broker.requests import RedisClient
-from streamer.hub.sessions import (
-    SessionRecord,
-    StoreUnavailableError,
-    decode_record,
-    encode_record,
-)
+from streamer.hub.sessions import SessionRecord, StoreUnavailableError, decode_record
 
 log = structlog.get_logger()
 
 
 class RedisSessions:
-    """One key for each session, which expires by itself."""
+    """A store of records with a key for each session, which expires by itself."""
 
     def __init__(self, commands: RedisClient, *, lifetime_seconds: float) -> None:
         self._commands = commands
         self._lifetime_seconds = math.ceil(lifetime_seconds)
 
-    async def save(self, records: Sequence[SessionRecord]) -> None:
-        """Keep these, each for the session lifetime from now on."""
+    async def save(self, records: Mapping[str, bytes]) -> None:
+        """Keep encoded records by session id, each for the session lifetime from now on."""
         await self._execute(
             [
-                (
-                    "SET",
-                    session_key(record.session_id),
-                    encode_record(record),
-                    "EX",
-                    self._lifetime_seconds,
-                )
-                for record in records
+                ("SET", session_key(session_id), record, "EX", self._lifetime_seconds)
+                for session_id, record in records.items()
             ]
         )
 
+    async def forget(self, session_ids: Sequence[str]) -> None:
+        """Delete records before their time."""
+        await self._execute([("DEL", session_key(session_id)) for session_id in session_ids])
+
     async def load(self, session_id: str) -> SessionRecord | None:
-        """The record of a session, if it is still kept."""
+        """Return the record of a session, or None where there is none."""
         (stored,) = await self._execute([("GET", session_key(session_id))])
         if stored is None:
             return None

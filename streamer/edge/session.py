@@ -147,7 +147,7 @@ class Session:
                 with self._scope:
                     await self._finish(*self._ending)
         finally:
-            self._services.sessions.ended(self.outbox)
+            self._services.sessions.ended(self.outbox, address=self._remote_address)
             self._hub.remove(self.outbox)
 
     async def _finish(self, reason: CloseReason, farewell: bytes) -> None:
@@ -155,7 +155,7 @@ class Session:
         if reason is errors.SHUTTING_DOWN:
             # A client that does as it is told still gets what it has not read yet.
             await self._websocket.wait_written()
-        self._services.sessions.ended(self.outbox)
+        self._services.sessions.ended(self.outbox, address=self._remote_address)
         self._hub.retire(self.outbox, reason.reason)
         await self._websocket.finish(reason)
 

@@ -1,19 +1,20 @@
-"""Sessions that can be restored: what a client had, kept for a while after it has gone.
+"""Sessions that can be restored: records of the clients of now, and of those that have left.
 
-A record says what was subscribed to, and up to where the client is known to have received it: what
-had been sent before the last ping that it answered. It is kept here, and where there is a Redis
-also there, so that another server can restore the session, or this one after a crash.
+A record has the subscriptions of a client, and the positions up to which it is known to have
+received them: what was sent before the last ping that it answered. Records are kept here, and where
+there is a Redis also there, so that another server can restore the session, or this one after a
+crash.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Final, NoReturn
 
 import structlog
 import trio
 
+from streamer.edge.ended_sessions import EndedSessions
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import (
     SessionRecord,
@@ -24,11 +25,15 @@ from streamer.hub.sessions import (
     record_session,
 )
 
-_SAVE_INTERVAL_SECONDS: Final = 1.0
-"""Changes of live sessions are written together so often: what a crash can cost of them."""
-
-_RECORDS_PER_SAVE: Final = 100
-"""Written at once, so that a flood of them holds up nobody for long."""
+_SAVE_INTERVAL_SECONDS: Final = 0.1
+"""How long changes of live sessions are collected before they are saved: what a crash can cost."""
+_RETRY_SECONDS: Final = 1.0
+"""The pause after the store was away."""
+_SETTLE_SECONDS: Final = 0.15
+"""How long another server may take to save the record of a client that has just left it: more than
+the save interval, and the way through the store."""
+_BYTES_PER_SAVE: Final = 100_000
+"""The bytes of records that are made and written without a checkpoint: about 10 ms of work."""
 
 log = structlog.get_logger()
 
@@ -42,69 +47,142 @@ class RestorableSessions:
         store: SessionStore | None,
         *,
         lifetime_seconds: float,
+        max_bytes: int,
     ) -> None:
-        """`live` looks up a client that is connected now; `store` is shared with other servers."""
+        """`live` finds a connected client by its session id; servers share the `store`.
+
+        With a lifetime of 0 no session can be restored, and nothing is kept.
+        """
         self._live = live
-        self._store = store
+        self._store = store if lifetime_seconds else None
         self._lifetime_seconds = lifetime_seconds
-        self._ended: dict[str, tuple[float, bytes]] = {}
-        """With when to forget each, in that order."""
+        self._ended = EndedSessions(lifetime_seconds=lifetime_seconds, max_bytes=max_bytes)
         self._changed: dict[str, None] = {}
-        """Sessions whose record in the store is out of date."""
+        """Live sessions whose record in the store is out of date."""
+        self._unsaved: dict[str, None] = {}
+        """Sessions that have ended since they were saved."""
+        self._dropped: dict[str, None] = {}
+        """Sessions whose record is to be deleted from the store."""
+        self._session_ended = trio.Event()
+
+    @property
+    def ended_bytes(self) -> int:
+        """The bytes of the records of sessions that have ended."""
+        return self._ended.size_bytes
 
     def changed(self, session_id: str) -> None:
-        """A live session is not what was last kept of it."""
+        """Note that the record of a live session is out of date."""
         if self._store is not None:
             self._changed[session_id] = None
 
-    def ended(self, outbox: Outbox) -> None:
-        """A client is about to be removed; from now on the lifetime of its session runs."""
-        record = record_session(outbox)
-        if record.subscriptions:
-            deadline = trio.current_time() + self._lifetime_seconds
-            # As JSON: one object where the record is dozens, of each client that has ever left.
-            self._ended[record.session_id] = (deadline, encode_record(record))
-            self.changed(record.session_id)
+    def ended(self, outbox: Outbox, *, address: str = "") -> None:
+        """Keep the record of a client that is about to be removed, for the session lifetime.
+
+        It is saved at once: the client may be on its way to another server already. `address` is
+        the client's, for a fair share of the memory.
+        """
+        session_id = outbox.name
+        self._changed.pop(session_id, None)
+        if session_id in self._ended or not self._lifetime_seconds:
+            return  # where it was closed in two steps, its subscriptions are gone by the second
+        record = record_session(outbox, ended=True)
+        if not record.subscriptions:
+            self._dropped[session_id] = None
+            return
+        # As JSON: one object where the record is dozens, for each client that has ever left.
+        dropped = self._ended.add(session_id, encode_record(record), address=address)
+        self._unsaved[session_id] = None
+        self._dropped |= dict.fromkeys(dropped)
+        for dropped_id in dropped:
+            self._unsaved.pop(dropped_id, None)
+        self._session_ended.set()
 
     async def load(self, session_id: str) -> SessionRecord | None:
-        """The record of a session, or None where there is none (any more)."""
-        record = self._here(session_id)
-        if record is None and self._store is not None:
-            try:
-                record = await self._store.load(session_id)
-            except StoreUnavailableError as error:
-                log.warning("session not loaded", reason=str(error))
+        """Return the record of a session, or None where there is none.
+
+        Another server may be about to save a newer one: where its record is of a live session, or
+        missing, it is loaded twice.
+        """
+        record = self._load_here(session_id)
+        if record is not None or self._store is None:
+            return record
+        try:
+            record = await self._store.load(session_id)
+            if record is None or not record.ended:
+                await trio.sleep(_SETTLE_SECONDS)
+                record = await self._store.load(session_id) or record
+        except StoreUnavailableError as error:
+            log.warning("session not loaded", reason=str(error))
         return record
 
-    def _here(self, session_id: str) -> SessionRecord | None:
-        # One that is being closed has ended, though it is still there: it holds nothing any more.
+    def _load_here(self, session_id: str) -> SessionRecord | None:
+        # A client that is being closed has ended, though it is still found: its outbox is empty.
         if session_id in self._ended:
-            deadline, record = self._ended[session_id]
-            return decode_record(record) if deadline > trio.current_time() else None
+            record = self._ended.get(session_id)
+            return None if record is None else decode_record(record)
         outbox = self._live(session_id)
         return None if outbox is None else record_session(outbox)
 
     async def save(self) -> None:
-        """Write to the store what has changed; if it is away, later."""
-        while self._store is not None and self._changed:
-            some = list(islice(self._changed, _RECORDS_PER_SAVE))
-            for session_id in some:
-                del self._changed[session_id]
-            records = [record for record in map(self._here, some) if record is not None]
-            try:
-                await self._store.save(records)
-            except StoreUnavailableError as error:
-                log.warning("sessions not saved", reason=str(error))
-                self._changed |= dict.fromkeys(some)
-                return
+        """Save all changes; where the store is away, they are kept for later."""
+        await self._save(self._unsaved)
+        await self._save(self._changed)
+
+    async def _save(self, changed: dict[str, None]) -> bool:
+        """Save these changes; return False where the store is away."""
+        dropped, self._dropped = list(self._dropped), {}
+        if self._store is None:
+            changed.clear()
+            return True
+        try:
+            if dropped:  # where the store is away, they expire there
+                await self._store.forget(dropped)
+            while changed:
+                records = self._take(changed)
+                try:
+                    await self._store.save(records)
+                except StoreUnavailableError:
+                    changed |= dict.fromkeys(records)
+                    raise
+        except StoreUnavailableError as error:
+            log.warning("sessions not saved", reason=str(error))
+            return False
+        return True
+
+    def _take(self, changed: dict[str, None]) -> dict[str, bytes]:
+        """Take the records of some of these sessions, in the order of their changes."""
+        records: dict[str, bytes] = {}
+        size_bytes = 0
+        for session_id in list(changed):
+            del changed[session_id]
+            record = self._encoded(session_id)
+            if record is not None:
+                records[session_id] = record
+                size_bytes += len(record)
+            if size_bytes > _BYTES_PER_SAVE:
+                break
+        return records
+
+    def _encoded(self, session_id: str) -> bytes | None:
+        if session_id in self._ended:
+            return self._ended.get(session_id)
+        outbox = self._live(session_id)
+        return None if outbox is None else encode_record(record_session(outbox))
 
     async def run(self) -> NoReturn:
-        """Save and forget, for ever."""
+        """Save changes and forget what has expired, for ever."""
+        save_at = trio.current_time() + _SAVE_INTERVAL_SECONDS
         while True:
-            await trio.sleep(_SAVE_INTERVAL_SECONDS)
-            await self.save()
-            now = trio.current_time()
-            for session_id, (deadline, _) in list(self._ended.items()):
-                if deadline > now:
-                    break
-                del self._ended[session_id]
+            with trio.move_on_at(save_at):
+                await self._session_ended.wait()
+            self._session_ended = trio.Event()
+            is_due = trio.current_time() >= save_at
+            saved = await self._save(self._unsaved)
+            if saved and is_due:
+                saved = await self._save(self._changed)
+            if not saved:
+                await trio.sleep(_RETRY_SECONDS)
+            if is_due or not saved:
+                save_at = trio.current_time() + _SAVE_INTERVAL_SECONDS
+            for session_id in self._ended.expire():
+                self._unsaved.pop(session_id, None)

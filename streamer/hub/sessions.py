@@ -1,8 +1,9 @@
-"""What is kept of a client, so that its session can be restored here or on another server."""
+"""Records of sessions: what it takes to restore the subscriptions of a client."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import attrs
@@ -12,44 +13,93 @@ import orjson
 from streamer.hub.outbox import Outbox
 from streamer.protocol.codec import CONVERTER, explain
 from streamer.protocol.messages import Mode, Position
-from streamer.protocol.topics import Kind, Topic
+from streamer.protocol.topics import Kind, SubscriptionType, Topic
 
 
 @attrs.frozen
 class HeldSubscription:
-    """One subscription of a session, in types that JSON has."""
+    """One subscription of a session."""
 
     topic: str
     mode: Mode
     kinds: Sequence[Kind]
     interval_seconds: float
+    """The least time between two messages of a kind; 0: no limit."""
     confirmed: Position
-    """What the client is known to have received: all that had been sent before the last ping that
-    it answered."""
+    """The position that the client has confirmed: of the last message that was sent before the
+    last ping that it answered."""
 
 
 @attrs.frozen
 class SessionRecord:
-    """What is needed to restore a session."""
+    """The subscriptions of a session."""
 
     session_id: str
     subscriptions: Sequence[HeldSubscription]
+    ended: bool = False
+    """Whether the connection had ended: a record of a live one may be out of date."""
+
+
+@attrs.frozen
+class _StoredGroup:
+    """Subscriptions that differ in target and sequence only."""
+
+    type: SubscriptionType
+    mode: Mode
+    kinds: Sequence[Kind]
+    interval_seconds: float = attrs.field()
+    epoch: str
+    sequences: Mapping[str, int]
+    """By target."""
+
+    @interval_seconds.validator
+    def _check_interval(self, _attribute: object, value: float) -> None:
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"an interval of {value} s")
+
+
+@attrs.frozen
+class _StoredRecord:
+    session_id: str
+    groups: Sequence[_StoredGroup]
+    ended: bool
 
 
 def encode_record(record: SessionRecord) -> bytes:
-    """A record as JSON."""
-    return orjson.dumps(CONVERTER.unstructure(record))
+    """Encode a record as JSON, compactly: most subscriptions of a client have the same options."""
+    groups: dict[tuple[object, ...], _StoredGroup] = {}
+    for held in record.subscriptions:
+        topic = Topic.parse(held.topic)
+        epoch = held.confirmed.epoch
+        kinds = tuple(held.kinds)
+        key = (topic.subscription_type, held.mode, kinds, held.interval_seconds, epoch)
+        if key not in groups:
+            groups[key] = _StoredGroup(
+                topic.subscription_type, held.mode, kinds, held.interval_seconds, epoch, {}
+            )
+        groups[key].sequences[topic.target] = held.confirmed.sequence  # type: ignore[index]
+    stored = _StoredRecord(record.session_id, list(groups.values()), record.ended)
+    return orjson.dumps(CONVERTER.unstructure(stored))
 
 
-def decode_record(stored: bytes) -> SessionRecord:
-    """Read a record back. Raises ValueError for one that another version has written."""
+def decode_record(text: bytes) -> SessionRecord:
+    """Decode a record. Raises ValueError for one that this version cannot have written."""
     try:
-        record = CONVERTER.structure(orjson.loads(stored), SessionRecord)
+        stored = CONVERTER.structure(orjson.loads(text), _StoredRecord)
     except cattrs.BaseValidationError as error:
         raise ValueError("; ".join(explain(error))) from error
-    for held in record.subscriptions:
-        Topic.parse(held.topic)  # another version may know other types
-    return record
+    subscriptions = [
+        HeldSubscription(
+            topic=str(Topic(group.type, target)),
+            mode=group.mode,
+            kinds=group.kinds,
+            interval_seconds=group.interval_seconds,
+            confirmed=Position(group.epoch, sequence),
+        )
+        for group in stored.groups
+        for target, sequence in group.sequences.items()
+    ]
+    return SessionRecord(stored.session_id, subscriptions, stored.ended)
 
 
 class StoreUnavailableError(Exception):
@@ -57,17 +107,20 @@ class StoreUnavailableError(Exception):
 
 
 class SessionStore(Protocol):
-    """Where records are kept for all servers. Both methods raise StoreUnavailableError."""
+    """A store of records that all servers share. Its methods raise StoreUnavailableError."""
 
-    async def save(self, records: Sequence[SessionRecord]) -> None:
-        """Keep these, each for the session lifetime from now on."""
+    async def save(self, records: Mapping[str, bytes]) -> None:
+        """Keep encoded records by session id, each for the session lifetime from now on."""
+
+    async def forget(self, session_ids: Sequence[str]) -> None:
+        """Delete records before their time."""
 
     async def load(self, session_id: str) -> SessionRecord | None:
-        """The record of a session, if it is still kept."""
+        """Return the record of a session, or None where there is none."""
 
 
-def record_session(outbox: Outbox) -> SessionRecord:
-    """What is to be kept of a client as it stands now."""
+def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
+    """Make a record of a client's session as it is now."""
     return SessionRecord(
         outbox.name,
         [
@@ -81,4 +134,5 @@ def record_session(outbox: Outbox) -> SessionRecord:
             for subscription in outbox.subscriptions.values()
             for lane in (subscription.lane,)
         ],
+        ended,
     )

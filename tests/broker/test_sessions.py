@@ -13,7 +13,12 @@ import trio
 from streamer.broker.keys import session_key
 from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
-from streamer.hub.sessions import HeldSubscription, SessionRecord, StoreUnavailableError
+from streamer.hub.sessions import (
+    HeldSubscription,
+    SessionRecord,
+    StoreUnavailableError,
+    encode_record,
+)
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind
 from tests.helpers.redis_server import RedisServer
@@ -32,14 +37,20 @@ async def opened(url: str) -> AsyncIterator[RedisSessions]:
 
 
 def record(session_id: str) -> SessionRecord:
-    """One with everything that a record can hold."""
+    """A record with every member that one can have."""
     return SessionRecord(
         session_id,
         [
             HeldSubscription("stock:A", Mode.ALL, [Kind.PRICE], 0.0, Position("e", 7)),
             HeldSubscription("market:KOSPI", Mode.LATEST, [], 0.5, Position("f", 2**53 - 1)),
         ],
+        ended=True,
     )
+
+
+def encoded(*session_ids: str) -> dict[str, bytes]:
+    """Encoded records by session id."""
+    return {session_id: encode_record(record(session_id)) for session_id in session_ids}
 
 
 async def test_a_record_comes_back_as_it_went_and_expires(
@@ -47,12 +58,15 @@ async def test_a_record_comes_back_as_it_went_and_expires(
 ) -> None:
     """Each under its own id, for the lifetime at least."""
     async with opened(redis_url) as sessions:
-        await sessions.save([record("one"), record("two")])
+        await sessions.save(encoded("one", "two"))
         assert await sessions.load("one") == record("one")
         assert await sessions.load("two") == record("two")
         assert await sessions.load("three") is None
         assert 299 <= redis.ttl(session_key("one")) <= 300
-        await sessions.save([])
+        await sessions.save({})
+        await sessions.forget(["one", "three"])
+        assert await sessions.load("one") is None
+        assert await sessions.load("two") == record("two")
 
 
 @pytest.mark.parametrize(
@@ -80,14 +94,14 @@ async def test_a_redis_that_is_away_or_refuses_is_no_answer(
         with own.connect() as redis:
             redis.config_set("maxmemory", 1)
             with pytest.raises(StoreUnavailableError, match="OOM"):
-                await sessions.save([record("one")])
+                await sessions.save(encoded("one"))
             redis.config_set("maxmemory", 0)
             redis.lpush(session_key("two"), "x")
             with pytest.raises(StoreUnavailableError, match="WRONGTYPE"):
                 await sessions.load("two")
-        await sessions.save([record("one")])
+        await sessions.save(encoded("one"))
         await trio.to_thread.run_sync(own.kill)
         with pytest.raises(StoreUnavailableError):
             await sessions.load("one")
         with pytest.raises(StoreUnavailableError):
-            await sessions.save([record("one")])
+            await sessions.save(encoded("one"))

@@ -429,9 +429,10 @@ async def test_more_than_the_connection_has_room_for_is_left_out(mock_clock: Moc
 
 
 async def test_another_server_restores_a_session_from_redis(
-    redis_url: str, mock_clock: MockClock
+    redis_url: str, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the first still has the client's connection, and after that has gone for good."""
+    """While the first server still has the client's connection, and after that has ended."""
+    monkeypatch.setattr("streamer.edge.sessions._SETTLE_SECONDS", 0.0)
     async with (
         open_publisher(redis_url) as publisher,
         running_server(redis=redis_url, **AT_ONCE) as other,
@@ -459,9 +460,13 @@ async def test_another_server_restores_a_session_from_redis(
 
 
 async def test_what_nobody_places_cannot_be_recovered_on_another_server(
-    redis_url: str, redis: redis_py.Redis, mock_clock: MockClock
+    redis_url: str,
+    redis: redis_py.Redis,
+    mock_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each server numbers for itself what it hears: a gap, even if nothing was missed."""
+    monkeypatch.setattr("streamer.edge.sessions._SETTLE_SECONDS", 0.0)
     async with (
         running_server(redis=redis_url, **AT_ONCE) as server,
         running_server(redis=redis_url, **AT_ONCE) as other,

@@ -1,23 +1,35 @@
-"""restorable sessions, in virtual time: what it knows of them, here and in the store."""
+"""Records of sessions, in virtual time, and two servers that share them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
 
+import attrs
+import orjson
 import pytest
 import structlog
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox
-from streamer.hub.sessions import SessionRecord, StoreUnavailableError
+from streamer.hub.sessions import (
+    HeldSubscription,
+    SessionRecord,
+    StoreUnavailableError,
+    decode_record,
+    encode_record,
+)
 from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
-from streamer.protocol.messages import Mode
+from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.json import WebSocketJson
+from tests.helpers.clients import connected
+from tests.helpers.server import running_server
 
 STOCK = Topic.parse("stock:A")
 MARKET = Topic.parse("market:KOSPI")
@@ -35,14 +47,21 @@ class ScriptedStore:
         self.saves: list[list[SessionRecord]] = []
         self.records: dict[str, SessionRecord] = {}
 
-    async def save(self, records: Sequence[SessionRecord]) -> None:
-        """Keep these."""
+    async def save(self, records: Mapping[str, bytes]) -> None:
+        """Keep records."""
         await self._answer()
-        self.saves.append(list(records))
-        self.records |= {record.session_id: record for record in records}
+        decoded = {session_id: decode_record(record) for session_id, record in records.items()}
+        self.saves.append(list(decoded.values()))
+        self.records |= decoded
+
+    async def forget(self, session_ids: Sequence[str]) -> None:
+        """Delete records."""
+        await self._answer()
+        for session_id in session_ids:
+            self.records.pop(session_id, None)
 
     async def load(self, session_id: str) -> SessionRecord | None:
-        """Find one."""
+        """Return a record."""
         await self._answer()
         return self.records.get(session_id)
 
@@ -53,11 +72,12 @@ class ScriptedStore:
 
 
 class House:
-    """A hub with clients that are only there, and their restorable sessions."""
+    """A hub with clients that receive nothing, and their restorable sessions."""
 
-    def __init__(self, store: ScriptedStore | None) -> None:
+    def __init__(self, store: ScriptedStore | None, **options: Any) -> None:
         self.live: dict[str, Outbox] = {}
-        self.sessions = RestorableSessions(self.live.get, store, lifetime_seconds=LIFETIME_SECONDS)
+        limits = {"lifetime_seconds": LIFETIME_SECONDS, "max_bytes": 1 << 20} | options
+        self.sessions = RestorableSessions(self.live.get, store, **limits)
         self.hub = Hub(
             epoch="e",
             upstream=self,
@@ -91,9 +111,9 @@ class House:
             self.sessions.changed(name)
         return outbox
 
-    def disconnect(self, name: str) -> None:
-        """Its session ends."""
-        self.sessions.ended(self.live[name])
+    def disconnect(self, name: str, address: str = "") -> None:
+        """End a client's session."""
+        self.sessions.ended(self.live[name], address=address)
         self.hub.remove(self.live.pop(name))
 
 
@@ -135,8 +155,8 @@ async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
     there = await house.sessions.load("one")
     house.disconnect("one")
     gone = await house.sessions.load("one")
-    assert there == gone
     assert there is not None
+    assert gone == attrs.evolve(there, ended=True)
     stock, market = there.subscriptions
     assert (stock.topic, stock.mode, stock.kinds) == ("stock:A", Mode.ALL, [Kind.ORDERBOOK])
     assert (market.topic, market.mode, market.kinds) == ("market:KOSPI", Mode.LATEST, ["status"])
@@ -168,9 +188,10 @@ async def test_what_has_expired_is_forgotten(house: House, autojump_clock: MockC
     await trio.sleep(10)
     house.disconnect("two")
     await trio.sleep(LIFETIME_SECONDS - 8)
-    assert list(house.sessions._ended) == ["two"]
+    assert "one" not in house.sessions._ended
+    assert "two" in house.sessions._ended
     await trio.sleep(10)
-    assert not house.sessions._ended
+    assert house.sessions.ended_bytes == 0
 
 
 async def test_a_client_without_subscriptions_leaves_nothing_to_restore(
@@ -184,10 +205,10 @@ async def test_a_client_without_subscriptions_leaves_nothing_to_restore(
     assert store.saves == []
 
 
-async def test_changes_are_written_together_each_second(
+async def test_changes_of_live_sessions_are_saved_together(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
-    """Once for each client, with what it holds by then; and nothing where nothing has changed."""
+    """Once for each client, with its subscriptions by then; nothing where nothing has changed."""
     for number in range(3):
         house.connect(f"client {number}", SubscriptionRequest(STOCK))
     house.hub.subscribe(house.live["client 0"], [SubscriptionRequest(MARKET)])
@@ -199,20 +220,159 @@ async def test_changes_are_written_together_each_second(
         ["stock:A"],
         ["stock:A"],
     ]
-    house.disconnect("client 1")
-    await trio.sleep(5)
-    assert [[record.session_id for record in saved] for saved in store.saves[1:]] == [["client 1"]]
+    assert not any(record.ended for record in saved)
 
 
-async def test_a_flood_of_changes_is_written_in_portions(
+async def test_a_session_that_ends_is_saved_at_once(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
-    """All of them at the same second."""
+    """Its client may be on its way to another server; live sessions still have their turn."""
+    house.connect("live", SubscriptionRequest(STOCK))
+    for number in range(20):
+        name = f"client {number}"
+        house.connect(name, SubscriptionRequest(STOCK))
+        house.disconnect(name)
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.records[name].ended
+        await trio.sleep(0.01)
+    assert topics(store.records["live"]) == ["stock:A"]
+    assert not store.records["live"].ended
+
+
+async def test_a_session_without_subscriptions_is_forgotten_by_the_store(
+    house: House, store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """Its client has unsubscribed: to restore an older record would be wrong."""
+    outbox = house.connect("one", SubscriptionRequest(STOCK))
+    await trio.sleep(1)
+    assert topics(store.records["one"]) == ["stock:A"]
+    house.hub.unsubscribe(outbox, [STOCK])
+    house.disconnect("one")
+    await trio.sleep(1)
+    assert store.records == {}
+
+
+async def test_a_record_of_a_live_session_is_loaded_twice(
+    house: House, store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """The other server may be about to save the end of it, or the session at all."""
+    stale = SessionRecord("one", [])
+    final = attrs.evolve(stale, ended=True)
+
+    async def save_late(record: SessionRecord) -> None:
+        await trio.sleep(0.1)
+        store.records[record.session_id] = record
+
+    store.records["one"] = stale
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(save_late, final)
+        assert await house.sessions.load("one") == final
+        del store.records["one"]
+        nursery.start_soon(save_late, final)
+        assert await house.sessions.load("one") == final
+        store.records["one"] = stale
+        assert await house.sessions.load("one") == stale
+
+
+async def test_a_flood_of_changes_is_saved_in_portions(
+    house: House, store: ScriptedStore, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No portion holds up the event loop for long."""
+    monkeypatch.setattr("streamer.edge.sessions._BYTES_PER_SAVE", 2_000)
     for number in range(250):
         house.connect(f"client {number}", SubscriptionRequest(STOCK))
     await trio.sleep(1.5)
-    assert [len(saved) for saved in store.saves] == [100, 100, 50]
     assert len(store.records) == 250
+    assert len(store.saves) > 10
+
+
+async def test_memory_for_ended_sessions_is_bounded(
+    store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """The oldest sessions of the address that holds the most are dropped, in the store too."""
+    house = House(store, max_bytes=100_000)
+    house.connect("quiet", SubscriptionRequest(STOCK))
+    house.disconnect("quiet", address="192.0.2.1")
+    requests = [SubscriptionRequest(Topic.parse(f"stock:{number}")) for number in range(100)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.sessions.run)
+        for number in range(100):
+            house.connect(f"busy {number}", *requests)
+            house.disconnect(f"busy {number}", address="192.0.2.2")
+            await trio.sleep(0.05)
+            assert house.sessions.ended_bytes <= 100_000
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert topics(await house.sessions.load("quiet")) == ["stock:A"]
+    assert await house.sessions.load("busy 0") is None
+    assert len(topics(await house.sessions.load("busy 99")) or []) == 100
+    assert set(store.records) == {"quiet", *(f"busy {n}" for n in range(100))} & set(
+        house.sessions._ended._ended
+    )
+
+
+async def test_a_record_larger_than_the_bound_is_not_kept(autojump_clock: MockClock) -> None:
+    """With a bound of 0 no session can be restored."""
+    house = House(None, max_bytes=0)
+    house.connect("one", SubscriptionRequest(STOCK))
+    house.disconnect("one")
+    assert await house.sessions.load("one") is None
+
+
+async def test_with_a_lifetime_of_0_nothing_is_kept(
+    store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """Neither here nor in the store, which could not keep it for 0 seconds."""
+    house = House(store, lifetime_seconds=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.sessions.run)
+        house.connect("one", SubscriptionRequest(STOCK))
+        await trio.sleep(1)
+        house.disconnect("one")
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert store.saves == []
+    assert await house.sessions.load("one") is None
+
+
+def test_a_record_is_compact() -> None:
+    """A client with many topics costs some bytes for each beside its name."""
+    held = [
+        HeldSubscription(f"stock:{n:06}", Mode.LATEST, [Kind.PRICE], 0.0, Position("e" * 32, n))
+        for n in range(500)
+    ]
+    record = SessionRecord("s", held)
+    encoded = encode_record(record)
+    assert len(encoded) < 500 * 20
+    assert decode_record(encoded) == record
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"interval_seconds": -1.0},
+        {"interval_seconds": None},
+        {"type": "later"},
+        {"sequences": {"*": 1}},
+        {"sequences": {"A": -1}},
+        {"sequences": {"A": 2**53}},
+        {"epoch": "e" * 65},
+        {"kinds": ["later"]},
+    ],
+)
+def test_a_record_of_another_origin_is_refused(change: dict[str, object]) -> None:
+    """A value that no subscription can have is a ValueError."""
+    group = {
+        "type": "stock",
+        "mode": "latest",
+        "kinds": [],
+        "interval_seconds": 0.0,
+        "epoch": "e",
+        "sequences": {"A": 1},
+    }
+    record = {"session_id": "s", "ended": False, "groups": [group | change]}
+    with pytest.raises(ValueError):  # noqa: PT011 - whatever the text
+        decode_record(orjson.dumps(record))
 
 
 async def test_what_the_store_did_not_take_is_written_when_it_is_back(
@@ -259,3 +419,20 @@ async def test_a_client_that_is_being_closed_keeps_what_it_held(
     await trio.sleep(2)
     assert topics(store.records["one"]) == ["stock:A"]
     assert topics(await house.sessions.load("one")) == ["stock:A"]
+
+
+async def test_a_client_that_goes_to_another_server_has_its_last_subscriptions(
+    redis_url: str,
+) -> None:
+    """It subscribes, leaves and restores its session elsewhere, without a pause in between."""
+    async with running_server(redis=redis_url) as first, running_server(redis=redis_url) as second:
+        for number in range(5):
+            async with connected(first) as client:
+                await client.subscribe("stock:A", "stock:B")
+                await client.unsubscribe("stock:A")
+                await client.subscribe(f"stock:{number}")
+            async with connected(second) as elsewhere:
+                answer = await elsewhere.request(
+                    type="reconnect", session_id=client.session_id, positions={}
+                )
+                assert answer["restored_subscriptions"] == {"stock": ["B", str(number)]}

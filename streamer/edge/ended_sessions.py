@@ -1,0 +1,108 @@
+"""The records of sessions that have ended, within bounds of time and bytes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from itertools import takewhile
+from typing import Final
+
+import attrs
+import trio
+
+_OVERHEAD_BYTES: Final = 400
+"""What Python needs for a record beside its own bytes."""
+_KEPT_AFTER_CLEANUP: Final = 0.9
+"""The part of the bytes that is kept when there are too many: not each new record has to look for
+the address that holds the most."""
+
+
+@attrs.frozen
+class _Ended:
+    deadline: float
+    """When it is forgotten, on trio's clock."""
+    address: str
+    record: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.record) + _OVERHEAD_BYTES
+
+
+class EndedSessions:
+    """Keeps encoded records for their lifetime, or until all are more than `max_bytes`.
+
+    Then the oldest ones of the address that holds the most are dropped first: a client that comes
+    and goes all the time loses its own records rather than those of others.
+    """
+
+    def __init__(self, *, lifetime_seconds: float, max_bytes: int) -> None:
+        self._lifetime_seconds = lifetime_seconds
+        self._max_bytes = max_bytes
+        self._ended: dict[str, _Ended] = {}
+        """By session id, in the order of their deadlines."""
+        self._by_address: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        self._bytes_by_address: Counter[str] = Counter()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._ended)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._ended
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all records."""
+        return self._bytes
+
+    def get(self, session_id: str) -> bytes | None:
+        """Return a record, or None where it has expired."""
+        ended = self._ended.get(session_id)
+        return None if ended is None or ended.deadline <= trio.current_time() else ended.record
+
+    def add(self, session_id: str, record: bytes, *, address: str) -> list[str]:
+        """Keep a record; return the ids of the sessions that were dropped for it."""
+        self._remove(session_id)
+        deadline = trio.current_time() + self._lifetime_seconds
+        ended = self._ended[session_id] = _Ended(deadline, address, record)
+        self._by_address[address][session_id] = None
+        self._bytes_by_address[address] += ended.size_bytes
+        self._bytes += ended.size_bytes
+        dropped: list[str] = []
+        if self._bytes > self._max_bytes:
+            while self._bytes > self._max_bytes * _KEPT_AFTER_CLEANUP:
+                dropped += self._drop_from_largest()
+        return dropped
+
+    def _drop_from_largest(self) -> list[str]:
+        """Drop the oldest records of the address that holds the most, a tenth of them at a time."""
+        ((address, _),) = self._bytes_by_address.most_common(1)
+        sessions = self._by_address[address]
+        oldest = list(sessions)[: len(sessions) // 10 + 1]
+        for session_id in oldest:
+            self._remove(session_id)
+        return oldest
+
+    def expire(self) -> list[str]:
+        """Forget the records whose lifetime is over; return the ids of their sessions."""
+        now = trio.current_time()
+        expired = [
+            session_id
+            for session_id, _ in takewhile(
+                lambda item: item[1].deadline <= now, self._ended.items()
+            )
+        ]
+        for session_id in expired:
+            self._remove(session_id)
+        return expired
+
+    def _remove(self, session_id: str) -> None:
+        ended = self._ended.pop(session_id, None)
+        if ended is None:
+            return
+        self._bytes -= ended.size_bytes
+        self._bytes_by_address[ended.address] -= ended.size_bytes
+        sessions = self._by_address[ended.address]
+        del sessions[session_id]
+        if not sessions:
+            del self._by_address[ended.address], self._bytes_by_address[ended.address]
