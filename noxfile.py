@@ -131,6 +131,9 @@ def tests(session: nox.Session) -> None:
 
     The faults come last and untraced: they run at full load, which tracing would make lighter. A
     run of a part (arguments after --) reports its coverage but does not have to reach the mark.
+
+    Each run has an order of its own. Its seed is in pytest's heading ("Using --randomly-seed=…");
+    `-- --randomly-seed=SEED` repeats it.
     """
     provide_redis(session)
     session.install("-e", ".", *dependencies("test"))

@@ -1,4 +1,7 @@
-"""What `Settings` accepts and how it refuses."""
+"""What `Settings` accepts and how it refuses.
+
+Covers streamer.setting_rules.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,7 @@
-"""The statistics as Prometheus reads them, by its own parser."""
+"""The statistics as Prometheus reads them, by its own parser.
+
+Covers streamer.admin.http.
+"""
 
 from __future__ import annotations
 

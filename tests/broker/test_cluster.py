@@ -1,4 +1,7 @@
-"""A Redis Cluster: every topic in its slot, and followed when the slot or its master moves."""
+"""A Redis Cluster: every topic in its slot, and followed when the slot or its master moves.
+
+Covers streamer.broker.cluster_reader.
+"""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,7 @@
-"""Connections to a real Redis, and to peers that behave worse than one."""
+"""Connections to a real Redis, and to peers that behave worse than one.
+
+Covers streamer.broker.connect, streamer.broker.urls and streamer.urls.
+"""
 
 import socket
 import ssl

@@ -1,4 +1,7 @@
-"""What the history tells of topics, from a real Redis that a real publisher has written to."""
+"""What the history tells of topics, from a real Redis that a real publisher has written to.
+
+Covers streamer.broker.keys.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The reader against real Redis servers that are cut off, stopped, killed and made deaf."""
+"""The reader against real Redis servers that are cut off, stopped, killed and made deaf.
+
+Covers streamer.broker.pubsub.
+"""
 
 import ssl
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""`streamer listen` as its user meets it: a process with a real server, a pipe or a terminal."""
+"""`streamer listen` as its user meets it: a process with a real server, a pipe or a terminal.
+
+Covers streamer.cli.board and streamer.cli.signals.
+"""
 
 import json
 import os

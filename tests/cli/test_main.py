@@ -1,4 +1,7 @@
-"""How a command line ends: what is on stderr, and the exit code."""
+"""How a command line ends: what is on stderr, and the exit code.
+
+Covers streamer.__main__ and streamer.cli.errors.
+"""
 
 import subprocess
 import sys

@@ -1,4 +1,7 @@
-"""`streamer publish` against a real Redis: what is published, what is told, how it ends."""
+"""`streamer publish` against a real Redis: what is published, what is told, how it ends.
+
+Covers streamer.cli.redis.
+"""
 
 import contextlib
 import signal

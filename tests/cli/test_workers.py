@@ -1,4 +1,7 @@
-"""`streamer serve --workers`: what signals do, and how it ends when it cannot begin."""
+"""`streamer serve --workers`: what signals do, and how it ends when it cannot begin.
+
+Covers streamer.cli.worker.
+"""
 
 import json
 import os

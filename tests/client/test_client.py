@@ -1,4 +1,8 @@
-"""The client, over real sockets: what it receives, what it asks, and how it ends."""
+"""The client, over real sockets: what it receives, what it asks, and how it ends.
+
+Covers streamer.client.connection, streamer.client.endings, streamer.client.errors and
+streamer.client.requests.
+"""
 
 from decimal import Decimal
 from functools import partial

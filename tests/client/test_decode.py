@@ -1,4 +1,7 @@
-"""Decoding the text of a WebSocket message to the messages in it."""
+"""Decoding the text of a WebSocket message to the messages in it.
+
+Covers streamer.client.messages.
+"""
 
 import json
 from decimal import Decimal

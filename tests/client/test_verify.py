@@ -1,4 +1,7 @@
-"""What the Verifier calls right and wrong: rule by rule, and against a model of a server."""
+"""What the Verifier calls right and wrong: rule by rule, and against a model of a server.
+
+Covers streamer.client.account.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,4 +1,7 @@
-"""What a client may ask for and what it gets, over a real socket; time stands still unless told."""
+"""What a client may ask for and what it gets, over a real socket; time stands still unless told.
+
+Covers streamer.edge.limits.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Feeds in virtual time: what is handed out when."""
+"""Feeds in virtual time: what is handed out when.
+
+Covers streamer.feeds.feed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Recordings as feeds, checked against the recordings' own text and book tickers."""
+"""Recordings as feeds, checked against the recordings' own text and book tickers.
+
+Covers streamer.feeds.binance.
+"""
 
 from __future__ import annotations
 

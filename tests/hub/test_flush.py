@@ -1,4 +1,7 @@
-"""When things are sent: real clients, on a clock that moves only when a test says so."""
+"""When things are sent: real clients, on a clock that moves only when a test says so.
+
+Covers streamer.hub.wakeup.
+"""
 
 from __future__ import annotations
 

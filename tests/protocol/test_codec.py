@@ -1,4 +1,7 @@
-"""The codec: what fits gets through to the letter, and nothing that clients send breaks it."""
+"""The codec: what fits gets through to the letter, and nothing that clients send breaks it.
+
+Covers streamer.protocol.shapes.
+"""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone

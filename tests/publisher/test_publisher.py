@@ -1,4 +1,7 @@
-"""The publisher against real Redis servers that are killed, emptied, paused and cut off."""
+"""The publisher against real Redis servers that are killed, emptied, paused and cut off.
+
+Covers streamer.publisher.destination.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,8 @@
-"""From a channel to the hub: what is routed, what is refused, and what a lost source means."""
+"""From a channel to the hub: what is routed, what is refused, and what a lost source means.
+
+Covers streamer.source.demand, streamer.source.positions, streamer.source.report and
+streamer.source.topics.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Frames, read by a WebSocket implementation that is not ours."""
+"""Frames, read by a WebSocket implementation that is not ours.
+
+Covers streamer.wire.format and streamer.wire.json.
+"""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,7 @@
-"""Workers: several processes serve one port, and their parent keeps them at it."""
+"""Workers: several processes serve one port, and their parent keeps them at it.
+
+Covers streamer.workers.assignment, streamer.workers.supervisor and streamer.workers.worker.
+"""
 
 from __future__ import annotations
 
