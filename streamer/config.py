@@ -211,6 +211,12 @@ class Settings:
         "How long a Redis channel is kept after its last subscriber left, "
         "since many come straight back.",
     )
+    max_unused_topics: int = setting(
+        10_000,
+        integer(1),
+        "The most topics kept in this way, of one client at most max_subscriptions of them; "
+        "the oldest are given up first.",
+    )
 
     heartbeat_interval_seconds: float = setting(
         25.0,

@@ -125,6 +125,8 @@ class Server:
             linger_seconds=settings.linger_seconds,
             history_length=settings.history_length,
             max_history_bytes=settings.max_history_bytes,
+            max_unused_topics=settings.max_unused_topics,
+            max_unused_topics_per_client=settings.max_subscriptions,
         )
         self._flush_loop = FlushLoop(
             self.hub.fanout,

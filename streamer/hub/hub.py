@@ -18,6 +18,7 @@ from streamer.hub.fanout import WRITES_PER_TURN, FanOut, Signal
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
 from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.unused_topics import UnusedTopics
 from streamer.hub.upstream import Upstream
 from streamer.protocol.codec import encode
 from streamer.protocol.messages import Gap, GapReason, Mode, Position
@@ -75,6 +76,8 @@ class Hub:
         linger_seconds: float,
         history_length: int,
         max_history_bytes: int,
+        max_unused_topics: int = 10_000,
+        max_unused_topics_per_client: int = 500,
         writes_per_turn: int = WRITES_PER_TURN,
     ) -> None:
         self._epoch = epoch
@@ -88,7 +91,9 @@ class Hub:
         self.fanout = FanOut(wakeup, clock=clock, writes_per_turn=writes_per_turn)
         self._history_bytes = 0
         self.streams: dict[Topic, TopicStream] = {}
-        self._lingering: dict[TopicStream, float] = {}
+        self._unused = UnusedTopics(
+            maximum=max_unused_topics, maximum_per_client=max_unused_topics_per_client
+        )
         self._outboxes: dict[Outbox, None] = {}
         self._orders = itertools.count(1)
         self.order = 0
@@ -301,7 +306,7 @@ class Hub:
     def _add(self, outbox: Outbox, lane: Lane) -> Subscription:
         stream = lane.stream
         subscription = outbox.subscriptions[stream] = Subscription(outbox, lane)
-        self._lingering.pop(stream, None)
+        self._unused.discard(stream)
         stream.solos[subscription] = None
         stream.subscriptions += 1
         self._subscriptions_by_type[stream.topic.subscription_type] += 1
@@ -365,7 +370,7 @@ class Hub:
         stream.subscriptions -= 1
         self._subscriptions_by_type[stream.topic.subscription_type] -= 1
         if not stream.subscriptions:
-            self._lingering[stream] = self._clock() + self._linger_seconds
+            self._linger(stream, subscription.outbox.name)
 
     def mark_ping(self, outbox: Outbox) -> None:
         """Remember what a client has been sent before the ping that follows now."""
@@ -426,23 +431,26 @@ class Hub:
             stream = TopicStream(topic, self.new_epoch(), history_length=self._history_length)
             self.streams[topic] = stream
             self._upstream.want(stream)
-        # At the end of the queue, perhaps again: the caller is about to subscribe.
-        self._lingering.pop(stream, None)
         if not stream.subscriptions:
-            self._lingering[stream] = self._clock() + self._linger_seconds
+            self._linger(stream, None)  # the caller is about to subscribe
         return stream
+
+    def _linger(self, stream: TopicStream, client: str | None) -> None:
+        """Keep an unused topic for the linger time, if the bounds allow it."""
+        deadline = self._clock() + self._linger_seconds
+        for surplus in self._unused.add(stream, deadline, client):
+            self._release(surplus)
 
     def release_unused(self) -> None:
         """Release the topics that nobody has been subscribed to for the linger time."""
-        now = self._clock()
-        for stream, deadline in tuple(self._lingering.items()):
-            if deadline > now:
-                return  # they are in the order of their deadlines
-            del self._lingering[stream]
-            self._forget_history(stream)
-            stream.lanes.clear()  # which refer to the stream: nothing may need the collector
-            del self.streams[stream.topic]
-            self._upstream.release(stream.topic)
+        for stream in self._unused.take_due(self._clock()):
+            self._release(stream)
+
+    def _release(self, stream: TopicStream) -> None:
+        self._forget_history(stream)
+        stream.lanes.clear()  # which refer to the stream: nothing may need the collector
+        del self.streams[stream.topic]
+        self._upstream.release(stream.topic)
 
     def subscribers(self, topic: Topic) -> list[str]:
         """Return the names (session ids) of the clients that hold a topic."""

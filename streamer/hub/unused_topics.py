@@ -1,0 +1,65 @@
+"""Topics without a subscriber, kept for a while since many clients come straight back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from streamer.hub.streams import TopicStream
+
+
+class UnusedTopics:
+    """Unused topics in the order in which their time is over; bounded in all and per client.
+
+    A client that subscribes to ever new topics and leaves them makes room for its new ones at the
+    expense of its own.
+    """
+
+    def __init__(self, *, maximum: int, maximum_per_client: int) -> None:
+        self._maximum = maximum
+        self._maximum_per_client = maximum_per_client
+        self._topics: dict[TopicStream, tuple[float, str | None]] = {}
+        """By topic, when its time is over and the name of the client that left it."""
+        self._by_client: dict[str, dict[TopicStream, None]] = {}
+
+    def __len__(self) -> int:
+        """How many topics are kept."""
+        return len(self._topics)
+
+    def add(
+        self, stream: TopicStream, deadline_seconds: float, client: str | None
+    ) -> Iterator[TopicStream]:
+        """Keep a topic, last in order; yield those that there is no room for any more, removed.
+
+        `client` is the name of the client that left it, None where nobody has had it yet.
+        """
+        self.discard(stream)
+        self._topics[stream] = (deadline_seconds, client)
+        if client is not None:
+            left = self._by_client.setdefault(client, {})
+            left[stream] = None
+            if len(left) > self._maximum_per_client:
+                yield self._remove(next(iter(left)))
+        if len(self._topics) > self._maximum:
+            yield self._remove(next(iter(self._topics)))
+
+    def discard(self, stream: TopicStream) -> None:
+        """Remove a topic that is used, if it was kept."""
+        if stream in self._topics:
+            self._remove(stream)
+
+    def take_due(self, now_seconds: float) -> Iterator[TopicStream]:
+        """Remove and yield the topics whose time is over."""
+        while self._topics:
+            stream, (deadline_seconds, _) = next(iter(self._topics.items()))
+            if deadline_seconds > now_seconds:
+                return
+            yield self._remove(stream)
+
+    def _remove(self, stream: TopicStream) -> TopicStream:
+        _, client = self._topics.pop(stream)
+        if client is not None:
+            left = self._by_client[client]
+            del left[stream]
+            if not left:
+                del self._by_client[client]
+        return stream
