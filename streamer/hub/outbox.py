@@ -364,11 +364,16 @@ class Outbox:
             self._conflated += self._limited.put(subscription, publication, merge=merge)
             return
         self._queued_bytes += size
-        key: object = publication
         if merge:
-            key = (subscription, publication.kind)
-            if self.pending.pop(key, None) is not None:
-                self._conflated += 1
+            self._replace(subscription, publication)
+        else:
+            self.pending[publication] = (subscription, publication)
+
+    def _replace(self, subscription: Subscription, publication: Publication) -> None:
+        """Let one publication wait in place of an older one of its kind."""
+        key = (subscription, publication.kind)
+        if self.pending.pop(key, None) is not None:
+            self._conflated += 1
         self.pending[key] = (subscription, publication)
 
     def release_limited(self, subscription: Subscription) -> None:
@@ -381,7 +386,7 @@ class Outbox:
                 self._queued_bytes += len(publication.text)
                 self.pending[key] = (subscription, publication)
             else:
-                self.pending[subscription, publication.kind] = (subscription, publication)
+                self._replace(subscription, publication)
 
     def waiting_gap(self, subscription: Subscription) -> Publication | None:
         """Return the last gap that waits of a subscription."""
