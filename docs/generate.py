@@ -15,6 +15,7 @@ import attrs
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol import messages, schema
+from streamer.protocol.endpoint import VERSION, WEBSOCKET_PATH
 from streamer.protocol.errors import CLOSE_REASONS, ERROR_MEANINGS, ErrorCode
 from streamer.protocol.topics import KINDS, TARGET_RULE, Topic
 
@@ -75,7 +76,8 @@ def _tables() -> dict[str, str]:
         return "\n\n".join(_section(model, definitions[model.__name__]) for model in models)
 
     return {
-        "version": str(schema.VERSION),
+        "version": str(VERSION),
+        "path": WEBSOCKET_PATH,
         "target_rule": TARGET_RULE,
         "topics": _topics(),
         "client_messages": sections(messages.CLIENT_MESSAGES),

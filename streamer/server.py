@@ -36,7 +36,6 @@ from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
 from streamer.config import Settings
 from streamer.edge.acceptor import Acceptor
-from streamer.edge.handshake import PATH
 from streamer.edge.heartbeat import Heartbeat
 from streamer.edge.listeners import ClientListener, listener_port, open_listeners
 from streamer.edge.loop_budget import LoopBudget
@@ -50,6 +49,7 @@ from streamer.hub.sessions import SessionStore
 from streamer.hub.wakeup import Wakeup
 from streamer.loop_lag import LoopLag, LoopStatistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
+from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
 from streamer.source.demand import TopicDemand
@@ -390,4 +390,4 @@ async def serve(
 def _url(settings: Settings, port: int) -> str:
     scheme = "ws" if settings.tls_certificate is None else "wss"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{host}:{port}{PATH}"
+    return f"{scheme}://{host}:{port}{WEBSOCKET_PATH}"

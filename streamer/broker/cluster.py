@@ -33,20 +33,8 @@ from streamer.broker.connection import (
 )
 from streamer.broker.replies import is_elsewhere
 from streamer.broker.urls import HostsURL
-from streamer.protocol.topics import Kind
 
 DEFAULT_PORT: Final = 6379
-
-_PERSONAL: Final = (f"{Kind.ALERT}:", f"{Kind.NOTIFICATION}:")
-
-
-def sharded_channel(channel: str) -> str:
-    """The name of a channel in a Cluster: `{stock:005930}:price`, `{alerts:u1}`.
-
-    Its hash tag is that of the keys of its topic. Without the braces it is `channel` again.
-    """
-    topic, colon, kind = ("", "", "") if channel.startswith(_PERSONAL) else channel.rpartition(":")
-    return f"{{{topic or channel}}}{colon}{kind}"
 
 
 @attrs.frozen

@@ -17,8 +17,9 @@ from typing import NoReturn
 
 import trio
 
-from streamer.broker.cluster import Topology, discover, sharded_channel
+from streamer.broker.cluster import Topology, discover
 from streamer.broker.connection import RedisConnectionError
+from streamer.broker.keys import plain_channel, sharded_channel
 from streamer.broker.pubsub import Message, PubSubConnection
 from streamer.broker.pubsub_state import SHARDED_CHANNELS
 from streamer.broker.reader import MessageHandler, PubSubReader, ServerReader
@@ -41,7 +42,7 @@ class ClusterReader(PubSubReader):
 
     def _receiver(self, listener: MessageHandler) -> Callable[[list[Message]], None]:
         return lambda messages: listener.on_messages(
-            [(name.translate(None, b"{}"), payload) for name, payload in messages]
+            [(plain_channel(name), payload) for name, payload in messages]
         )
 
     @property

@@ -43,10 +43,9 @@ class TopicHistory:
 
     @property
     def latest(self) -> list[Entry]:
-        """The newest of each kind."""
-        return list(
-            {kind: (kind, sequence, text) for kind, sequence, text in self.entries}.values()
-        )
+        """The newest of each kind that has a last known value."""
+        newest = {entry[0]: entry for entry in self.entries if not entry[0].is_event}
+        return list(newest.values())
 
 
 @attrs.frozen

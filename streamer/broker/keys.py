@@ -1,12 +1,16 @@
-"""The names of what is kept in Redis for a topic, in one place for who writes and who reads it.
+"""The names of what Redis has for a topic, in one place for those who write and who read it.
 
-The braces are a hash tag: in a Redis Cluster all keys of a topic are in one slot, where one script
-may use them. No target can contain a brace.
+The braces are a hash tag: in a Redis Cluster all keys and channels of a topic are in one slot,
+where one script may use them. No target can contain a brace.
 """
 
 from __future__ import annotations
 
 from typing import Final
+
+from streamer.protocol.topics import SubscriptionType, parse_channel
+
+_USER_TAG: Final = f"{{{SubscriptionType.USER}:".encode()
 
 EPOCH_FIELD: Final = "epoch"
 SEQUENCE_FIELD: Final = "sequence"
@@ -37,3 +41,20 @@ def published_key(topic: str, publisher_id: str) -> str:
 def session_key(session_id: str) -> str:
     """Of what is kept of a client's session, as JSON, while it can be restored."""
     return f"streamer:session:{session_id}"
+
+
+def sharded_channel(channel: str) -> str:
+    """The name in a Cluster of a topic's channel: `{stock:005930}:price`, `{user:42}:alerts`.
+
+    Its hash tag is that of the topic's keys. Raises ValueError where no topic has that channel.
+    """
+    topic, kind = parse_channel(channel)
+    return f"{{{topic}}}:{kind}"
+
+
+def plain_channel(name: bytes) -> bytes:
+    """The channel whose name in a Cluster this is: the inverse of `sharded_channel`, and hot."""
+    if name.startswith(_USER_TAG):
+        user_id, _, kind = name[len(_USER_TAG) :].rpartition(b"}:")
+        return b"%b:%b" % (kind, user_id)
+    return name.translate(None, b"{}")

@@ -14,12 +14,12 @@ from rich.text import Text
 from streamer.client import (
     Account,
     ClientStatistics,
+    Data,
     Event,
     Gap,
     MarketStatus,
     OrderbookUpdate,
     PriceUpdate,
-    Streamed,
     Topic,
 )
 
@@ -40,7 +40,7 @@ class _Row:
     note: str = ""
     updated_seconds: float | None = None
 
-    def show(self, message: Streamed) -> None:
+    def show(self, message: Data) -> None:
         match message:
             case PriceUpdate():
                 self.last, self.volume = f"{message.price:f}", f"{message.volume:f}"
@@ -84,7 +84,7 @@ class Board:
             row = self._rows.get(event.topic)
             if row is not None:
                 row.note = f"gap: {event.reason}"
-        elif isinstance(event, Streamed) and event.topic in self._rows:
+        elif isinstance(event, Data) and event.topic in self._rows:
             row = self._rows[event.topic]
             row.show(event)
             row.sequence, row.note = str(event.sequence), ""

@@ -26,7 +26,7 @@ from streamer.protocol.messages import (
     OrderbookUpdate,
     PriceUpdate,
 )
-from streamer.protocol.topics import Kind, SubscriptionType, Topic
+from streamer.protocol.topics import Kind, SubscriptionType, Topic, parse_channel
 from streamer.publisher.destination import Destination
 from streamer.publisher.publisher import (
     Publisher,
@@ -206,10 +206,16 @@ def _from_flags(where: str, flags: _Flags) -> _Message:
 
 
 def _channel(where: str, flags: _Flags) -> str:
-    """The channel that is meant: of a topic, the one for what is published."""
-    subscription_type, _, target = where.partition(":")
-    if subscription_type not in tuple(SubscriptionType) or ":" in target:
+    """The channel that is meant: of a topic, the one for what is published.
+
+    What can be read as a channel is one: `stock:A:price` is of stock A, not of a stock `A:price`.
+    """
+    with suppress(ValueError):
+        parse_channel(where)
         return where
+    if where.partition(":")[0] not in tuple(SubscriptionType):
+        return where
+    topic = Topic.parse(where)
     if flags.json is None:
         kind = Kind.STATUS if flags.price is None else Kind.PRICE
     else:
@@ -217,7 +223,9 @@ def _channel(where: str, flags: _Flags) -> str:
         if type(named) is not str or named not in _KIND_OF_TYPE:
             raise ValueError(f"the JSON's type must be one of {', '.join(_KIND_OF_TYPE)}")
         kind = _KIND_OF_TYPE[named]
-    return Topic.parse(where).channel(kind)
+    if kind not in topic.kinds:
+        raise ValueError(f"it carries {' and '.join(topic.kinds)}, not {kind}")
+    return topic.channel(kind)
 
 
 def _text(destination: Destination, flags: _Flags) -> bytes:
@@ -225,11 +233,11 @@ def _text(destination: Destination, flags: _Flags) -> bytes:
         return flags.json.encode()
     topic = destination.topic
     if flags.price is None:
-        market = None if topic is None else topic.target
-        return orjson.dumps({"type": MarketStatus.type, "market": market, "status": flags.status})
+        status = {"type": MarketStatus.type, "market": topic.target, "status": flags.status}
+        return orjson.dumps(status)
     stock_code = flags.stock_code
-    if stock_code is None and topic is not None:
-        if topic.subscription_type is not SubscriptionType.STOCK:
+    if stock_code is None:
+        if topic.subscription_type in (SubscriptionType.SECTOR, SubscriptionType.WATCHLIST):
             raise ValueError("--stock-code must say which stock the price is of")
         stock_code = topic.target
     numbers = {

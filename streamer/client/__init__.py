@@ -30,7 +30,6 @@ from streamer.client.messages import (
     OrderbookUpdate,
     PriceLevel,
     PriceUpdate,
-    Streamed,
     Unreadable,
 )
 from streamer.client.verify import Verifier
@@ -62,7 +61,6 @@ __all__ = [
     "PriceLevel",
     "PriceUpdate",
     "RequestError",
-    "Streamed",
     "SubscriptionRejectedError",
     "SubscriptionType",
     "Topic",

@@ -29,16 +29,17 @@ from streamer.client.errors import (
     SubscriptionRejectedError,
     rejections,
 )
-from streamer.client.messages import Data, Disconnected, Error, Gap, Streamed
+from streamer.client.messages import Data, Disconnected, Error, Gap
 from streamer.client.requests import Limits, Options, subscribe_requests, unsubscribe_requests
 from streamer.client.restore import restore
 from streamer.client.verify import Verifier
 from streamer.protocol import messages
+from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.urls import redact
 
-DEFAULT_URL: Final = "ws://127.0.0.1:8765/v1/ws"
+DEFAULT_URL: Final = f"ws://127.0.0.1:8765{WEBSOCKET_PATH}"
 _DEFAULT_HEARTBEAT_SECONDS: Final = 25.0
 """The contract's default, for a server that announces an interval of 0 or less."""
 
@@ -222,10 +223,10 @@ class Client:
         """Verify a message, and buffer it if it is for the consumer."""
         topic = self._verifier.receive(message)
         match message:
-            case Streamed():
+            case Data():
                 message.assign_topic(topic)
                 self._deliver(message)
-            case Data() | Gap():
+            case Gap():
                 self._deliver(message)
             case Error(request_id=None) if not is_answer:
                 self._deliver(message)

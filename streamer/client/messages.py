@@ -84,12 +84,6 @@ class Data:
     """Members beyond the contract, as the producer wrote them; fractions are Decimal."""
     text: str = attrs.field(default="", repr=False, eq=False)
     """The JSON object as it was received."""
-
-
-@attrs.frozen(kw_only=True)
-class Streamed(Data):
-    """A data message with a position in a topic's stream."""
-
     topic: Topic | None = None
     """The subscription that it belongs to; None before a Verifier has found it."""
     sequence: int = attrs.field(validator=_WHOLE)
@@ -110,12 +104,12 @@ class Streamed(Data):
 
     @property
     def about(self) -> str:
-        """The stock code or market that the message names."""
+        """The stock code or market that the message names; of a message to a user, its id."""
         raise NotImplementedError
 
 
 @attrs.frozen(kw_only=True)
-class PriceUpdate(Streamed):
+class PriceUpdate(Data):
     """The price of a stock."""
 
     type: ClassVar[str] = messages.PriceUpdate.type
@@ -141,7 +135,7 @@ class PriceLevel:
 
 
 @attrs.frozen(kw_only=True)
-class OrderbookUpdate(Streamed):
+class OrderbookUpdate(Data):
     """The top of an order book, best price first."""
 
     type: ClassVar[str] = messages.OrderbookUpdate.type
@@ -156,7 +150,7 @@ class OrderbookUpdate(Streamed):
 
 
 @attrs.frozen(kw_only=True)
-class MarketStatus(Streamed):
+class MarketStatus(Data):
     """The phase that a market is in now."""
 
     type: ClassVar[str] = messages.MarketStatus.type
@@ -182,6 +176,11 @@ class Alert(Data):
         default=None, validator=attrs.validators.optional(_OBJECT)
     )
 
+    @property
+    def about(self) -> str:
+        """The id of the alert."""
+        return str(self.alert_id)
+
 
 @attrs.frozen(kw_only=True)
 class Notification(Data):
@@ -193,6 +192,11 @@ class Notification(Data):
     message: str = attrs.field(validator=_STRING)
     notification_type: str = attrs.field(validator=_STRING)
     priority: messages.Priority | str = attrs.field(converter=_priority)
+
+    @property
+    def about(self) -> str:
+        """The id of the notification."""
+        return str(self.notification_id)
 
 
 @attrs.frozen
@@ -257,7 +261,7 @@ class Unreadable:
     """None where it is not even a JSON object with a type."""
     request_id: messages.RequestId | None = None
     about: str = ""
-    """The stock code or the market, as in `Streamed`."""
+    """The stock code or the market, as in `Data`."""
     sequence: int | None = None
     previous: int | None = None
     snapshot: bool = False

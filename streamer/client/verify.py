@@ -27,13 +27,24 @@ from typing import Final
 
 from streamer.client.account import Account, Fault, Violation
 from streamer.client.decode import Message
-from streamer.client.messages import Data, MarketStatus, PriceUpdate, Streamed, Unreadable
+from streamer.client.messages import Data, Unreadable
 from streamer.protocol import messages
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import KINDS, Kind, SubscriptionType, Topic, is_target
 
-_SHARED: Final = (SubscriptionType.SECTOR, SubscriptionType.WATCHLIST)
-"""Types of topics whose messages name any stock, and so not the topic."""
+_CARRIERS: Final[Mapping[str, frozenset[SubscriptionType]]] = {
+    model.type: frozenset(type_ for type_, kinds in KINDS.items() if kind in kinds)
+    for kind, model in messages.DATA_MESSAGES.items()
+}
+"""The types of topics that carry each type of message."""
+
+_NAMED_BY_MESSAGE: Final[Mapping[str, SubscriptionType]] = {
+    message_type: carrier
+    for message_type, carriers in _CARRIERS.items()
+    for carrier in carriers
+    if carrier.names_itself
+}
+"""The type of topic that a type of message names."""
 
 VIOLATIONS_KEPT: Final = 100
 """Violations that are kept in full; more of them are only counted."""
@@ -90,7 +101,7 @@ class Verifier:
         self._on_violation = on_violation
         self._streams: dict[Topic, _Stream] = {}
         self._shared: dict[Topic, None] = {}
-        """The live topics of the types in `_SHARED`."""
+        """The live topics that their messages do not name."""
         self._requests: dict[messages.RequestId | None, messages.ClientMessage] = {}
         self._received = 0
         self._snapshots = 0
@@ -137,12 +148,10 @@ class Verifier:
     def receive(self, message: Message) -> Topic | None:
         """Verify a message; return the topic whose stream it belongs to, if it is of one."""
         match message:
-            case Streamed():
+            case Data():
                 self._received += 1
                 self._snapshots += message.snapshot
                 return self._receive_streamed(message)
-            case Data():
-                self._received += 1
             case messages.Gap():
                 return self._receive_gap(message)
             case messages.Subscribed():
@@ -212,7 +221,7 @@ class Verifier:
                     stream.unannounced = announced
         stream.live = True
         stream.partial = partial
-        if topic.subscription_type in _SHARED:
+        if not topic.subscription_type.names_itself:
             self._shared[topic] = None
 
     # The stream
@@ -236,12 +245,12 @@ class Verifier:
         self._last_unreadable = message.problem
         if message.type is None:
             self._violate(Fault.NO_MESSAGE, None, message.problem)
-        elif message.sequence is not None and message.about:
+        elif message.sequence is not None and (message.about or message.extra):
             self._receive_streamed(message)
         elif message.request_id is not None:
             self._requests.pop(message.request_id, None)
 
-    def _receive_streamed(self, message: Streamed | Unreadable) -> Topic | None:
+    def _receive_streamed(self, message: Data | Unreadable) -> Topic | None:
         topic = self._find_topic(message)
         stream = None if topic is None else self._streams.get(topic)
         sequence = message.sequence
@@ -300,19 +309,22 @@ class Verifier:
         """
         return stream.partial and follows == stream.announced
 
-    def _find_topic(self, message: Streamed | Unreadable) -> Topic | None:
+    def _find_topic(self, message: Data | Unreadable) -> Topic | None:
         """Return the topic of a message; None where it can be of none.
 
-        A message on a stock or a market names its topic. A price on a sector or a watchlist names
-        any stock: where the server adds the topic to it, that decides; otherwise it belongs to the
-        stream whose next message it is.
+        A message on a stock or a market names its topic. To the others the server adds the topic;
+        where it has not, the message belongs to the stream whose next message it is.
         """
-        is_status = message.type == MarketStatus.type
-        own_type = SubscriptionType.MARKET if is_status else SubscriptionType.STOCK
-        own = Topic(own_type, message.about) if is_target(message.about) else None
-        if not self._shared or message.type != PriceUpdate.type:
+        own_type = _NAMED_BY_MESSAGE.get(message.type or "")
+        own = None
+        if own_type is not None and is_target(message.about):
+            own = Topic(own_type, message.about)
+        if not self._shared:
             return own
-        candidates = list(self._shared)
+        carriers = _CARRIERS.get(message.type or "", frozenset())
+        candidates = [topic for topic in self._shared if topic.subscription_type in carriers]
+        if not candidates:
+            return own
         if own is not None and own in self._streams:
             candidates.insert(0, own)
         named = (message.extra.get("subscription_type"), message.extra.get("target"))
@@ -321,7 +333,7 @@ class Verifier:
                 return topic
         return next((topic for topic in candidates if self._is_next(topic, message)), candidates[0])
 
-    def _is_next(self, topic: Topic, message: Streamed | Unreadable) -> bool:
+    def _is_next(self, topic: Topic, message: Data | Unreadable) -> bool:
         stream = self._streams[topic]
         assert message.sequence is not None
         if message.snapshot:

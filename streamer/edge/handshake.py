@@ -17,8 +17,7 @@ import trio
 from wsproto.utilities import generate_accept_token
 
 from streamer.edge.websocket import close_lingering, receive_some
-
-PATH: Final = "/v1/ws"
+from streamer.protocol.endpoint import WEBSOCKET_PATH
 
 _MAX_REQUEST_BYTES: Final = 16 * 1024
 """Request line and headers, h11's own default: cookies and tokens fit, a flood does not."""
@@ -95,8 +94,8 @@ def _upgrade(request: h11.Request, trailing: bytes) -> Request:
     headers: dict[bytes, bytes] = {}
     for name, value in request.headers:
         headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
-    if url.path != PATH:
-        raise _Refused(404, f"There is nothing here; the WebSocket is at {PATH}.")
+    if url.path != WEBSOCKET_PATH:
+        raise _Refused(404, f"There is nothing here; the WebSocket is at {WEBSOCKET_PATH}.")
     if b"websocket" not in _tokens(headers, b"upgrade") or b"upgrade" not in _tokens(
         headers, b"connection"
     ):

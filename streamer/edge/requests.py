@@ -9,6 +9,7 @@ import attrs
 
 from streamer.config import Settings
 from streamer.edge.loop_budget import LoopBudget
+from streamer.edge.permissions import may_have
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
@@ -16,7 +17,7 @@ from streamer.hub.recovery import RecoveryPlan, Want, subscribe
 from streamer.hub.sessions import SessionRecord
 from streamer.hub.upstream import Recovery, RecoveryOutcome, Source
 from streamer.protocol import messages
-from streamer.protocol.errors import ErrorCode, ProtocolError
+from streamer.protocol.errors import ERROR_MEANINGS, ErrorCode, ProtocolError
 from streamer.protocol.messages import (
     Position,
     Reconnected,
@@ -90,7 +91,9 @@ class Requests:
     # Subscribe and unsubscribe
 
     async def _subscribe(self, message: messages.Subscribe) -> None:
-        topics, rejected = self._topics(message)
+        named, rejected = self._topics(message)
+        topics = list(filter(may_have, named))
+        rejected += [_forbidden(topic) for topic in named if topic not in topics]
         since = message.since or {}
         interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
         kinds = frozenset(message.kinds or ())
@@ -202,7 +205,7 @@ class Requests:
         wants = [
             Want(
                 SubscriptionRequest(
-                    Topic.parse(held.topic),
+                    topic,
                     held.mode,
                     frozenset(held.kinds),
                     held.interval_seconds,
@@ -211,6 +214,7 @@ class Requests:
                 positions.get(held.topic, held.confirmed),
             )
             for held in record.subscriptions
+            if may_have(topic := Topic.parse(held.topic))
         ]
 
         def answer(plan: RecoveryPlan) -> Reconnected:
@@ -262,6 +266,10 @@ class Requests:
                 since[want.topic] = want.since
         recoveries = await self._services.source.prepare([want.topic for want in wants], since)
         return [_continued(want, recoveries.get(want.topic)) for want in wants]
+
+
+def _forbidden(topic: Topic) -> RejectedTarget:
+    return RejectedTarget(topic.target, ErrorCode.FORBIDDEN, ERROR_MEANINGS[ErrorCode.FORBIDDEN])
 
 
 def _continued(want: Want, recovery: Recovery | None) -> Want:

@@ -21,9 +21,8 @@ from streamer.edge.websocket import (
 from streamer.hub.outbox import Outbox, OutboxStatistics
 from streamer.protocol import errors, messages
 from streamer.protocol.codec import decode_client, request_id_of, utc_timestamp
+from streamer.protocol.endpoint import VERSION
 from streamer.protocol.errors import CloseReason, ErrorCode, ProtocolError
-
-PROTOCOL_VERSION: Final = 1
 
 _USUAL_BYTES: Final = 4096
 """Of a client message: 100 targets fit."""
@@ -259,7 +258,7 @@ class Session:
         settings = self._settings
         connected = messages.Connected(
             session_id=self.session_id,
-            protocol=PROTOCOL_VERSION,
+            protocol=VERSION,
             heartbeat_interval=settings.heartbeat_interval_seconds,
             limits={
                 "max_message_bytes": settings.max_message_bytes,

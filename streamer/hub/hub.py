@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Final
 
 import attrs
@@ -23,8 +22,6 @@ from streamer.hub.upstream import Upstream
 from streamer.protocol.codec import encode
 from streamer.protocol.messages import Gap, GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
-
-_ORDER: Final = attrgetter("order")
 
 Replay = tuple[Position, Sequence[Publication]]
 """A position that a client is at, and everything that was published to it since."""
@@ -158,7 +155,7 @@ class Hub:
         that they ask for.
         """
         self.adopt(stream, position, latest)
-        known = sorted(stream.latest.values(), key=_ORDER)
+        known = stream.last_values(stream.topic.kinds)
         self._append(stream, self.gap(stream.topic, reason, position))
         for publication in known:
             self._append(stream, self.last_value(publication, position.sequence))
@@ -336,13 +333,11 @@ class Hub:
             subscription.position = max(subscription.position, lane.head)
             return lane.kinds
         gap = outbox.waiting_gap(subscription)
-        received = set()
-        for kind in added if snapshot else ():
-            latest = stream.latest.get(kind)
-            if latest is None:
-                continue
+        received: set[Kind] = set()
+        for latest in stream.last_values(added) if snapshot else ():
+            assert latest.kind is not None  # only a notice has none
             if gap is None and latest.sequence <= subscription.position:
-                received.add(kind)
+                received.add(latest.kind)
             elif gap is not None and latest.sequence <= gap.sequence:
                 # It was known when the stream resumed, so it is no message that follows the gap.
                 outbox.put(subscription, self.last_value(latest, gap.sequence))
@@ -418,8 +413,7 @@ class Hub:
 
     def snapshot(self, subscription: Subscription, kinds: Iterable[Kind]) -> list[Publication]:
         """Return the last known values of some kinds of a topic, oldest first."""
-        latest = map(subscription.lane.stream.latest.get, kinds)
-        return sorted((p for p in latest if p is not None), key=_ORDER)
+        return subscription.lane.stream.last_values(kinds)
 
     def stream(self, topic: Topic) -> TopicStream:
         """Return the stream of a topic; a new one is asked for upstream.

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
+
+import orjson
 
 from streamer.hub.publication import Publication, conflate
 from streamer.protocol.messages import Mode, Position
-from streamer.protocol.topics import Kind, SubscriptionType, Topic
+from streamer.protocol.topics import Kind, Topic
 from streamer.wire.format import Part, WireFormat
+
+_ORDER: Final = attrgetter("order")
 
 
 class Lane:
@@ -129,6 +135,7 @@ class TopicStream:
         self.flushed_order = 0
         """The order of the last publication that a flush has sent to the groups."""
         self.latest: dict[Kind, Publication] = {}
+        """The last publication of each kind."""
         self.history: deque[Publication] = deque(maxlen=history_length)
         """The last publications of the epoch, without a hole."""
         self.window: list[Publication] = []
@@ -157,6 +164,12 @@ class TopicStream:
             self._position = Position(epoch, sequence)
         return self._position
 
+    def last_values(self, kinds: Iterable[Kind]) -> list[Publication]:
+        """Return the last known values of these kinds, oldest first; an event has none."""
+        latest = self.latest
+        known = (latest[kind] for kind in kinds if kind in latest and not kind.is_event)
+        return sorted(known, key=_ORDER)
+
     def count_missed(self, since: Position) -> int | None:
         """Count what was published after a position; None where it is not known any more."""
         if since.epoch not in (self.epoch, self.former_epoch) or since.sequence > self.sequence:
@@ -178,9 +191,7 @@ def _naming(topic: Topic) -> bytes:
     A sector's messages are about its stocks: without the topic in them, a client with two sectors
     could not tell their sequences apart.
     """
-    if topic.subscription_type in (SubscriptionType.STOCK, SubscriptionType.MARKET):
+    if topic.subscription_type.names_itself:
         return b""
-    return b',"subscription_type":"%b","target":"%b"' % (
-        topic.subscription_type.encode(),
-        topic.target.encode(),
-    )
+    members = {"subscription_type": topic.subscription_type, "target": topic.target}
+    return b"," + orjson.dumps(members)[1:-1]

@@ -59,7 +59,6 @@ class GapReason(enum.StrEnum):
     SOURCE_RECONNECTED = "source_reconnected"
     HISTORY_EXPIRED = "history_expired"
     SOURCE_UNAVAILABLE = "source_unavailable"
-    OVERFLOW = "overflow"
 
 
 @attrs.frozen
@@ -356,6 +355,9 @@ class Alert:
     message: str
     data: Mapping[str, Any] | None = None
     timestamp: str | None = None
+    sequence: int | None = None
+    previous: int | None = None
+    snapshot: bool | None = None
 
 
 @attrs.frozen
@@ -369,6 +371,9 @@ class Notification:
     notification_type: str
     priority: Priority
     timestamp: str | None = None
+    sequence: int | None = None
+    previous: int | None = None
+    snapshot: bool | None = None
 
 
 DataMessage = PriceUpdate | OrderbookUpdate | MarketStatus | Alert | Notification

@@ -17,13 +17,11 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 import attrs
 
 from streamer.protocol import messages, topics
+from streamer.protocol.endpoint import VERSION, WEBSOCKET_PATH
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.topics import KINDS
 
 Schema = dict[str, Any]
-
-VERSION: Final = 1
-"""Of the protocol: the `protocol` in `connected`, and the v1 in the path."""
 
 ENUMS: Final[tuple[type[enum.StrEnum], ...]] = (
     topics.SubscriptionType,
@@ -130,7 +128,7 @@ def async_api() -> Schema:
         "servers": {"local": {"host": "localhost:8765", "protocol": "ws"}},
         "channels": {
             "v1": {
-                "address": f"/v{VERSION}/ws",
+                "address": WEBSOCKET_PATH,
                 "messages": {
                     type_: {"$ref": f"#/components/messages/{type_}"} for type_ in client | server
                 },

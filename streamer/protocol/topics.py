@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import enum
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Final, Self
 
 import attrs
 
-TARGET_PATTERN: Final = "^[A-Za-z0-9._/^=-]{1,64}$"
-"""In the dialect of JSON Schema (ECMA-262), where `$` is nothing but the end.
+MAX_TARGET_CHARACTERS: Final = 64
+MAX_TARGET_BYTES: Final = 192
+"""In UTF-8: three bytes for each character, which is what Korean and Chinese take."""
 
-ASCII on purpose: two spellings of one visible name (Unicode composed and decomposed) would be
-two Redis channels, and a subscriber to the wrong one would wait for ever without an error."""
+TARGET_RULE: Final = (
+    f"1 to {MAX_TARGET_CHARACTERS} letters, marks, digits, punctuation or symbols and single inner"
+    f' spaces, at most {MAX_TARGET_BYTES} bytes of UTF-8, without * ? [ ] {{ }} \\ "'
+)
 
-_TARGET: Final = re.compile(TARGET_PATTERN)
+TARGET_PATTERN: Final = (
+    r"^(?! )(?!.* $)(?!.*  )(?![\s\S]*\n)"
+    r'[^\u0000-\u001f"*?\[\\\]{}\u007f-\u00a0\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891'
+    r"\u08e2\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\uf8ff\ufdd0-\ufdef"
+    r"\ufeff\ufff0-\ufffb\ufffe\uffff]{1,64}$"
+)
+"""The part of the rule that every JSON Schema validator can check.
 
-TARGET_RULE: Final = "1 to 64 of the letters A-Z and a-z, digits, and . - _ / ^ ="
+Many have no `\\p{…}`, and in Python's `re`, which some use, `$` matches before a last newline. It
+takes some more than the rule: unassigned characters, what is not in NFC, more than 192 bytes.
+"""
+
+_USUAL_TARGET: Final = re.compile(r"[!#-)+->@-Z^-z|~]{1,64}")
+"""Printable ASCII without what the rule excludes: in no need of a look at each character."""
+
+_CATEGORIES: Final = ("L", "M", "Nd", "P", "S")
+"""Unicode's general categories (or what they begin with) of the characters a target may have."""
+
+_EXCLUDED: Final = frozenset('*?[]{}\\"')
+"""Globs and the escape of Redis' patterns, the hash tag of a Cluster, and what JSON escapes."""
 
 
 class SubscriptionType(enum.StrEnum):
@@ -27,10 +48,21 @@ class SubscriptionType(enum.StrEnum):
     MARKET = "market"
     SECTOR = "sector"
     WATCHLIST = "watchlist"
+    USER = "user"
+
+    @property
+    def names_itself(self) -> bool:
+        """Whether each message says which topic of the type it belongs to.
+
+        A stock's and a market's messages do, in `stock_code` and `market`. A price of a sector or a
+        watchlist is about any stock, and an alert does not say whose it is: the server writes the
+        topic into those.
+        """
+        return self is SubscriptionType.STOCK or self is SubscriptionType.MARKET
 
 
 class Kind(enum.StrEnum):
-    """What a channel carries; the last part of its name."""
+    """What a channel carries, by the word for it in the channel's name."""
 
     PRICE = "price"
     ORDERBOOK = "orderbook"
@@ -38,19 +70,64 @@ class Kind(enum.StrEnum):
     ALERT = "alerts"
     NOTIFICATION = "notifications"
 
+    @property
+    def is_event(self) -> bool:
+        """Whether a message reports that something happened, rather than how something is now.
+
+        Events have no last known value: one that is shown again at each subscription would look
+        like another.
+        """
+        return self is Kind.ALERT or self is Kind.NOTIFICATION
+
 
 KINDS: Final[Mapping[SubscriptionType, tuple[Kind, ...]]] = {
     SubscriptionType.STOCK: (Kind.PRICE, Kind.ORDERBOOK),
     SubscriptionType.MARKET: (Kind.STATUS,),
     SubscriptionType.SECTOR: (Kind.PRICE,),
     SubscriptionType.WATCHLIST: (Kind.PRICE,),
+    SubscriptionType.USER: (Kind.ALERT, Kind.NOTIFICATION),
 }
 """The kinds that each type of topic carries: one Redis channel each."""
+
+_TYPES: Final = frozenset(SubscriptionType)
+_USER_KINDS: Final = frozenset(KINDS[SubscriptionType.USER])
 
 
 def is_target(value: object) -> bool:
     """Whether `value` may name a target: checked before anything of it reaches Redis."""
-    return isinstance(value, str) and _TARGET.fullmatch(value) is not None
+    return target_problem(value) is None
+
+
+def target_problem(value: object) -> str | None:
+    """Why `value` cannot name a target, for people; None where it can.
+
+    Two spellings of one visible name (a letter with its accent, or followed by it) would be two
+    channels, and a subscriber to the wrong one would wait for ever: so only NFC is taken.
+    """
+    if not isinstance(value, str):
+        return "a target is a string"
+    if _USUAL_TARGET.fullmatch(value):
+        return None
+    if not all(map(_may_be_in_target, value)) or not _has_target_size(value):
+        return f"a target is {TARGET_RULE}"
+    if value != value.strip(" ") or "  " in value:
+        return "a target has only single spaces, and only between other characters"
+    if not unicodedata.is_normalized("NFC", value):
+        return "a target is in Unicode's normalization form C (NFC)"
+    return None
+
+
+def _may_be_in_target(character: str) -> bool:
+    return character == " " or (
+        character not in _EXCLUDED and unicodedata.category(character).startswith(_CATEGORIES)
+    )
+
+
+def _has_target_size(text: str) -> bool:
+    return (
+        0 < len(text) <= MAX_TARGET_CHARACTERS
+        and len(text.encode(errors="surrogatepass")) <= MAX_TARGET_BYTES
+    )
 
 
 @attrs.frozen(cache_hash=True)
@@ -62,17 +139,18 @@ class Topic:
 
     @target.validator
     def _check_target(self, _attribute: object, value: object) -> None:
-        if not is_target(value):
-            raise ValueError(f"invalid target {value!r}: a target is {TARGET_RULE}")
+        problem = target_problem(value)
+        if problem is not None:
+            raise ValueError(f"invalid target {value!r}: {problem}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `type:target`, as in `stock:005930`.
+        """Read `type:target`, as in `stock:005930`: split at the first colon.
 
         Raises ValueError with a text for people.
         """
         subscription_type, colon, target = text.partition(":")
-        if not colon or subscription_type not in tuple(SubscriptionType):
+        if not colon or subscription_type not in _TYPES:
             types = ", ".join(SubscriptionType)
             raise ValueError(f"{text!r} is not TYPE:TARGET with a type of {types}")
         return cls(SubscriptionType(subscription_type), target)
@@ -82,17 +160,24 @@ class Topic:
         """The kinds of publication it carries."""
         return KINDS[self.subscription_type]
 
+    @property
+    def key(self) -> str | None:
+        """What each of its messages must say that it is about; None where that may differ."""
+        return self.target if self.subscription_type.names_itself else None
+
     def channel(self, kind: Kind) -> str:
-        """The Redis channel of one kind of publication."""
+        """The Redis channel of one kind of publication: `stock:005930:price`, `alerts:42`."""
+        if self.subscription_type is SubscriptionType.USER:
+            return f"{kind}:{self.target}"
         return f"{self.subscription_type}:{self.target}:{kind}"
+
+    @property
+    def channels(self) -> list[str]:
+        """The Redis channels of all its kinds."""
+        return [self.channel(kind) for kind in self.kinds]
 
     def __str__(self) -> str:
         return f"{self.subscription_type}:{self.target}"
-
-
-def personal_channel(kind: Kind, user_id: str) -> str:
-    """The channel of what is sent to one user without a subscription (alerts, notifications)."""
-    return f"{kind}:{user_id}"
 
 
 def parse_channel(channel: str) -> tuple[Topic, Kind]:
@@ -100,9 +185,11 @@ def parse_channel(channel: str) -> tuple[Topic, Kind]:
 
     Raises ValueError where no topic has that channel.
     """
-    topic_text, _, kind_text = channel.rpartition(":")
+    first, _, user_id = channel.partition(":")
+    if first in _USER_KINDS:
+        return Topic(SubscriptionType.USER, user_id), Kind(first)
+    topic_text, _, last = channel.rpartition(":")
     topic = Topic.parse(topic_text)
-    if kind_text not in topic.kinds:
-        kinds = ", ".join(topic.kinds)
-        raise ValueError(f"{topic} has no channel {kind_text!r}, only {kinds}")
-    return topic, Kind(kind_text)
+    if last not in topic.kinds or topic.subscription_type is SubscriptionType.USER:
+        raise ValueError(f"{topic} has no channel {channel!r}, only {' and '.join(topic.channels)}")
+    return topic, Kind(last)

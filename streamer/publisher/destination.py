@@ -1,4 +1,4 @@
-"""Where a publication goes: its channel, what may be published there, and the stream it joins."""
+"""Where a publication goes: its channel, the topic it belongs to, and the rules it must meet."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import attrs
 from streamer.protocol.codec import decode_publication, encode, utc_timestamp
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import DataMessage, Position
-from streamer.protocol.topics import Kind, SubscriptionType, Topic, parse_channel
-
-_PERSONAL_KINDS = (Kind.ALERT, Kind.NOTIFICATION)
-_ABOUT_THEMSELVES = (SubscriptionType.STOCK, SubscriptionType.MARKET)
+from streamer.protocol.topics import Kind, Topic, parse_channel
 
 
 @attrs.define(eq=False)
 class Stream:
-    """What the publications of one topic, or of one personal channel, have in common."""
+    """What the publications of one topic have in common."""
 
     keys: tuple[str, ...]
     """In Redis, as the script takes them."""
@@ -29,8 +26,7 @@ class Destination:
 
     channel: str
     kind: Kind
-    topic: Topic | None
-    """None: a personal channel."""
+    topic: Topic
 
     @classmethod
     def parse(cls, channel: str) -> Destination:
@@ -38,14 +34,11 @@ class Destination:
 
         Raises `InvalidPublicationError` where no data message belongs on such a channel.
         """
-        kind, _, user_id = channel.partition(":")
-        if kind in _PERSONAL_KINDS and user_id:
-            return cls(channel, Kind(kind), None)
         try:
-            topic, topic_kind = parse_channel(channel)
+            topic, kind = parse_channel(channel)
         except ValueError as error:
             raise InvalidPublicationError(f"no channel of data messages: {error}") from None
-        return cls(channel, topic_kind, topic)
+        return cls(channel, kind, topic)
 
     def check(self, payload: bytes | DataMessage) -> bytes:
         """The text that is published for a payload: JSON, complete but for its position.
@@ -53,11 +46,7 @@ class Destination:
         Raises `InvalidPublicationError` where the payload does not fit the channel.
         """
         raw = payload if isinstance(payload, bytes) else encode(payload, utc_timestamp())
-        topic = self.topic
-        # Sectors and watchlists tell of many stocks; a stock's or market's channel of itself alone.
-        about_itself = topic is not None and topic.subscription_type in _ABOUT_THEMSELVES
-        key = topic.target if topic is not None and about_itself else None
-        publication = decode_publication(self.kind, key, raw)
+        publication = decode_publication(self.kind, self.topic.key, raw)
         if publication.position is not None:
             raise InvalidPublicationError("it has a position already: epoch and sequence")
         return publication.text

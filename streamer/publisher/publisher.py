@@ -28,7 +28,6 @@ from typing import Any, Final
 import attrs
 import trio
 
-from streamer.broker.cluster import sharded_channel
 from streamer.broker.connect import (
     INCOMPLETE,
     Command,
@@ -39,7 +38,7 @@ from streamer.broker.connect import (
     check_url,
     open_connection,
 )
-from streamer.broker.keys import history_key, position_key, published_key
+from streamer.broker.keys import history_key, position_key, published_key, sharded_channel
 from streamer.broker.replies import is_passing
 from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
 from streamer.protocol.messages import DataMessage, Position
@@ -86,7 +85,7 @@ class Receipt:
     """Redis' answer to one publication."""
 
     position: Position | None
-    """Its place in the topic's stream; None on a personal channel, and without positions."""
+    """Its place in the topic's stream; None where the publisher gives no positions."""
     receivers: int
     """Subscriptions that received it: servers, not their clients."""
 
@@ -279,11 +278,11 @@ class Publisher:
             if self._sharded:
                 destination = attrs.evolve(destination, channel=sharded_channel(channel))
             # The kinds of a topic share its stream.
-            name = channel if destination.topic is None else str(destination.topic)
+            name = str(destination.topic)
             stream = self._streams.get(name)
             if stream is None:
                 keys = [published_key(name, self._id)]
-                if self._positioned and destination.topic is not None:
+                if self._positioned:
                     keys += [position_key(name), history_key(name)]
                 stream = self._streams[name] = Stream(tuple(keys))
             known = self._destinations[channel] = destination, stream

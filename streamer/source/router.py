@@ -15,7 +15,7 @@ from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import decode_publication
 from streamer.protocol.errors import InvalidPublicationError
-from streamer.protocol.topics import Kind, SubscriptionType, Topic
+from streamer.protocol.topics import Kind, Topic
 from streamer.source.positions import ReadQueue, channels_of
 from streamer.source.report import SourceReport, SourceStatistics
 from streamer.source.sequencer import Sequencer
@@ -57,11 +57,8 @@ class Router:
         sequencer = self._sequencers[topic] = Sequencer(
             self._hub, stream, self._report, max_held=self._history_length
         )
-        # Sectors and watchlists are about many stocks; a stock or a market about itself alone.
-        about_itself = topic.subscription_type in (SubscriptionType.STOCK, SubscriptionType.MARKET)
         for kind in topic.kinds:
-            key = topic.target if about_itself else None
-            self._routes[topic.channel(kind).encode()] = (sequencer, kind, key)
+            self._routes[topic.channel(kind).encode()] = (sequencer, kind, topic.key)
         sequencer.unproven = not connected
         if self._keeps_positions:
             self.reads.add(sequencer)

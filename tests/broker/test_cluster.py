@@ -11,7 +11,7 @@ import attrs
 import pytest
 import trio
 
-from streamer.broker.cluster import discover, sharded_channel
+from streamer.broker.cluster import discover
 from streamer.broker.cluster_reader import ClusterReader
 from streamer.broker.connect import RedisConnectionError, check_url, open_connection
 from streamer.broker.keys import history_key, position_key
@@ -287,20 +287,3 @@ def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:
     with pytest.raises(ValueError, match="not a Redis URL") as caught:
         check_url(url)
     assert "pass" not in str(caught.value).replace("USER:PASSWORD", "")
-
-
-@pytest.mark.parametrize(
-    ("channel", "sharded"),
-    [
-        ("stock:005930:price", "{stock:005930}:price"),
-        ("sector:a.b:price", "{sector:a.b}:price"),
-        ("alerts:u1", "{alerts:u1}"),
-        ("notifications:a:b", "{notifications:a:b}"),
-    ],
-)
-def test_a_channel_is_in_the_slot_of_its_topic(channel: str, sharded: str) -> None:
-    """The hash tag is what the keys of the topic have."""
-    assert sharded_channel(channel) == sharded
-    assert sharded.replace("{", "").replace("}", "") == channel
-    tag = sharded[1 : sharded.index("}")]
-    assert f"{{{tag}}}" in position_key(tag)

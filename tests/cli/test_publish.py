@@ -20,6 +20,7 @@ from streamer.broker.keys import history_key
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.targets import SAMPLES
 from tests.helpers.timing import DEADLINE_SECONDS
 
 PRICE: Final = (
@@ -105,19 +106,49 @@ def test_one_message_is_published_as_typed(
     assert err == "published 1 message, no server received any\n"
 
 
+@pytest.mark.parametrize("target", SAMPLES)
+def test_a_topic_with_any_target_can_be_named(
+    redis_url: str, redis: redis_py.Redis, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    """As a topic, and by its channel where the topic itself reads like one."""
+    if target.endswith(":price"):
+        where = [f"stock:{target}:price"]
+    else:
+        where = [f"stock:{target}", f"stock:{target}:price"]
+    for name in where:
+        assert main(["publish", "--redis", redis_url, name, "--price", "1"]) == ExitCode.OK
+    assert [orjson.loads(text)["stock_code"] for text in history(redis, f"stock:{target}")] == [
+        target for _ in where
+    ]
+    capsys.readouterr()
+
+
+def test_a_topic_of_a_user_can_be_named(
+    redis_url: str, redis: redis_py.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The type of the message tells the channel."""
+    text = ALERT[:-1].decode() + ',"type":"alert"}'
+    arguments = ["--redis", redis_url, "--verbose", "user:u1", "--json", text]
+    assert main(["publish", *arguments]) == ExitCode.OK
+    assert orjson.loads(capsys.readouterr().out)["channel"] == "alerts:u1"
+    assert len(history(redis, "user:u1")) == 1
+
+
 def test_servers_that_received_it_are_counted(
     redis_url: str, redis: redis_py.Redis, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that one sees whether anybody listens; a user's message has no position."""
+    """So that one sees whether anybody listens, and where the message is in its topic."""
     with redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe("alerts:u1")
         messages = subscription.listen()
         next(messages)
         arguments = ["--redis", redis_url, "--verbose", "alerts:u1", "--json", ALERT.decode()]
         assert main(["publish", *arguments]) == ExitCode.OK
-        assert ALERT[1:] in next(messages)["data"]
+        assert ALERT[1:-1] in next(messages)["data"]
     out, err = capsys.readouterr()
-    assert orjson.loads(out) == {"channel": "alerts:u1", "receivers": 1}
+    receipt = orjson.loads(out)
+    assert receipt.pop("epoch")
+    assert receipt == {"channel": "alerts:u1", "sequence": 1, "receivers": 1}
     assert err == "published 1 message, received 1 times\n"
 
 
@@ -146,9 +177,10 @@ def test_plain_leaves_nothing_in_redis(redis_url: str, redis: redis_py.Redis) ->
         (["stock:005930", "--price", "+1"], "Invalid value for '--price': '+1' is not a number"),
         (["stock:005930", "--price", "NaN"], "Invalid value for '--price': 'NaN' is not a number"),
         (["market:KOSPI", "--status", "shut"], "Invalid value for '--status': 'shut' is not one"),
-        (["stock:a b", "--price", "1"], "stock:a b: invalid target 'a b'"),
+        (["stock:a{b", "--price", "1"], "stock:a{b: invalid target 'a{b'"),
         (["stok:005930", "--price", "1"], "stok:005930: no channel of data messages"),
-        (["market:KOSPI", "--price", "1"], "market:KOSPI: no channel of data messages"),
+        (["market:KOSPI", "--price", "1"], "market:KOSPI: it carries status, not price"),
+        (["user:u1", "--price", "1"], "user:u1: it carries alerts and notifications, not price"),
         (["sector:IT", "--price", "1"], "sector:IT: --stock-code must say which stock"),
         (["alerts:u1", "--price", "1"], "alerts:u1: type 'price_update' where 'alert' belongs"),
         (["alerts:u1", "--status", "open"], "alerts:u1: type 'market_status' where"),
@@ -223,7 +255,8 @@ def test_a_channel_for_all_lines(redis_url: str, redis: redis_py.Redis) -> None:
     assert PRICE[:-1] in history(redis, "sector:IT")[0]
     code, receipts, _ = publish_lines(redis_url, "--verbose", "--channel", "alerts:u1", text=ALERT)
     assert code == ExitCode.OK
-    assert receipts == [{"channel": "alerts:u1", "receivers": 0}]
+    assert [(receipt["channel"], receipt["sequence"]) for receipt in receipts] == [("alerts:u1", 1)]
+    assert ALERT[1:-1] in history(redis, "user:u1")[0]
 
 
 @pytest.mark.parametrize(

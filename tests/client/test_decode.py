@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from streamer.client import (
     Alert,
+    Data,
     Gap,
     MarketStatus,
     Notification,
     OrderbookUpdate,
     PriceUpdate,
-    Streamed,
     decode_server,
 )
 from streamer.client import messages as client_messages
@@ -88,6 +88,7 @@ def test_every_data_message_has_its_type() -> None:
         alert_type="a",
         message="m",
         data={},
+        sequence=1,
     )
     assert isinstance(alert, Alert)
     notification = decode(
@@ -98,8 +99,10 @@ def test_every_data_message_has_its_type() -> None:
         message="m",
         notification_type="n",
         priority="HIGH",
+        sequence=2,
     )
     assert isinstance(notification, Notification)
+    assert (alert.about, notification.about) == ("1", "n")
     assert notification.priority is Priority.HIGH
 
 
@@ -126,7 +129,7 @@ def test_a_batch_is_taken_apart_and_each_message_keeps_its_text() -> None:
     text = f' {{ "messages" : [ {first} ,{second}\n], "batch_size": 2, "type":"batch" }} '
     received = decode_server(text)
     assert all(isinstance(message, PriceUpdate) for message in received)
-    assert [message.text for message in received if isinstance(message, Streamed)] == [
+    assert [message.text for message in received if isinstance(message, Data)] == [
         first,
         second,
     ]
@@ -276,4 +279,4 @@ def test_the_models_have_every_member_of_the_protocol() -> None:
 def test_a_streamed_message_defines_what_it_is_about() -> None:
     """The base class has no stock code and no market."""
     with pytest.raises(NotImplementedError):
-        _ = Streamed(timestamp="t", sequence=1).about
+        _ = Data(timestamp="t", sequence=1).about

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamer.client.account import Account, Fault, Violation
 from streamer.client.decode import Message, decode_server
-from streamer.client.messages import Error, Gap, MarketStatus, PriceUpdate, Streamed
+from streamer.client.messages import Data, Error, Gap, MarketStatus, PriceUpdate
 from streamer.client.verify import VIOLATIONS_KEPT, Verifier
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import (
@@ -36,6 +36,7 @@ OTHER_STOCK = Topic.parse("stock:000660")
 MARKET = Topic.parse("market:KOSPI")
 SECTOR = Topic.parse("sector:chips")
 WATCHLIST = Topic.parse("watchlist:7")
+USER = Topic.parse("user:u1")
 
 
 def price_update(
@@ -352,17 +353,46 @@ def test_sector_and_watchlist_messages_find_their_stream() -> None:
 
 def test_a_message_that_no_topic_is_about_is_unsolicited() -> None:
     """Its stock is no target, and no sector is subscribed that it could be of."""
-    (violation,) = account(price_update(1, of=SECTOR, code="no target")).first_violations
-    assert str(violation) == "not subscribed: no topic: price_update 1 of no target"
+    (violation,) = account(price_update(1, of=SECTOR, code="no  target")).first_violations
+    assert str(violation) == "not subscribed: no topic: price_update 1 of no  target"
 
 
-def test_personal_messages_are_counted_and_have_no_order() -> None:
-    """They belong to no topic."""
-    (alert,) = decode_server(
-        '{"type":"alert","timestamp":"t","alert_id":1,"stock_code":"1","alert_type":"a",'
-        '"message":"m"}'
+def test_messages_to_a_user_are_held_to_the_contract() -> None:
+    """Alerts and notifications share the stream of the user, which the server names in them."""
+    verifier = Verifier()
+    show(verifier, subscribed(4, topic=USER), subscribed(4, topic=SECTOR))
+    alert = personal("alert", '"alert_id":1,"stock_code":"1","alert_type":"a"')
+    notification = personal(
+        "notification",
+        '"notification_id":"n","title":"t","notification_type":"a","priority":"LOW"',
     )
-    assert account(alert, alert).received == 2
+    assert verifier.receive(alert(5)) == USER
+    assert verifier.receive(notification(6)) == USER
+    assert verifier.receive(price_update(5, of=SECTOR)) == SECTOR
+    assert verifier.account().violations == 0
+    assert verifier.receive(alert(8)) == USER
+    assert verifier.account().faults == {Fault.HOLE: 1}
+
+
+def personal(type_: str, members: str) -> Callable[[int], Data]:
+    """Makes messages to the user of `USER`."""
+
+    def make(sequence: int) -> Data:
+        (message,) = decode_server(
+            f'{{"type":"{type_}","timestamp":"t","message":"m",{members},'
+            f'"subscription_type":"user","target":"{USER.target}","sequence":{sequence}}}'
+        )
+        assert isinstance(message, Data)
+        return message
+
+    return make
+
+
+def test_a_message_to_a_user_without_such_a_topic_is_unsolicited() -> None:
+    """A subscription to a sector does not bring it."""
+    alert = personal("alert", '"alert_id":1,"stock_code":"1","alert_type":"a"')
+    (violation,) = account(subscribed(0, topic=SECTOR), alert(1)).first_violations
+    assert str(violation) == "not subscribed: no topic: alert 1 of 1"
 
 
 def test_the_account_reads_well_and_stays_small() -> None:
@@ -403,7 +433,7 @@ Event = Message | Subscribe | None
 class ModelStream:
     """One topic of a server that keeps the contract, as its client hears it."""
 
-    def __init__(self, topic: Topic, make: Callable[..., Streamed]) -> None:
+    def __init__(self, topic: Topic, make: Callable[..., Data]) -> None:
         self.topic = topic
         self._make = make
         self.epoch = 0
@@ -430,7 +460,7 @@ class ModelStream:
                 yield self._message(sequence, previous)
         self.told = self.sequence
 
-    def _message(self, sequence: int, previous: int | None = None) -> Streamed:
+    def _message(self, sequence: int, previous: int | None = None) -> Data:
         self.delivered += 1
         return self._make(sequence, previous)
 
@@ -522,7 +552,7 @@ def test_a_server_that_keeps_the_contract_has_no_violations(model: Model) -> Non
 def topic_of(event: Event) -> Topic | None:
     """Which stream an event moves."""
     match event:
-        case Streamed(snapshot=False):
+        case Data(snapshot=False):
             return Verifier()._find_topic(event)
         case Gap():
             return Topic(event.subscription_type, event.target)
@@ -540,10 +570,10 @@ def linked_pairs(events: list[Event]) -> list[tuple[int, int]]:
         if event is None:
             last.clear()
         elif topic is not None:
-            if isinstance(event, Streamed) and topic in last:
+            if isinstance(event, Data) and topic in last:
                 pairs.append((last[topic], place))
             last.pop(topic, None)
-            if isinstance(event, Streamed):
+            if isinstance(event, Data):
                 last[topic] = place
     return pairs
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
 from streamer.broker.keys import history_key, position_key
-from streamer.edge.handshake import PATH
+from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.publisher.publisher import Publisher, open_publisher
 from streamer.server import Server
 from tests.helpers.clients import Client, Message, connected, open_client, raw_client
@@ -63,7 +63,7 @@ async def snapshot(client: Client) -> Message:
 @asynccontextmanager
 async def returning(server: Server, session_id: str) -> AsyncIterator[tuple[Client, Message]]:
     """A client that comes back with a session in its URL, and the answer to that."""
-    path = f"{PATH}?session_id={session_id}"
+    path = f"{WEBSOCKET_PATH}?session_id={session_id}"
     async with open_client(server, path=path) as client:
         client.session_id = (await client.receive_type("connected"))["session_id"]
         yield client, await client.receive()

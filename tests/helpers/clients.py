@@ -15,7 +15,7 @@ import trio
 import trio_websocket
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from streamer.edge.handshake import PATH
+from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.server import Server
 
 Message = dict[str, Any]
@@ -64,7 +64,7 @@ class Client:
 
     async def subscribe(self, *topics: str, **options: Any) -> Message:
         """Subscribe to topics (`type:target`) of one type; returns `subscribed`."""
-        pairs = [topic.split(":") for topic in topics]
+        pairs = [topic.split(":", 1) for topic in topics]
         return await self.request(
             type="subscribe",
             subscription_type=pairs[0][0],
@@ -74,7 +74,7 @@ class Client:
 
     async def unsubscribe(self, *topics: str) -> Message:
         """Unsubscribe from topics of one type; returns `unsubscribed`."""
-        pairs = [topic.split(":") for topic in topics]
+        pairs = [topic.split(":", 1) for topic in topics]
         return await self.request(
             type="unsubscribe",
             subscription_type=pairs[0][0],
@@ -114,7 +114,7 @@ async def open_client(
     *,
     ssl_context: ssl.SSLContext | None = None,
     headers: list[tuple[bytes, bytes]] | None = None,
-    path: str = PATH,
+    path: str = WEBSOCKET_PATH,
 ) -> AsyncIterator[Client]:
     """A client of the server that has read nothing yet."""
     address = urlsplit(server.websocket_url)
@@ -149,7 +149,9 @@ class RawClient:
         self.stream = stream
         self._received = bytearray()
 
-    async def open(self, path: str = PATH, headers: bytes = b"", trailing: bytes = b"") -> None:
+    async def open(
+        self, path: str = WEBSOCKET_PATH, headers: bytes = b"", trailing: bytes = b""
+    ) -> None:
         """Ask for a WebSocket, and send what shall come right behind; the answer is left unread."""
         await self.stream.send_all(
             b"GET %b HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"

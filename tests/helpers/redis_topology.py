@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 from redis.crc import key_slot
 
-from streamer.broker.cluster import sharded_channel
+from streamer.broker.keys import sharded_channel
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import wait_until
 

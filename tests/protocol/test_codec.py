@@ -265,13 +265,13 @@ def test_the_request_id_comes_back_with_the_error(rest: str) -> None:
 
 def test_an_encoded_message_says_its_type_and_time_and_leaves_out_nulls() -> None:
     """The JSON has what the contract names and nothing else."""
-    gap = messages.Gap(SubscriptionType.STOCK, "A", GapReason.OVERFLOW, "e", 5)
+    gap = messages.Gap(SubscriptionType.STOCK, "A", GapReason.HISTORY_EXPIRED, "e", 5)
     assert orjson.loads(encode(gap, NOON)) == {
         "type": "gap",
         "timestamp": NOON,
         "subscription_type": "stock",
         "target": "A",
-        "reason": "overflow",
+        "reason": "history_expired",
         "epoch": "e",
         "sequence": 5,
     }

@@ -1,4 +1,7 @@
-"""The JSON Schema and the AsyncAPI document say what the codec does."""
+"""The JSON Schema and the AsyncAPI document say what the codec does.
+
+Covers streamer.protocol.endpoint.
+"""
 
 import json
 from pathlib import Path
@@ -41,13 +44,13 @@ SERVER_MESSAGES: list[messages.ServerMessage] = [
     messages.TokenRefreshed("t", 900),
     messages.Reconnected("s", {STOCK: ["A"]}, 3, recovered=True, positions={"stock:A": AT}),
     messages.Error(ErrorCode.INVALID_JSON, "no", {"errors": []}),
-    messages.Gap(STOCK, "A", GapReason.OVERFLOW, "e", 5),
+    messages.Gap(STOCK, "A", GapReason.HISTORY_EXPIRED, "e", 5),
     messages.ServerShutdown(500),
     messages.PriceUpdate("A", 1, 0, 0.5, 3, sequence=1, previous=0),
     messages.OrderbookUpdate("A", [PriceLevel(1, 2.5)], [], sequence=1, snapshot=True),
     messages.MarketStatus("KOSPI", messages.MarketPhase.PRE_MARKET, sequence=0),
-    messages.Alert("a", "A", "above", "m", {"x": [1]}),
-    messages.Notification(1, "t", "m", "news", messages.Priority.URGENT),
+    messages.Alert("a", "A", "above", "m", {"x": [1]}, sequence=1),
+    messages.Notification(1, "t", "m", "news", messages.Priority.URGENT, sequence=2),
     messages.Batch([messages.PriceUpdate("A", 1, 0, 0, 0, NOON, 1)], 1),
 ]
 

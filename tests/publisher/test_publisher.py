@@ -17,7 +17,14 @@ import trio.testing
 
 from streamer.broker.keys import history_key, position_key, published_key
 from streamer.protocol.errors import InvalidPublicationError
-from streamer.protocol.messages import MarketPhase, MarketStatus, Position, PriceUpdate
+from streamer.protocol.messages import (
+    MarketPhase,
+    MarketStatus,
+    Notification,
+    Position,
+    PriceUpdate,
+    Priority,
+)
 from streamer.publisher.publisher import (
     Publisher,
     PublishFailedError,
@@ -126,18 +133,21 @@ async def test_models_may_be_published(redis_url: str, redis: redis_py.Redis) ->
     assert orjson.loads(text).items() >= {"status": "open", "sequence": 1}.items()
 
 
-async def test_a_personal_message_has_no_position(redis_url: str, redis: redis_py.Redis) -> None:
-    """Alerts and notifications are of no topic: nothing is kept of them."""
-    alert = b'{"type":"alert","alert_id":1,"stock_code":"A","alert_type":"price","message":"up",'
-    alert += b'"timestamp":"2024-08-09T00:00:00Z"}'
-    with subscribed(redis, "alerts:u1") as next_message:
+async def test_messages_to_a_user_share_the_stream_of_the_user(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Alerts and notifications have positions and a history like those of any topic."""
+    alert = b'{"alert_id":1,"stock_code":"A","alert_type":"price","message":"up"}'
+    note = Notification(7, "t", "m", "news", Priority.LOW)
+    with subscribed(redis, "alerts:u1", "notifications:u1") as next_message:
         async with open_publisher(redis_url) as publisher:
-            assert await publisher.publish("alerts:u1", alert) == Receipt(None, 1)
-            receipt = await publisher.publish("alerts:{u2}", alert)
-        message = next_message()
-    assert receipt == Receipt(None, 0)
-    assert message["data"] == alert
-    assert not redis.keys("*history") + redis.keys("*position")
+            receipts = await publisher.publish_many(
+                [("alerts:u1", alert), ("notifications:u1", note), ("alerts:u2", alert)]
+            )
+        messages = [next_message() for _ in range(2)]
+    assert [position.sequence for position in positions(receipts)] == [1, 2, 1]
+    assert [m["channel"] for m in messages] == [b"alerts:u1", b"notifications:u1"]
+    assert [text for _, text in history(redis, "user:u1")] == [m["data"] for m in messages]
 
 
 async def test_without_positions_it_is_any_programs_publish(
@@ -234,7 +244,7 @@ async def test_a_lost_position_takes_its_history_along(
         (CHANNEL, numbered_price(1, "000660"), "on the channel of '005930'"),
         (CHANNEL, numbered_price(1)[:-1] + b',"epoch":"e","sequence":1}', "has a position already"),
         ("stock:005930", numbered_price(1), "no channel of data messages"),
-        ("sector:IT:orderbook", ORDERBOOK, "no channel 'orderbook'"),
+        ("sector:IT:orderbook", ORDERBOOK, "no channel 'sector:IT:orderbook'"),
         ("alerts:", b"{}", "no channel of data messages"),
         ("alerts:u1", b"{}", "alert_id"),
     ],
@@ -316,7 +326,7 @@ async def test_a_lost_answer_doubles_nothing(
                 statistics = publisher.statistics()
         assert statistics.connections == 2
         assert statistics.last_error == "no answer within 0.3 s"
-        assert [position.sequence for position in positions(receipts)] == [2, 3]
+        assert [position.sequence for position in positions(receipts)] == [2, 3, 1]
         assert [receipt.receivers for receipt in receipts] == [1, 1, 1]
         assert numbers(redis) == [1, 2, 3]
         redis.publish("alerts:u1", "last")

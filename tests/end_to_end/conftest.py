@@ -1,0 +1,25 @@
+"""Every kind of Redis, for what must hold on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.redis_topology import ClusterService
+
+
+@pytest.fixture(scope="session")
+def calm_cluster() -> Iterator[ClusterService]:
+    """A Cluster that no test breaks and that is never emptied."""
+    with ClusterService() as service:
+        yield service
+
+
+@pytest.fixture(params=["server", "cluster"])
+def any_redis_url(request: pytest.FixtureRequest) -> str:
+    """A Redis server, and a Redis Cluster."""
+    if request.param == "server":
+        return str(request.getfixturevalue("redis_url"))
+    service: ClusterService = request.getfixturevalue("calm_cluster")
+    return service.url
