@@ -9,6 +9,7 @@ import trio.testing
 from streamer.config import Settings
 from streamer.loop_lag import LoopLag, LoopStatistics
 from streamer.server import Server, serve
+from tests.helpers.timing import BLOCKED_LOOP_SECONDS
 
 
 @attrs.define
@@ -80,9 +81,9 @@ async def test_a_server_reports_what_held_up_its_loop(nursery: trio.Nursery) -> 
     """What blocks the loop of a running server shows in its statistics, in true time."""
     server: Server = await nursery.start(serve, Settings(memory=True, port=0, http_port=0))
     await trio.lowlevel.checkpoint()
-    time.sleep(0.1)  # noqa: ASYNC251 - that is the fault which it has to find
+    time.sleep(BLOCKED_LOOP_SECONDS)  # noqa: ASYNC251 - the fault that it has to find
     await trio.lowlevel.checkpoint()
-    assert server.statistics().loop.longest_pause_seconds >= 0.1
+    assert server.statistics().loop.longest_pause_seconds >= BLOCKED_LOOP_SECONDS
     nursery.cancel_scope.cancel()
 
 

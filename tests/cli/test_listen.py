@@ -22,7 +22,7 @@ from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol.errors import POLICY
 from streamer.server import Server, serve
-from tests.helpers.timing import DEADLINE_SECONDS
+from tests.helpers.timing import DEADLINE_SECONDS, PACE_SECONDS, eventually
 
 PRICE: Final = (
     b'{"stock_code":"005930","price":72500.10,"change":-50,"change_percent":-0.10,"volume":7}'
@@ -48,7 +48,7 @@ async def publish_without_end(server: Server) -> None:
         server.bus.publish("stock:005930:orderbook", BOOK)
         server.bus.publish("market:KOSPI:status", b'{"market":"KOSPI","status":"open"}')
         server.bus.publish("sector:chips:price", PRICE)
-        await trio.sleep(0.01)
+        await trio.sleep(PACE_SECONDS)
 
 
 def arguments(server: Server, *more: str) -> list[str]:
@@ -243,8 +243,7 @@ async def test_a_connection_that_ends_for_good_is_a_failure(
     nursery.start_soon(publish_without_end, server)
 
     async def close_once_there() -> None:
-        while not server._acceptor.sessions:  # noqa: ASYNC110 - no event tells of a client
-            await trio.sleep(0.001)
+        await eventually(lambda: server._acceptor.sessions)
         for session in list(server._acceptor.sessions.values()):
             session.end(POLICY)
 

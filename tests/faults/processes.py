@@ -20,9 +20,7 @@ import trio
 
 from tests.faults.producer import Order
 from tests.helpers.redis_server import random_ports
-from tests.helpers.timing import DEADLINE_SECONDS
-
-_POLL_SECONDS: Final = 0.1
+from tests.helpers.timing import DEADLINE_SECONDS, SLOW_POLL_SECONDS
 
 _UNTRACED: Final = {
     name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")
@@ -113,7 +111,7 @@ class ServerProcess:
     async def wait_for(self, condition: Callable[[dict[str, Any]], bool]) -> None:
         """Wait until what its page says meets a condition."""
         while not condition(await self.statistics()):  # noqa: ASYNC110 - it is another process
-            await trio.sleep(_POLL_SECONDS)
+            await trio.sleep(SLOW_POLL_SECONDS)
 
     async def kill(self) -> None:
         """End it at once."""

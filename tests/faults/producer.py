@@ -21,8 +21,8 @@ import trio
 from streamer.broker.connect import RedisConnectionError
 from streamer.broker.requests import RedisClient
 from streamer.publisher.publisher import open_publisher
+from tests.helpers.timing import PACE_SECONDS
 
-TICK_SECONDS: Final = 0.02
 LEAD_SECONDS: Final = 15.0
 """How far the flow may be ahead of the slowest client: longer than any silence here."""
 
@@ -82,7 +82,7 @@ class Flow:
             due = {topic: int(now_seconds * rate) for topic, rate in self._rates.items()}
             await publish([*self._publications(due)])
             self.counts = due
-            await trio.sleep(TICK_SECONDS)
+            await trio.sleep(PACE_SECONDS)
 
     def _publications(self, due: dict[str, int]) -> Iterator[tuple[str, bytes]]:
         """Up to these counts, the topics in turn."""

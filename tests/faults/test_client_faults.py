@@ -1,10 +1,7 @@
 """Clients stall, vanish, and stay away for too long."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
-
-import trio
 
 from streamer.broker.keys import history_key
 from streamer.client import Mode
@@ -12,15 +9,12 @@ from tests.faults.conversation import converse
 from tests.faults.world import (
     POSITIONED,
     TOPICS,
-    Witness,
     check_nothing_lost,
     open_world,
     witnesses,
 )
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
-
-STALL_SECONDS = 5.0
 
 
 async def test_a_third_of_the_clients_stalls(
@@ -30,19 +24,17 @@ async def test_a_third_of_the_clients_stalls(
     redis = own_redis_server()
     # A few hundred messages are nothing to a socket's buffers: these clients hold more topics.
     stalling = witnesses(15, topics_each=5, buffer_messages=100)
-    clients = stalling + witnesses(35)
-
-    async def stall(client: Witness) -> None:
-        await trio.sleep(random.uniform(0, STALL_SECONDS))
-        await client.stall(STALL_SECONDS)
+    others = witnesses(35)
 
     async with open_world(
-        redis, tmp_path, "--max-outbound-bytes", "65536", clients=clients
+        redis, tmp_path, "--max-outbound-bytes", "65536", clients=stalling + others
     ) as world:
         await world.flow()
-        async with trio.open_nursery() as nursery:
-            for client in stalling:
-                nursery.start_soon(stall, client)
+        for client in stalling:
+            client.stall()
+        await world.flow(clients=others)
+        for client in stalling:
+            client.resume()
         await world.flow()
         await world.settle()
     check_nothing_lost(world, TOPICS)
@@ -58,7 +50,11 @@ async def test_clients_vanish_without_a_fin(
     redis = own_redis_server()
     network = Proxy()
     heartbeat = ("--heartbeat-interval-seconds", "2", "--heartbeat-timeout-seconds", "8")
-    async with network.run(), open_world(redis, tmp_path, *heartbeat, network=network) as world:
+    clients = witnesses(pong_timeout_seconds=8)
+    async with (
+        network.run(),
+        open_world(redis, tmp_path, *heartbeat, clients=clients, network=network) as world,
+    ):
         await world.flow()
         network.break_off(10)
         network.silence(10)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import redis as redis_py
 import trio
 
 from tests.faults.world import (
@@ -15,6 +16,7 @@ from tests.faults.world import (
 )
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import SLOW_POLL_SECONDS, STOPPED_REDIS_SECONDS
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 """What is acknowledged is on the disk. With the default, everysec, a second of it may not be."""
@@ -64,7 +66,7 @@ async def test_redis_stopped_for_ten_seconds(
     async with open_world(redis, tmp_path, "--probe-timeout-seconds", "60") as world:
         await world.flow()
         redis.pause()
-        await trio.sleep(10)
+        await trio.sleep(STOPPED_REDIS_SECONDS)
         redis.resume()
         await world.flow()
         await world.settle()
@@ -90,20 +92,30 @@ async def test_redis_stopped_for_longer_than_the_probe_allows(
     check_gap_announced(world, PLAIN)
 
 
-async def test_connections_of_the_server_cut_every_second(
+def server_connections(operator: redis_py.Redis) -> list[str]:
+    """The ids of the connections that the server under test has to Redis."""
+    return [
+        connection["id"]
+        for connection in operator.client_list()
+        if connection["name"].startswith("streamer-") and "publisher" not in connection["name"]
+    ]
+
+
+async def test_connections_of_the_server_cut_again_and_again(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
-    """Twenty times over, each time before or in the middle of the recovery from the last."""
+    """Twenty cuts, half of them before or in the middle of the recovery from the last one."""
     redis = own_redis_server()
     async with open_world(redis, tmp_path) as world:
         await world.flow()
         with redis.connect() as operator:
-            for _ in range(20):
-                for connection in operator.client_list():
-                    name = connection["name"]
-                    if name.startswith("streamer-") and "publisher" not in name:
-                        operator.client_kill_filter(_id=connection["id"])
-                await trio.sleep(1)
+            for cut in range(20):
+                if cut % 2:
+                    await world.flow(0.5)
+                while not (connections := server_connections(operator)):  # noqa: ASYNC110
+                    await trio.sleep(SLOW_POLL_SECONDS)
+                for connection in connections:
+                    operator.client_kill_filter(_id=connection)
         await world.flow()
         await world.settle()
     check_nothing_lost(world)

@@ -4,8 +4,6 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import trio
-
 from streamer.broker.keys import session_key
 from tests.faults.conversation import converse
 from tests.faults.processes import ServerProcess
@@ -21,6 +19,7 @@ from tests.faults.world import (
 )
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.timing import eventually
 
 
 async def test_clients_move_to_another_server_when_theirs_is_stopped(
@@ -69,8 +68,7 @@ async def test_session_outlives_its_server_without_help_from_the_client(
             subscribed = await client.subscribe(POSITIONED[0])
             began = subscribed["positions"]["placed0"]
             with redis.connect() as operator:
-                while not operator.exists(session_key(session_id)):  # noqa: ASYNC110
-                    await trio.sleep(0.1)
+                await eventually(lambda: operator.exists(session_key(session_id)))
         await world.server.kill()
         await world.server.start()
         async with converse(f"{world.server.url}?session_id={session_id}") as client:

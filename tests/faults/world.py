@@ -26,10 +26,12 @@ from tests.faults.processes import Producer, ServerProcess
 from tests.faults.producer import Order
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
-from tests.helpers.timing import DEADLINE_SECONDS
+from tests.helpers.timing import DEADLINE_SECONDS, FLOW_DEADLINE_SECONDS, SLOW_POLL_SECONDS
 
-_POLL_SECONDS: Final = 0.05
 _PACE_SECONDS: Final = 0.2
+
+PATIENCE_SECONDS: Final = 60.0
+"""Before server or client gives the other up, where the test is not about that."""
 
 FLOW_SECONDS: Final = 5.0
 RATE: Final = 200.0
@@ -44,10 +46,18 @@ HISTORY_LENGTH: Final = 5000
 class Witness:
     """A client that verifies its stream, and enters all it gets into a ledger."""
 
-    def __init__(self, topics: Sequence[str], mode: Mode, *, buffer_messages: int = 10_000) -> None:
+    def __init__(
+        self,
+        topics: Sequence[str],
+        mode: Mode,
+        *,
+        buffer_messages: int = 10_000,
+        pong_timeout_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self.topics = topics
         self.mode = mode
         self._buffer_messages = buffer_messages
+        self._pong_timeout_seconds = pong_timeout_seconds
         self.ledger = Ledger()
         self._client: Client | None = None
         self._awake = trio.Event()
@@ -69,6 +79,8 @@ class Witness:
             url,
             backoff=Backoff(first_seconds=0.1, max_seconds=1.0),
             buffer_messages=self._buffer_messages,
+            connect_timeout_seconds=PATIENCE_SECONDS,
+            pong_timeout_seconds=self._pong_timeout_seconds,
         ) as client:
             self._client = client
             await client.subscribe(self.topics, mode=self.mode)
@@ -78,10 +90,12 @@ class Witness:
                 if not self._awake.is_set():
                     await self._awake.wait()
 
-    async def stall(self, seconds: float) -> None:
-        """Take nothing for a while."""
+    def stall(self) -> None:
+        """Take no message until `resume`."""
         self._awake = trio.Event()
-        await trio.sleep(seconds)
+
+    def resume(self) -> None:
+        """Take messages again."""
         self._awake.set()
 
     def has_reached(self, counts: dict[str, int]) -> bool:
@@ -117,6 +131,7 @@ def witnesses(
     topics: Sequence[str] = TOPICS,
     topics_each: int = 1,
     buffer_messages: int = 10_000,
+    pong_timeout_seconds: float = PATIENCE_SECONDS,
 ) -> list[Witness]:
     """Clients that hold all topics between them, each topic in both modes."""
     turns = itertools.cycle(topics)
@@ -126,6 +141,7 @@ def witnesses(
             [next(turns) for _ in range(topics_each)],
             next(modes),
             buffer_messages=buffer_messages,
+            pong_timeout_seconds=pong_timeout_seconds,
         )
         for _ in range(count)
     ]
@@ -159,12 +175,15 @@ class World:
         self._settling = False
         self._finished = trio.Event()
 
-    async def flow(self, seconds: float = FLOW_SECONDS) -> None:
-        """Until each client has come past all of the next publications of its topics."""
+    async def flow(
+        self, seconds: float = FLOW_SECONDS, clients: Sequence[Witness] | None = None
+    ) -> None:
+        """Wait until each client has had all of the next publications of its topics."""
+        clients = self.clients if clients is None else clients
         await self._wait(lambda: bool(self.producer.counts))
         counts = self.producer.counts
         goal = {topic: counts[topic] + round(seconds * rate) for topic, rate in self._rates.items()}
-        await self._wait(lambda: all(client.has_reached(goal) for client in self.clients))
+        await self._wait(lambda: all(client.has_reached(goal) for client in clients))
 
     async def settle(self) -> None:
         """End the flow, let everybody come to its end, and see that all of it adds up."""
@@ -197,9 +216,9 @@ class World:
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
         """Wait for what is in the messages that clients get."""
-        with trio.move_on_after(DEADLINE_SECONDS):
+        with trio.move_on_after(FLOW_DEADLINE_SECONDS):
             while not condition():  # noqa: ASYNC110 - messages set no event of ours
-                await trio.sleep(_POLL_SECONDS)
+                await trio.sleep(SLOW_POLL_SECONDS)
             return
         counts = self.producer.counts
         behind = [str(client) for client in self.clients if not client.has_reached(counts)]
@@ -269,9 +288,10 @@ def server_arguments(redis_port: int) -> tuple[str, ...]:
         *("--redis", f"redis://127.0.0.1:{redis_port}/0"),
         *("--history-length", str(HISTORY_LENGTH)),
         *("--flush-interval-ms", "100"),
-        # Clients that come back are answered without their history where Redis takes longer to
-        # tell it. On a busy machine it may, with the load that is on it here.
-        *("--subscribe-timeout-seconds", "30"),
+        # On a busy machine, with the load that is on it here, what is neither lost nor silent may
+        # take long: Redis to tell the history to clients that come back, clients to answer.
+        *("--subscribe-timeout-seconds", str(PATIENCE_SECONDS)),
+        *("--heartbeat-timeout-seconds", str(PATIENCE_SECONDS)),
     )
 
 

@@ -6,8 +6,15 @@ something happens. Where time itself matters, trio's clock is a MockClock.
 
 These real pauses are left, each with the reason:
 
-- `eventually` and `wait_until` look again after `POLL_SECONDS`, because another process or the
-  kernel signals nothing that a test could wait for.
+- `eventually` and `wait_until` look again after POLL_SECONDS, the faults' world after
+  SLOW_POLL_SECONDS: another process signals nothing that a test could wait for.
+- PACE_SECONDS is between two publications of a producer that has no end: without it, it would take
+  the core from what is tested.
+- STOPPED_REDIS_SECONDS is how long a fault lasts in which, by its nature, nothing happens.
+- BLOCKED_LOOP_SECONDS is the fault that the measurement of event loop lag has to find.
+
+Besides, tests of time-outs give the code under test a time-out of some tenths of a second, where
+the other end never answers; only the passing of that time is waited for.
 """
 
 from __future__ import annotations
@@ -25,6 +32,16 @@ DEADLINE_SECONDS: Final = 120.0
 
 POLL_SECONDS: Final = 0.002
 """Between two looks at a condition that nothing signals."""
+
+SLOW_POLL_SECONDS: Final = 0.1
+"""The same where each look costs a request to another process, or a walk over all clients."""
+
+FLOW_DEADLINE_SECONDS: Final = 300.0
+"""Real time after which a flow of many messages through several processes has stopped."""
+
+PACE_SECONDS: Final = 0.02
+STOPPED_REDIS_SECONDS: Final = 10.0
+BLOCKED_LOOP_SECONDS: Final = 0.1
 
 _TURNS_WITHOUT_PAUSE: Final = 50
 """Turns of the event loop that `eventually` takes at once: most conditions need only a few."""
