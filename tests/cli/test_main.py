@@ -47,7 +47,7 @@ def test_help_explains_commands_and_exit_codes(capsys: pytest.CaptureFixture[str
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever types `streamer` alone learns what to type; a script learns that it was wrong."""
     assert main([]) == ExitCode.USAGE
-    assert "RedisClient:" in capsys.readouterr().err
+    assert "Commands:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(commands.commands))

@@ -561,7 +561,7 @@ async def test_a_client_that_holds_itself_up_does_not_blame_the_server(
         await line.wait_closed()
 
     url = await peer(script)
-    async with open_client(url, buffer_messages=1, pong_timeout_seconds=0.01) as client:
+    async with open_client(url, buffer_messages=1, pong_timeout_seconds=0.5) as client:
         await client.subscribe([STOCK])
         await eventually(
             lambda: caplog.text.count("received event: <class 'wsproto.events.Ping'>") > 3

@@ -25,6 +25,9 @@ LAST: Final = CHUNKS * CHUNK // len(CODES)
 PAD: Final = "x" * 1000
 MAX_QUEUED_BYTES: Final = 200_000
 
+WITHOUT_HEARTBEAT: Final[dict[str, Any]] = {"heartbeat_interval_seconds": 1000}
+"""Clients that do not read answer no ping, and on a busy machine these tests outlast one."""
+
 SUBSCRIBE: Final[dict[str, Any]] = {
     "type": "subscribe",
     "subscription_type": "stock",
@@ -82,7 +85,9 @@ async def test_twenty_of_a_hundred_stop_reading_and_the_others_notice_nothing(
     Two of the 20 are in mode all: what cannot be held for them ends with 4008.
     """
     async with (
-        running_server(redis=redis_url, max_outbound_bytes=MAX_QUEUED_BYTES) as server,
+        running_server(
+            redis=redis_url, max_outbound_bytes=MAX_QUEUED_BYTES, **WITHOUT_HEARTBEAT
+        ) as server,
         AsyncExitStack() as stack,
     ):
         deaf: list[RawClient] = []
@@ -116,7 +121,7 @@ async def test_twenty_of_a_hundred_stop_reading_and_the_others_notice_nothing(
 async def test_in_mode_all_too_slow_is_4008(redis_url: str, redis: redis_py.Redis) -> None:
     """What was sent before is whole and in order, nothing follows the hole, the code says why."""
     async with (
-        running_server(redis=redis_url, max_outbound_bytes=50_000) as server,
+        running_server(redis=redis_url, max_outbound_bytes=50_000, **WITHOUT_HEARTBEAT) as server,
         raw_client(server, receive_buffer_bytes=4096) as client,
     ):
         await client.send(type="subscribe", subscription_type="stock", targets=["T0"], mode="all")
