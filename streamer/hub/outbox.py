@@ -9,7 +9,7 @@ overtake waiting data, but never the inside of a write.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from operator import attrgetter
@@ -19,6 +19,7 @@ import attrs
 
 from streamer.hub.publication import Publication
 from streamer.hub.rate_queue import RateQueue
+from streamer.hub.replay_queue import ReplayQueue
 from streamer.hub.streams import Lane
 from streamer.protocol.messages import Mode, Position
 from streamer.wire.format import Part, WireFormat
@@ -162,7 +163,6 @@ class Outbox:
         "group",
         "name",
         "pending",
-        "replay_bytes",
         "subscriptions",
         "wire",
     )
@@ -197,10 +197,8 @@ class Outbox:
         self._held_messages = 0
         self._control: list[bytes] = []
         self.control_bytes = 0
-        self._replays: dict[Subscription, deque[Publication]] = {}
-        """Missed publications that are sent before anything else that waits. They are held here
-        because the client was promised them, whatever becomes of the topic's history."""
-        self.replay_bytes = 0
+        self._replays: ReplayQueue[Subscription] | None = None
+        """What the client has missed; None unless it came back."""
         self.pending: dict[object, tuple[Subscription, Publication]] = {}
         """What waits of subscriptions without a limited rate."""
         self._limited: RateQueue[Subscription] | None = None
@@ -335,12 +333,7 @@ class Outbox:
 
     def put(self, subscription: Subscription, publication: Publication) -> None:
         """Let one publication wait that was published before the client asked for its kind."""
-        missed = self._replays.get(subscription)
-        if missed and missed[-1].sequence > publication.sequence:
-            later = [p for p in missed if p.sequence > publication.sequence]
-            earlier = list(missed)[: len(missed) - len(later)]
-            self._replays[subscription] = deque([*earlier, publication, *later])
-            self.replay_bytes += len(publication.text)
+        if self._replays is not None and self._replays.insert(subscription, publication):
             return
         merge = subscription.lane.mode is Mode.LATEST and publication.merges
         self._put(subscription, publication, merge=merge)
@@ -421,12 +414,8 @@ class Outbox:
                     self._queued_bytes -= len(entry[1].text)
         if self._limited is not None:
             count += self._limited.discard(subscriptions, unwanted)
-        for subscription in subscriptions:
-            if missed := self._replays.pop(subscription, None):
-                kept = deque(p for p in missed if not unwanted(subscription, p))
-                self.replay_bytes -= _size(missed) - _size(kept)
-                if kept:
-                    self._replays[subscription] = kept
+        if self._replays is not None:
+            self._replays.discard(subscriptions, unwanted)
         if count:
             self.dropped[reason] += count
 
@@ -439,31 +428,28 @@ class Outbox:
 
     def replay(self, subscription: Subscription, missed: Sequence[Publication]) -> None:
         """Send what a new subscription has missed, or a gap, before anything else that waits."""
-        if missed:
-            self._replays[subscription] = deque(missed)
-            self.replay_bytes += _size(missed)
+        if self._replays is None:
+            self._replays = ReplayQueue()
+        self._replays.add(subscription, missed)
 
     @property
     def replaying(self) -> bool:
         """Whether there is still something to be replayed."""
         return bool(self._replays)
 
-    def _take_replay(self) -> bytes:
+    @property
+    def replay_bytes(self) -> int:
+        """The size of what is still to be replayed."""
+        return 0 if self._replays is None else self._replays.size_bytes
+
+    def _take_replay(self, replays: ReplayQueue[Subscription]) -> bytes:
         parts: list[Part] = []
-        size = 0
-        while self._replays and size < REPLAY_PORTION_BYTES:
-            subscription, missed = next(iter(self._replays.items()))
-            portion = []
-            while missed and size < REPLAY_PORTION_BYTES:
-                publication = missed.popleft()
-                size += len(publication.text)
-                portion.append(publication)
-            parts += self.wire.parts(portion, subscription.position)
-            subscription.position = portion[-1].sequence
-            self._replayed += sum(not publication.notice for publication in portion)
-            if not missed:
-                del self._replays[subscription]
-        self.replay_bytes -= size
+        for subscription, missed in replays.take(REPLAY_PORTION_BYTES):
+            parts += self.wire.parts(missed, subscription.position)
+            subscription.position = missed[-1].sequence
+            self._replayed += sum(not publication.notice for publication in missed)
+        if not replays:
+            self._replays = None
         return self.wire.data(parts)
 
     # Taking what waits
@@ -483,7 +469,7 @@ class Outbox:
             self.control_bytes = 0
             return control, 0
         if self._replays:
-            return self._take_replay(), 0
+            return self._take_replay(self._replays), 0
         due_seconds = self.due_seconds
         if not self.pending and (due_seconds is None or due_seconds > now_seconds):
             return b"", 0
@@ -558,8 +544,8 @@ class Outbox:
         self.pending.clear()
         if self._limited is not None:
             self._limited.clear()
-        self._replays.clear()
-        self._queued_bytes = self.replay_bytes = 0
+        self._replays = None
+        self._queued_bytes = 0
 
     @property
     def account(self) -> tuple[int, int, int]:
@@ -602,10 +588,6 @@ class Outbox:
 
 class _Unwanted(Protocol):
     def __call__(self, subscription: Subscription, publication: Publication, /) -> bool: ...
-
-
-def _size(publications: Iterable[Publication]) -> int:
-    return sum(len(publication.text) for publication in publications)
 
 
 def _publication_order(item: tuple[Subscription, Publication]) -> int:

@@ -864,10 +864,11 @@ def _widened(
     stream = subscription.lane.stream
     added = subscription.lane.kinds - former.get(stream.topic, subscription.lane.kinds)
     latest = [stream.latest[kind] for kind in added if kind in stream.latest]
-    replays = subscription.outbox._replays.get(subscription)
+    replays = subscription.outbox._replays
+    missed = replays._missed.get(subscription) if replays else None
     return sum(
         subscription.is_ahead(p)
         and id(p) not in waiting
-        and not (replays and replays[-1].sequence > p.sequence)
+        and not (missed and missed[-1].sequence > p.sequence)
         for p in latest
     )
