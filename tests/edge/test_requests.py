@@ -69,6 +69,24 @@ async def returning(server: Server, session_id: str) -> AsyncIterator[tuple[Clie
         yield client, await client.receive()
 
 
+@asynccontextmanager
+async def following(**settings: Any) -> AsyncIterator[tuple[Server, Client, Message]]:
+    """A server, a client that has subscribed to stock:A, and the position where it began."""
+    async with running_server(**AT_ONCE, **settings) as server, connected(server) as client:
+        yield server, client, (await client.subscribe("stock:A"))["positions"]["A"]
+
+
+@asynccontextmanager
+async def two_servers(redis_url: str) -> AsyncIterator[tuple[Server, Server, Publisher]]:
+    """Two servers and a publisher of one Redis."""
+    async with (
+        running_server(redis=redis_url, **AT_ONCE) as first,
+        running_server(redis=redis_url, **AT_ONCE) as second,
+        open_publisher(redis_url) as publisher,
+    ):
+        yield first, second, publisher
+
+
 async def confirm(server: Server, mock_clock: MockClock) -> None:
     """Let the heartbeat pass: what clients have been sent so far is known to have arrived."""
     mock_clock.jump(server.settings.heartbeat_interval_seconds)
@@ -94,8 +112,7 @@ async def test_what_was_missed_since_a_position_comes_in_order_and_then_the_live
     mock_clock: MockClock,
 ) -> None:
     """Without a snapshot, from the position that the answer repeats."""
-    async with running_server(**AT_ONCE) as server, connected(server) as first:
-        position = (await first.subscribe("stock:A"))["positions"]["A"]
+    async with following() as (server, first, position):
         publish_prices(server, 1, 2, 3)
         assert await prices(first, 3) == [1, 2, 3]
         async with connected(server) as client:
@@ -114,8 +131,7 @@ async def test_what_was_missed_since_a_position_comes_in_order_and_then_the_live
 
 async def test_kinds_that_are_not_asked_for_are_not_brought_either(mock_clock: MockClock) -> None:
     """And `previous` names what each follows."""
-    async with running_server(**AT_ONCE) as server, connected(server) as first:
-        position = (await first.subscribe("stock:A"))["positions"]["A"]
+    async with following() as (server, _first, position):
         for number in (1, 3):
             publish(server, "stock:A:price", price("A", number))
             publish(server, "stock:A:orderbook", orderbook("A", number))
@@ -143,8 +159,7 @@ async def test_a_position_that_nothing_is_known_to_follow_is_a_gap(
     since: dict[str, Any], reason: str, mock_clock: MockClock
 ) -> None:
     """With where the stream stands and its last known value, even if none was asked for."""
-    async with running_server(history_length=2, **AT_ONCE) as server, connected(server) as first:
-        position = (await first.subscribe("stock:A"))["positions"]["A"]
+    async with following(history_length=2) as (server, _first, position):
         publish_prices(server, 1, 2, 3, 4)
         async with connected(server) as client:
             answer = await client.subscribe(
@@ -161,8 +176,7 @@ async def test_a_position_that_nothing_is_known_to_follow_is_a_gap(
 
 async def test_of_what_is_held_already_nothing_was_missed(mock_clock: MockClock) -> None:
     """The stream goes on as it does, and no message of it comes twice."""
-    async with running_server(**AT_ONCE) as server, connected(server) as client:
-        position = (await client.subscribe("stock:A"))["positions"]["A"]
+    async with following() as (server, client, position):
         publish_prices(server, 1)
         assert await prices(client, 1) == [1]
         answer = await client.subscribe("stock:A", since={"A": position}, snapshot=False)
@@ -173,9 +187,8 @@ async def test_of_what_is_held_already_nothing_was_missed(mock_clock: MockClock)
 
 async def test_history_is_kept_for_its_time(mock_clock: MockClock) -> None:
     """And for no longer: what is older is a gap."""
-    settings = AT_ONCE | {"history_seconds": 60, "heartbeat_interval_seconds": 1000}
-    async with running_server(**settings) as server, connected(server) as first:
-        position = (await first.subscribe("stock:A"))["positions"]["A"]
+    settings = {"history_seconds": 60, "heartbeat_interval_seconds": 1000}
+    async with following(**settings) as (server, first, position):
         publish_prices(server, 1)
         assert await prices(first, 1) == [1]
         for _ in range(58):
@@ -195,9 +208,7 @@ async def test_history_is_kept_for_its_time(mock_clock: MockClock) -> None:
 async def test_another_server_brings_what_was_missed_from_redis(redis_url: str) -> None:
     """A topic that nobody had there; what comes meanwhile is live, once and in order."""
     async with (
-        running_server(redis=redis_url, **AT_ONCE) as first_server,
-        running_server(redis=redis_url, **AT_ONCE) as second_server,
-        open_publisher(redis_url) as publisher,
+        two_servers(redis_url) as (first_server, second_server, publisher),
         connected(first_server) as first,
     ):
         await place(publisher, 1)
@@ -221,9 +232,7 @@ async def test_an_epoch_is_known_on_another_server_by_the_name_that_clients_were
 ) -> None:
     """They came before the first publication, so that their server had to invent one."""
     async with (
-        running_server(redis=redis_url, **AT_ONCE) as first_server,
-        running_server(redis=redis_url, **AT_ONCE) as second_server,
-        open_publisher(redis_url) as publisher,
+        two_servers(redis_url) as (first_server, second_server, publisher),
         connected(first_server) as first,
     ):
         position = (await first.subscribe("stock:A"))["positions"]["A"]
@@ -242,9 +251,7 @@ async def test_a_history_that_redis_has_trimmed_is_a_gap_on_another_server(
 ) -> None:
     """No part of what was missed, but where the stream stands and its last known value."""
     async with (
-        running_server(redis=redis_url, **AT_ONCE) as first_server,
-        running_server(redis=redis_url, **AT_ONCE) as second_server,
-        open_publisher(redis_url) as publisher,
+        two_servers(redis_url) as (first_server, second_server, publisher),
         connected(first_server) as first,
         connected(second_server) as second,
     ):

@@ -6,7 +6,8 @@ streamer.source.topics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 
 import redis as redis_py
 import structlog
@@ -20,7 +21,8 @@ from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
-from streamer.publisher.publisher import open_publisher
+from streamer.publisher.publisher import Publisher, open_publisher
+from streamer.server import Server
 from streamer.source.demand import TopicDemand
 from streamer.source.report import SourceReport
 from streamer.source.router import Router
@@ -188,16 +190,23 @@ async def _expect(client: Client, *expected: int | str) -> None:
         assert message.get("reason", message.get("price")) == item, message
 
 
-async def test_a_topic_may_go_from_plain_to_placed_publications_and_back(
-    redis_url: str, redis: redis_py.Redis
-) -> None:
-    """Each time with a gap, since neither kind says what lies between."""
+@asynccontextmanager
+async def listening(redis_url: str) -> AsyncIterator[tuple[Server, Publisher, Client]]:
+    """A server, a publisher, and a client that has subscribed to stock:A in mode all."""
     async with (
         running_server(redis=redis_url, flush_interval_ms=0) as server,
         open_publisher(redis_url) as publisher,
         connected(server) as client,
     ):
         await client.subscribe("stock:A", mode="all")
+        yield server, publisher, client
+
+
+async def test_a_topic_may_go_from_plain_to_positioned_publications_and_back(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Each time with a gap, since neither kind says what lies between."""
+    async with listening(redis_url) as (_server, publisher, client):
         redis.publish("stock:A:price", price("A", 1))
         await publisher.publish("stock:A:price", price("A", 2))
         redis.publish("stock:A:price", price("A", 3))
@@ -210,12 +219,7 @@ async def test_what_redis_kept_while_the_connection_was_lost_is_no_gap(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
     """All of it, in order and once, before the live flow goes on."""
-    async with (
-        running_server(redis=redis_url, flush_interval_ms=0) as server,
-        open_publisher(redis_url) as publisher,
-        connected(server) as client,
-    ):
-        await client.subscribe("stock:A", mode="all")
+    async with listening(redis_url) as (server, publisher, client):
         number = 1
         await publisher.publish("stock:A:price", price("A", number))
         for _ in range(5):
@@ -232,12 +236,7 @@ async def test_a_hole_in_the_flow_is_read_from_the_history(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
     """Redis drops what a subscriber is too slow for; a repeat of it is dropped here."""
-    async with (
-        running_server(redis=redis_url, flush_interval_ms=0) as server,
-        open_publisher(redis_url) as publisher,
-        connected(server) as client,
-    ):
-        await client.subscribe("stock:A", mode="all")
+    async with listening(redis_url) as (server, publisher, client):
         receipt = await publisher.publish("stock:A:price", price("A", 1))
         assert receipt.position is not None
         epoch = receipt.position.epoch
@@ -259,12 +258,7 @@ async def test_a_hole_that_nobody_can_fill_does_not_hold_up_the_flow(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
     """A publication that Redis carried and does not know: behind a gap, it goes on."""
-    async with (
-        running_server(redis=redis_url, flush_interval_ms=0) as server,
-        open_publisher(redis_url) as publisher,
-        connected(server) as client,
-    ):
-        await client.subscribe("stock:A", mode="all")
+    async with listening(redis_url) as (_server, publisher, client):
         receipt = await publisher.publish("stock:A:price", price("A", 1))
         assert receipt.position is not None
         epoch = receipt.position.epoch
@@ -277,12 +271,7 @@ async def test_trimmed_history_is_a_gap_where_it_was(
 ) -> None:
     """What is left of it follows."""
     own = own_redis_server()
-    async with (
-        running_server(redis=own.url, flush_interval_ms=0) as server,
-        open_publisher(own.url) as publisher,
-        connected(server) as client,
-    ):
-        await client.subscribe("stock:A", mode="all")
+    async with listening(own.url) as (_server, publisher, client):
         receipt = await publisher.publish("stock:A:price", price("A", 1))
         assert receipt.position is not None
         await _expect(client, 1)
@@ -342,12 +331,7 @@ async def test_positions_that_cannot_be_read_now_are_asked_for_again(
 ) -> None:
     """Until then the topic waits: to number on would be to number over what Redis may have."""
     own = own_redis_server()
-    async with (
-        running_server(redis=own.url, flush_interval_ms=0) as server,
-        open_publisher(own.url) as publisher,
-        connected(server) as client,
-    ):
-        await client.subscribe("stock:A", mode="all")
+    async with listening(own.url) as (_server, publisher, client):
         await publisher.publish("stock:A:price", price("A", 1))
         await publisher.publish("stock:A:price", price("A", 2))
         await _expect(client, 1, 2)
