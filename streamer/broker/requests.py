@@ -1,4 +1,4 @@
-"""RedisClient to Redis and their replies, pipelined over a connection kept while it is good."""
+"""Commands to Redis and their replies, pipelined over a connection kept while it is good."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: the only place that reads argv, the environment and signals."""
+"""The command line: the only package that reads argv, the environment and signals."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ _EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.explanation}" for c
 )
 @click.version_option(__version__, prog_name="streamer", message="%(prog)s %(version)s")
 def commands() -> None:
-    """Market data from Redis, in front of every WebSocket client that asked for it.
+    """Market data from Redis, fanned out to WebSocket clients.
 
-    `streamer serve` is the server. Each command explains itself: streamer serve --help
+    `streamer serve` is the server. Each command has its own help: streamer serve --help
     """
 
 
@@ -28,9 +28,9 @@ for module in (serve, listen, publish, replay, demo, worker):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (by default this process's) and return its exit code.
+    """Run a command line, by default this process's, and return its exit code.
 
-    Every foreseen error is one line on stderr. A traceback on stderr is a bug.
+    Every expected error is one line on stderr. A traceback on stderr is a bug.
     """
     try:
         result = commands.main(arguments, prog_name="streamer", standalone_mode=False)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         return ExitCode.INTERRUPTED
     except BaseExceptionGroup as group:
-        # Trio delivers Ctrl-C inside a nursery as a group.
+        # Inside a nursery, trio raises these in a group.
         if group.split(KeyboardInterrupt)[1] is None:
             return ExitCode.INTERRUPTED
         raise

@@ -25,7 +25,7 @@ from streamer.client import (
 
 COLUMNS: Final = ("topic", "last", "change", "volume", "bid", "ask", "sequence", "age")
 _STALE_SECONDS: Final = 10.0
-"""From here on an age is shown as a warning."""
+"""An age from which on it is shown as a warning."""
 
 
 @attrs.define
@@ -70,7 +70,7 @@ class _Row:
 
 
 class Board:
-    """What is known of each topic, as a table."""
+    """The latest values of each topic, as a table."""
 
     def __init__(
         self, topics: Iterable[Topic], *, clock: Callable[[], float] = time.monotonic
@@ -79,7 +79,7 @@ class Board:
         self._rows = {topic: _Row() for topic in topics}
 
     def show(self, event: Event) -> None:
-        """Take over what a message tells."""
+        """Update the row of a message's topic."""
         if isinstance(event, Gap):
             row = self._rows.get(event.topic)
             if row is not None:
@@ -91,10 +91,10 @@ class Board:
             row.updated_seconds = self._clock()
 
     def render(self, account: Account, client: ClientStatistics) -> Table:
-        """The table as it is now, with the account in the line below it."""
+        """Return the table as it is now, with the account as its caption."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.caption, table.caption_justify = _caption(account, client), "left"
-        # On a narrow terminal the names of topics give way, and never the digits of a price.
+        # On a narrow terminal the names of topics are cut, never the digits of a price.
         table.add_column(COLUMNS[0], overflow="ellipsis")
         for name in COLUMNS[1:]:
             table.add_column(name, justify="right", no_wrap=True)

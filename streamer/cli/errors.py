@@ -1,16 +1,16 @@
-"""How a command ends: exit codes, and the error that carries one."""
+"""Exit codes, and the error that ends a command with one."""
 
 import enum
 from typing import Self
 
 
 class ExitCode(enum.IntEnum):
-    """What the process tells its caller; `explanation` is what help and documentation say."""
+    """The exit codes of all commands, each with its explanation for help and documentation."""
 
     explanation: str
 
     def __new__(cls, code: int, explanation: str) -> Self:
-        """An integer that explains itself."""
+        """Make an integer with an explanation."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.explanation = explanation
@@ -25,7 +25,7 @@ class ExitCode(enum.IntEnum):
 
 
 class CommandError(Exception):
-    """An error of one line, which `main` writes to stderr before it exits with `exit_code`."""
+    """An error of one line, which `main` writes to stderr; the process exits with `exit_code`."""
 
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.FAILURE) -> None:
         super().__init__(message)

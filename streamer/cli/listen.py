@@ -1,4 +1,4 @@
-"""`streamer listen`: what a client receives, as a live table or as JSON lines."""
+"""`streamer listen`: the messages of some topics, as a live table or as JSON lines."""
 
 import math
 import os
@@ -30,7 +30,7 @@ _REFRESH_SECONDS: Final = 0.25
 _LINES_PER_WRITE: Final = 1000
 _STDOUT: Final = 1
 
-_HELP: Final = """Subscribe to topics and show what arrives.
+_HELP: Final = """Subscribe to topics and show their messages.
 
 \b
   streamer listen stock:005930                      a stock: its price and its order book
@@ -38,14 +38,14 @@ _HELP: Final = """Subscribe to topics and show what arrives.
   streamer listen stock:005930 --kinds price --count 10 | jq .price
   streamer listen stock:005930 --duration 60 --verify
 
-A topic is TYPE:TARGET with a type of stock, market, sector or watchlist. On a terminal a table
-shows the latest of each topic; into a pipe or a file goes each message as the server sent it, one
-JSON object a line. When the connection is lost it is made again, and what was missed is caught up
-on or announced as a gap. Ctrl-C ends it.
+A topic is TYPE:TARGET with a type of stock, market, sector or watchlist. A terminal shows a table
+with the latest values of each topic. A pipe or a file gets every message as the server sent it, one
+JSON object a line. A connection that is lost is made again; the messages that were missed follow,
+or are announced as a gap. Ctrl-C ends it.
 
-With --verify an account on stderr closes the output: how many messages were received, how many
-were merged by policy, which gaps were announced, and how often the server broke its promise that
-nothing is lost, repeated or out of order without a word. If it did, the exit code is 1.
+With --verify, the output ends with an account on stderr: how many messages were received and how
+many merged by policy, which gaps were announced, and how often the server broke its promise that
+no message is lost, repeated or out of order unannounced. If it did, the exit code is 1.
 """
 
 
@@ -84,7 +84,7 @@ def _check_url(_context: click.Context, _parameter: click.Parameter, url: str) -
 
 @attrs.frozen(kw_only=True)
 class _Request:
-    """What the command line asks for."""
+    """The arguments of the command line."""
 
     topics: list[Topic]
     url: str
@@ -111,32 +111,30 @@ class _Request:
     "--kinds",
     metavar="LIST",
     callback=_parse_kinds,
-    help="Only these of what the topics carry: price, orderbook, status.",
+    help="Only these kinds of messages: price, orderbook, status.",
 )
 @click.option(
     "--mode",
     type=click.Choice([mode.value for mode in Mode]),
     default=Mode.LATEST.value,
     show_default=True,
-    help="When this end cannot keep up: only the latest of each topic, or all until the server "
-    "gives up.",
+    help="When this end cannot keep up: only the latest message of each topic, or all of them "
+    "until the server closes the connection.",
 )
 @click.option(
     "--max-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="At most so many messages per second of each topic and kind, the newest.",
+    help="At most N messages per second of each topic and kind, the newest ones.",
 )
-@click.option(
-    "--count", type=click.IntRange(min=1), metavar="N", help="End after so many messages."
-)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
     "--duration",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="End after so long.",
+    help="End after this time.",
 )
-@click.option("--verify", is_flag=True, help="Close with an account that proves the stream.")
+@click.option("--verify", is_flag=True, help="End with an account that proves the stream.")
 def command(**options: Any) -> ExitCode:
     """Listen until a signal, the count or the duration ends it."""
     request = _Request(**options)
@@ -153,13 +151,13 @@ def command(**options: Any) -> ExitCode:
 
 @attrs.define
 class _Result:
-    """How it ended."""
+    """The outcome of listening."""
 
     account: Account | None = None
     failure: click.UsageError | CommandError | None = None
     interrupted: bool = False
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    """What a signal ends."""
+    """Cancelled by a signal."""
 
 
 async def _run(request: _Request) -> _Result:
@@ -181,7 +179,7 @@ async def _listen(request: _Request, result: _Result) -> None:
     show = _show_table if sys.stdout.isatty() else _write_lines
     try:
         async with open_client(request.url) as client:
-            # A signal that comes while connected lets the connection close as it should.
+            # While connected, a signal cancels this scope only: the connection is then closed.
             with trio.CancelScope() as result.scope:
                 try:
                     await client.subscribe(
@@ -199,7 +197,7 @@ async def _listen(request: _Request, result: _Result) -> None:
     except ValueError as error:
         result.failure = click.UsageError(str(error))
     except BrokenPipeError:
-        pass  # whoever read has seen enough, as in `| head`
+        pass  # the reader of the pipe has ended, as `head` does
 
 
 async def _write_lines(client: Client, request: _Request) -> None:
@@ -210,11 +208,16 @@ async def _write_lines(client: Client, request: _Request) -> None:
             while len(events) < min(left, _LINES_PER_WRITE):
                 events.append(client.receive_nowait())
         except (trio.WouldBlock, ClientError):
-            pass  # an error comes again with the next receive, after what came before it
+            pass  # the next receive raises the error again, after the messages before it
         left -= len(events)
-        lines = b"".join(f"{event.text}\n".encode() for event in events)
-        # In a thread: a reader that stalls must hold up neither signals nor the answers to pings.
+        lines = "".join(f"{_one_line(event.text)}\n" for event in events).encode()
+        # In a thread: a reader that stalls must not delay signals and the answers to pings.
         await trio.to_thread.run_sync(_write, lines, abandon_on_cancel=True)
+
+
+def _one_line(text: str) -> str:
+    # In JSON, line ends are white space between tokens: inside a string they are escaped.
+    return text.replace("\n", " ").replace("\r", " ")
 
 
 def _write(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""RedisClient get their own replies, through whatever befalls the connection."""
+"""Commands get their own replies, whatever happens to the connection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "test-commands"
 
 @asynccontextmanager
 async def opened(url: str, *, timeout_seconds: float = 5) -> AsyncIterator[RedisClient]:
-    """RedisClient to a Redis, for the length of the block."""
+    """A client of a Redis, for the length of the block."""
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
             commands = RedisClient(url, client_name=NAME, timeout_seconds=timeout_seconds)

@@ -82,6 +82,28 @@ async def test_a_pipe_gets_each_message_as_it_was_sent(
     assert account[-1] == "violations 0"
 
 
+async def test_a_message_is_one_line_whatever_its_white_space(
+    server: Server, nursery: trio.Nursery
+) -> None:
+    """A producer may publish JSON that is indented, with any line ends."""
+    members = {"type": "price_update", "timestamp": "2024-08-09T00:00:00Z", "a": "\u2028"}
+    indented = json.dumps(json.loads(PRICE) | members, indent=2, ensure_ascii=False)
+
+    async def publish_indented() -> None:
+        assert server.bus is not None
+        while True:
+            for line_end in ("\n", "\r\n", "\r"):
+                text = indented.replace("\n", line_end).encode()
+                server.bus.publish("stock:005930:price", text)
+            await trio.sleep(0.01)
+
+    nursery.start_soon(publish_indented)
+    ran = await run(arguments(server, "stock:005930", "--count", "5", "--mode", "all"))
+    assert ran.returncode == ExitCode.OK, ran.stderr
+    lines = ran.stdout.splitlines()  # of bytes: at \n, \r and \r\n
+    assert [json.loads(line)["a"] for line in lines] == ["\u2028"] * 5
+
+
 @pytest.mark.parametrize("mode", ["all", "latest"])
 async def test_the_mode_is_written_as_in_the_protocol(
     mode: str, server: Server, nursery: trio.Nursery

@@ -248,6 +248,40 @@ def test_lines_are_published_as_they_come(redis_url: str, redis: redis_py.Redis)
     assert len(history(redis, "stock:005930")) == 2
 
 
+def test_byte_order_marks_before_lines_are_left_out(redis_url: str, redis: redis_py.Redis) -> None:
+    """Files from some editors begin with one, and so do lines where such files were joined."""
+    mark = b"\xef\xbb\xbf"
+    text = mark + PRICE + b"\r\n" + mark + b"\n" + mark + PRICE
+    code, _, err = publish_lines(redis_url, text=text)
+    assert (code, err) == (ExitCode.OK, "published 2 messages, no server received any\n")
+    assert all(text.startswith(PRICE[:-1]) for text in history(redis, "stock:005930"))
+
+
+def test_a_line_that_does_not_end_is_an_error(redis_url: str) -> None:
+    """It does not fill the memory."""
+    code, _, err = publish_lines(redis_url, text=b" " * (17 << 20))
+    assert code == ExitCode.FAILURE
+    assert "a line of more than 16777216 bytes" in err.splitlines()[-1]
+
+
+def test_a_reader_that_has_seen_enough_ends_it(redis_url: str) -> None:
+    """As in `| head -1`: what was not reported is a failure, but there is no traceback."""
+    command = [sys.executable, "-m", "streamer", "publish", "--redis", redis_url, "--verbose", "-"]
+    shell = f"({subprocess.list2cmdline(command)}; echo $? >&2) | head -1"
+    feed = b"".join(PRICE + b"\n" for _ in range(3000))
+    ran = subprocess.run(
+        ["/bin/sh", "-c", shell],
+        input=feed,
+        capture_output=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+    assert ran.stdout.count(b"\n") == 1
+    assert b"Traceback" not in ran.stderr
+    assert b"Exception" not in ran.stderr
+    assert ran.stderr.splitlines()[-1] == b"1"
+
+
 def test_a_channel_for_all_lines(redis_url: str, redis: redis_py.Redis) -> None:
     """What is about a stock may be published for its sector; alerts need a channel."""
     code, _, _ = publish_lines(redis_url, "--channel", "sector:IT:price", text=PRICE)
