@@ -1,7 +1,4 @@
-"""What the history tells of topics, from a real Redis that a real publisher has written to.
-
-Covers streamer.broker.keys.
-"""
+"""What the history tells of topics, from a real Redis that a real publisher has written to."""
 
 from __future__ import annotations
 

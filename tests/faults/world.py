@@ -28,8 +28,6 @@ from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import DEADLINE_SECONDS, FLOW_DEADLINE_SECONDS, SLOW_POLL_SECONDS
 
-_PACE_SECONDS: Final = 0.2
-
 PATIENCE_SECONDS: Final = 60.0
 """Before server or client gives the other up, where the test is not about that."""
 
@@ -198,7 +196,7 @@ class World:
         """Tell the producer how far the clients are, until the flow is to end."""
         while not self._settling:
             await self.producer.report(self._received_seconds())
-            await trio.sleep(_PACE_SECONDS)
+            await trio.sleep(SLOW_POLL_SECONDS)
         await self.producer.finish()
         self._finished.set()
 

@@ -4,7 +4,7 @@ A test waits for an event, or with `eventually` or `wait_until` for a condition 
 signals. Bounds are there only to end a test that hangs: no test passes or fails by how soon
 something happens. Where time itself matters, trio's clock is a MockClock.
 
-These real pauses are left, each with the reason:
+These real pauses are left, each with the reason (`tests/test_layout.py` finds any other):
 
 - `eventually` and `wait_until` look again after POLL_SECONDS, the faults' world after
   SLOW_POLL_SECONDS: another process signals nothing that a test could wait for.
@@ -14,7 +14,8 @@ These real pauses are left, each with the reason:
 - BLOCKED_LOOP_SECONDS is the fault that the measurement of event loop lag has to find.
 
 Besides, tests of time-outs give the code under test a time-out of some tenths of a second, where
-the other end never answers; only the passing of that time is waited for.
+the other end never answers; only the passing of that time is waited for. What `bench` measures is
+real time, so that it pauses as its rates say.
 """
 
 from __future__ import annotations

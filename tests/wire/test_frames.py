@@ -1,7 +1,4 @@
-"""Frames, read by a WebSocket implementation that is not ours.
-
-Covers streamer.wire.format and streamer.wire.json.
-"""
+"""Frames, read by a WebSocket implementation that is not ours."""
 
 import pytest
 from hypothesis import given
