@@ -1,6 +1,6 @@
 """`streamer publish` against a real Redis: what is published, what is told, how it ends.
 
-Covers streamer.cli.redis.
+Covers streamer.cli.publish_messages and streamer.cli.redis.
 """
 
 import contextlib
