@@ -45,13 +45,13 @@ from streamer.edge.sessions import RestorableSessions
 from streamer.hub.flush import FlushLoop, FlushStatistics
 from streamer.hub.hub import Hub, HubStatistics
 from streamer.hub.outbox import Outbox
-from streamer.hub.sessions import SessionStore
 from streamer.hub.wakeup import Wakeup
 from streamer.loop_lag import LoopLag, LoopStatistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
+from streamer.session_store import SessionStore
 from streamer.source.demand import TopicDemand
 from streamer.source.memory import MemoryBus
 from streamer.source.positions import Bus, PositionReader

@@ -1,11 +1,11 @@
-"""A Redis Cluster: who has which slot, and its masters asked as if they were one server.
+"""A Redis Cluster: which master serves which slot, and requests to all masters as to one server.
 
 Everything about a topic is in one slot: the braces in its keys (`streamer.broker.keys`) and in its
 channels are a hash tag. So a command goes to one server, and one script may use all of it. The
 specification: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/.
 
 When a slot has moved or a master has failed, the answer is an error or none. Then all connections
-are given up and the Cluster is asked anew: what is held here is never half right.
+are closed and the Cluster is asked anew: a topology is used as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from streamer.broker.connection import (
     Word,
     check_server_url,
     open_server,
+    unexpected_reply,
 )
 from streamer.broker.replies import is_elsewhere
 from streamer.broker.urls import HostsURL
@@ -39,31 +40,36 @@ DEFAULT_PORT: Final = 6379
 
 @attrs.frozen
 class Topology:
-    """Which master has which slot, as a server of the Cluster knew it."""
+    """Which master serves which slot, as a server of the Cluster knew it."""
 
     masters: tuple[str, ...] = attrs.field(repr=False)
     """Their URLs."""
     _owners: Sequence[int] = attrs.field(repr=False)
 
     def owner(self, key: bytes) -> int:
-        """The index of the master that has a key, or a channel."""
+        """Return the index of the master that serves a key, or a channel."""
         return self._owners[key_slot(key)]
 
     @classmethod
     def parse(cls, slots: Any, url: HostsURL, asked_host: str) -> Self:
         """Read the reply to CLUSTER SLOTS. Raises RedisConnectionError where a slot has no master.
 
-        `asked_host` is that of the server that replied, which may not know its own.
+        `asked_host` is the host of the server that replied, which may not know its own.
         """
-        ranges = [
-            (first, last + 1, url.of_one(host.decode() if host else asked_host, port))
-            for first, last, (host, port, *_), *_replicas in slots
-        ]
+        try:
+            ranges = [
+                (int(first), int(last) + 1, url.of_one(_text(host) or asked_host, int(port)))
+                for first, last, (host, port, *_), *_replicas in slots
+            ]
+        except (AttributeError, TypeError, ValueError):
+            raise unexpected_reply(slots) from None
         # Sorted, so that what two servers say is equal where they mean the same.
         masters = sorted({master for _, _, master in ranges})
         owners = [-1] * REDIS_CLUSTER_HASH_SLOTS
         for first, end, master in ranges:
             owners[first:end] = [masters.index(master)] * (end - first)
+        if len(owners) != REDIS_CLUSTER_HASH_SLOTS:
+            raise unexpected_reply(slots)
         if -1 in owners:
             raise RedisConnectionError("the Cluster does not cover all slots")
         return cls(tuple(masters), owners)
@@ -78,7 +84,7 @@ def check_cluster_url(url: str) -> None:
     if parts is None or parts.path:
         # The cause is dropped: what urllib quotes in its messages can be part of the password.
         raise ValueError(
-            "not a Redis URL: expected redis+cluster://[USER:PASSWORD@]HOST[:PORT],… and no"
+            "not a Redis URL: expected redis+cluster://[USER:PASSWORD@]HOST[:PORT],… without a"
             " database, of which a Cluster has only one"
         )
     check_server_url(parts.of_one(*parts.hosts[0]))
@@ -87,39 +93,56 @@ def check_cluster_url(url: str) -> None:
 async def discover(url: str, *, timeout_seconds: float, client_name: str) -> Topology:
     """Ask the servers of `url`, in random order, until one knows a Cluster that works.
 
-    Raises RedisConnectionError where none does.
+    `timeout_seconds` bounds all of it; each server gets an equal share of what is left, so that a
+    silent one does not take the time of the others. Raises RedisConnectionError where no server
+    knows a working Cluster.
     """
     parts = HostsURL.parse(url, default_port=DEFAULT_PORT)
+    deadline = trio.current_time() + timeout_seconds
     problems = []
-    for host, port in random.sample(parts.hosts, len(parts.hosts)):
+    hosts = random.sample(parts.hosts, len(parts.hosts))
+    for asked, (host, port) in enumerate(hosts):
+        share_seconds = max(0.001, deadline - trio.current_time()) / (len(hosts) - asked)
         try:
-            async with open_server(
-                parts.of_one(host, port), timeout_seconds=timeout_seconds, client_name=client_name
-            ) as connection:
-                with trio.move_on_after(timeout_seconds):
-                    # A server that is cut off from most of the others knows that it is, and not
-                    # what has become of them.
-                    if b"cluster_state:ok" in await connection.execute("CLUSTER", "INFO"):
-                        slots = await connection.execute("CLUSTER", "SLOTS")
-                        return Topology.parse(slots, parts, host)
-                problems.append(f"{host}:{port}: the Cluster is not working")
+            with trio.fail_after(share_seconds):
+                async with open_server(
+                    parts.of_one(host, port), timeout_seconds=share_seconds, client_name=client_name
+                ) as connection:
+                    return await _read_topology(connection, parts, host)
         except (RedisConnectionError, RedisReplyError) as error:
             problems.append(f"{host}:{port}: {error}")
+        except trio.TooSlowError:
+            problems.append(f"{host}:{port}: no answer within {share_seconds:.1f} s")
     raise RedisConnectionError(f"no server knows a working Cluster: {'; '.join(problems)}")
+
+
+async def _read_topology(connection: Connection, parts: HostsURL, host: str) -> Topology:
+    information = await connection.execute("CLUSTER", "INFO")
+    if not isinstance(information, bytes):
+        raise unexpected_reply(information)
+    # A server that is cut off from most of the others knows that it is, but not what has become of
+    # them.
+    if b"cluster_state:ok" not in information:
+        raise RedisConnectionError("the Cluster is not working")
+    return Topology.parse(await connection.execute("CLUSTER", "SLOTS"), parts, host)
+
+
+def _text(name: bytes | None) -> str:
+    return name.decode() if name else ""
 
 
 class ClusterConnection:
     """Connections to all masters of a Cluster, each command sent to the one that has its key.
 
-    Replies come in the order of the commands. A script is made known to all masters when it is
-    sent to one. Where a slot turns out to have moved, the connection is over.
+    Replies come in the order of the commands. A script that is sent to one master is loaded by all.
+    The connection is over once a slot turns out to have moved.
     """
 
     def __init__(self, topology: Topology, connections: Sequence[Connection]) -> None:
         self._topology = topology
         self._connections = connections
         self._awaited: deque[tuple[Connection, bool]] = deque()
-        """For each reply outstanding, who will send it, and whether the caller wants it."""
+        """The connection of each reply outstanding, and whether the caller wants the reply."""
         self._sent = trio.Event()
 
     @property
@@ -128,7 +151,7 @@ class ClusterConnection:
         return self
 
     def gets(self) -> Any:
-        """The next reply; `INCOMPLETE` where more has to be received."""
+        """Return the next reply; `INCOMPLETE` where more has to be received."""
         while self._awaited:
             connection, wanted = self._awaited[0]
             reply = connection.reader.gets()
@@ -142,7 +165,7 @@ class ClusterConnection:
         return INCOMPLETE
 
     async def receive(self) -> int:
-        """Wait for bytes of the reply that is next; return how many."""
+        """Wait for bytes of the next reply; return how many."""
         while not self._awaited:
             self._sent = trio.Event()
             await self._sent.wait()
@@ -174,7 +197,7 @@ class ClusterConnection:
 
 
 def _script(command: Command) -> Word | None:
-    """The script that a command makes known to the server that gets it."""
+    """Return the script that a command loads into the server that gets it."""
     if command[0] == "EVAL":
         return command[1]
     return command[2] if command[:2] == ("SCRIPT", "LOAD") else None
@@ -186,14 +209,15 @@ async def open_cluster(
 ) -> AsyncIterator[ClusterConnection]:
     """Connect to all masters of the Cluster that the servers of `url` belong to.
 
-    Raises what `open_server` does, where one of them cannot be reached too.
+    `timeout_seconds` bounds all of it. Raises what `open_server` does, also where only one master
+    cannot be reached.
     """
+    deadline = trio.current_time() + timeout_seconds
     topology = await discover(url, timeout_seconds=timeout_seconds, client_name=client_name)
     async with AsyncExitStack() as stack:
-        connections = [
-            await stack.enter_async_context(
-                open_server(master, timeout_seconds=timeout_seconds, client_name=client_name)
-            )
-            for master in topology.masters
-        ]
+        connections = []
+        for master in topology.masters:
+            left_seconds = max(0.001, deadline - trio.current_time())
+            opening = open_server(master, timeout_seconds=left_seconds, client_name=client_name)
+            connections.append(await stack.enter_async_context(opening))
         yield ClusterConnection(topology, connections)

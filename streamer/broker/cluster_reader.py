@@ -1,18 +1,18 @@
-"""The reader of a Redis Cluster: sharded channels, over one subscription connection to each master.
+"""The reader of a Redis Cluster: sharded channels, over one pub/sub connection to each master.
 
-What a topic's producers publish stays within the shard that has its slot (`SPUBLISH`), so a Cluster
-carries as much as its masters together. Its channels are named as `sharded_channel` says.
+What is published with SPUBLISH stays within the shard that serves the channel's slot, so a Cluster
+carries as much as its masters together. `sharded_channel` gives the names of the channels.
 
-When one of the connections is lost, or a slot with a channel that is wanted moves, all are given up
-and made anew with what the Cluster then says of itself. That marks topics of other masters as
-possibly missed, too, which costs those with a history a look into it, and spares keeping account of
+When one of the connections is lost, or a slot with a wanted channel moves, all connections are
+closed and made anew with what the Cluster then says of itself. Topics of the other masters count as
+possibly missed, too; that costs those with a history one look into it, and saves an account of
 which topics are whole.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import NoReturn
 
 import trio
@@ -22,17 +22,17 @@ from streamer.broker.connection import RedisConnectionError
 from streamer.broker.keys import plain_channel, sharded_channel
 from streamer.broker.pubsub import Message, PubSubConnection
 from streamer.broker.pubsub_state import SHARDED_CHANNELS
-from streamer.broker.reader import MessageHandler, PubSubReader, ServerReader
+from streamer.broker.reader import PubSubReader, ServerReader
 from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
 
 
 def reader_type(url: str) -> type[PubSubReader]:
-    """The reader for the kind of Redis that a URL names."""
+    """Return the type of reader for the kind of Redis that a URL names."""
     return ClusterReader if has_scheme(url, CLUSTER_SCHEMES) else ServerReader
 
 
 class ClusterReader(PubSubReader):
-    """A reader of all masters of a Cluster; listeners hear of channels by their plain names."""
+    """A reader of all masters of a Cluster; its handler is given the plain names of channels."""
 
     _topology: Topology
 
@@ -40,10 +40,9 @@ class ClusterReader(PubSubReader):
         self._wanted_names: set[bytes] = set()
         return ()
 
-    def _receiver(self, listener: MessageHandler) -> Callable[[list[Message]], None]:
-        return lambda messages: listener.on_messages(
-            [(plain_channel(name), payload) for name, payload in messages]
-        )
+    def _on_messages(self, messages: list[Message]) -> None:
+        plain = self._plain
+        self._handler.on_messages([(plain(name), payload) for name, payload in messages])
 
     @property
     def _wanted(self) -> Collection[bytes]:
@@ -51,6 +50,9 @@ class ClusterReader(PubSubReader):
 
     def _name(self, channel: str) -> bytes:
         return sharded_channel(channel).encode()
+
+    def _plain(self, name: bytes) -> bytes:
+        return plain_channel(name)
 
     def _want(self, names: Collection[bytes]) -> None:
         self._wanted_names.update(names)
@@ -60,12 +62,14 @@ class ClusterReader(PubSubReader):
 
     def _release(self, names: Collection[bytes]) -> None:
         self._wanted_names.difference_update(names)
-        if self._pubsubs:
-            for name in names:
+        for name in names:
+            if self._pubsubs:
                 self._pubsub(name).release([name])
+            else:
+                self._context.refused.pop(name, None)
 
     def _is_confirmed(self, name: bytes) -> bool:
-        return bool(self._pubsubs) and self._pubsub(name).subscriptions.is_confirmed(name)
+        return bool(self._pubsubs) and self._pubsub(name).state.is_confirmed(name)
 
     def _pubsub(self, name: bytes) -> PubSubConnection:
         return self._pubsubs[self._topology.owner(name)]
@@ -93,10 +97,10 @@ class ClusterReader(PubSubReader):
         )
 
     async def _watch(self) -> NoReturn:
-        """Give up the connections when the Cluster is no longer what they were made for.
+        """Close the connections when the Cluster has changed since they were made.
 
-        The probes alone would not tell: a master that is cut off from the others still takes
-        sharded messages and hears its own, while the publishers have gone on to its replica.
+        The probes do not notice that: a master that is cut off from the others still delivers
+        sharded messages, its own probe among them, while publishers have gone on to its replica.
         """
         while True:
             await trio.sleep(self._context.probe_interval_seconds)
@@ -104,6 +108,6 @@ class ClusterReader(PubSubReader):
                 raise RedisConnectionError("the Cluster has changed")
 
     def _probe_channel(self, master: int) -> bytes:
-        """A channel of this source that is in a slot of the master."""
+        """Return a channel of this reader in a slot of the master."""
         names = (f"streamer:probe:{{{self._instance_id}.{n}}}".encode() for n in itertools.count())
         return next(name for name in names if self._topology.owner(name) == master)

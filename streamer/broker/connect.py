@@ -1,38 +1,36 @@
-"""Connections to whatever kind of Redis a URL names: what the rest of the program asks through."""
+"""Connections for requests to whatever kind of Redis a URL names."""
 
 from contextlib import AbstractAsyncContextManager
 
 from streamer.broker.cluster import check_cluster_url, open_cluster
 from streamer.broker.connection import (
     INCOMPLETE,
-    RECEIVE_BYTES,
     Command,
-    Connection,
     RedisConnectionError,
     RedisReplyError,
     RedisTimeoutError,
     RequestConnection,
     check_server_url,
     open_server,
+    unexpected_reply,
 )
 from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
 
 __all__ = [
     "INCOMPLETE",
-    "RECEIVE_BYTES",
     "Command",
-    "Connection",
     "RedisConnectionError",
     "RedisReplyError",
     "RedisTimeoutError",
     "RequestConnection",
     "check_url",
     "open_connection",
+    "unexpected_reply",
 ]
 
 
 def check_url(url: str) -> None:
-    """Raise `ValueError` if `url` is not one that `open_connection` understands."""
+    """Raise `ValueError`, with the reason, if `open_connection` does not understand `url`."""
     (check_cluster_url if has_scheme(url, CLUSTER_SCHEMES) else check_server_url)(url)
 
 
@@ -41,7 +39,7 @@ def open_connection(
 ) -> AbstractAsyncContextManager[RequestConnection]:
     """Connect to the Redis at `url`, for requests, and close the connection at the end.
 
-    See `open_server` and `open_cluster`, which this calls.
+    See `open_server` and `open_cluster`, one of which it calls.
     """
     open_ = open_cluster if has_scheme(url, CLUSTER_SCHEMES) else open_server
     return open_(url, timeout_seconds=timeout_seconds, client_name=client_name)

@@ -1,60 +1,65 @@
 """Connections to one Redis server that Trio waits on.
 
-redis-py has no Trio client, but its blocking one knows how to reach a Redis: URLs, TLS, AUTH and
-ACL users, unix sockets, Sentinel. So it connects, in a worker thread, and hands over the socket;
-from then on Trio waits and hiredis parses. The alternative, draining redis-py's own `get_message`,
-costs fourteen times the CPU per message.
+redis-py has no Trio client, but its blocking one knows how to reach a Redis: TLS, AUTH and ACL
+users, unix sockets, Sentinel. So it connects, in a worker thread (`streamer.broker.blocking`), and
+hands over the socket; from then on Trio waits and hiredis parses. Draining redis-py's own
+`get_message` instead costs fourteen times the CPU per message.
 """
 
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias
 
 import hiredis
-import redis.connection
-import redis.exceptions
 import trio
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from streamer.broker.sentinel import MasterFinder, SentinelURL
-from streamer.broker.urls import SENTINEL_SCHEMES, has_scheme
+from streamer.broker.blocking import BlockingConnector, Handover, check_server_url
+from streamer.broker.errors import (
+    RedisConnectionError,
+    RedisReplyError,
+    RedisTimeoutError,
+    unexpected_reply,
+)
+
+__all__ = [
+    "INCOMPLETE",
+    "RECEIVE_BYTES",
+    "Command",
+    "Connection",
+    "RedisConnectionError",
+    "RedisReplyError",
+    "RedisTimeoutError",
+    "Replies",
+    "RequestConnection",
+    "Word",
+    "check_server_url",
+    "open_server",
+    "unexpected_reply",
+]
 
 RECEIVE_BYTES: Final = 65536
-"""Most bytes taken from a socket at once: what bounds how long one batch of messages can hold up
-the event loop."""
+"""Most bytes taken from a socket at once, which bounds how long one batch of messages holds up the
+event loop."""
 
 Word: TypeAlias = str | bytes | float
 Command: TypeAlias = tuple[Word, ...]
 """A command's name and arguments, each as one word."""
 
 INCOMPLETE: Final = object()
-"""What `Connection.reader.gets` returns when it has no whole reply left."""
-
-
-class RedisConnectionError(Exception):
-    """Redis could not be reached, or the connection to it was lost."""
-
-
-class RedisTimeoutError(RedisConnectionError):
-    """Redis accepted the connection, or not even that, and then said nothing."""
-
-
-class RedisReplyError(Exception):
-    """Redis answered a command with an error; the connection is intact."""
+"""Returned by `Connection.reader.gets` when it has no whole reply left."""
 
 
 class Replies(Protocol):
     """Replies as they come in."""
 
     def gets(self) -> Any:
-        """The next one, a `RedisReplyError` as such; `INCOMPLETE` where more has to be received."""
+        """Return the next one, a `RedisReplyError` as such; `INCOMPLETE` where more is to come."""
 
 
 class RequestConnection(Protocol):
-    """What can be asked: one server, or the servers of a Cluster as if they were one.
+    """A connection for requests: to one server, or to all of a Cluster as if they were one.
 
     One task may receive while another sends.
     """
@@ -81,7 +86,7 @@ class Connection:
         sock.setblocking(False)
         self._sock = sock
         self._drained = False
-        """Whether the last read took all there was."""
+        """Whether the last read emptied the socket."""
         self.reader = hiredis.Reader(
             protocolError=RedisConnectionError,
             replyError=RedisReplyError,
@@ -93,10 +98,10 @@ class Connection:
 
         Raises `RedisConnectionError` when the connection is over.
         """
-        # After a read that emptied the socket, to try again at once would only fail. Otherwise
-        # receive first: bytes that TLS has already decrypted never make the socket readable. A read
-        # that succeeds at once is still a checkpoint, or a Redis that never falls silent would
-        # starve every other task.
+        # After a read that emptied the socket, another one at once would only fail. Otherwise read
+        # first: bytes that TLS has already decrypted never make the socket readable. A read that
+        # succeeds at once is still a checkpoint, or a Redis that is never silent would starve every
+        # other task.
         waited = self._drained
         if self._drained:
             await trio.lowlevel.wait_readable(self._sock)
@@ -155,11 +160,6 @@ class Connection:
         self._sock.close()
 
 
-def check_server_url(url: str) -> None:
-    """Raise `ValueError` if `url` is not one that `open_server` understands."""
-    _blocking_connection(url, timeout_seconds=1, client_name="")
-
-
 @asynccontextmanager
 async def open_server(
     url: str, *, timeout_seconds: float, client_name: str
@@ -167,19 +167,25 @@ async def open_server(
     """Connect to the Redis at `url` and close the connection at the end.
 
     `url` is redis://, rediss:// or unix://, or redis+sentinel:// or rediss+sentinel:// for the
-    master that the sentinels name at that moment. `timeout_seconds` bounds each step (connect, TLS
-    handshake, each answer, of each sentinel too), and so how long a cancellation may have to wait
-    for the worker thread. `client_name` is what CLIENT LIST shows.
+    master that the sentinels name at that moment. `timeout_seconds` bounds all of connecting: name
+    resolution, the sentinels, TCP, TLS and AUTH together. `client_name` is shown by CLIENT LIST.
 
     Raises `RedisTimeoutError` when Redis is silent, `RedisConnectionError` when it cannot be
-    reached or refuses us, `ValueError` for a URL that is none.
+    reached or refuses us, `ValueError` for a URL that is not one of Redis.
     """
-    blocking, finder = _blocking_connection(
-        url, timeout_seconds=timeout_seconds, client_name=client_name
-    )
-    # Not abandoned on cancel: the thread ends by its own timeouts, and a socket that it returns
-    # too late is still closed here.
-    connection = Connection(await trio.to_thread.run_sync(_connect, blocking, finder))
+    connector = BlockingConnector(url, timeout_seconds=timeout_seconds, client_name=client_name)
+    handover = Handover()
+    try:
+        with trio.fail_after(timeout_seconds):
+            # Abandoned on cancel: name resolution cannot be interrupted, and need not be waited
+            # for. A thread that is too late closes its socket.
+            await trio.to_thread.run_sync(connector.connect, handover, abandon_on_cancel=True)
+        sock = handover.take()
+    except trio.TooSlowError:
+        raise RedisTimeoutError(f"no answer from Redis within {timeout_seconds:g} s") from None
+    finally:
+        handover.abandon()
+    connection = Connection(sock)
     try:
         yield connection
     finally:
@@ -189,56 +195,3 @@ async def open_server(
 def _pack(command: Command) -> bytes:
     packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type] # stub wants one string
     return packed
-
-
-def _blocking_connection(
-    url: str, *, timeout_seconds: float, client_name: str
-) -> tuple[redis.connection.Connection, MasterFinder | None]:
-    try:
-        sentinels = SentinelURL.parse(url) if has_scheme(url, SENTINEL_SCHEMES) else None
-        server_url = url if sentinels is None else sentinels.master_url
-        options: dict[str, Any] = redis.connection.parse_url(server_url)  # type: ignore[no-untyped-call]
-        options.setdefault("socket_timeout", timeout_seconds)
-        options.setdefault("socket_connect_timeout", timeout_seconds)
-        options.setdefault("client_name", client_name)
-        options |= {
-            # RESP3 wraps each message in a push type of its own: a fifth more CPU per message.
-            "protocol": 2,
-            # Reconnecting is the caller's: redis-py would sleep in the worker thread.
-            "retry": Retry(NoBackoff(), 0),
-            # No CLIENT SETINFO: two more round trips that older servers answer with an error.
-            "driver_info": None,
-            # One byte at a time, redis-py cannot read past the last answer of its handshake:
-            # nothing is left behind in its parser when the socket changes hands.
-            "socket_read_size": 1,
-        }
-        finder = None if sentinels is None else MasterFinder(sentinels, options)
-        connection_class = options.pop("connection_class", redis.connection.Connection)
-        connection: redis.connection.Connection = connection_class(**options)
-    except (TypeError, ValueError, redis.exceptions.RedisError):
-        # The cause is dropped: what urllib quotes in its messages can be part of the password.
-        raise ValueError(
-            "not a Redis URL: expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://…,"
-            " unix://PATH, redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTERNAME[/DB] or"
-            " redis+cluster://[USER:PASSWORD@]HOST[:PORT],…, and after ? only options that redis-py"
-            " knows"
-        ) from None
-    return connection, finder
-
-
-def _connect(blocking: redis.connection.Connection, finder: MasterFinder | None) -> socket.socket:
-    try:
-        if finder is not None:
-            blocking.host, blocking.port = finder.find()
-        blocking.connect()  # type: ignore[no-untyped-call]
-        if finder is not None:
-            finder.check_role(blocking)
-    except (TimeoutError, redis.exceptions.TimeoutError) as error:
-        raise RedisTimeoutError(f"no answer from Redis: {error}") from error
-    except (OSError, UnicodeError, redis.exceptions.RedisError) as error:
-        raise RedisConnectionError(str(error)) from error
-    # There is no public way to take the socket over. Its place must be empty afterwards:
-    # redis-py's connection shuts down what it holds when it is collected.
-    sock = cast("socket.socket", blocking._sock)  # noqa: SLF001
-    blocking._sock = None  # noqa: SLF001
-    return sock

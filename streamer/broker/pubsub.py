@@ -1,14 +1,14 @@
-"""One subscription connection to one Redis server.
+"""One pub/sub connection to one Redis server.
 
 PubSubConnection.run
 ├── reader      socket -> hiredis -> on_messages, once for each read
-├── writer      SUBSCRIBE and UNSUBSCRIBE: what is wanted and Redis was not told yet
+├── writer      SUBSCRIBE and UNSUBSCRIBE, as the wanted channels change
 └── probe       publishes to a channel of its own and expects it back through the reader
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 import trio
@@ -20,16 +20,21 @@ from streamer.broker.connection import (
     RedisReplyError,
     RedisTimeoutError,
     open_server,
+    unexpected_reply,
 )
 from streamer.broker.pubsub_state import CHANNELS, Dialect, PubSubState
+from streamer.broker.replies import is_forbidden
 
 Message: TypeAlias = tuple[bytes, bytes]
 """Channel and payload."""
 
+_SHOWN_CHARACTERS: Final = 100
+"""Of a name in an error message."""
+
 
 @attrs.define
 class Traffic:
-    """What came over a source's links, those before included."""
+    """What came over the pub/sub connections of a reader, former ones included."""
 
     messages: int = 0
     bytes_received: int = 0
@@ -38,7 +43,7 @@ class Traffic:
 
 @attrs.frozen
 class PubSubContext:
-    """What the links of a source have in common."""
+    """What the pub/sub connections of a reader share. Channels are named as in Redis."""
 
     client_name: str
     connect_timeout_seconds: float
@@ -46,16 +51,26 @@ class PubSubContext:
     probe_timeout_seconds: float
     on_messages: Callable[[list[Message]], None]
     on_subscribed: Callable[[], None]
-    """All that was wanted of a link when its connection was made is confirmed."""
+    """Called when every channel that was wanted at the start of a connection is settled."""
+    on_refused: Callable[[bytes, str], None]
+    """Called with a channel that Redis begins to refuse, and the reason."""
+    on_accepted: Callable[[bytes], None]
+    """Called with a channel that Redis refuses no longer."""
     on_probe_failed: Callable[[str], None]
-    """Redis did not take a probe; says nothing against what it delivers."""
+    """Called when Redis does not take a probe, which says nothing against what it delivers."""
+    refused: dict[bytes, str] = attrs.field(factory=dict)
+    """The wanted channels that Redis refuses, each with the reason."""
     traffic: Traffic = attrs.field(factory=Traffic)
-    confirmations: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    """Unparked when Redis has confirmed something."""
+    answers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    """Unparked when Redis has confirmed or refused a channel."""
 
 
 class PubSubConnection:
-    """Reads the channels that are wanted of one server, one connection after the other."""
+    """Reads the wanted channels from one server; `run` is called again after a connection is lost.
+
+    A channel that Redis forbids is refused alone: the others go on. It is tried again after each
+    probe, since permissions may change.
+    """
 
     def __init__(
         self, url: str, context: PubSubContext, probe_channel: bytes, dialect: Dialect = CHANNELS
@@ -65,25 +80,25 @@ class PubSubConnection:
         self._dialect = dialect
         self._probe_channel = probe_channel
         self._probe_returned = trio.Event()
-        self.subscriptions = PubSubState(probe_channel, dialect)
-        self._subscriptions_changed = trio.Event()
+        self.state = PubSubState(probe_channel, dialect, refused=context.refused)
+        self._state_changed = trio.Event()
         self.ready = False
-        """The last probe came back."""
+        """Whether the last probe came back."""
 
     @property
     def subscribed(self) -> bool:
-        """All that was wanted when the connection was made is confirmed."""
-        return self.subscriptions.is_confirmed(self._probe_channel)
+        """Whether every channel that was wanted at the start of the connection is settled."""
+        return self.state.is_confirmed(self._probe_channel)
 
     def want(self, channels: Iterable[bytes]) -> None:
-        """Want these channels, on later connections too."""
-        self.subscriptions.want(channels)
-        self._subscriptions_changed.set()
+        """Subscribe to channels, on later connections too, until `release`."""
+        self.state.want(channels)
+        self._state_changed.set()
 
     def release(self, channels: Iterable[bytes]) -> None:
-        """Want them no longer."""
-        self.subscriptions.release(channels)
-        self._subscriptions_changed.set()
+        """Unsubscribe from channels."""
+        self.state.release(channels)
+        self._state_changed.set()
 
     async def run(self) -> None:
         """Connect, subscribe and read until the connection is lost.
@@ -92,13 +107,13 @@ class PubSubConnection:
         """
         try:
             async with self._open_connection(self._context.connect_timeout_seconds) as connection:
-                self.subscriptions.restart()
+                self.state.restart()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, connection)
                     nursery.start_soon(self._write, connection)
                     nursery.start_soon(self._probe)
         finally:
-            self.subscriptions.restart()
+            self.state.restart()
             self.ready = False
 
     def _open_connection(self, timeout_seconds: float) -> AbstractAsyncContextManager[Connection]:
@@ -116,15 +131,15 @@ class PubSubConnection:
             received = await connection.receive()
             traffic.bytes_received += received
             while (reply := gets()) is not INCOMPLETE:
-                if isinstance(reply, RedisReplyError):
-                    self._pass_on(messages)
-                    # Refused as a whole (by an ACL that forbids one of the channels, say): none
-                    # of the command's channels would ever be heard of, so going on is no option.
-                    raise RedisConnectionError(f"Redis refused to subscribe: {reply}")
-                kind, channel, payload = reply
+                try:
+                    kind, channel, payload = reply
+                except (TypeError, ValueError):
+                    messages = self._pass_on(messages)
+                    self._on_error(reply)
+                    continue
                 if kind != message:
                     messages = self._pass_on(messages)
-                    self._on_answer(channel)
+                    self._on_confirmation(kind, channel)
                 elif channel != probe_channel:
                     messages.append((channel, payload))
                 else:
@@ -132,32 +147,64 @@ class PubSubConnection:
             messages = self._pass_on(messages)
 
     def _pass_on(self, messages: list[Message]) -> list[Message]:
-        """Give the messages to who wants them; returns the list for those that follow."""
+        """Hand the messages to the reader's handler; return a list for those that follow."""
         if messages:
             self._context.traffic.messages += len(messages)
-            self._context.on_messages(messages)
+            try:
+                self._context.on_messages(messages)
+            except Exception:
+                # Types are looked at only now: a check of each message would cost the hot path.
+                for message in messages:
+                    if not all(isinstance(word, bytes) for word in message):
+                        raise unexpected_reply(message) from None
+                raise
         return []
 
-    def _on_answer(self, channel: bytes) -> None:
-        if not self.subscriptions.answered(channel):
-            raise RedisConnectionError(f"unsubscribed by Redis: {channel.decode()} has moved")
-        self._context.confirmations.unpark_all()
+    def _on_error(self, reply: Any) -> None:
+        """Take a reply that is no message and no confirmation."""
+        if not isinstance(reply, RedisReplyError):
+            raise unexpected_reply(reply)
+        reason = str(reply)
+        refused = self.state.refuse(reason) if is_forbidden(reply) else None
+        if refused is None:
+            raise RedisConnectionError(f"Redis refused to subscribe: {reason}")
+        for channel in refused:
+            self._context.on_refused(channel, reason)
+        self._on_answer()
+
+    def _on_confirmation(self, kind: Any, channel: Any) -> None:
+        if kind not in self._dialect.confirmations or not isinstance(channel, bytes):
+            raise unexpected_reply((kind, channel))
+        if not self.state.confirm(channel):
+            # A Cluster unsubscribes from what moves to another of its servers.
+            name = channel.decode(errors="replace")[:_SHOWN_CHARACTERS]
+            raise RedisConnectionError(f"unsubscribed by Redis: {name} has moved")
+        refused = self._context.refused
+        if channel in refused and self.state.is_confirmed(channel):
+            del refused[channel]
+            self._context.on_accepted(channel)
+        self._on_answer()
         if channel == self._probe_channel:
             self._context.on_subscribed()
 
+    def _on_answer(self) -> None:
+        if self.state.has_commands:
+            self._state_changed.set()
+        self._context.answers.unpark_all()
+
     async def _write(self, connection: Connection) -> None:
         while True:
-            self._subscriptions_changed = trio.Event()
-            while commands := self.subscriptions.next_commands():
+            self._state_changed = trio.Event()
+            while commands := self.state.next_commands():
                 await connection.send(commands)
-            await self._subscriptions_changed.wait()
+            await self._state_changed.wait()
 
     async def _probe(self) -> None:
         """Prove again and again that what is published to this Redis arrives here.
 
-        A PING on the subscription connection would not do: a replica that lost its primary
-        answers it. Nor would a publishing connection that is kept open: after a failover behind a
-        DNS name or a virtual address it would talk on to the same wrong server. So each probe
+        A PING on the pub/sub connection is not enough: a replica that lost its primary answers it.
+        A publishing connection that is kept open is not enough either: after a failover behind a
+        DNS name or a virtual address it would go on to the same wrong server. So each probe
         connects anew.
         """
         timeout_seconds = self._context.probe_timeout_seconds
@@ -177,11 +224,14 @@ class PubSubConnection:
             else:
                 self.ready = True
             await trio.sleep(self._context.probe_interval_seconds)
+            if self._context.refused:
+                self.state.retry_refused()
+                self._state_changed.set()
 
     async def _round_trip(self) -> None:
         await trio.lowlevel.checkpoint()
         while not self.subscribed:
-            await self._context.confirmations.park()
+            await self._context.answers.park()
         began = trio.current_time()
         self._probe_returned = trio.Event()
         async with self._open_connection(self._context.probe_timeout_seconds) as connection:

@@ -1,7 +1,8 @@
-"""What is wanted of Redis, and how much of it Redis was told and has confirmed."""
+"""The state of one pub/sub connection: what is wanted, what was sent, what Redis has answered."""
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Collection, Iterable
+from itertools import islice
 from typing import Final
 
 import attrs
@@ -13,96 +14,203 @@ Redis, which runs one command at a time, serves others between them."""
 
 @attrs.frozen
 class Dialect:
-    """How to subscribe: the same in other words, and for sharded channels by the slot."""
+    """The commands and replies of one kind of channel: plain, or sharded by slot."""
 
     subscribe: bytes
     unsubscribe: bytes
     publish: str
     message: bytes
-    """What the server calls a message of a channel."""
+    """First word of a message."""
+    confirmations: frozenset[bytes]
+    """First words of the replies to `subscribe` and `unsubscribe`."""
     sharded: bool
 
-    def commands(self, word: bytes, channels: Iterable[bytes]) -> list[tuple[bytes, ...]]:
-        """The commands that say `word` of `channels`, in that order."""
+    def group(self, channels: Iterable[bytes]) -> Collection[Collection[bytes]]:
+        """Divide channels into those that one command may name, in their order."""
         groups: dict[bytes, list[bytes]] = {}
         for channel in channels:
             # The channels of one command have to be in one slot: with one hash tag they are.
             tag = channel.partition(b"}")[0] if self.sharded else b""
             groups.setdefault(tag, []).append(channel)
-        return [(word, *group) for group in groups.values()]
+        return groups.values()
 
 
-CHANNELS: Final = Dialect(b"SUBSCRIBE", b"UNSUBSCRIBE", "PUBLISH", b"message", sharded=False)
-SHARDED_CHANNELS: Final = Dialect(
-    b"SSUBSCRIBE", b"SUNSUBSCRIBE", "SPUBLISH", b"smessage", sharded=True
+CHANNELS: Final = Dialect(
+    b"SUBSCRIBE",
+    b"UNSUBSCRIBE",
+    "PUBLISH",
+    b"message",
+    frozenset({b"subscribe", b"unsubscribe"}),
+    sharded=False,
 )
-"""Of a Cluster, since Redis 7: published within the shard that has the slot, not to all servers."""
+SHARDED_CHANNELS: Final = Dialect(
+    b"SSUBSCRIBE",
+    b"SUNSUBSCRIBE",
+    "SPUBLISH",
+    b"smessage",
+    frozenset({b"ssubscribe", b"sunsubscribe"}),
+    sharded=True,
+)
+"""Channels of a Cluster since Redis 7, published within the shard of their slot."""
+
+
+@attrs.define
+class _Sent:
+    """A command without all of its replies."""
+
+    word: bytes
+    channels: Collection[bytes]
+    confirmations_due: int
 
 
 class PubSubState:
-    """Bookkeeping between those who want channels and the connection that subscribes to them.
+    """Bookkeeping between the wanted channels and the connection that subscribes to them.
 
-    No I/O: `next_commands` says what to send, `answered` takes what came back. `own_channel` is
-    always wanted, and told to Redis after all the rest. Redis answers in order, so once it is
-    confirmed, so is everything that was wanted when the connection was made.
+    No I/O: `next_commands` returns what to send; `confirm` and `refuse` take the replies, which
+    come in the order of the commands. Redis refuses a SUBSCRIBE as a whole where a user may not
+    read one of its channels, so the channels of a refused command are sent again one by one.
+
+    `probe_channel` is always wanted. It is sent once every channel that was wanted at the restart
+    is confirmed or refused, so its own confirmation speaks for all of them.
     """
 
-    def __init__(self, own_channel: bytes, dialect: Dialect = CHANNELS) -> None:
+    def __init__(
+        self, probe_channel: bytes, dialect: Dialect = CHANNELS, *, refused: dict[bytes, str]
+    ) -> None:
+        """`refused` maps the wanted channels that Redis refuses to its reason; kept up to date."""
         self._dialect = dialect
+        self._probe_channel = probe_channel
+        self._refused = refused
         self.wanted: set[bytes] = set()
-        self._own_channel = own_channel
-        self._told: set[bytes] = set()
-        # Always the channels that are either wanted or told, not both: who wants a channel back
-        # before the writer came to release it causes no traffic.
-        self._untold: set[bytes] = set()
-        # Answers outstanding per channel. They are counted because after subscribe, unsubscribe,
-        # subscribe the first answer is not yet the truth.
+        self._subscribed: set[bytes] = set()
+        """Channels that Redis holds once it has carried out all that was sent."""
+        # Always the channels that are either wanted or subscribed, not both, without those in
+        # `_single` and `_refused`: a channel that is wanted back before the writer came to
+        # unsubscribe from it causes no traffic.
+        self._unsent: set[bytes] = set()
+        self._single: dict[bytes, None] = {}
+        """Channels to subscribe to with a command of their own."""
+        self._sent: deque[_Sent] = deque()
+        # Replies outstanding per channel. They are counted because after subscribe, unsubscribe,
+        # subscribe the first reply is out of date.
         self._unanswered: Counter[bytes] = Counter()
+        self._unsettled: set[bytes] = set()
+        """Channels that were wanted at the restart and are neither confirmed nor refused."""
 
     def want(self, channels: Iterable[bytes]) -> None:
-        """Add to what is wanted."""
+        """Add to the wanted channels."""
         added = set(channels) - self.wanted
         self.wanted |= added
-        self._untold ^= added
+        self._unsent ^= added
 
     def release(self, channels: Iterable[bytes]) -> None:
-        """Take away from what is wanted."""
+        """Remove from the wanted channels."""
         removed = self.wanted.intersection(channels)
         self.wanted -= removed
-        self._untold ^= removed
+        self._unsettled -= removed
+        for channel in removed:
+            was_refused = self._refused.pop(channel, None) is not None
+            was_single = channel in self._single
+            self._single.pop(channel, None)
+            if channel in self._subscribed or not (was_refused or was_single):
+                self._unsent ^= {channel}
 
     def restart(self) -> None:
-        """The connection is gone or new: Redis knows of nothing."""
-        self._told.clear()
+        """Forget the connection: it is lost or new, and Redis holds nothing for it."""
+        self._subscribed.clear()
         self._unanswered.clear()
-        self._untold = self.wanted.copy()
+        self._sent.clear()
+        # A channel that was refused would only have its command refused again.
+        self._single = {channel: None for channel in self.wanted if channel in self._refused}
+        self._unsent = self.wanted - self._single.keys()
+        self._unsettled = self.wanted.copy()
+
+    def retry_refused(self) -> None:
+        """Try the refused channels again: permissions may have changed."""
+        self._single |= {
+            channel: None
+            for channel in self.wanted & self._refused.keys()
+            if channel not in self._subscribed
+        }
+
+    @property
+    def has_commands(self) -> bool:
+        """Whether `next_commands` would return any."""
+        return bool(self._unsent or self._single or self._probe_is_due)
+
+    @property
+    def _probe_is_due(self) -> bool:
+        return not self._unsettled and self._probe_channel not in self._subscribed
 
     def next_commands(self) -> list[tuple[bytes, ...]]:
-        """What to subscribe to and to unsubscribe from, told from now on; [] when all is told."""
-        count = min(CHANNELS_PER_COMMAND, len(self._untold))
-        channels = [self._untold.pop() for _ in range(count)]
+        """Return the next commands to send, a bounded number, and count them as sent."""
+        dialect = self._dialect
+        count = min(CHANNELS_PER_COMMAND, len(self._unsent))
+        channels = [self._unsent.pop() for _ in range(count)]
         subscribe = [channel for channel in channels if channel in self.wanted]
         unsubscribe = [channel for channel in channels if channel not in self.wanted]
-        if not self._untold and self._own_channel not in self._told:
-            subscribe.append(self._own_channel)
-        self._told.update(subscribe)
-        self._told.difference_update(unsubscribe)
-        self._unanswered.update(subscribe + unsubscribe)
-        dialect = self._dialect
-        return [
-            *dialect.commands(dialect.subscribe, subscribe),
-            *dialect.commands(dialect.unsubscribe, unsubscribe),
+        single = list(islice(self._single, CHANNELS_PER_COMMAND))
+        for channel in single:
+            del self._single[channel]
+        if self._probe_is_due:
+            single.append(self._probe_channel)
+        self._subscribed.update(subscribe, single)
+        self._subscribed.difference_update(unsubscribe)
+        sent = [
+            *((dialect.subscribe, group) for group in dialect.group(subscribe)),
+            *((dialect.subscribe, (channel,)) for channel in single),
+            *((dialect.unsubscribe, group) for group in dialect.group(unsubscribe)),
         ]
+        self._unanswered.update(channels + single)
+        self._sent.extend(_Sent(word, group, len(group)) for word, group in sent)
+        return [(word, *group) for word, group in sent]
 
-    def answered(self, channel: bytes) -> bool:
-        """Redis has carried out one command about `channel`; False: nobody had asked it."""
+    def confirm(self, channel: bytes) -> bool:
+        """Take a confirmation of one channel; False where it answers no command."""
         if channel not in self._unanswered:
             return False
+        self._sent[0].confirmations_due -= 1
+        if not self._sent[0].confirmations_due:
+            self._sent.popleft()
+        if self._count_answer(channel):
+            self._unsettled.discard(channel)
+        return True
+
+    def refuse(self, reason: str) -> Collection[bytes] | None:
+        """Take an error reply, with its reason, to the oldest command.
+
+        Returns the channel that it newly refuses, if there is one. None means that the connection
+        is of no use: the command was no SUBSCRIBE, or it named the probe's channel.
+        """
+        if not self._sent:
+            return None
+        command = self._sent.popleft()
+        if command.word != self._dialect.subscribe or self._probe_channel in command.channels:
+            return None
+        refused = []
+        for channel in command.channels:
+            if not self._count_answer(channel):
+                continue  # the answer to a later command about it decides
+            self._subscribed.discard(channel)
+            if channel not in self.wanted:
+                self._unsent.discard(channel)
+            elif len(command.channels) > 1:
+                self._single[channel] = None
+            else:
+                self._unsettled.discard(channel)
+                if channel not in self._refused:
+                    refused.append(channel)
+                self._refused[channel] = reason
+        return refused
+
+    def _count_answer(self, channel: bytes) -> bool:
+        """Count one reply about a channel; return whether no other is outstanding."""
         self._unanswered[channel] -= 1
-        if not self._unanswered[channel]:
-            del self._unanswered[channel]
+        if self._unanswered[channel]:
+            return False
+        del self._unanswered[channel]
         return True
 
     def is_confirmed(self, channel: bytes) -> bool:
-        """Redis was told to subscribe to `channel` and has answered all it was told about it."""
-        return channel in self._told and channel not in self._unanswered
+        """Whether Redis holds the subscription and no command about the channel is under way."""
+        return channel in self._subscribed and channel not in self._unanswered

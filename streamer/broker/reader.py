@@ -1,4 +1,4 @@
-"""The Redis reader: each publication on the channels that are wanted, as fast as Redis sends them.
+"""Readers of publications: each message on the wanted channels, as fast as Redis sends them.
 
 While `ServerReader.run` runs there is at most one `PubSubConnection`. When it is lost, the reader
 waits (full jitter) and connects again. `streamer.broker.cluster_reader` has one to each master of a
@@ -6,49 +6,60 @@ Cluster.
 """
 
 import abc
-import random
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 import attrs
 import trio
 
+from streamer.backoff import Backoff
 from streamer.broker.connect import check_url
 from streamer.broker.connection import RedisConnectionError
 from streamer.broker.pubsub import Message, PubSubConnection, PubSubContext
 
 
 class MessageHandler(Protocol):
-    """Whoever wants the publications. Each call is made on the event loop and must not wait."""
+    """Takes what a reader reads. Each call is made on the event loop and must not wait."""
 
     def on_messages(self, messages: list[Message]) -> None:
-        """The publications of one read, in the order in which Redis sent them.
+        """Take the publications of one read, in the order in which Redis sent them.
 
         After a reconnect, channels that are already confirmed deliver before `on_connected`.
         """
 
     def on_connected(self) -> None:
-        """Every channel that was wanted when the connection was made is confirmed."""
+        """Take note that every channel that was wanted at the start of the connection is settled.
+
+        Each is confirmed by Redis, or refused (`on_refused`).
+        """
 
     def on_lost(self, reason: str) -> None:
-        """The connection is gone, and with it what is published until the next `on_connected`.
+        """Take note that what is published until the next `on_connected` is missed.
 
-        These two alternate: attempts that fail in between are not reported.
+        `on_lost` and `on_connected` alternate: attempts that fail in between are not reported.
         """
+
+    def on_refused(self, channel: bytes, reason: str) -> None:
+        """Take note that Redis forbids a wanted channel, which is missed until `on_accepted`."""
+
+    def on_accepted(self, channel: bytes) -> None:
+        """Take note that Redis has confirmed a channel that it had refused."""
 
 
 @attrs.frozen
 class ReaderStatistics:
-    """What `ServerReader.statistics` returns; counters begin when the source is made."""
+    """The state of a reader; counters begin when it is made. Probes are not counted."""
 
     connected: bool
     ready: bool
     channels_wanted: int
     channels_confirmed: int
+    channels_refused: int
+    """Channels that the Redis user may not read."""
     messages: int
     bytes_received: int
-    """All that came over subscription connections, protocol included."""
+    """Bytes of the pub/sub connections, protocol included."""
     reconnects: int
     """Connections regained after the first."""
     probe_round_trip_seconds: float | None
@@ -57,21 +68,21 @@ class ReaderStatistics:
 
 
 class PubSubReader(abc.ABC):
-    """Reads exact channels from Redis, and proves that it still hears them.
+    """Reads exact channels from Redis, and proves that it still receives them.
 
     `probe_interval_seconds` lie between the return of one probe and the next; a probe that is not
-    back after `probe_timeout_seconds` ends the connection. `connect_timeout_seconds` bounds each
-    step of connecting. Before it reconnects, the source waits a random time between 0 and a limit
-    that doubles with each failure in a row, from `backoff_seconds` to `max_backoff_seconds` (full
-    jitter: the servers that lost a Redis together must not come back together).
+    back after `probe_timeout_seconds` ends the connection. `connect_timeout_seconds` bounds all
+    steps of connecting together. Before it reconnects, the reader waits a random time between 0 and
+    a bound that doubles with each failure in a row, from `backoff_seconds` to `max_backoff_seconds`
+    (full jitter: the servers that lost a Redis together must not come back together).
 
-    Raises `ValueError` for a URL that is none.
+    Raises `ValueError` for a URL that is not one of Redis.
     """
 
     def __init__(
         self,
         url: str,
-        listener: MessageHandler,
+        handler: MessageHandler,
         *,
         probe_interval_seconds: float = 5.0,
         probe_timeout_seconds: float = 10.0,
@@ -81,9 +92,8 @@ class PubSubReader(abc.ABC):
     ) -> None:
         check_url(url)
         self._url = url
-        self._listener = listener
-        self._backoff_seconds = backoff_seconds
-        self._max_backoff_seconds = max_backoff_seconds
+        self._handler = handler
+        self._backoff = Backoff(backoff_seconds, max_backoff_seconds)
 
         self._instance_id = secrets.token_hex(8)
         self._context = PubSubContext(
@@ -91,8 +101,10 @@ class PubSubReader(abc.ABC):
             connect_timeout_seconds=connect_timeout_seconds,
             probe_interval_seconds=probe_interval_seconds,
             probe_timeout_seconds=probe_timeout_seconds,
-            on_messages=self._receiver(listener),
+            on_messages=self._on_messages,
             on_subscribed=self._on_subscribed,
+            on_refused=lambda name, reason: handler.on_refused(self._plain(name), reason),
+            on_accepted=lambda name: handler.on_accepted(self._plain(name)),
             on_probe_failed=self._on_probe_failed,
         )
         self._pubsubs = self._first_connections()
@@ -104,12 +116,12 @@ class PubSubReader(abc.ABC):
 
     @property
     def connected(self) -> bool:
-        """Between `on_connected` and `on_lost`."""
+        """Whether publications arrive: true between `on_connected` and `on_lost`."""
         return self._connected
 
     @property
     def ready(self) -> bool:
-        """Connected, and the last probe came back."""
+        """Whether it is connected and the last probe came back."""
         return self._connected and all(pubsub.ready for pubsub in self._pubsubs)
 
     @property
@@ -118,13 +130,14 @@ class PubSubReader(abc.ABC):
         return self._last_error
 
     def statistics(self) -> ReaderStatistics:
-        """A snapshot; the probe's own channel and messages are not counted."""
+        """Return the present state."""
         wanted, traffic = self._wanted, self._context.traffic
         return ReaderStatistics(
             connected=self.connected,
             ready=self.ready,
             channels_wanted=len(wanted),
             channels_confirmed=sum(map(self._is_confirmed, wanted)),
+            channels_refused=len(self._context.refused),
             messages=traffic.messages,
             bytes_received=traffic.bytes_received,
             reconnects=max(0, self._connections - 1),
@@ -133,32 +146,45 @@ class PubSubReader(abc.ABC):
         )
 
     def subscribe(self, channels: Iterable[str]) -> None:
-        """Want `channels` from now on, through every reconnect, until `unsubscribe`. Idempotent.
+        """Subscribe to channels, through every reconnect, until `unsubscribe`. Idempotent.
 
-        Redis is told by the run task, several channels in one command.
+        The run task sends it, with several channels in one command.
         """
         self._want([self._name(channel) for channel in channels])
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
-        """Want `channels` no longer. Idempotent; what Redis has already sent still arrives."""
+        """Unsubscribe from channels. Idempotent; what Redis has already sent still arrives."""
         self._release([self._name(channel) for channel in channels])
 
     async def wait_subscribed(self, channels: Iterable[str]) -> None:
-        """Wait until Redis has confirmed all of `channels` on the current connection.
+        """Wait until Redis has confirmed or refused each of `channels`.
 
-        From then on nothing published to them is missed while the source stays connected. Waits
-        through lost connections too, and for ever where a channel is unsubscribed meanwhile.
+        From then on nothing published to the confirmed ones is missed while the reader stays
+        connected; `refusal` tells the refused ones. Waits through lost connections too, and for
+        ever where a channel is unsubscribed meanwhile.
         """
         names = [self._name(channel) for channel in channels]
         await trio.lowlevel.checkpoint()
-        while not all(map(self._is_confirmed, names)):
-            await self._context.confirmations.park()
+        while not all(map(self._is_settled, names)):
+            await self._context.answers.park()
+
+    def refusal(self, channel: str) -> str | None:
+        """Why Redis refuses a wanted channel; None where it does not."""
+        return self._context.refused.get(self._name(channel))
+
+    def is_refused(self, channel: str) -> bool:
+        """Whether Redis refuses a wanted channel."""
+        # Most of the time none is refused, and the name is not even made.
+        return bool(self._context.refused) and self.refusal(channel) is not None
+
+    def _is_settled(self, name: bytes) -> bool:
+        return name in self._context.refused or self._is_confirmed(name)
 
     async def run(self, *, task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a subscription connection alive until cancelled.
+        """Keep a connection until cancelled.
 
         Started once the first attempt has ended, with whether it succeeded (if not, see
-        `last_error`). Cancelling while a connection is being made takes as long as that does.
+        `last_error`).
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._reconnect_forever)
@@ -166,7 +192,6 @@ class PubSubReader(abc.ABC):
             task_status.started(self._connected)
 
     async def _reconnect_forever(self) -> None:
-        backoff_seconds = self._backoff_seconds
         while True:
             try:
                 reason = await self._keep_connection()
@@ -175,11 +200,10 @@ class PubSubReader(abc.ABC):
                 self._connected = False
             self._last_error = reason
             if was_connected:
-                backoff_seconds = self._backoff_seconds
-                self._listener.on_lost(reason)
+                self._backoff.reset()
+                self._handler.on_lost(reason)
             self._first_attempt_ended.set()
-            await trio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - guards nothing
-            backoff_seconds = min(2 * backoff_seconds, self._max_backoff_seconds)
+            await trio.sleep(self._backoff.next_delay())
 
     async def _keep_connection(self) -> str:
         """Connect, subscribe and read until the connection is lost; return why."""
@@ -187,37 +211,40 @@ class PubSubReader(abc.ABC):
         try:
             await self._run_connections()
         except* RedisConnectionError as lost:
-            reason = _first(lost)  # the other tasks lost the same connection
+            reason = _first_message(lost)  # the other tasks lost the same connection
         return reason
+
+    def _on_messages(self, messages: list[Message]) -> None:
+        self._handler.on_messages(messages)
 
     def _on_subscribed(self) -> None:
         if all(pubsub.subscribed for pubsub in self._pubsubs):
             self._connections += 1
             self._connected = True
-            self._listener.on_connected()
+            self._handler.on_connected()
             self._first_attempt_ended.set()
 
     def _on_probe_failed(self, reason: str) -> None:
         self._last_error = reason
 
-    # What is different with several servers
+    # Implemented for one server, and for several
 
     @abc.abstractmethod
     def _first_connections(self) -> Sequence[PubSubConnection]:
-        """The connections that there are before the first connection; called once."""
-
-    def _receiver(self, listener: MessageHandler) -> Callable[[list[Message]], None]:
-        """What takes the messages, by the names that Redis has for their channels."""
-        return listener.on_messages
+        """Return the connections that exist before `run`; called once."""
 
     @property
     @abc.abstractmethod
     def _wanted(self) -> Collection[bytes]:
-        """The names of the channels that are wanted."""
+        """The names of the wanted channels."""
 
     @abc.abstractmethod
     def _name(self, channel: str) -> bytes:
-        """The name of a channel in Redis."""
+        """Return the name of a channel in Redis."""
+
+    @abc.abstractmethod
+    def _plain(self, name: bytes) -> bytes:
+        """Return the channel that has a name in Redis."""
 
     @abc.abstractmethod
     def _want(self, names: Collection[bytes]) -> None: ...
@@ -246,10 +273,13 @@ class ServerReader(PubSubReader):
 
     @property
     def _wanted(self) -> Collection[bytes]:
-        return self._pubsub.subscriptions.wanted
+        return self._pubsub.state.wanted
 
     def _name(self, channel: str) -> bytes:
         return channel.encode()
+
+    def _plain(self, name: bytes) -> bytes:
+        return name
 
     def _want(self, names: Collection[bytes]) -> None:
         self._pubsub.want(names)
@@ -258,12 +288,12 @@ class ServerReader(PubSubReader):
         self._pubsub.release(names)
 
     def _is_confirmed(self, name: bytes) -> bool:
-        return self._pubsub.subscriptions.is_confirmed(name)
+        return self._pubsub.state.is_confirmed(name)
 
     async def _run_connections(self) -> None:
         await self._pubsub.run()
 
 
-def _first(group: BaseExceptionGroup[RedisConnectionError]) -> str:
+def _first_message(group: BaseExceptionGroup[RedisConnectionError]) -> str:
     error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else str(error)
+    return _first_message(error) if isinstance(error, BaseExceptionGroup) else str(error)

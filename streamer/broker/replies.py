@@ -1,4 +1,4 @@
-"""What Redis means by an error."""
+"""The meaning of error replies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ _PASSING: Final = re.compile(
     r"(?:^|-)(?:NOSCRIPT|OUTOFORDER|LOADING|BUSY|READONLY|MASTERDOWN|NOREPLICAS|MISCONF|OOM"
     r"|CLUSTERDOWN|TRYAGAIN) "
 )
-"""Before version 7, what happens in a script is told in the middle of another error's text."""
+"""Before version 7, Redis puts the error of a command in a script inside another error's text."""
 
 _ELSEWHERE: Final = re.compile(r"(?:^|-)(?:MOVED|ASK|CLUSTERDOWN) ")
 
 
 def is_passing(error: RedisReplyError) -> bool:
-    """Whether an error speaks of the state that Redis is in, and not of what it was asked."""
+    """Whether an error is about the present state of Redis, so that a retry may succeed."""
     return _PASSING.search(str(error)) is not None
 
 
 def is_elsewhere(error: RedisReplyError) -> bool:
-    """Whether a server of a Cluster answers that it is not the one to ask, or not now."""
+    """Whether a server of a Cluster says that it does not serve the key's slot, or not now."""
     return _ELSEWHERE.search(str(error)) is not None
+
+
+def is_forbidden(error: RedisReplyError) -> bool:
+    """Whether the permissions of the Redis user do not allow a command."""
+    return str(error).startswith("NOPERM ")

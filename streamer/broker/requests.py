@@ -1,13 +1,15 @@
-"""Commands to Redis and their replies, pipelined over a connection kept while it is good."""
+"""Requests to Redis, pipelined over a connection that is kept while it is good."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NoReturn
 
 import trio
 
+from streamer.backoff import Backoff
 from streamer.broker.connect import (
     INCOMPLETE,
     Command,
@@ -27,17 +29,32 @@ _COMMANDS_PER_SEND: Final = 100
 class RedisClient:
     """A connection for requests, opened when first needed and again after it failed.
 
-    One caller at a time has it; others wait in line.
+    One caller at a time has it; others wait in line. A caller bounds its own wait with a cancel
+    scope. When Redis fails one caller, those in line behind it fail at once, and so does everybody
+    until a delay (exponential backoff, full jitter) is over: a Redis that is silent costs the time
+    of one caller, not of one after another.
     """
 
-    def __init__(self, url: str, *, client_name: str, timeout_seconds: float = 5.0) -> None:
-        """`timeout_seconds`: how long Redis may be silent while it is connected to or asked."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        client_name: str,
+        timeout_seconds: float = 5.0,
+        backoff_seconds: float = 0.1,
+        max_backoff_seconds: float = 3.0,
+    ) -> None:
+        """`timeout_seconds` bounds connecting, and each time that Redis is silent when asked."""
         self._url = url
         self._client_name = client_name
         self._timeout_seconds = timeout_seconds
+        self._backoff = Backoff(backoff_seconds, max_backoff_seconds)
         self._lock = trio.Lock()
         self._connection: RequestConnection | None = None
         self._opened: AbstractAsyncContextManager[RequestConnection]
+        self._failures = 0
+        self._last_error = ""
+        self._closed_until = -math.inf
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and return their replies in order, a `RedisReplyError` as such.
@@ -45,11 +62,32 @@ class RedisClient:
         They are sent again over a new connection where the old one turns out to be dead, so only
         for commands that may be carried out twice. Raises RedisConnectionError.
         """
+        if trio.current_time() < self._closed_until:
+            await trio.lowlevel.checkpoint()
+            raise RedisConnectionError(self._last_error)
+        failures = self._failures
         async with self._lock:
-            if self._connection is not None:
-                with suppress(RedisConnectionError):
-                    return await self._execute_once(commands)
-            return await self._execute_once(commands)
+            if self._failures != failures:
+                raise RedisConnectionError(self._last_error)
+            try:
+                replies = await self._execute(commands)
+            except RedisConnectionError as error:
+                self._failures += 1
+                self._last_error = str(error)
+                self._closed_until = trio.current_time() + self._backoff.next_delay()
+                raise
+            self._backoff.reset()
+            return replies
+
+    async def _execute(self, commands: Sequence[Command]) -> list[Any]:
+        if self._connection is not None:
+            try:
+                return await self._execute_once(commands)
+            except RedisTimeoutError:
+                raise  # silent, not dead: a new connection would only wait as long again
+            except RedisConnectionError:
+                pass  # it died while it was idle
+        return await self._execute_once(commands)
 
     async def _execute_once(self, commands: Sequence[Command]) -> list[Any]:
         replies: list[Any] = []

@@ -1,13 +1,14 @@
-"""Where Sentinel says that the master is.
+"""Find the master that Sentinel names.
 
-Asked anew for every connection, as the guidelines for Sentinel clients want it
+The sentinels are asked anew for every connection, as the guidelines for Sentinel clients say
 (https://redis.io/docs/latest/develop/reference/sentinel-clients/): a failover is then no more than
-a lost connection. What asks blocks, and runs in the worker thread that connects.
+a lost connection. Asking blocks; it runs in the worker thread that connects.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, urlencode
 
@@ -22,10 +23,10 @@ DEFAULT_PORT: Final = 26379
 
 _SENTINEL_PREFIX: Final = "sentinel_"
 _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
-_OF_THE_MASTER: Final = frozenset(
+_MASTER_OPTIONS: Final = frozenset(
     {"host", "port", "username", "password", "db", "connection_class", "socket_read_size"}
 )
-"""Options of the connection to the master that are none of a sentinel's."""
+"""Options of the connection to the master that do not hold for sentinels."""
 
 
 @attrs.frozen
@@ -35,10 +36,10 @@ class SentinelURL:
     hosts: tuple[tuple[str, int], ...]
     master_name: str
     master_url: str = attrs.field(repr=False)
-    """Of the master, at an address that has still to be found."""
+    """URL of the master, whose host and port are still to be found."""
     encrypted: bool
     credentials: dict[str, str] = attrs.field(repr=False)
-    """For the sentinels: the URL's own are the master's."""
+    """Credentials for the sentinels; those of the URL are the master's."""
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -47,7 +48,7 @@ class SentinelURL:
         master_name, _, database = parts.path.partition("/")
         if not master_name or not (database.isdecimal() or not database):
             raise ValueError("expected /MASTERNAME or /MASTERNAME/DB")
-        options = parse_qsl(parts.query)
+        options = parse_qsl(parts.query, keep_blank_values=True)
         own = {name: value for name, value in options if name in _SENTINEL_OPTIONS}
         rest = urlencode([(name, value) for name, value in options if name not in own])
         master_url = attrs.evolve(parts, query=rest).of_one("master", 0, database)
@@ -64,41 +65,50 @@ class MasterFinder:
     """Asks the sentinels once.
 
     `options` are those of the connection to the master, and hold for the sentinels too: timeouts
-    and TLS. Raises TypeError for those that redis-py does not know.
+    and TLS.
     """
 
     def __init__(self, url: SentinelURL, options: dict[str, Any]) -> None:
-        shared = {name: value for name, value in options.items() if name not in _OF_THE_MASTER}
-        shared |= {**url.credentials, "ssl": url.encrypted}
+        self._options = {name: v for name, v in options.items() if name not in _MASTER_OPTIONS}
+        self._options |= {**url.credentials, "ssl": url.encrypted}
         self._master_name = url.master_name
         # In an order of its own each time: one that is cut off from the others may be wrong for as
-        # long as it is, and whoever always begins with it would not find out.
-        self._sentinels = {
-            f"{host}:{port}": redis.Redis(host, port, **shared)
-            for host, port in random.sample(url.hosts, len(url.hosts))
-        }
+        # long as it is, and who always asks it first would not find out.
+        self._hosts = random.sample(url.hosts, len(url.hosts))
 
-    def find(self) -> tuple[str, int]:
-        """The master's host and port.
+    def find(self, deadline: float) -> tuple[str, int]:
+        """Return the master's host and port.
 
-        Raises redis.exceptions.ConnectionError where no sentinel knows of a master that is up.
+        `deadline` is a time of `time.monotonic`. Each sentinel gets an equal share of what is left,
+        and so does the connection to the master: a silent sentinel does not take the time of the
+        others. Raises redis.exceptions.ConnectionError where no sentinel knows a master that is up.
         """
         # Not by redis-py's Sentinel.discover_master: for a reason it gives the repr of its clients,
         # and one sentinel that answers with an error keeps it from asking the next.
         problems = []
-        for address, sentinel in self._sentinels.items():
-            with sentinel:
-                try:
-                    state: Any = sentinel.sentinel_master(self._master_name)
-                except redis.exceptions.RedisError as error:
-                    problems.append(f"{address}: {error}")
-                    continue
-            if state["is_master"] and not state["is_sdown"] and not state["is_odown"]:
-                return state["ip"], state["port"]
-            problems.append(f"{address}: it is down")
+        for asked, (host, port) in enumerate(self._hosts):
+            left_seconds = max(0.001, deadline - time.monotonic())
+            share_seconds = left_seconds / (len(self._hosts) - asked + 1)
+            try:
+                state = self._ask(host, port, share_seconds)
+                if state["is_master"] and not state["is_sdown"] and not state["is_odown"]:
+                    return state["ip"], int(state["port"])
+                problems.append(f"{host}:{port}: it is down")
+            except redis.exceptions.RedisError as error:
+                problems.append(f"{host}:{port}: {error}")
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                # redis-py takes the shape of a reply for granted.
+                problems.append(f"{host}:{port}: unexpected reply: {error!r}")
         raise redis.exceptions.ConnectionError(
             f"no sentinel knows of a master {self._master_name!r} that is up: {'; '.join(problems)}"
         )
+
+    def _ask(self, host: str, port: int, timeout_seconds: float) -> Any:
+        options = dict(self._options)
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            options[name] = min(options[name], timeout_seconds)
+        with redis.Redis(host, port, **options) as sentinel:
+            return sentinel.sentinel_master(self._master_name)
 
     @staticmethod
     def check_role(connection: redis.connection.AbstractConnection) -> None:

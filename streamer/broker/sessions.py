@@ -6,25 +6,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import structlog
-
-from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
+from streamer.broker.connect import (
+    Command,
+    RedisConnectionError,
+    RedisReplyError,
+    unexpected_reply,
+)
 from streamer.broker.keys import session_key
 from streamer.broker.requests import RedisClient
-from streamer.hub.sessions import SessionRecord, StoreUnavailableError, decode_record
-
-log = structlog.get_logger()
+from streamer.session_store import StoreUnavailableError
 
 
 class RedisSessions:
-    """A store of records with a key for each session, which expires by itself."""
+    """A `SessionStore` with a key for each session, which expires by itself."""
 
-    def __init__(self, commands: RedisClient, *, lifetime_seconds: float) -> None:
-        self._commands = commands
+    def __init__(self, client: RedisClient, *, lifetime_seconds: float) -> None:
+        self._client = client
         self._lifetime_seconds = math.ceil(lifetime_seconds)
 
     async def save(self, records: Mapping[str, bytes]) -> None:
-        """Keep encoded records by session id, each for the session lifetime from now on."""
+        """Keep records by session id, each for the session lifetime from now on.
+
+        Raises StoreUnavailableError.
+        """
         await self._execute(
             [
                 ("SET", session_key(session_id), record, "EX", self._lifetime_seconds)
@@ -33,23 +37,22 @@ class RedisSessions:
         )
 
     async def forget(self, session_ids: Sequence[str]) -> None:
-        """Delete records before their time."""
+        """Delete records before their time. Raises StoreUnavailableError."""
         await self._execute([("DEL", session_key(session_id)) for session_id in session_ids])
 
-    async def load(self, session_id: str) -> SessionRecord | None:
-        """Return the record of a session, or None where there is none."""
-        (stored,) = await self._execute([("GET", session_key(session_id))])
-        if stored is None:
-            return None
-        try:
-            return decode_record(stored)
-        except ValueError as error:
-            log.warning("session record not understood", reason=str(error))
-            return None
+    async def load(self, session_id: str) -> bytes | None:
+        """Return the record of a session, or None where there is none.
+
+        Raises StoreUnavailableError.
+        """
+        (record,) = await self._execute([("GET", session_key(session_id))])
+        if record is not None and not isinstance(record, bytes):
+            raise StoreUnavailableError(str(unexpected_reply(record)))
+        return record
 
     async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         try:
-            replies = await self._commands.execute_many(commands)
+            replies = await self._client.execute_many(commands)
         except RedisConnectionError as error:
             raise StoreUnavailableError(str(error)) from error
         for reply in replies:

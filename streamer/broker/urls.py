@@ -1,4 +1,4 @@
-"""The parts of a URL that names several hosts: redis+sentinel:// and its like.
+"""URLs of Redis: their schemes, the hosts of one, and the options after the question mark.
 
 redis-py has no URL for Sentinel, and for a Cluster one with a single node. The form of these is
 `SCHEME://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]]…/PATH?OPTIONS`, as in the package
@@ -7,9 +7,10 @@ redis-sentinel-url.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ssl
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import attrs
 
@@ -28,12 +29,12 @@ class HostsURL:
     """A URL of several hosts, taken apart."""
 
     scheme: str
-    """That of a URL to one of the hosts: redis or rediss."""
+    """Scheme of a URL to one of the hosts: redis or rediss."""
     credentials: str
-    """As they stand in the URL, the @ included, or empty."""
+    """Credentials as the URL has them, with the @, or empty."""
     hosts: tuple[tuple[str, int], ...]
     path: str
-    """Without its first slash."""
+    """Path without its first slash."""
     query: str
 
     @classmethod
@@ -57,6 +58,73 @@ class HostsURL:
         )
 
     def of_one(self, host: str, port: int, path: str = "") -> str:
-        """The URL of one server, with the same credentials and options."""
+        """Return the URL of one server, with the same credentials and options."""
         host = f"[{host}]" if ":" in host else host
         return f"{self.scheme}://{self.credentials}{host}:{port}/{path}?{self.query}"
+
+
+def _is_seconds(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
+_TEXT: Final = ("a text", bool)
+_SECONDS: Final = ("a number of seconds above 0", _is_seconds)
+_SWITCH: Final = ("true or false", lambda text: text.lower() in {"true", "false", "yes", "no"})
+
+_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], bool]]]] = {
+    "client_name": ("a text without spaces", lambda text: bool(text) and " " not in text),
+    "db": ("a number of a database", str.isdecimal),
+    "password": _TEXT,
+    "socket_connect_timeout": _SECONDS,
+    "socket_timeout": _SECONDS,
+    "username": _TEXT,
+}
+_TCP_OPTIONS: Final = {"socket_keepalive": _SWITCH}
+_SENTINEL_OPTIONS: Final = {"sentinel_password": _TEXT, "sentinel_username": _TEXT}
+_TLS_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], bool]]]] = {
+    "ssl_ca_certs": _TEXT,
+    "ssl_ca_data": _TEXT,
+    "ssl_ca_path": _TEXT,
+    "ssl_cert_reqs": ("none, optional or required", {"none", "optional", "required"}.__contains__),
+    "ssl_certfile": _TEXT,
+    "ssl_check_hostname": _SWITCH,
+    "ssl_ciphers": _TEXT,
+    "ssl_keyfile": _TEXT,
+    "ssl_min_version": (
+        f"{ssl.TLSVersion.TLSv1_2:d} for TLS 1.2 or {ssl.TLSVersion.TLSv1_3:d} for TLS 1.3",
+        {f"{ssl.TLSVersion.TLSv1_2:d}", f"{ssl.TLSVersion.TLSv1_3:d}"}.__contains__,
+    ),
+    "ssl_password": _TEXT,
+}
+
+
+def check_options(url: str) -> None:
+    """Raise ValueError, with a line that names the option, for one that is not honoured.
+
+    redis-py takes more: options of its pool of connections, of decoding and of retries, which mean
+    nothing here. The line repeats no value: it may be a password.
+    """
+    parts = urlsplit(url)
+    supported = dict(_OPTIONS)
+    if parts.scheme != "unix":
+        supported |= _TCP_OPTIONS
+    if parts.scheme in SENTINEL_SCHEMES:
+        supported |= _SENTINEL_OPTIONS
+    if parts.scheme.startswith("rediss"):
+        supported |= _TLS_OPTIONS
+    seen = set()
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in supported:
+            if name in _TLS_OPTIONS:
+                raise ValueError(f"the option {name} needs a URL with rediss, for TLS")
+            names = ", ".join(sorted(supported))
+            raise ValueError(f"the option {name!r:.50} is not supported; supported are {names}")
+        if name in seen:
+            raise ValueError(f"the option {name} is given twice")
+        seen.add(name)
+        words, is_allowed = supported[name]
+        if not is_allowed(value):
+            raise ValueError(f"the option {name} must be {words}")

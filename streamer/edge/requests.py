@@ -109,17 +109,19 @@ class Requests:
         room = self._room_for(wants)
         rejected += [self._no_room(want.topic) for want in wants if want not in room]
 
+        forbidden: list[Topic] = []
+
         def answer(plan: RecoveryPlan) -> Subscribed:
             positions = {topic.target: at for topic, at in plan.positions.items()}
             return Subscribed(
                 message.subscription_type,
                 list(positions),
-                rejected,
+                rejected + [_forbidden(topic) for topic in forbidden],
                 positions,
                 message.request_id,
             )
 
-        await self._enter(room, answer)
+        await self._enter(room, answer, forbidden)
 
     def _unsubscribe(self, message: messages.Unsubscribe) -> None:
         topics, rejected = self._topics(message)
@@ -217,6 +219,8 @@ class Requests:
             if may_have(topic := Topic.parse(held.topic))
         ]
 
+        forbidden: list[Topic] = []
+
         def answer(plan: RecoveryPlan) -> Reconnected:
             restored: dict[SubscriptionType, list[str]] = {}
             for topic in plan.positions:
@@ -225,12 +229,12 @@ class Requests:
                 session_id=self._outbox.name,
                 restored_subscriptions=restored,
                 missed_messages_count=plan.missed_messages,
-                recovered=plan.recovered,
+                recovered=plan.recovered and not forbidden,
                 positions={str(topic): at for topic, at in plan.positions.items()},
                 request_id=request_id,
             )
 
-        await self._enter(self._room_for(wants), answer)
+        await self._enter(self._room_for(wants), answer, forbidden)
 
     async def _load(self, session_id: str) -> SessionRecord | None:
         if session_id == self._outbox.name or len(session_id) > _MAX_SESSION_ID_CHARACTERS:
@@ -240,10 +244,18 @@ class Requests:
     # Entering streams
 
     async def _enter(
-        self, wants: Sequence[Want], answer: Callable[[RecoveryPlan], Subscribed | Reconnected]
+        self,
+        wants: Sequence[Want],
+        answer: Callable[[RecoveryPlan], Subscribed | Reconnected],
+        forbidden: list[Topic],
     ) -> None:
-        """Subscribe, answer, and begin to send what comes before the live flow of each topic."""
+        """Subscribe, answer, and begin to send what comes before the live flow of each topic.
+
+        Topics that the server itself may not read are added to `forbidden` before it answers.
+        """
         wants = await self._ready(wants)
+        forbidden += filter(self._services.source.is_forbidden, [want.topic for want in wants])
+        wants = [want for want in wants if want.topic not in forbidden]
         # From here on nothing waits, so no publication comes between the answer and the live flow.
         hub, outbox = self._services.hub, self._outbox
         plan = subscribe(

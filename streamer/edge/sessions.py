@@ -18,12 +18,11 @@ from streamer.edge.ended_sessions import EndedSessions
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import (
     SessionRecord,
-    SessionStore,
-    StoreUnavailableError,
     decode_record,
     encode_record,
     record_session,
 )
+from streamer.session_store import SessionStore, StoreUnavailableError
 
 _SAVE_INTERVAL_SECONDS: Final = 0.1
 """How long changes of live sessions are collected before they are saved: what a crash can cost."""
@@ -107,10 +106,10 @@ class RestorableSessions:
         if record is not None or self._store is None:
             return record
         try:
-            record = await self._store.load(session_id)
+            record = _decoded(await self._store.load(session_id))
             if record is None or not record.ended:
                 await trio.sleep(_SETTLE_SECONDS)
-                record = await self._store.load(session_id) or record
+                record = _decoded(await self._store.load(session_id)) or record
         except StoreUnavailableError as error:
             log.warning("session not loaded", reason=str(error))
         return record
@@ -186,3 +185,12 @@ class RestorableSessions:
                 save_at = trio.current_time() + _SAVE_INTERVAL_SECONDS
             for session_id in self._ended.expire():
                 self._unsaved.pop(session_id, None)
+
+
+def _decoded(encoded: bytes | None) -> SessionRecord | None:
+    """Decode a record from the store; one that this version cannot have written counts as none."""
+    try:
+        return None if encoded is None else decode_record(encoded)
+    except ValueError as error:
+        log.warning("session record not understood", reason=str(error))
+        return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import attrs
 import cattrs
@@ -100,23 +99,6 @@ def decode_record(text: bytes) -> SessionRecord:
         for target, sequence in group.sequences.items()
     ]
     return SessionRecord(stored.session_id, subscriptions, stored.ended)
-
-
-class StoreUnavailableError(Exception):
-    """Records cannot be written or read now."""
-
-
-class SessionStore(Protocol):
-    """A store of records that all servers share. Its methods raise StoreUnavailableError."""
-
-    async def save(self, records: Mapping[str, bytes]) -> None:
-        """Keep encoded records by session id, each for the session lifetime from now on."""
-
-    async def forget(self, session_ids: Sequence[str]) -> None:
-        """Delete records before their time."""
-
-    async def load(self, session_id: str) -> SessionRecord | None:
-        """Return the record of a session, or None where there is none."""
 
 
 def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:

@@ -64,3 +64,6 @@ class Source(Protocol):
         be looked up as unavailable. Returns one `Recovery` for each topic in `since`. Nothing may
         wait between this call and what relies on its result.
         """
+
+    def is_forbidden(self, topic: Topic) -> bool:
+        """Whether the server itself may not read a topic that is wanted, so that nothing comes."""

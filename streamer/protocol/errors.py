@@ -40,7 +40,7 @@ ERROR_MEANINGS: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.RATE_LIMIT_EXCEEDED: "Too many messages a second; this one was not carried out.",
     ErrorCode.INVALID_TOKEN: "The token is not valid here.",
     ErrorCode.TOKEN_EXPIRED: "The token has expired; get a new one.",
-    ErrorCode.FORBIDDEN: "The client may not have this topic.",
+    ErrorCode.FORBIDDEN: "The client may not have this topic, or the server may not read it.",
     ErrorCode.SESSION_RESTORATION_FAILED: "The session is unknown or has expired; subscribe anew.",
     ErrorCode.INTERNAL_ERROR: "A fault of the server's own; the connection goes on.",
 }

@@ -46,3 +46,7 @@ class MemoryBus:
 
     async def wait_subscribed(self, channels: Iterable[str]) -> None:
         """Return at once: nobody has to confirm a subscription."""
+
+    def is_refused(self, channel: str) -> bool:  # noqa: ARG002 - the interface of a bus
+        """Return False: there are no permissions."""
+        return False

@@ -44,7 +44,10 @@ class Bus(Protocol):
         """Want them no more."""
 
     async def wait_subscribed(self, channels: Iterable[str]) -> None:
-        """Wait until nothing published to these channels can be missed."""
+        """Wait until nothing published to these channels can be missed, refused ones apart."""
+
+    def is_refused(self, channel: str) -> bool:
+        """Whether a wanted channel may not be read."""
 
 
 def channels_of(*topics: Topic) -> list[str]:

@@ -6,9 +6,12 @@ reason, logged at a bounded rate, and never forwarded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Final
 
 import structlog
+import trio
 
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
@@ -19,6 +22,9 @@ from streamer.protocol.topics import Kind, Topic
 from streamer.source.positions import ReadQueue, channels_of
 from streamer.source.report import SourceReport, SourceStatistics
 from streamer.source.sequencer import Sequencer
+
+_REFUSAL_LOG_INTERVAL_SECONDS: Final = 1.0
+"""Between two log lines about refused channels: clients may ask for thousands."""
 
 log = structlog.get_logger()
 
@@ -48,6 +54,8 @@ class Router:
         self._report = report
         self._received = 0
         self._unrouted = 0
+        self._refused = 0
+        self._log_refusals_at = -math.inf
 
     # Which topics there are
 
@@ -83,9 +91,11 @@ class Router:
     def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
         """Take what has come at once (channel, payload), and have it flushed together: hot."""
         self._flush_loop.hold()
-        for channel, payload in messages:
-            self._take(channel, payload)
-        self._flush_loop.release()
+        try:
+            for channel, payload in messages:
+                self._take(channel, payload)
+        finally:
+            self._flush_loop.release()
 
     def _take(self, channel: bytes, payload: bytes) -> None:
         route = self._routes.get(channel)
@@ -125,6 +135,29 @@ class Router:
             if self._keeps_positions:
                 self.reads.add(sequencer)
         self.reads.note_progress()
+
+    def on_refused(self, channel: bytes, reason: str) -> None:
+        """Redis forbids a channel: what is published there is missed."""
+        self._refused += 1
+        now = trio.current_time()
+        if now >= self._log_refusals_at:
+            self._log_refusals_at = now + _REFUSAL_LOG_INTERVAL_SECONDS
+            log.warning(
+                "channel refused by Redis",
+                channel=channel.decode(errors="replace"),
+                reason=reason,
+                refused_in_all=self._refused,
+            )
+
+    def on_accepted(self, channel: bytes) -> None:
+        """A refused channel is subscribed after all: read what was missed."""
+        log.info("channel no longer refused", channel=channel.decode(errors="replace"))
+        route = self._routes.get(channel)
+        if route is not None:
+            sequencer = route[0]
+            sequencer.unproven = True
+            sequencer.lost += 1
+            self.reads.add(sequencer)
 
     def _reject(self, channel: bytes, reason: str) -> None:
         self._report.reject(channel.decode(errors="replace"), reason)

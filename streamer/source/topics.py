@@ -84,6 +84,10 @@ class TopicSource:
             for topic, position in since.items()
         }
 
+    def is_forbidden(self, topic: Topic) -> bool:
+        """See `streamer.hub.upstream.Source`."""
+        return any(map(self._bus.is_refused, channels_of(topic)))
+
     def _recovery(self, topic: Topic, answer: Position | None, since: Position) -> Recovery:
         sequencer = self._router.sequencer(topic)
         position = since if answer is None else answer

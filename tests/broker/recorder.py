@@ -30,6 +30,14 @@ class Recorder:
         """Kept as ("lost", reason)."""
         self._send.send_nowait(("lost", reason))
 
+    def on_refused(self, channel: bytes, reason: str) -> None:
+        """Kept as ("refused", channel, reason)."""
+        self._send.send_nowait(("refused", channel, reason))
+
+    def on_accepted(self, channel: bytes) -> None:
+        """Kept as ("accepted", channel)."""
+        self._send.send_nowait(("accepted", channel))
+
     async def next_event(self) -> tuple[str | bytes, ...]:
         """Wait for the next event."""
         return await self._receive.receive()

@@ -13,14 +13,16 @@ import trio_websocket
 import trustme
 
 from streamer.broker.connection import RedisConnectionError, open_server
-from streamer.client import open_client
+from streamer.broker.reader import ReaderStatistics
+from streamer.client import PriceUpdate, SubscriptionRejectedError, open_client
 from streamer.config import Settings
 from streamer.publisher.publisher import open_publisher
 from streamer.server import serve
 from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, ClusterService, Sentinel
-from tests.helpers.timing import real_deadline, wait_until
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually, real_deadline, wait_until
 
 PASSWORD: Final = "s#cret"
 
@@ -206,3 +208,44 @@ async def test_without_a_certificate_the_server_is_refused(
 async def test_the_server_streams_over_a_unix_socket(redis_server: RedisServer, redis: Any) -> None:
     """unix:// serves the server and the publisher."""
     await stream_prices(redis_server.unix_url, redis_server.unix_url)
+
+
+async def test_a_topic_that_redis_forbids_is_rejected_and_nobody_else_notices(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """One client asks for a forbidden family of channels; another one's feed goes on unbroken."""
+    redis_server = own_redis_server(
+        user="reader on nopass ~* resetchannels &stock:* &streamer:probe:* +@all"
+    )
+    url = f"redis://reader:any@127.0.0.1:{redis_server.port}"
+    async with (
+        running_server(redis=url, probe_interval_seconds=0.05) as server,
+        open_publisher(redis_server.url) as publisher,
+        open_client(server.websocket_url) as reading,
+        open_client(server.websocket_url) as asking,
+    ):
+        await reading.subscribe(["stock:005930"], mode="all", snapshot=False)
+        await publisher.publish(*numbered_publication(1))
+        with pytest.raises(SubscriptionRejectedError) as rejected:
+            await asking.subscribe(["watchlist:mine"])
+        assert "FORBIDDEN" in str(rejected.value)
+        await publisher.publish(*numbered_publication(2))
+        for number in (1, 2):
+            update = await reading.receive()
+            assert isinstance(update, PriceUpdate)
+            assert update.volume == number
+        await eventually(lambda: server.readiness().ready)
+
+        def statistics() -> ReaderStatistics:
+            redis = server.statistics().redis
+            assert redis is not None
+            return redis
+
+        assert statistics().reconnects == 0
+        with redis_server.connect() as redis:
+            redis.execute_command("ACL", "SETUSER", "reader", "&watchlist:*")
+        await eventually(lambda: not statistics().channels_refused)
+        await asking.subscribe(["watchlist:mine"], snapshot=False)
+        await publisher.publish("watchlist:mine:price", numbered_publication(3)[1])
+        assert isinstance(await asking.receive(), PriceUpdate)
+        assert reading.account().violations == 0

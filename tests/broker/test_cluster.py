@@ -279,7 +279,6 @@ async def test_what_is_no_cluster_is_refused(own_redis_server: Callable[..., Red
         "redis+cluster://host/1",
         "redis+cluster://host:port",
         "redis+cluster://:pass#word@host",
-        "redis+cluster://host?no_such_option=1",
     ],
 )
 def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:

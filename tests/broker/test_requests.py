@@ -1,4 +1,4 @@
-"""Commands get their own replies, whatever happens to the connection."""
+"""Requests to a Redis that is killed, paused and cut off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import redis as redis_py
 import trio
+import trio.lowlevel
 
 from streamer.broker.connect import RedisConnectionError, RedisReplyError, RedisTimeoutError
 from streamer.broker.requests import RedisClient
@@ -18,14 +19,31 @@ NAME = "test-commands"
 
 
 @asynccontextmanager
-async def opened(url: str, *, timeout_seconds: float = 5) -> AsyncIterator[RedisClient]:
-    """A client of a Redis, for the length of the block."""
+async def opened(
+    url: str, *, timeout_seconds: float = 5, max_backoff_seconds: float = 0.01
+) -> AsyncIterator[RedisClient]:
+    """Open a client of a Redis for the length of the block."""
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
-            commands = RedisClient(url, client_name=NAME, timeout_seconds=timeout_seconds)
-            nursery.start_soon(commands.run)
-            yield commands
+            client = RedisClient(
+                url,
+                client_name=NAME,
+                timeout_seconds=timeout_seconds,
+                backoff_seconds=max_backoff_seconds,
+                max_backoff_seconds=max_backoff_seconds,
+            )
+            nursery.start_soon(client.run)
+            yield client
             nursery.cancel_scope.cancel()
+
+
+async def answered(client: RedisClient) -> list[object]:
+    """Ask until there is an answer."""
+    while True:
+        try:
+            return await client.execute_many([("ECHO", "y")])
+        except RedisConnectionError:
+            await trio.lowlevel.checkpoint()
 
 
 def connections(redis: redis_py.Redis) -> list[int]:
@@ -37,15 +55,15 @@ async def test_replies_come_in_order_over_one_connection_and_errors_among_them(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
     """More commands than go out in one send; one that fails stops none of the others."""
-    async with opened(redis_url) as commands:
+    async with opened(redis_url) as client:
         assert connections(redis) == []
-        replies = await commands.execute_many([("ECHO", f"{number}") for number in range(250)])
+        replies = await client.execute_many([("ECHO", f"{number}") for number in range(250)])
         assert replies == [f"{number}".encode() for number in range(250)]
         first = connections(redis)
-        bad, good = await commands.execute_many([("NONSENSE",), ("ECHO", "x")])
+        bad, good = await client.execute_many([("NONSENSE",), ("ECHO", "x")])
         assert isinstance(bad, RedisReplyError)
         assert good == b"x"
-        assert await commands.execute_many([]) == []
+        assert await client.execute_many([]) == []
         assert connections(redis) == first
         assert len(first) == 1
     await eventually(lambda: connections(redis) == [])
@@ -54,23 +72,23 @@ async def test_replies_come_in_order_over_one_connection_and_errors_among_them(
 async def test_a_connection_that_died_while_idle_costs_no_request(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """The caller gets its replies from a new one."""
-    async with opened(redis_url) as commands:
-        await commands.execute_many([("ECHO", "x")])
+    """The caller gets its replies from a new connection."""
+    async with opened(redis_url) as client:
+        await client.execute_many([("ECHO", "x")])
         before = connections(redis)
         redis.client_kill_filter(_id=str(before[0]))
-        assert await commands.execute_many([("ECHO", "y")]) == [b"y"]
+        assert await client.execute_many([("ECHO", "y")]) == [b"y"]
         assert len(connections(redis)) == 1
         assert connections(redis) != before
 
 
 async def test_one_caller_at_a_time_gets_its_own_replies(redis_url: str) -> None:
-    """However many ask at once."""
-    async with opened(redis_url) as commands, trio.open_nursery() as nursery:
+    """Replies never reach another caller, however many ask at once."""
+    async with opened(redis_url) as client, trio.open_nursery() as nursery:
 
         async def ask(number: int) -> None:
             requests = [("ECHO", f"{number}.{part}") for part in range(3)]
-            replies = await commands.execute_many(requests)
+            replies = await client.execute_many(requests)
             assert replies == [text.encode() for _, text in requests]
 
         for number in range(20):
@@ -82,54 +100,98 @@ async def test_a_cancelled_request_leaves_no_reply_for_the_next(
 ) -> None:
     """Its connection is closed, since its replies are still to come."""
     own = own_redis_server()
-    async with opened(own.url) as commands:
-        await commands.execute_many([("ECHO", "first")])
+    async with opened(own.url) as client:
+        await client.execute_many([("ECHO", "first")])
         own.pause()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(commands.execute_many, [("ECHO", "cancelled")])
+            nursery.start_soon(client.execute_many, [("ECHO", "cancelled")])
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         own.resume()
-        assert await commands.execute_many([("ECHO", "next")]) == [b"next"]
+        assert await client.execute_many([("ECHO", "next")]) == [b"next"]
 
 
 async def test_a_redis_that_is_silent_is_given_up(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """After the time-out, and it is asked anew when it speaks again."""
+    """A request ends at the time-out, and Redis is asked again once it answers."""
     own = own_redis_server()
-    async with opened(own.url, timeout_seconds=0.2) as commands:
-        await commands.execute_many([("ECHO", "x")])
+    async with opened(own.url, timeout_seconds=0.2) as client:
+        await client.execute_many([("ECHO", "x")])
         own.pause()
         with pytest.raises(RedisTimeoutError):
-            await commands.execute_many([("ECHO", "x")])
+            await client.execute_many([("ECHO", "x")])
         own.resume()
-        while True:
-            try:
-                assert await commands.execute_many([("ECHO", "y")]) == [b"y"]
-                break
-            except RedisConnectionError:
-                continue  # what waits in its backlog is served first
+        assert await answered(client) == [b"y"]
 
 
 async def test_a_redis_that_talks_on_is_not_given_up(redis_url: str, redis: redis_py.Redis) -> None:
     """A reply of many megabytes is not silence."""
     redis.set("large", b"x" * 20_000_000)
-    async with opened(redis_url, timeout_seconds=1) as commands:
-        (reply,) = await commands.execute_many([("GET", "large")])
+    async with opened(redis_url, timeout_seconds=1) as client:
+        (reply,) = await client.execute_many([("GET", "large")])
         assert len(reply) == 20_000_000
 
 
 async def test_a_redis_that_is_away_is_an_error_until_it_is_back(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Each request tries again."""
+    """Requests fail at once while Redis is away, and succeed soon after it is back."""
     own = own_redis_server()
-    async with opened(own.url) as commands:
-        await commands.execute_many([("ECHO", "x")])
+    async with opened(own.url) as client:
+        await client.execute_many([("ECHO", "x")])
         await trio.to_thread.run_sync(own.kill)
         for _ in range(2):
             with pytest.raises(RedisConnectionError):
-                await commands.execute_many([("ECHO", "x")])
+                await client.execute_many([("ECHO", "x")])
         await trio.to_thread.run_sync(own.start)
-        assert await commands.execute_many([("ECHO", "y")]) == [b"y"]
+        assert await answered(client) == [b"y"]
+
+
+async def test_callers_behind_a_silent_redis_fail_with_the_first(
+    own_redis_server: Callable[..., RedisServer], mock_clock: trio.testing.MockClock
+) -> None:
+    """One time-out is spent for all who wait, and none by those who ask before the next attempt."""
+    own = own_redis_server()
+    errors: list[tuple[float, Exception]] = []
+    async with opened(own.url, timeout_seconds=5, max_backoff_seconds=1e9) as client:
+        await client.execute_many([("ECHO", "x")])
+        own.pause()
+
+        async def ask() -> None:
+            try:
+                await client.execute_many([("ECHO", "x")])
+            except RedisConnectionError as error:
+                errors.append((trio.current_time(), error))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(5)
+        await ask()
+        own.resume()
+    assert [seconds for seconds, _ in errors] == [5.0] * 7
+
+
+async def test_a_caller_bounds_its_own_wait(
+    own_redis_server: Callable[..., RedisServer], mock_clock: trio.testing.MockClock
+) -> None:
+    """A caller that gives up before the time-out leaves the line, and the others go on waiting."""
+    own = own_redis_server()
+    async with opened(own.url, timeout_seconds=5) as client:
+        await client.execute_many([("ECHO", "x")])
+        own.pause()
+        async with trio.open_nursery() as nursery:
+
+            async def ask_briefly() -> None:
+                with trio.move_on_after(2) as patience:
+                    await client.execute_many([("ECHO", "brief")])
+                assert patience.cancelled_caught
+
+            for _ in range(3):
+                nursery.start_soon(ask_briefly)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(2)
+        own.resume()
+        assert await client.execute_many([("ECHO", "y")]) == [b"y"]

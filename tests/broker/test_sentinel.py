@@ -103,7 +103,6 @@ async def test_a_replica_is_refused_whoever_calls_it_master(
         "redis+sentinel://host:port/main",
         "redis+sentinel://host,/main",
         "redis+sentinel://:pass#word@host/main",
-        "redis+sentinel://host/main?no_such_option=1",
         "redis+sentinel+unix://host/main",
     ],
 )

@@ -19,7 +19,6 @@ from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import (
     HeldSubscription,
     SessionRecord,
-    StoreUnavailableError,
     decode_record,
     encode_record,
 )
@@ -27,6 +26,7 @@ from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
+from streamer.session_store import StoreUnavailableError
 from streamer.wire.json import WebSocketJson
 from tests.helpers.clients import connected
 from tests.helpers.server import running_server
@@ -45,25 +45,29 @@ class ScriptedStore:
     def __init__(self) -> None:
         self.away = False
         self.saves: list[list[SessionRecord]] = []
-        self.records: dict[str, SessionRecord] = {}
+        self.encoded: dict[str, bytes] = {}
+
+    @property
+    def records(self) -> dict[str, SessionRecord]:
+        """The records, decoded."""
+        return {session_id: decode_record(encoded) for session_id, encoded in self.encoded.items()}
 
     async def save(self, records: Mapping[str, bytes]) -> None:
         """Keep records."""
         await self._answer()
-        decoded = {session_id: decode_record(record) for session_id, record in records.items()}
-        self.saves.append(list(decoded.values()))
-        self.records |= decoded
+        self.saves.append([decode_record(encoded) for encoded in records.values()])
+        self.encoded |= records
 
     async def forget(self, session_ids: Sequence[str]) -> None:
         """Delete records."""
         await self._answer()
         for session_id in session_ids:
-            self.records.pop(session_id, None)
+            self.encoded.pop(session_id, None)
 
-    async def load(self, session_id: str) -> SessionRecord | None:
+    async def load(self, session_id: str) -> bytes | None:
         """Return a record."""
         await self._answer()
-        return self.records.get(session_id)
+        return self.encoded.get(session_id)
 
     async def _answer(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -261,16 +265,16 @@ async def test_a_record_of_a_live_session_is_loaded_twice(
 
     async def save_late(record: SessionRecord) -> None:
         await trio.sleep(0.1)
-        store.records[record.session_id] = record
+        store.encoded[record.session_id] = encode_record(record)
 
-    store.records["one"] = stale
+    store.encoded["one"] = encode_record(stale)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(save_late, final)
         assert await house.sessions.load("one") == final
-        del store.records["one"]
+        del store.encoded["one"]
         nursery.start_soon(save_late, final)
         assert await house.sessions.load("one") == final
-        store.records["one"] = stale
+        store.encoded["one"] = encode_record(stale)
         assert await house.sessions.load("one") == stale
 
 
@@ -436,3 +440,18 @@ async def test_a_client_that_goes_to_another_server_has_its_last_subscriptions(
                     type="reconnect", session_id=client.session_id, positions={}
                 )
                 assert answer["restored_subscriptions"] == {"stock": ["B", str(number)]}
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"", b"{", b"\xff", b"[]", b"7", b'{"session_id": "s"}'],
+    ids=["empty", "no JSON", "no text", "a list", "a number", "parts missing"],
+)
+async def test_a_record_that_another_version_wrote_counts_as_none(
+    encoded: bytes, store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """The session is not restored, and a log line says why."""
+    store.encoded["s"] = encoded
+    with structlog.testing.capture_logs() as logs:
+        assert await House(store).sessions.load("s") is None
+    assert {line["event"] for line in logs} == {"session record not understood"}

@@ -24,7 +24,8 @@ class Proxy:
         self.port = 0
         self.server_port = server_port
         self._ssl_context = ssl_context
-        self._links: set[_Link] = set()
+        self._links: dict[_Link, None] = {}
+        """Open connections, the oldest first."""
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -40,6 +41,10 @@ class Proxy:
         """Drop what the server sends on the connections of now; later connections are whole."""
         for link in self._links:
             link.is_deaf = True
+
+    async def inject(self, data: bytes) -> None:
+        """Send bytes to the client of the oldest connection, as if the server had sent them."""
+        await next(iter(self._links)).client.send_all(data)
 
     def silence(self, count: int) -> None:
         """Forward nothing more, either way, on some of the connections, which stay open."""
@@ -60,9 +65,9 @@ class Proxy:
             client = trio.SSLStream(accepted, self._ssl_context, server_side=True)
         async with client, await trio.open_tcp_stream("127.0.0.1", self.server_port) as server:
             link = _Link(client, server, (accepted.socket, server.socket))
-            self._links.add(link)
+            self._links[link] = None
             await link.forward()
-            self._links.remove(link)
+            del self._links[link]
 
 
 @attrs.define(eq=False)

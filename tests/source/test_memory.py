@@ -23,6 +23,12 @@ class Heard:
     def on_lost(self, reason: str) -> None:
         """Never called: it is always connected."""
 
+    def on_refused(self, channel: bytes, reason: str) -> None:
+        """Never called: there are no permissions."""
+
+    def on_accepted(self, channel: bytes) -> None:
+        """Never called: there are no permissions."""
+
 
 async def test_only_what_is_subscribed_is_heard_and_its_last_message_at_once() -> None:
     """`publish` tells how many heard it, as PUBLISH does; who subscribes gets the last value."""

@@ -1,0 +1,25 @@
+"""Errors of talking to Redis."""
+
+from typing import Any, Final
+
+_SHOWN_CHARACTERS: Final = 100
+
+
+class RedisConnectionError(Exception):
+    """Redis could not be reached, or the connection to it was lost."""
+
+
+class RedisTimeoutError(RedisConnectionError):
+    """Redis did not accept the connection in time, or accepted it and did not answer in time."""
+
+
+class RedisReplyError(Exception):
+    """Redis answered a command with an error; the connection is intact."""
+
+
+def unexpected_reply(reply: Any) -> RedisConnectionError:
+    """Return the error for a reply that Redis never gives to what was sent.
+
+    The peer is no Redis, or replies and commands no longer match: the connection is of no use.
+    """
+    return RedisConnectionError(f"unexpected reply from Redis: {reply!r:.{_SHOWN_CHARACTERS}}")
