@@ -245,7 +245,7 @@ class Verifier:
         self._last_unreadable = message.problem
         if message.type is None:
             self._violate(Fault.NO_MESSAGE, None, message.problem)
-        elif message.sequence is not None and (message.about or message.extra):
+        elif message.sequence is not None and message.type in _CARRIERS:
             self._receive_streamed(message)
         elif message.request_id is not None:
             self._requests.pop(message.request_id, None)

@@ -281,7 +281,7 @@ async def test_a_connection_that_ends_for_good_is_a_failure(
     ("options", "message"),
     [
         (["005930"], "'005930' is not TYPE:TARGET with a type of stock, market, sector, watchlist"),
-        (["stock:a b"], "invalid target 'a b'"),
+        (["stock:a*"], "invalid target 'a*'"),
         ([], "Missing argument 'TOPIC...'"),
         (["stock:1", "--kinds", "prices"], "kinds are price, orderbook, status, not 'prices'"),
         (["stock:1", "--url", "http://h"], "'http://h' is no URL with the scheme ws or wss"),

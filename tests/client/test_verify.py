@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamer.client.account import Account, Fault, Violation
 from streamer.client.decode import Message, decode_server
-from streamer.client.messages import Data, Error, Gap, MarketStatus, PriceUpdate
+from streamer.client.messages import Data, Error, Gap, MarketStatus, PriceUpdate, Unreadable
 from streamer.client.verify import VIOLATIONS_KEPT, Verifier
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import (
@@ -349,6 +349,18 @@ def test_sector_and_watchlist_messages_find_their_stream() -> None:
     assert verifier.account().violations == 0
     assert verifier.receive(price_update(99, of=SECTOR, named=True)) == SECTOR
     assert verifier.account().faults == {Fault.HOLE: 1}
+
+
+def test_an_unreadable_message_moves_its_stream_only_if_it_is_data() -> None:
+    """A message to a user names no stock; a gap has a sequence, but is no publication."""
+    user = Topic.parse("user:u1")
+    unreadable = Unreadable(problem="?", text="{}", type="notification", sequence=6)
+    verifier = Verifier()
+    show(verifier, subscribed(5, topic=user), unreadable)
+    assert verifier.position(user) == Position("a", 6)
+    show(verifier, attrs.evolve(unreadable, type="gap", sequence=9))
+    assert verifier.position(user) == Position("a", 6)
+    assert (verifier.account().unreadable, verifier.account().violations) == (2, 0)
 
 
 def test_a_message_that_no_topic_is_about_is_unsolicited() -> None:
