@@ -329,7 +329,7 @@ class FanOut:
     def _flush_solo(self, outbox: Outbox) -> int:
         """Write what waits for one client, and let it join a group if nothing is left."""
         messages = outbox.flush(self._clock())
-        due = outbox.due_seconds
+        due = outbox.backlog.due_seconds
         if due is not None and not outbox.blocked and self._due.get(outbox) != due:
             self._due[outbox] = due
             heapq.heappush(self._due_heap, (due, next(self._entries), outbox))
@@ -339,7 +339,7 @@ class FanOut:
 
     def start_replays(self, outbox: Outbox) -> None:
         """Begin to send what a client has missed; its writer task does the rest."""
-        if outbox.replaying and not outbox.blocked:
+        if outbox.backlog.replaying and not outbox.blocked:
             self._flush_solo(outbox)
 
     def resume(self, outbox: Outbox) -> None:

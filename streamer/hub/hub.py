@@ -285,7 +285,7 @@ class Hub:
                     if replay := replays.get(request.topic):
                         since, missed = replay
                         outbox.resume(subscription, since)
-                        outbox.replay(subscription, missed)
+                        outbox.backlog.replay(subscription, missed)
                 elif subscription.lane is not lane:
                     kinds = self._change_options(subscription, lane, snapshot=request.snapshot)
                 elif not subscription.caught_up:
@@ -324,7 +324,7 @@ class Hub:
         stream = lane.stream
         outbox = subscription.outbox
         # A client restored from an older position has all that it asked for when nothing waits.
-        behind = outbox.blocked or outbox.pending or subscription.waiting or outbox.replaying
+        behind = outbox.blocked or outbox.backlog.is_behind(subscription)
         caught_up = subscription.caught_up or not behind
         added = lane.kinds - subscription.lane.kinds
         subscription.lane = lane
@@ -332,7 +332,7 @@ class Hub:
         if caught_up:
             subscription.position = max(subscription.position, lane.head)
             return lane.kinds
-        gap = outbox.waiting_gap(subscription)
+        gap = outbox.backlog.waiting_gap(subscription)
         received: set[Kind] = set()
         for latest in stream.last_values(added) if snapshot else ():
             assert latest.kind is not None  # only a notice has none
@@ -397,7 +397,7 @@ class Hub:
         else:
             outbox.resume(subscription, position)
             subscription.skip_sequence = position.sequence
-        outbox.replay(subscription, notices)
+        outbox.backlog.replay(subscription, notices)
 
     def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
         """What a subscription would have received since a position; None where it is not known."""
@@ -463,7 +463,7 @@ class Hub:
             _, delivered, conflated = outbox.account
             delivered_now += delivered
             conflated_now += conflated
-            queued += outbox.queued
+            queued += len(outbox.backlog)
             blocked += outbox.blocked
             if outbox.dropped:
                 dropped.update(outbox.dropped)

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from operator import attrgetter
 from typing import Final, Protocol
 
 import attrs
 
+from streamer.hub.backlog import Backlog
 from streamer.hub.publication import Publication
-from streamer.hub.rate_queue import RateQueue
-from streamer.hub.replay_queue import ReplayQueue
 from streamer.hub.streams import Lane
 from streamer.protocol.messages import Mode, Position
 from streamer.wire.format import Part, WireFormat
@@ -31,9 +29,6 @@ behind: as much as a plain socket holds unsent (`edge.acceptor.UNSENT_BYTES`).""
 REPLAY_PORTION_BYTES: Final = 64 * 1024
 """The texts of a replay that are encoded for one write: the socket's buffer takes about as much,
 and it bounds what a client that reads slowly makes the server hold in encoded form."""
-
-
-_ORDER: Final = attrgetter("order")
 
 
 class OutboxOwner(Protocol):
@@ -146,14 +141,12 @@ class Outbox:
         "_group_start",
         "_held",
         "_held_messages",
-        "_limited",
         "_max_queued_bytes",
         "_offered",
         "_overflowed",
         "_owner",
-        "_queued_bytes",
         "_replayed",
-        "_replays",
+        "backlog",
         "blocked",
         "closed",
         "control_bytes",
@@ -162,7 +155,6 @@ class Outbox:
         "entry",
         "group",
         "name",
-        "pending",
         "subscriptions",
         "wire",
     )
@@ -197,14 +189,8 @@ class Outbox:
         self._held_messages = 0
         self._control: list[bytes] = []
         self.control_bytes = 0
-        self._replays: ReplayQueue[Subscription] | None = None
-        """What the client has missed; None unless it came back."""
-        self.pending: dict[object, tuple[Subscription, Publication]] = {}
-        """What waits of subscriptions without a limited rate."""
-        self._limited: RateQueue[Subscription] | None = None
-        """What waits of subscriptions with a limited rate; most clients have none."""
-        self._queued_bytes = 0
-        """The size of what is pending and may not be merged."""
+        self.backlog: Backlog[Subscription] = Backlog()
+        """What waits, answers and the rest of the last write aside."""
         self._overflowed = False
         self._offered = 0
         self._delivered = 0
@@ -329,11 +315,12 @@ class Outbox:
         # merged. Half of the room stays free for what may not be merged, or a gap would be one too
         # many.
         limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes // 2)
-        return self.blocked and self.queued_bytes + len(publication.text) > limit
+        size = self.backlog.queued_bytes + len(publication.text)
+        return self.blocked and size > limit
 
     def put(self, subscription: Subscription, publication: Publication) -> None:
         """Let one publication wait that was published before the client asked for its kind."""
-        if self._replays is not None and self._replays.insert(subscription, publication):
+        if self.backlog.insert(subscription, publication):
             return
         merge = subscription.lane.mode is Mode.LATEST and publication.merges
         self._put(subscription, publication, merge=merge)
@@ -344,52 +331,24 @@ class Outbox:
         if self._overflowed:
             self.dropped["overflow"] += 1  # nothing may follow the hole
             return
-        size = 0 if merge else len(publication.text)
-        if size and self.blocked and self.queued_bytes + size > self._max_queued_bytes:
-            self._overflowed = True
-            self.dropped["overflow"] += 1
-            self._owner.on_overflow()
-            return
-        # What has no rate of its own (a gap) does not overtake what has.
-        if subscription.interval_seconds and (publication.merges or subscription.waiting):
-            if self._limited is None:
-                self._limited = RateQueue()
-            self._conflated += self._limited.put(subscription, publication, merge=merge)
-            return
-        self._queued_bytes += size
-        if merge:
-            self._replace(subscription, publication)
-        else:
-            self.pending[publication] = (subscription, publication)
-
-    def _replace(self, subscription: Subscription, publication: Publication) -> None:
-        """Let one publication wait in place of an older one of its kind."""
-        key = (subscription, publication.kind)
-        if self.pending.pop(key, None) is not None:
-            self._conflated += 1
-        self.pending[key] = (subscription, publication)
+        if not merge and self.blocked:
+            size = self.backlog.queued_bytes + len(publication.text)
+            if size > self._max_queued_bytes:
+                self._overflowed = True
+                self.dropped["overflow"] += 1
+                self._owner.on_overflow()
+                return
+        self._conflated += self.backlog.put(subscription, publication, merge=merge)
 
     def release_limited(self, subscription: Subscription) -> None:
         """Let what waits for its rate be sent with the next flush: the rate changes."""
-        subscription.due_seconds = 0.0
-        if self._limited is None:
-            return
-        for key, publication in self._limited.take(subscription):
-            if key is publication:
-                self._queued_bytes += len(publication.text)
-                self.pending[key] = (subscription, publication)
-            else:
-                self._replace(subscription, publication)
-
-    def waiting_gap(self, subscription: Subscription) -> Publication | None:
-        """Return the last gap that waits of a subscription."""
-        waiting = [p for owner, p in self.pending.values() if owner is subscription]
-        waiting += (subscription.waiting or {}).values()
-        return max((p for p in waiting if p.epoch is not None), key=_ORDER, default=None)
+        self._conflated += self.backlog.release_limited(subscription)
 
     def forget(self, subscriptions: AbstractSet[Subscription], reason: str) -> None:
         """Drop everything that waits of these subscriptions."""
-        self._drop(subscriptions, lambda subscription, _: subscription in subscriptions, reason)
+        self._count_dropped(
+            self.backlog.discard(subscriptions, lambda owner, _: owner in subscriptions), reason
+        )
 
     def forget_kinds(self, subscription: Subscription, reason: str) -> None:
         """Drop what waits of kinds that a subscription does not ask for any more."""
@@ -399,25 +358,11 @@ class Outbox:
             kind = publication.kind
             return owner is subscription and kind is not None and kind not in kinds
 
-        self._drop((subscription,), unwanted, reason)
+        self._count_dropped(self.backlog.discard((subscription,), unwanted), reason)
 
-    def _drop(
-        self, subscriptions: Collection[Subscription], unwanted: _Unwanted, reason: str
-    ) -> None:
-        """Drop what waits of `subscriptions` and is `unwanted`, in one pass for all of them."""
-        count = 0
-        for key, entry in tuple(self.pending.items()):
-            if unwanted(*entry):
-                del self.pending[key]
-                count += 1
-                if key is entry[1]:
-                    self._queued_bytes -= len(entry[1].text)
-        if self._limited is not None:
-            count += self._limited.discard(subscriptions, unwanted)
-        if self._replays is not None:
-            self._replays.discard(subscriptions, unwanted)
-        if count:
-            self.dropped[reason] += count
+    def _count_dropped(self, messages: int, reason: str) -> None:
+        if messages:
+            self.dropped[reason] += messages
 
     # Replays
 
@@ -426,30 +371,12 @@ class Outbox:
         subscription.pinged = subscription.confirmed = position
         subscription.position = position.sequence
 
-    def replay(self, subscription: Subscription, missed: Sequence[Publication]) -> None:
-        """Send what a new subscription has missed, or a gap, before anything else that waits."""
-        if self._replays is None:
-            self._replays = ReplayQueue()
-        self._replays.add(subscription, missed)
-
-    @property
-    def replaying(self) -> bool:
-        """Whether there is still something to be replayed."""
-        return bool(self._replays)
-
-    @property
-    def replay_bytes(self) -> int:
-        """The size of what is still to be replayed."""
-        return 0 if self._replays is None else self._replays.size_bytes
-
-    def _take_replay(self, replays: ReplayQueue[Subscription]) -> bytes:
+    def _take_replay(self) -> bytes:
         parts: list[Part] = []
-        for subscription, missed in replays.take(REPLAY_PORTION_BYTES):
+        for subscription, missed in self.backlog.take_replay(REPLAY_PORTION_BYTES):
             parts += self.wire.parts(missed, subscription.position)
             subscription.position = missed[-1].sequence
             self._replayed += sum(not publication.notice for publication in missed)
-        if not replays:
-            self._replays = None
         return self.wire.data(parts)
 
     # Taking what waits
@@ -468,23 +395,14 @@ class Outbox:
             self._control.clear()
             self.control_bytes = 0
             return control, 0
-        if self._replays:
-            return self._take_replay(self._replays), 0
-        due_seconds = self.due_seconds
-        if not self.pending and (due_seconds is None or due_seconds > now_seconds):
+        if self.backlog.replaying:
+            return self._take_replay(), 0
+        entries = self.backlog.take(now_seconds)
+        if not entries:
             return b"", 0
-        return self._take_pending(now_seconds)
-
-    def _take_pending(self, now_seconds: float) -> tuple[bytes, int]:
-        waiting = list(self.pending.values())
-        self.pending = {}
-        self._queued_bytes = 0
-        if self._limited is not None:
-            waiting += self._limited.take_due(now_seconds)
-        waiting.sort(key=_publication_order)
         parts: list[Part] = []
         encode = self.wire.part
-        for subscription, publication in waiting:
+        for subscription, publication in entries:
             parts.append(encode(publication, subscription.position))
             subscription.position = publication.sequence
             subscription.epoch = publication.epoch or subscription.epoch
@@ -507,19 +425,10 @@ class Outbox:
     @property
     def may_join(self) -> bool:
         """Whether nothing of its own keeps the client from joining a group."""
+        backlog = self.backlog
         return not (
-            self.blocked
-            or self.closed
-            or self.pending
-            or self._limited
-            or self._replays
-            or self.descriptor < 0
+            self.blocked or self.closed or self.descriptor < 0 or backlog or backlog.replaying
         )
-
-    @property
-    def due_seconds(self) -> float | None:
-        """When the first message that waits for its rate may be sent; None: none waits."""
-        return None if self._limited is None else self._limited.due_seconds
 
     def close(self, reason: str = "disconnected") -> None:
         """Write nothing more, ever: the descriptor may soon be somebody else's socket."""
@@ -527,7 +436,7 @@ class Outbox:
             return
         self.closed = True
         self.descriptor = -1
-        self._clear(reason, self._held_messages)
+        self._count_dropped(self.backlog.clear() + self._held_messages, reason)
         self._delivered -= self._held_messages
         self._held, self._held_messages = b"", 0
         self._control.clear()
@@ -535,17 +444,7 @@ class Outbox:
 
     def clear(self, reason: str) -> None:
         """Drop everything that waits, of all subscriptions at once."""
-        self._clear(reason, 0)
-
-    def _clear(self, reason: str, more: int) -> None:
-        count = self.queued + more
-        if count:
-            self.dropped[reason] += count
-        self.pending.clear()
-        if self._limited is not None:
-            self._limited.clear()
-        self._replays = None
-        self._queued_bytes = 0
+        self._count_dropped(self.backlog.clear(), reason)
 
     @property
     def account(self) -> tuple[int, int, int]:
@@ -560,16 +459,6 @@ class Outbox:
             self._conflated + conflated - start[2],
         )
 
-    @property
-    def queued_bytes(self) -> int:
-        """The size of what waits and may not be merged."""
-        return self._queued_bytes + (self._limited.size_bytes if self._limited else 0)
-
-    @property
-    def queued(self) -> int:
-        """How many messages wait, replays aside."""
-        return len(self.pending) + (len(self._limited) if self._limited else 0)
-
     def statistics(self) -> OutboxStatistics:
         """The account up to now, and what waits."""
         offered, delivered, conflated = self.account
@@ -578,17 +467,9 @@ class Outbox:
             delivered=delivered,
             replayed=self._replayed,
             conflated=conflated,
-            queued=self.queued,
+            queued=len(self.backlog),
             dropped={reason: count for reason, count in self.dropped.items() if count},
             blocked=self.blocked,
-            queued_bytes=self.queued_bytes,
-            replay_bytes=self.replay_bytes,
+            queued_bytes=self.backlog.queued_bytes,
+            replay_bytes=self.backlog.replay_bytes,
         )
-
-
-class _Unwanted(Protocol):
-    def __call__(self, subscription: Subscription, publication: Publication, /) -> bool: ...
-
-
-def _publication_order(item: tuple[Subscription, Publication]) -> int:
-    return item[1].order

@@ -60,7 +60,7 @@ def subscribe(
     client; what is more becomes a gap.
     """
     held = {subscription.lane.stream.topic for subscription in outbox.subscriptions.values()}
-    replays = _plan(hub, wants, held, max_replay_bytes - outbox.replay_bytes)
+    replays = _plan(hub, wants, held, max_replay_bytes - outbox.backlog.replay_bytes)
     subscriptions = hub.subscribe(outbox, [want.request for want in wants], replays)
     recovery = RecoveryPlan()
     for want, (subscription, kinds) in zip(wants, subscriptions, strict=True):

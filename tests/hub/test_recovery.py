@@ -36,14 +36,14 @@ def test_what_is_promised_is_held_while_the_history_goes_on() -> None:
     with listening(house.hub) as client:
         recovery = client.recover(STOCK, Position(epoch, 0))
         assert (recovery.missed_messages, recovery.recovered) == (300, True)
-        assert client.outbox.replaying, "the socket has taken everything already"
+        assert client.outbox.backlog.replaying, "the socket has taken everything already"
         filled(house, STOCK, 300)  # the history has forgotten all of the promise
         received: list[tuple[int, int | None]] = []
         while len(received) < 600:
             received += sequences(client)
             house.hub.fanout.resume(client.outbox)
         assert received == [(sequence, None) for sequence in range(1, 601)]
-        assert client.outbox.replay_bytes == 0
+        assert client.outbox.backlog.replay_bytes == 0
 
 
 def test_a_session_that_is_cut_in_the_middle_of_a_restore_is_whole() -> None:
@@ -58,7 +58,7 @@ def test_a_session_that_is_cut_in_the_middle_of_a_restore_is_whole() -> None:
         recovery = subscribe(house.hub, client.outbox, wants, max_replay_bytes=1 << 20)
         assert recovery.missed_messages == 600
         house.hub.fanout.start_replays(client.outbox)
-        assert client.outbox.replaying
+        assert client.outbox.backlog.replaying
         record = record_session(client.outbox)
         assert {Topic.parse(held.topic): held.confirmed for held in record.subscriptions} == since
 

@@ -657,7 +657,7 @@ class World:
         acks: dict[Topic, Ack] = {}
         former = {topic: held.options.kinds for topic, held in client.holdings.items()}
         client.former_options = [held.options for held in client.holdings.values()]
-        waiting = {id(publication) for _, publication in client.outbox.pending.values()}
+        waiting = {id(publication) for _, publication in client.outbox.backlog._pending.values()}
         for request in requests:
             log = self.logs[request.topic]
             kinds = request.kinds or frozenset(request.topic.kinds)
@@ -864,7 +864,7 @@ def _widened(
     stream = subscription.lane.stream
     added = subscription.lane.kinds - former.get(stream.topic, subscription.lane.kinds)
     latest = [stream.latest[kind] for kind in added if kind in stream.latest]
-    replays = subscription.outbox._replays
+    replays = subscription.outbox.backlog._replays
     missed = replays._missed.get(subscription) if replays else None
     return sum(
         subscription.is_ahead(p)

@@ -1,0 +1,184 @@
+"""The messages that wait for one client: missed ones, pending ones, and those with a rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from operator import attrgetter
+from typing import Final, Generic, Protocol, TypeVar
+
+from streamer.hub.publication import Publication
+from streamer.hub.rate_queue import Limited, RateQueue
+from streamer.hub.replay_queue import ReplayQueue
+
+_ORDER: Final = attrgetter("order")
+
+
+class Waiting(Limited, Hashable, Protocol):
+    """A subscription, as the backlog sees it."""
+
+
+S = TypeVar("S", bound=Waiting)
+
+Entry = tuple[S, Publication]
+
+
+class Backlog(Generic[S]):
+    """What is published while a client cannot be written to, and what it has missed before.
+
+    Missed messages come first. Everything else is ordered by publication when it is taken.
+    """
+
+    __slots__ = ("_limited", "_pending", "_pending_bytes", "_replays")
+
+    def __init__(self) -> None:
+        self._replays: ReplayQueue[S] | None = None
+        """What the client has missed; None unless it came back."""
+        self._pending: dict[object, Entry[S]] = {}
+        """By subscription and kind what may be merged, by publication what may not."""
+        self._pending_bytes = 0
+        """The size of what is pending and may not be merged."""
+        self._limited: RateQueue[S] | None = None
+        """What waits of subscriptions with a limited rate; most clients have none."""
+
+    def __len__(self) -> int:
+        """How many messages wait, replays aside."""
+        return len(self._pending) + (0 if self._limited is None else len(self._limited))
+
+    @property
+    def queued_bytes(self) -> int:
+        """The size of what waits and may not be merged, replays aside."""
+        return self._pending_bytes + (0 if self._limited is None else self._limited.size_bytes)
+
+    @property
+    def due_seconds(self) -> float | None:
+        """When the first message that waits for its rate may be sent; None: none waits."""
+        return None if self._limited is None else self._limited.due_seconds
+
+    def is_behind(self, subscription: S) -> bool:
+        """Whether anything of the client waits that could be of a subscription."""
+        return bool(self._pending or subscription.waiting or self._replays)
+
+    def waiting_gap(self, subscription: S) -> Publication | None:
+        """Return the last gap that waits of a subscription."""
+        waiting = [p for owner, p in self._pending.values() if owner is subscription]
+        waiting += (subscription.waiting or {}).values()
+        return max((p for p in waiting if p.epoch is not None), key=_ORDER, default=None)
+
+    # Adding
+
+    def put(self, subscription: S, publication: Publication, *, merge: bool) -> bool:
+        """Let one publication wait; return whether, with `merge`, it replaced an older one."""
+        # What has no rate of its own (a gap) does not overtake what has.
+        if subscription.interval_seconds and (publication.merges or subscription.waiting):
+            if self._limited is None:
+                self._limited = RateQueue()
+            return self._limited.put(subscription, publication, merge=merge)
+        if merge:
+            return self._replace(subscription, publication)
+        self._pending[publication] = (subscription, publication)
+        self._pending_bytes += len(publication.text)
+        return False
+
+    def _replace(self, subscription: S, publication: Publication) -> bool:
+        key = (subscription, publication.kind)
+        replaced = self._pending.pop(key, None) is not None
+        self._pending[key] = (subscription, publication)
+        return replaced
+
+    def release_limited(self, subscription: S) -> int:
+        """Let what waits for its rate be sent with the next flush: the rate changes.
+
+        Returns how many older messages are replaced by it.
+        """
+        replaced = 0
+        subscription.due_seconds = 0.0
+        if self._limited is not None:
+            for key, publication in self._limited.take(subscription):
+                if key is publication:
+                    self._pending[key] = (subscription, publication)
+                    self._pending_bytes += len(publication.text)
+                else:
+                    replaced += self._replace(subscription, publication)
+        return replaced
+
+    def replay(self, subscription: S, missed: Sequence[Publication]) -> None:
+        """Let what a subscription has missed wait in front of everything else."""
+        if self._replays is None:
+            self._replays = ReplayQueue()
+        self._replays.add(subscription, missed)
+
+    def insert(self, subscription: S, publication: Publication) -> bool:
+        """Insert a publication among what is to be replayed; return whether it belongs there."""
+        return self._replays is not None and self._replays.insert(subscription, publication)
+
+    # Taking
+
+    @property
+    def replaying(self) -> bool:
+        """Whether there is still something to be replayed."""
+        return bool(self._replays)
+
+    @property
+    def replay_bytes(self) -> int:
+        """The size of what is still to be replayed."""
+        return 0 if self._replays is None else self._replays.size_bytes
+
+    def take_replay(self, portion_bytes: int) -> list[tuple[S, list[Publication]]]:
+        """Remove and return the first missed messages, until they reach `portion_bytes`."""
+        if self._replays is None:
+            return []
+        portion = list(self._replays.take(portion_bytes))
+        if not self._replays:
+            self._replays = None
+        return portion
+
+    def take(self, now_seconds: float) -> list[Entry[S]]:
+        """Remove and return what may be sent now, in order of publication."""
+        limited = self._limited
+        due_seconds = None if limited is None else limited.due_seconds
+        due = due_seconds is not None and due_seconds <= now_seconds
+        if not self._pending and not due:
+            return []
+        entries = list(self._pending.values())
+        self._pending = {}
+        self._pending_bytes = 0
+        if limited is not None:
+            entries += limited.take_due(now_seconds)
+        entries.sort(key=_publication_order)
+        return entries
+
+    # Dropping
+
+    def discard(
+        self, subscriptions: Collection[S], unwanted: Callable[[S, Publication], bool]
+    ) -> int:
+        """Drop what waits of `subscriptions` and is `unwanted`, in one pass for all of them.
+
+        Returns how many messages that were, replays aside.
+        """
+        count = 0
+        for key, entry in tuple(self._pending.items()):
+            if unwanted(*entry):
+                del self._pending[key]
+                count += 1
+                if key is entry[1]:
+                    self._pending_bytes -= len(entry[1].text)
+        if self._limited is not None:
+            count += self._limited.discard(subscriptions, unwanted)
+        if self._replays is not None:
+            self._replays.discard(subscriptions, unwanted)
+        return count
+
+    def clear(self) -> int:
+        """Drop everything; return how many messages that were, replays aside."""
+        count = len(self)
+        self._pending.clear()
+        self._pending_bytes = 0
+        if self._limited is not None:
+            self._limited.clear()
+        self._replays = None
+        return count
+
+
+def _publication_order(entry: tuple[object, Publication]) -> int:
+    return entry[1].order
