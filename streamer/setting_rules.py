@@ -14,6 +14,7 @@ from streamer.broker.urls import (
     SENTINEL_SCHEMES,
     SINGLE_SCHEMES,
     HostsURL,
+    check_options,
     has_scheme,
 )
 from streamer.urls import redact
@@ -111,6 +112,18 @@ def _is_redis_url(value: object) -> bool:
     return parts.scheme in REDIS_SCHEMES and bool(location)
 
 
+class _RedisURL(Allowed):
+    """Allows a URL of Redis whose options are honoured."""
+
+    def __call__(self, settings: Any, attribute: "attrs.Attribute[Any]", value: object) -> None:
+        """Raise SettingError, with the name of the option where one is not honoured."""
+        super().__call__(settings, attribute, value)
+        try:
+            check_options(str(value))
+        except ValueError as error:
+            raise SettingError(attribute.name, f"is no URL that can be used: {error}") from None
+
+
 SECONDS: Final = Allowed(
     "a number of seconds above 0", lambda value: is_number(value) and value > 0
 )
@@ -120,7 +133,7 @@ HOST: Final = Allowed(
 )
 SWITCH: Final = Allowed("true or false", lambda value: isinstance(value, bool))
 PATH: Final = Allowed("a path", lambda value: value is None or isinstance(value, Path))
-REDIS_URL: Final = Allowed(f"a URL with the scheme {', '.join(REDIS_SCHEMES)}", _is_redis_url)
+REDIS_URL: Final = _RedisURL(f"a URL with the scheme {', '.join(REDIS_SCHEMES)}", _is_redis_url)
 ORIGINS: Final = Allowed(
     "a list of origins such as https://example.com",
     lambda value: (

@@ -71,6 +71,11 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
             "http://localhost",
             "redis+cluster, rediss+cluster, not 'http://localhost'",
         ),
+        (
+            "redis",
+            "redis://localhost?max_connections=5",
+            "'max_connections' is not supported",
+        ),
         ("redis", "redis://localhost:none", "not 'redis://localhost:none'"),
         ("redis", "redis:///0", "not 'redis:///0'"),
         ("redis", "unix://", "not 'unix://'"),

@@ -108,6 +108,8 @@ def check_options(url: str) -> None:
     nothing here. The line repeats no value: it may be a password.
     """
     parts = urlsplit(url)
+    if parts.fragment or url.endswith("#"):
+        raise ValueError("a # has to be written %23")
     supported = dict(_OPTIONS)
     if parts.scheme != "unix":
         supported |= _TCP_OPTIONS
