@@ -70,6 +70,13 @@ class Count:
         """A benchmark that lost messages is none."""
         raise RuntimeError(reason)
 
+    def on_refused(self, channel: bytes, reason: str) -> None:
+        """Nor is one that may not read."""
+        raise RuntimeError(f"{channel!r}: {reason}")
+
+    def on_accepted(self, channel: bytes) -> None:
+        """Nothing to do."""
+
 
 async def measure(url: str, rate: int, seconds: float) -> str:
     """One row of the table."""

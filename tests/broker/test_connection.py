@@ -1,6 +1,6 @@
 """Connections to a real Redis, and to peers that behave worse than one.
 
-Covers streamer.broker.connect, streamer.broker.urls and streamer.urls.
+Covers streamer.broker.connect, streamer.broker.errors and streamer.urls.
 """
 
 import socket

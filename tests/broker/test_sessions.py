@@ -1,4 +1,7 @@
-"""Session records in a real Redis."""
+"""Session records in a real Redis.
+
+Covers streamer.session_store.
+"""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ up between any two writes while clients come, go, subscribe, unsubscribe, stall 
 while more is published. `tests.hub.world` checks what each client receives. A failure prints the
 steps that lead to it and a line that replays it.
 
-Covers streamer.hub.fanout, streamer.hub.group, streamer.hub.hub, streamer.hub.outbox,
-streamer.hub.publication, streamer.hub.rate_queue, streamer.hub.replay_queue,
+Covers streamer.hub.backlog, streamer.hub.fanout, streamer.hub.group, streamer.hub.hub,
+streamer.hub.outbox, streamer.hub.publication, streamer.hub.rate_queue, streamer.hub.replay_queue,
 streamer.hub.sessions, streamer.hub.streams, streamer.hub.upstream and streamer.wire.batch.
 """
 # ruff: noqa: D102 - the name of a rule says what happens
