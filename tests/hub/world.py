@@ -350,6 +350,10 @@ class Client:
                     assert view.narrowed or here == Position(view.epoch, view.sequence)
                     view.epoch, view.sequence = here.epoch, here.sequence
                     view.narrowed = True
+                    # The last value of a kind that is new to it may be older than what it waits
+                    # for: it comes first, as the next message after its position.
+                    after = (i for i, e in enumerate(entries[: view.index]) if e.follows(here))
+                    view.index = next(after, view.index)
                 else:
                     assert position["epoch"] == ack.log.epoch(ack.index)
                     view.index, view.sequence = ack.index, position["sequence"]
