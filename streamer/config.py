@@ -12,11 +12,16 @@ import attrs
 
 from streamer.setting_rules import (
     HOST,
+    MAX_BYTES,
+    MAX_COUNT,
+    MAX_MESSAGE_BYTES,
+    MILLISECONDS,
     ORIGINS,
     PATH,
     PORT,
     REDIS_URL,
     SECONDS,
+    SECONDS_OR_NONE,
     SWITCH,
     SettingError,
     choice,
@@ -35,7 +40,9 @@ LogFormat = Literal["text", "json"]
 
 def _twice_the_rate(settings: "Settings") -> float:
     # At least 1: a bucket that cannot hold one message would refuse every message.
-    return max(1.0, 2 * settings.rate_limit) if is_number(settings.rate_limit) else 1.0
+    return (
+        min(max(1.0, 2 * settings.rate_limit), MAX_COUNT) if is_number(settings.rate_limit) else 1.0
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -105,7 +112,7 @@ class Settings:
 
     workers: int = setting(
         1,
-        integer(1),
+        integer(1, 1024),
         "Processes that share the port and its clients; "
         "each reads Redis, and limits on connections hold for each.",
         heading="On how many cores",
@@ -139,13 +146,13 @@ class Settings:
 
     rate_limit: float = setting(
         100.0,
-        number(minimum=0),
+        number(0, MAX_COUNT),
         "Messages per second that a client may send in the long run; 0 = no limit.",
         heading="What a client may send",
     )
     rate_limit_burst: float = setting(
         attrs.Factory(_twice_the_rate, takes_self=True),
-        number(minimum=1),
+        number(1, MAX_COUNT),
         "Messages that a client may send at once after a rest, by default twice rate_limit.",
     )
     rate_limit_max_violations: int = setting(
@@ -155,12 +162,12 @@ class Settings:
     )
     max_message_bytes: int = setting(
         65_536,
-        integer(1),
+        integer(1, MAX_MESSAGE_BYTES),
         "The largest message that a client may send, beyond which it is closed with 1009.",
     )
     max_publication_bytes: int = setting(
         262_144,
-        integer(1),
+        integer(1, MAX_MESSAGE_BYTES),
         "The largest message taken from a producer: each is copied to every subscriber.",
     )
     max_targets_per_request: int = setting(
@@ -170,26 +177,26 @@ class Settings:
 
     flush_interval_ms: float = setting(
         30.0,
-        number(minimum=0),
+        number(0, 2_000),
         "How long updates are gathered before they are sent together, unless all is quiet; "
         "0 = sent at once.",
         heading="What is sent, and when",
     )
     stretch_limit_ms: float = setting(
         250.0,
-        number(minimum=0),
+        MILLISECONDS,
         "When sending takes so long that updates wait longer than this, "
         "clients in mode latest get only the newest of each topic.",
     )
     max_outbound_bytes: int = setting(
         1_048_576,
-        integer(1),
+        integer(1, MAX_BYTES),
         "The most data held for a client in mode all that does not keep up, "
         "beyond which it is closed with 4008.",
     )
     max_unread_replies_bytes: int = setting(
         262_144,
-        integer(1),
+        integer(1, MAX_BYTES),
         "The most answers held for a client that asks but does not read, "
         "beyond which it is not read from either.",
     )
@@ -207,7 +214,7 @@ class Settings:
     )
     linger_seconds: float = setting(
         5.0,
-        number(minimum=0),
+        SECONDS_OR_NONE,
         "How long a Redis channel is kept after its last subscriber left, "
         "since many come straight back.",
     )
@@ -237,7 +244,7 @@ class Settings:
     )
     drain_timeout_seconds: float = setting(
         10.0,
-        number(minimum=0),
+        SECONDS_OR_NONE,
         "How long a stopping server waits for its clients to leave before it cuts their "
         "connections.",
     )
@@ -248,19 +255,19 @@ class Settings:
     )
     drain_spread_ms_per_client: float = setting(
         2.0,
-        number(minimum=0),
+        MILLISECONDS,
         "What is added to that delay for each client, so that they do not all reconnect at once.",
     )
 
     session_lifetime_seconds: float = setting(
         300.0,
-        number(minimum=0),
+        SECONDS_OR_NONE,
         "How long after a disconnect a session can be restored.",
         heading="What can be caught up on",
     )
     max_session_bytes: int = setting(
         67_108_864,
-        integer(0),
+        integer(0, MAX_BYTES),
         "The most memory for the sessions of clients that have left, all together; those of the "
         "address that holds the most are dropped first.",
     )
@@ -269,12 +276,12 @@ class Settings:
     )
     max_history_bytes: int = setting(
         268_435_456,
-        integer(0),
+        integer(0, MAX_BYTES),
         "The most memory for the recent publications of all topics together.",
     )
     history_seconds: float = setting(
         300.0,
-        number(minimum=0),
+        SECONDS_OR_NONE,
         "How long publications are kept for clients that reconnect.",
     )
 

@@ -21,6 +21,18 @@ from streamer.urls import redact
 
 REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
 
+MAX_SECONDS: Final = 366 * 86_400
+"""A year, in which every timer, here and in Redis, can still count."""
+
+MAX_COUNT: Final = 2**31 - 1
+"""The largest number that Redis, the kernel and every C library take where they take a count."""
+
+MAX_BYTES: Final = 2**40
+"""More memory than a machine has."""
+
+MAX_MESSAGE_BYTES: Final = 512 * 2**20
+"""The largest string that Redis takes."""
+
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
 
 
@@ -41,6 +53,8 @@ class Allowed:
 
     words: str
     test: Callable[[Any], bool]
+    edges: tuple[float, float] | None = None
+    """The least and the greatest value, of numbers."""
 
     def __call__(self, _settings: Any, attribute: "attrs.Attribute[Any]", value: object) -> None:
         """Raise SettingError unless the value passes the test."""
@@ -70,23 +84,21 @@ def is_number(value: object) -> bool:
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-def integer(minimum: int, maximum: int | None = None) -> Allowed:
-    """Allow integers from `minimum` to `maximum`, both included; None = no maximum."""
-    if maximum is None:
-        return Allowed(
-            f"a whole number, {minimum} or more",
-            lambda value: is_integer(value) and value >= minimum,
-        )
+def integer(minimum: int, maximum: int = MAX_COUNT) -> Allowed:
+    """Allow integers from `minimum` to `maximum`, both included."""
     return Allowed(
         f"a whole number from {minimum} to {maximum}",
         lambda value: is_integer(value) and minimum <= value <= maximum,
+        edges=(minimum, maximum),
     )
 
 
-def number(*, minimum: float) -> Allowed:
-    """Allow finite numbers from `minimum` on."""
+def number(minimum: float, maximum: float) -> Allowed:
+    """Allow numbers from `minimum` to `maximum`, both included."""
     return Allowed(
-        f"a number, {minimum:g} or more", lambda value: is_number(value) and value >= minimum
+        f"a number from {minimum:.15g} to {maximum:.15g}",
+        lambda value: is_number(value) and minimum <= value <= maximum,
+        edges=(minimum, maximum),
     )
 
 
@@ -124,9 +136,9 @@ class _RedisURL(Allowed):
             raise SettingError(attribute.name, f"is no URL that can be used: {error}") from None
 
 
-SECONDS: Final = Allowed(
-    "a number of seconds above 0", lambda value: is_number(value) and value > 0
-)
+SECONDS: Final = number(0.001, MAX_SECONDS)
+SECONDS_OR_NONE: Final = number(0, MAX_SECONDS)
+MILLISECONDS: Final = number(0, 60_000)
 PORT: Final = integer(0, 65535)
 HOST: Final = Allowed(
     "an address or host name", lambda value: isinstance(value, str) and value.strip() != ""

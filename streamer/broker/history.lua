@@ -32,6 +32,9 @@ else
   found = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', ARGV[4])
 end
 
+-- COUNT 0 is answered with nil.
+found = found or {}
+
 local entries = {}
 for index, entry in ipairs(found) do
   local fields = {}
