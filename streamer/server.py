@@ -4,6 +4,7 @@
     ├── source            opens and closes topics; with Redis: reader and probe, and positions
     ├── flush loop
     ├── heartbeat
+    ├── confirmations     pings clients that receive much, between their heartbeats
     ├── keeper            lets go of topics that nobody has any more
     ├── watchdog          measures how long the loop is held up
     ├── statistics page
@@ -36,6 +37,7 @@ from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
 from streamer.config import Settings
 from streamer.edge.acceptor import Acceptor
+from streamer.edge.confirmation import Confirmations
 from streamer.edge.heartbeat import Heartbeat
 from streamer.edge.listeners import ClientListener, listener_port, open_listeners
 from streamer.edge.loop_budget import LoopBudget
@@ -228,6 +230,7 @@ class Server:
             source_scope = await root.start(self._run_source)
             root.start_soon(self._flush_loop.run)
             root.start_soon(self._heartbeat.run)
+            root.start_soon(Confirmations(self._acceptor.sessions).run)
             root.start_soon(self._expire)
             root.start_soon(self._sessions.run)
             report = Report(

@@ -24,6 +24,10 @@ from streamer.protocol.codec import decode_client, request_id_of, utc_timestamp
 from streamer.protocol.endpoint import VERSION
 from streamer.protocol.errors import CloseReason, ErrorCode, ProtocolError
 
+_UNCONFIRMED_MESSAGES: Final = 250
+_UNCONFIRMED_SECONDS: Final = 5.0
+"""After so many messages, or so long with any, a client is pinged before its heartbeat is due."""
+
 _USUAL_BYTES: Final = 4096
 """Of a client message: 100 targets fit."""
 
@@ -59,7 +63,10 @@ class Session:
         "_hub",
         "_limiter",
         "_messages_received",
+        "_pinged_delivered",
+        "_pinged_seconds",
         "_pings",
+        "_pongs",
         "_remote_address",
         "_requests",
         "_restore_id",
@@ -126,6 +133,11 @@ class Session:
         )
         self._requests = Requests(self.outbox, services, self._wait_room)
         self._pings = 0
+        self._pongs = 0
+        """The last ping that was answered."""
+        self._pinged_delivered = 0
+        """Messages that had been delivered at the last ping."""
+        self._pinged_seconds = now
         self._scope = trio.CancelScope()
         self._ending: tuple[CloseReason, bytes] | None = None
         self._broken = False
@@ -235,8 +247,18 @@ class Session:
     def ping(self) -> None:
         """Ask the client for a sign of life, ahead of any waiting data."""
         self._pings += 1
+        self._pinged_seconds = trio.current_time()
+        self._pinged_delivered = self.outbox.account[1]
         self._hub.mark_ping(self.outbox)
         self.outbox.send_control(self.outbox.wire.ping(self._ping_payload))
+
+    def is_confirmation_due(self, now_seconds: float) -> bool:
+        """Whether much has been delivered since the last ping, which has been answered."""
+        if self._pongs != self._pings or self.outbox.closed:
+            return False
+        delivered = self.outbox.account[1] - self._pinged_delivered
+        is_late = now_seconds - self._pinged_seconds >= _UNCONFIRMED_SECONDS
+        return delivered >= _UNCONFIRMED_MESSAGES or (is_late and delivered > 0)
 
     @property
     def _ping_payload(self) -> bytes:
@@ -244,6 +266,7 @@ class Session:
 
     def _on_pong(self, payload: bytes) -> None:
         if self._pings and payload == self._ping_payload:
+            self._pongs = self._pings
             self._hub.mark_pong(self.outbox)
             self._services.sessions.changed(self.session_id)
 
