@@ -69,7 +69,7 @@ async def test_the_counts_are_true_under_fifty_clients() -> None:
             for _ in range(1 + number % 2):
                 await client.data()
         statistics = server.statistics()
-        by_type = {"stock": 50 + 2 * 25, "market": 10, "sector": 5, "watchlist": 5}
+        by_type = {"stock": 50 + 2 * 25, "market": 10, "sector": 5, "watchlist": 5, "user": 0}
         assert statistics.subscriptions_by_type == by_type
         assert statistics.subscriptions == sum(by_type.values())
         assert statistics.active_connections == statistics.connections_total == 50
