@@ -1,0 +1,248 @@
+"""What waits for a client that is behind, when it changes what it asks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+import pytest
+from wsproto.frame_protocol import FrameProtocol, Opcode
+
+from streamer.hub.backlog import Backlog
+from streamer.hub.fanout import FlushProgress
+from streamer.hub.hub import SubscriptionRequest
+from streamer.hub.outbox import Outbox
+from streamer.hub.recovery import RecoveryPlan, Want, subscribe
+from streamer.protocol.messages import GapReason, Mode, Position
+from streamer.protocol.topics import Kind, Topic
+from streamer.wire.json import WebSocketJson
+from tests.hub.test_history import STOCK, House
+
+PRICE = frozenset({Kind.PRICE})
+ORDERBOOK = frozenset({Kind.ORDERBOOK})
+BOTH = PRICE | ORDERBOOK
+
+
+class Behind:
+    """A client over TLS, as far as the hub sees it: what it is sent is taken by hand."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.hub = house.hub
+        wire = WebSocketJson(lambda: "2026-01-02T03:04:05.678Z")
+        self.outbox = Outbox("client", -1, self, wire, max_queued_bytes=1 << 20)
+        self.hub.add(self.outbox)
+
+    def on_blocked(self) -> None:
+        """A writer task would start; `received` does what it does."""
+
+    def on_broken(self) -> None:
+        """Nothing breaks."""
+        raise AssertionError
+
+    on_overflow = on_broken
+
+    def subscribe(self, kinds: frozenset[Kind], *, snapshot: bool = True) -> RecoveryPlan:
+        """Subscribe to the stock; its answer is not among what is `received`."""
+        request = SubscriptionRequest(STOCK, Mode.LATEST, kinds, snapshot=snapshot)
+        return subscribe(self.hub, self.outbox, [Want(request)], max_replay_bytes=0)
+
+    def fall_behind(self) -> None:
+        """Begin a write that is not over."""
+        self.outbox.send_control(b"")
+        self.outbox.hold(b"\x89\x00", 0, 0)
+
+    def publish(self, kind: Kind) -> int:
+        """Publish and flush; returns the sequence."""
+        stream = self.hub.stream(STOCK)
+        self.hub.publish(stream, kind, b'{"kind":"%b"}' % kind.encode())
+        self.flush()
+        return stream.sequence
+
+    def flush(self) -> None:
+        """A whole flush."""
+        for _ in self.hub.fanout.flush(FlushProgress(), stretched=False):
+            pass
+
+    def received(self) -> list[dict[str, Any]]:
+        """Everything that waits, batches unpacked."""
+        frames = FrameProtocol(client=True, extensions=[])
+        while data := bytes(self.hub.fanout.take(self.outbox)):
+            frames.receive_bytes(data)
+        received: list[dict[str, Any]] = []
+        for frame in frames.received_frames():
+            if frame.opcode is Opcode.TEXT:
+                message = json.loads(str(frame.payload))
+                received += message.get("messages", [message])
+        return received
+
+
+@pytest.fixture(name="client")
+def behind() -> Behind:
+    """A client that holds nothing yet."""
+    return Behind(House())
+
+
+def short(messages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Kind, sequence, `previous` and whether it is a snapshot."""
+    return [
+        (m.get("kind"), m["sequence"], m.get("previous"), m.get("snapshot", False))
+        for m in messages
+    ]
+
+
+def test_kinds_that_were_given_up_are_not_sent_any_more(client: Behind) -> None:
+    """Though they waited already when the client narrowed its subscription."""
+    client.subscribe(BOTH)
+    client.fall_behind()
+    client.publish(Kind.PRICE)
+    client.publish(Kind.ORDERBOOK)
+    plan = client.subscribe(PRICE)
+    assert plan.positions[STOCK].sequence == 0
+    client.publish(Kind.ORDERBOOK)
+    client.publish(Kind.PRICE)
+    assert short(client.received()) == [("price", 1, None, False), ("price", 4, 1, False)]
+    statistics = client.outbox.statistics()
+    assert statistics.dropped == {"unsubscribed": 1}
+
+
+@pytest.mark.parametrize("snapshot", [True, False])
+def test_a_value_that_a_client_has_is_not_sent_again_as_a_message(
+    client: Behind, snapshot: bool
+) -> None:
+    """It narrows its kinds, falls behind, and widens them again: at the most, a snapshot comes."""
+    client.subscribe(BOTH)
+    client.fall_behind()
+    client.publish(Kind.PRICE)
+    client.publish(Kind.ORDERBOOK)
+    assert [m[1] for m in short(client.received())] == [1, 2]
+    plan = client.subscribe(PRICE)
+    assert plan.positions[STOCK].sequence == 2, "a position never goes back"
+    client.fall_behind()
+    client.publish(Kind.PRICE)
+    plan = client.subscribe(BOTH, snapshot=snapshot)
+    assert plan.positions[STOCK].sequence == 2
+    assert [p.sequence for p in plan.snapshots] == ([2] if snapshot else [])
+    assert short(client.received()) == [("price", 3, None, False)]
+
+
+@pytest.mark.parametrize("snapshot", [True, False])
+def test_a_value_that_a_client_lacks_waits_only_if_it_is_wanted(
+    client: Behind, snapshot: bool
+) -> None:
+    """It was published while the client did not ask for its kind."""
+    client.subscribe(PRICE)
+    client.fall_behind()
+    client.publish(Kind.ORDERBOOK)
+    client.publish(Kind.PRICE)
+    assert client.subscribe(BOTH, snapshot=snapshot).snapshots == []
+    expected = [("orderbook", 1, None, False), ("price", 2, None, False)]
+    assert short(client.received()) == (expected if snapshot else [("price", 2, 0, False)])
+
+
+def test_after_a_gap_come_the_last_values_of_the_kinds_asked_for() -> None:
+    """And of no others, to clients in a group and alone alike."""
+    house = House()
+    narrow, wide = Behind(house), Behind(house)
+    narrow.subscribe(PRICE)
+    wide.subscribe(BOTH)
+    stream = house.hub.stream(STOCK)
+    latest = [
+        (Kind.ORDERBOOK, 6, b'{"kind":"orderbook","sequence":6}'),
+        (Kind.PRICE, 7, b'{"kind":"price","sequence":7}'),
+    ]
+    position = Position("next", 7)
+    house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, position, latest)
+    narrow.flush()
+    gap = (None, 7, None, False)
+    assert short(narrow.received()) == [gap, ("price", 7, None, True)]
+    assert short(wide.received()) == [gap, ("orderbook", 6, None, True), ("price", 7, None, True)]
+
+
+def test_a_widened_subscription_gets_last_values_behind_the_gap_that_waits(
+    client: Behind,
+) -> None:
+    """They were known when the stream resumed, so they are no messages that follow the gap."""
+    client.subscribe(PRICE)
+    client.fall_behind()
+    stream = client.hub.stream(STOCK)
+    latest = [(Kind.ORDERBOOK, 6, b'{"kind":"orderbook","sequence":6}')]
+    client.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 7), latest)
+    client.publish(Kind.PRICE)
+    client.subscribe(BOTH)
+    assert short(client.received()) == [
+        (None, 7, None, False),
+        ("price", 8, None, False),
+        ("orderbook", 6, None, True),
+    ]
+
+
+def test_only_what_is_due_is_looked_at() -> None:
+    """Of 200 topics with a rate, a flush of one costs nothing for the others that wait."""
+    house = House()
+    client = Behind(house)
+    topics = [Topic.parse(f"stock:{number}") for number in range(200)]
+    requests = [SubscriptionRequest(topic, interval_seconds=60.0) for topic in topics]
+    house.hub.subscribe(client.outbox, requests)
+    for _ in range(2):
+        for topic in topics:
+            house.hub.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')
+        client.flush()
+        client.received()
+    assert len(client.outbox.backlog) == 200
+    house.hub.publish(house.hub.stream(topics[7]), Kind.PRICE, b'{"kind":"price"}')
+    client.flush()
+    assert client.outbox.backlog.take(house.now) == []
+    assert house.hub.fanout.due_seconds == 60.0
+    house.now = 60.0
+    received = client.received()
+    assert len(received) == 200
+    assert house.hub.fanout.due_seconds in {None, 60.0}
+
+
+def test_a_client_that_ends_is_cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for each of its topics."""
+    house = House()
+    client = Behind(house)
+    topics = [Topic.parse(f"stock:{number}") for number in range(50)]
+    house.hub.subscribe(client.outbox, [SubscriptionRequest(t, Mode.ALL) for t in topics])
+    client.fall_behind()
+    for topic in topics:
+        house.hub.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')
+    client.flush()
+    calls = 0
+    discard = Backlog.discard
+
+    def count(*arguments: Any) -> int:
+        nonlocal calls
+        calls += 1
+        return discard(*arguments)
+
+    monkeypatch.setattr(Backlog, "discard", count)
+    house.hub.retire(client.outbox, "too slow")
+    assert calls <= 1
+    assert client.outbox.statistics().dropped == {"too slow": 50}
+    assert not client.outbox.subscriptions
+    assert house.hub.statistics().subscriptions_by_type["stock"] == 0
+
+
+def test_a_write_is_never_cut_by_an_answer() -> None:
+    """The rest of a frame comes before answers, and these before anything that waits."""
+    house = House()
+    server_end, client_end = socket.socketpair()
+    with server_end, client_end:
+        server_end.setblocking(False)
+        wire = WebSocketJson(lambda: "")
+        owner = Behind(house)
+        outbox = Outbox("plain", server_end.fileno(), owner, wire, max_queued_bytes=1 << 20)
+        outbox.write(b"x" * (1 << 22))
+        assert outbox.blocked
+        outbox.send_control(b"answer")
+        outbox.write(b"frame")
+        received = b""
+        while not received.endswith(b"answer"):
+            received += os.read(client_end.fileno(), 1 << 20)
+            outbox.flush(0.0)
+        assert received == b"x" * (1 << 22) + b"frame" + b"answer"
