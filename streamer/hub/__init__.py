@@ -1,1 +1,1 @@
-"""Who hears what, and when: synchronous, so that it can be reasoned about."""
+"""Topics, clients and the flush that serves them: synchronous, so that it can be reasoned about."""

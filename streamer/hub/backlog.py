@@ -23,7 +23,7 @@ Entry = tuple[S, Publication]
 
 
 class Backlog(Generic[S]):
-    """What is published while a client cannot be written to, and what it has missed before.
+    """Publications that a client could not be sent yet, and those that it missed before.
 
     Missed messages come first. Everything else is ordered by publication when it is taken.
     """
@@ -32,13 +32,13 @@ class Backlog(Generic[S]):
 
     def __init__(self) -> None:
         self._replays: ReplayQueue[S] | None = None
-        """What the client has missed; None unless it came back."""
+        """Missed messages; None unless the client came back."""
         self._pending: dict[object, Entry[S]] = {}
         """By subscription and kind what may be merged, by publication what may not."""
         self._pending_bytes = 0
         """The size of what is pending and may not be merged."""
         self._limited: RateQueue[S] | None = None
-        """What waits of subscriptions with a limited rate; most clients have none."""
+        """Messages of subscriptions with a limited rate; most clients have none."""
 
     def __len__(self) -> int:
         """How many messages wait, replays aside."""

@@ -400,7 +400,7 @@ class Hub:
         outbox.backlog.replay(subscription, notices)
 
     def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
-        """What a subscription would have received since a position; None where it is not known."""
+        """Return what a subscription has missed since a position; None where it is not known."""
         missed = self.stream(request.topic).missed(since)
         if missed is None or not request.kinds:
             return missed

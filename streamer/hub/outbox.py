@@ -1,4 +1,4 @@
-"""What one client is still to be sent, and the write that needs no task switch.
+"""The way to one client: what it is still to be sent, and a write that needs no task switch.
 
 Bytes go straight to the socket while it takes them. When it is full, the rest of the write is
 held, the client's writer task is started, and what is published meanwhile waits here: the newest of
@@ -96,7 +96,7 @@ class Subscription:
         self.epoch = lane.stream.epoch
         """The epoch of `position`."""
         self.pinged = self.confirmed = lane.stream.position_at(self.epoch, self.position)
-        """What the client had been sent at the last ping, and at the last ping that it answered."""
+        """The positions that the client was at when last pinged, and at the last answered ping."""
 
     @property
     def caught_up(self) -> bool:
@@ -190,7 +190,7 @@ class Outbox:
         self._control: list[bytes] = []
         self.control_bytes = 0
         self.backlog: Backlog[Subscription] = Backlog()
-        """What waits, answers and the rest of the last write aside."""
+        """Waiting messages; answers and the rest of the last write are not among them."""
         self._overflowed = False
         self._offered = 0
         self._delivered = 0

@@ -1,4 +1,4 @@
-"""Planning of recoveries: what a client is sent of each topic before its live flow.
+"""Planning of recoveries: the messages that a client is sent before the live flow of a topic.
 
 A client that names a position is sent what it has missed since, or a gap where that is not known
 any more; a client that names none is sent the last known values. All of it is decided in one
@@ -38,7 +38,7 @@ class Want:
 
 @attrs.define
 class RecoveryPlan:
-    """What the answer to a client has to say, and what follows the answer."""
+    """The contents of the answer to a client, and the messages right behind it."""
 
     positions: dict[Topic, Position] = attrs.field(factory=dict)
     """For each topic, the position that its next message follows."""

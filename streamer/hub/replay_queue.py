@@ -1,4 +1,4 @@
-"""What one client has missed and is still to be sent, before anything live."""
+"""Messages that one client has missed, which it is sent before anything live."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Lane:
         included; 0 between flushes."""
         self._window: list[Publication] = []
         self._cut_position = 0
-        """What that flush sends, and the sequence that its receivers are at."""
+        """The publications that this flush sends, and the sequence that its receivers are at."""
         self._parts: dict[WireFormat, list[Part]] = {}
         """The same encoded, once for each format that asked."""
 

@@ -36,7 +36,7 @@ class RecoveryOutcome(enum.Enum):
     RECOVERED = "recovered"
     """The hub knows all that followed the position: `Hub.missed` returns it."""
     EXPIRED = "expired"
-    """What followed the position is not kept anywhere, or the position is of another stream."""
+    """Nothing keeps what followed the position, or it is a position of another stream."""
     UNAVAILABLE = "unavailable"
     """The source cannot be asked now: what followed may still be kept there."""
 

@@ -1,4 +1,4 @@
-"""What wakes the flush loop: made before the fan-out, which sets it, and the loop, which waits."""
+"""A wake-up for the flush loop, made before the fan-out, which sets it, and the loop."""
 
 from __future__ import annotations
 

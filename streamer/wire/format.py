@@ -19,7 +19,7 @@ is sent by itself, outside a batch."""
 
 
 class Sendable(Protocol):
-    """What a format has to know of a publication (`streamer.hub.publication.Publication`)."""
+    """A publication as formats see it (`streamer.hub.publication.Publication`)."""
 
     @property
     def order(self) -> int:
