@@ -10,6 +10,10 @@
     nox -s tests-3.11 -- -k hub   arguments after -- go to pytest
     nox -s docs               write docs/reference from the models
     nox -s bench -- --help    the benchmark
+    nox -s abuse              attacks on a server, beside a client that must not notice them
+    nox -s chaos -- --minutes 30 --seed 1   random faults; every client's account must add up
+    nox -s soak               clients that come and go for 20 minutes; memory must not grow
+    nox -s autobahn -- --python PATH/TO/python2.7   the Autobahn suite, plain and over TLS
     nox -r …                  the same with the environments of the last run, which is faster
 
 Only Python and nox have to be installed, and nobody has to be root: where there is no redis-server
@@ -189,3 +193,34 @@ def bench(session: nox.Session) -> None:
     """The fan-out benchmark; arguments after -- go to it."""
     session.install("-e", ".", *dependencies("bench"))
     session.run("python", "-m", "bench", *session.posargs)
+
+
+def run_proof(session: nox.Session, name: str) -> None:
+    """Run a program of tests/ that takes minutes, and is not part of the tests session."""
+    provide_redis(session)
+    session.install("-e", ".", *dependencies("test"))
+    session.run("python", "-m", f"tests.{name}", *session.posargs)
+
+
+@nox.session
+def abuse(session: nox.Session) -> None:
+    """Attack a server beside a client that must not notice; `-- --help` for a part of it."""
+    run_proof(session, "abuse")
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Random faults from a seed; `-- --minutes 30 --seed 1` says for how long and which."""
+    run_proof(session, "chaos")
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Clients that come and go at a steady load; `-- --minutes 20` says for how long."""
+    run_proof(session, "chaos.soak")
+
+
+@nox.session
+def autobahn(session: nox.Session) -> None:
+    """The Autobahn test suite, plain and over TLS; `-- --python PATH` names its Python 2.7."""
+    run_proof(session, "autobahn")

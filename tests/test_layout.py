@@ -57,6 +57,8 @@ def test_each_statement_names_a_module_that_exists() -> None:
 
 
 VIRTUAL_TIME: Final = {"autojump_clock", "mock_clock"}
+PROGRAMS: Final = ("abuse", "autobahn", "chaos")
+"""Directories of programs that run for minutes in real time, in nox sessions of their own."""
 CALLED_IN_VIRTUAL_TIME: Final = {ROOT / "tests/feeds/test_playback.py": "played"}
 """Functions that pause, and are called only by tests whose clock is virtual."""
 
@@ -82,4 +84,6 @@ def real_pauses(path: Path) -> Iterator[str]:
 def test_real_pauses_are_named_in_one_place() -> None:
     """Each has its reason in `tests.helpers.timing`; tests wait for events instead."""
     paths = set(ROOT.glob("tests/**/*.py")) - {Path(timing.__file__)}
+    for program in PROGRAMS:
+        paths -= set(ROOT.glob(f"tests/{program}/*.py"))
     assert [pause for path in sorted(paths) for pause in real_pauses(path)] == []

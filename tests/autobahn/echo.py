@@ -1,0 +1,67 @@
+"""A server that sends each message back: `python -m tests.autobahn.echo [CERTIFICATE KEY]`.
+
+Everything from the listener to the socket is the server's own: handshake, frames, outbox, heartbeat
+and close. Only what a session does with a message is replaced. The first line on stdout is the URL.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import structlog
+import trio
+
+from streamer.config import Settings
+from streamer.edge import acceptor
+from streamer.edge.session import Session
+from streamer.server import serve
+from streamer.wire.frames import text_frame
+
+LARGEST_MESSAGE_BYTES: Final = 64 * 2**20
+"""The largest messages of the suite have 16 MiB."""
+_BINARY: Final = b"\x82"
+"""First byte of a whole binary message: FIN and opcode 2 (RFC 6455, 5.2)."""
+
+
+class EchoSession(Session):
+    """A session that greets nobody and sends each message back."""
+
+    __slots__ = ()
+
+    def _greeting(self) -> bytes:
+        return b""
+
+    async def _receive(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            frame = text_frame(message.encode())
+        else:
+            frame = _BINARY + text_frame(message)[1:]
+        self.outbox.send_control(frame)
+
+
+async def main(*certificate_and_key: str) -> None:
+    """Serve until killed."""
+    certificate, key = certificate_and_key or (None, None)
+    settings = Settings(
+        memory=True,
+        port=0,
+        http_port=0,
+        tls_certificate=certificate,  # type: ignore[arg-type]  # converted to a Path
+        tls_key=key,  # type: ignore[arg-type]
+        max_connections_per_address=0,
+        rate_limit=0,
+        max_message_bytes=LARGEST_MESSAGE_BYTES,
+        max_unread_replies_bytes=LARGEST_MESSAGE_BYTES,
+        heartbeat_interval_seconds=3600,
+    )
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    vars(acceptor)["Session"] = EchoSession
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(lambda **keywords: serve(settings, **keywords))
+        sys.stdout.write(f"{server.websocket_url}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    trio.run(main, *sys.argv[1:])
