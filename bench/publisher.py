@@ -17,7 +17,7 @@ from functools import partial
 import redis
 import trio
 
-from streamer.publisher.publisher import Publisher, open_publisher
+from streamer.publisher import Publisher, open_publisher
 from tests.helpers.redis_server import RedisServer
 
 TOPICS = 100

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from streamer.protocol.errors import ErrorCode, InvalidPublicationError
     from streamer.protocol.messages import GapReason, MarketPhase, Mode, Position, Priority
     from streamer.protocol.topics import Kind, SubscriptionType, Topic
-    from streamer.publisher.publisher import (
+    from streamer.publisher import (
         Publisher,
         PublisherStatistics,
         PublishFailedError,
@@ -133,7 +133,7 @@ _NAMES_BY_MODULE = {
     "streamer.protocol.errors": ("ErrorCode", "InvalidPublicationError"),
     "streamer.protocol.messages": ("GapReason", "MarketPhase", "Mode", "Position", "Priority"),
     "streamer.protocol.topics": ("Kind", "SubscriptionType", "Topic"),
-    "streamer.publisher.publisher": (
+    "streamer.publisher": (
         "Publisher",
         "PublisherStatistics",
         "PublishFailedError",

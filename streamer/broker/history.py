@@ -1,6 +1,6 @@
 """What Redis keeps for a topic's readers: its position and its recent publications.
 
-Producers that use `streamer.publisher.publisher` write both, in one step with the publication; this
+Producers that use `streamer.publisher` write both, in one step with the publication; this
 reads them. One script per topic gives position and publications of one moment.
 """
 

@@ -25,7 +25,7 @@ from streamer.cli.redis import check_redis
 from streamer.config import Settings
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import MarketPhase
-from streamer.publisher.publisher import (
+from streamer.publisher import (
     Publisher,
     PublishFailedError,
     PublishRefusedError,
@@ -101,7 +101,8 @@ class _Number(click.ParamType[str]):
 @click.option(
     "--plain",
     is_flag=True,
-    help="Without position and history, like Redis' own PUBLISH: missed messages are lost.",
+    help="By Redis' own PUBLISH, without position and history: missed messages are lost, and one "
+    "whose answer is lost is not sent again.",
 )
 @click.option(
     "--hold-seconds",
@@ -114,7 +115,7 @@ class _Number(click.ParamType[str]):
 @click.option(
     "--verbose", is_flag=True, help="Write a JSON line to stdout for each message published."
 )
-@with_settings(only=("redis", "history_length", "history_seconds"))
+@with_settings(only=("redis", "max_publication_bytes", "history_length", "history_seconds"))
 def command(
     settings: Settings,
     where: str,
@@ -206,6 +207,7 @@ async def _run(
         history_length=settings.history_length,
         history_seconds=settings.history_seconds,
         hold_seconds=hold_seconds,
+        max_publication_bytes=settings.max_publication_bytes,
     ) as publisher:
         try:
             await publish(publisher, account)
@@ -214,6 +216,10 @@ async def _run(
 
 
 async def _publish_one(message: Message, publisher: Publisher, account: _Account) -> None:
+    try:
+        publisher.check_size(message.text)
+    except InvalidPublicationError as error:
+        raise CommandError(f"{message.channel}: {error}") from None
     await account.publish(publisher, [message])
 
 
@@ -230,7 +236,9 @@ async def _publish_lines(
                 if not line.strip():
                     continue
                 try:
-                    messages.append(message_from_line(line, line_number, channel=channel))
+                    message = message_from_line(line, line_number, channel=channel)
+                    publisher.check_size(message.text)
+                    messages.append(message)
                 except InvalidPublicationError as error:
                     if not skip_invalid:
                         invalid = CommandError(f"line {line_number}: {error}")

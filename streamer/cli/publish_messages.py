@@ -15,7 +15,7 @@ from streamer.cli.errors import CommandError
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import DATA_MESSAGES, MarketStatus, OrderbookUpdate, PriceUpdate
 from streamer.protocol.topics import Kind, SubscriptionType, Topic, parse_channel
-from streamer.publisher.destination import Destination
+from streamer.publisher import Destination
 
 _READ_BYTES: Final = 65536
 _MAX_LINE_BYTES: Final = 16 * 2**20

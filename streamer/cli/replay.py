@@ -24,7 +24,12 @@ from streamer.feeds.feed import FeedError, FeedMessage
 from streamer.feeds.playback import loop, play
 from streamer.feeds.recorded import recorded_feed
 from streamer.nursery import open_background_nursery
-from streamer.publisher.publisher import PublishFailedError, Receipt, open_publisher
+from streamer.publisher import (
+    InvalidPublicationError,
+    PublishFailedError,
+    Receipt,
+    open_publisher,
+)
 
 _HELP: Final = """Publish recorded market data to Redis, at the pace at which it was recorded.
 
@@ -74,7 +79,7 @@ at the start; if it is lost later, messages are held for 30 s.
     metavar="N",
     help="End after this many messages.",
 )
-@with_settings(only=("redis", "history_length", "history_seconds"))
+@with_settings(only=("redis", "max_publication_bytes", "history_length", "history_seconds"))
 def command(
     settings: Settings, files: Sequence[Path], speed: float, endless: bool, limit: int | None
 ) -> int:
@@ -162,6 +167,7 @@ async def _publish(
         settings.redis,
         history_length=settings.history_length,
         history_seconds=settings.history_seconds,
+        max_publication_bytes=settings.max_publication_bytes,
     ) as publisher:
         try:
             async with aclosing(play(feed, speed=speed)) as batches:
@@ -173,7 +179,7 @@ async def _publish(
                         account.add(batch, error.receipts)
                         raise
                     account.add(batch, receipts)
-        except (FeedError, OSError, PublishFailedError) as error:
+        except (FeedError, InvalidPublicationError, OSError, PublishFailedError) as error:
             raise CommandError(str(error)) from None
     if not account.messages:
         raise CommandError("nothing to publish: no trades and no order books in these files")

@@ -1,1 +1,21 @@
-"""For producers: publish with a position, once and in order."""
+"""For producers: publish with a position, once and in order, through whatever befalls Redis.
+
+async with open_publisher("redis://127.0.0.1") as publisher:
+await publisher.publish("stock:005930:price", PriceUpdate("005930", 72500, 0, 0, 0))
+"""
+
+from streamer.protocol.errors import InvalidPublicationError
+from streamer.publisher.destination import Destination
+from streamer.publisher.publisher import Publisher, PublisherStatistics, open_publisher
+from streamer.publisher.receipts import PublishFailedError, PublishRefusedError, Receipt
+
+__all__ = [
+    "Destination",
+    "InvalidPublicationError",
+    "PublishFailedError",
+    "PublishRefusedError",
+    "Publisher",
+    "PublisherStatistics",
+    "Receipt",
+    "open_publisher",
+]

@@ -12,12 +12,12 @@ from streamer.protocol.topics import Kind, Topic, parse_channel
 
 @attrs.define(eq=False)
 class Stream:
-    """What the publications of one topic have in common."""
+    """The stream of one topic's publications, of all kinds, as a publisher knows it."""
 
     keys: tuple[str, ...]
-    """In Redis, as the script takes them."""
+    """Its keys in Redis."""
     position: Position | None = None
-    """Of the last publication that was acknowledged."""
+    """Position of the last publication that was acknowledged."""
 
 
 @attrs.frozen
@@ -30,7 +30,7 @@ class Destination:
 
     @classmethod
     def parse(cls, channel: str) -> Destination:
-        """The destination that a channel's name means.
+        """Return the destination of publications on a channel.
 
         Raises `InvalidPublicationError` where no data message belongs on such a channel.
         """
@@ -41,7 +41,7 @@ class Destination:
         return cls(channel, kind, topic)
 
     def check(self, payload: bytes | DataMessage) -> bytes:
-        """The text that is published for a payload: JSON, complete but for its position.
+        """Return the text to publish for a payload: JSON, complete except for its position.
 
         Raises `InvalidPublicationError` where the payload does not fit the channel.
         """

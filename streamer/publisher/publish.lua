@@ -1,12 +1,12 @@
 -- Publishes once, in order, and at the topic's next position: all of it or nothing.
 --
--- KEYS  1 the publisher's records; only where the publication gets a position: 2 position, 3 history
+-- KEYS  1 the publisher's records, 2 position, 3 history
 -- ARGV  1 number of the publication, counted by the publisher
 --       2 slot of its record: reused only when the publication that had it is settled
 --       3 number of the publication that must have gone before, 0 for none
 --       4 seconds to keep the records      5 channel      6 text without its last brace
 --       7 kind      8 the epoch to begin where there is none
---       9, 10 the epoch and sequence that the publisher was last told
+--       9, 10 the epoch and sequence of the publisher's last receipt
 --       11 entries to keep in the history      12 milliseconds to keep them
 -- Returns the epoch, the sequence and how many subscribers received it.
 
@@ -27,34 +27,31 @@ if last < prior or number < last then
   return redis.error_reply('OUTOFORDER publication ' .. number .. ' after ' .. last)
 end
 
-local epoch, sequence = '-', 0
-if KEYS[2] then
-  local history, age_ms = KEYS[3], tonumber(ARGV[12])
-  local position = redis.call('HMGET', KEYS[2], 'epoch', 'sequence')
-  epoch, sequence = position[1], tonumber(position[2] or 0)
-  -- Behind what it had acknowledged, Redis has lost writes (a failover, an old dump): the same
-  -- sequences would be given to other publications.
-  if not epoch or (epoch == ARGV[9] and sequence < tonumber(ARGV[10])) then
-    epoch, sequence = ARGV[8], 0
-    redis.call('DEL', history)
-  end
-  sequence = sequence + 1
-  local digits = string.format('%.0f', sequence)
-  text = text .. ',"epoch":"' .. epoch .. '","sequence":' .. digits
-  local time = redis.call('TIME')
-  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  -- First of the writes, since Redis could refuse it.
-  redis.call('XADD', history, 'MAXLEN', '~', ARGV[11], digits .. '-0',
-    'm', text .. '}', 't', now_ms, 'k', ARGV[7])
-  -- Two for each that is added: what is too old goes sooner than new comes.
-  for _, entry in ipairs(redis.call('XRANGE', history, '-', '+', 'COUNT', 2)) do
-    if now_ms - entry[2][4] > age_ms then
-      redis.call('XDEL', history, entry[1])
-    end
-  end
-  redis.call('PEXPIRE', history, age_ms)
-  redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits)
+local history, age_ms = KEYS[3], tonumber(ARGV[12])
+local position = redis.call('HMGET', KEYS[2], 'epoch', 'sequence')
+local epoch, sequence = position[1], tonumber(position[2] or 0)
+-- Behind what it had acknowledged, Redis has lost writes (a failover, an old dump): the same
+-- sequences would be given to other publications.
+if not epoch or (epoch == ARGV[9] and sequence < tonumber(ARGV[10])) then
+  epoch, sequence = ARGV[8], 0
+  redis.call('DEL', history)
 end
+sequence = sequence + 1
+local digits = string.format('%.0f', sequence)
+text = text .. ',"epoch":"' .. epoch .. '","sequence":' .. digits
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+-- First of the writes, since Redis could refuse it.
+redis.call('XADD', history, 'MAXLEN', '~', ARGV[11], digits .. '-0',
+  'm', text .. '}', 't', now_ms, 'k', ARGV[7])
+-- Two for each that is added: what is too old goes sooner than new comes.
+for _, entry in ipairs(redis.call('XRANGE', history, '-', '+', 'COUNT', 2)) do
+  if now_ms - entry[2][4] > age_ms then
+    redis.call('XDEL', history, entry[1])
+  end
+end
+redis.call('PEXPIRE', history, age_ms)
+redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits)
 
 -- A hash tag: the channel is one of a Cluster, whose messages stay within the shard.
 local publish = string.sub(channel, 1, 1) == '{' and 'SPUBLISH' or 'PUBLISH'

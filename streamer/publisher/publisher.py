@@ -1,33 +1,32 @@
-"""For producers: publish with a position, once and in order, through whatever befalls Redis.
+"""A publisher over one connection, which it keeps and regains.
 
-A plain PUBLISH is gone when nobody heard it. Here one script per publication takes the topic's next
-position, keeps the text in the topic's history and publishes it, so that every server sees the same
-positions and can fetch what it missed.
+A plain PUBLISH is gone when nobody received it. Here one script per publication takes the topic's
+next position, keeps the text in the topic's history and publishes it, so that every server sees the
+same positions and can fetch what it missed.
 
     open_publisher
     └── run             connect; when the connection is lost, wait (full jitter) and connect again
         ├── send        what is held, up to a window of commands without an answer
         └── receive     answers, in the order of the commands; each settles one publication
 
-The callers of `publish` only wait. The connection is no concern of theirs, so one that is cancelled
+The callers of `publish` only wait. They do not touch the connection, so a caller that is cancelled
 leaves nothing half written or half read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import attrs
 import trio
 
+from streamer.backoff import Backoff
 from streamer.broker.connect import (
     INCOMPLETE,
     Command,
@@ -37,18 +36,17 @@ from streamer.broker.connect import (
     RequestConnection,
     check_url,
     open_connection,
+    unexpected_reply,
 )
-from streamer.broker.keys import history_key, position_key, published_key, sharded_channel
+from streamer.broker.keys import sharded_channel
 from streamer.broker.replies import is_passing
 from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
-from streamer.protocol.messages import DataMessage, Position
+from streamer.nursery import open_background_nursery
+from streamer.protocol.errors import InvalidPublicationError
+from streamer.protocol.messages import DataMessage
+from streamer.publisher.commands import WINDOW, PlainCommands, PublishCommands, ScriptCommands
 from streamer.publisher.destination import Destination, Stream
-
-_SCRIPT: Final = files(__package__).joinpath("publish.lua").read_bytes()
-_SCRIPT_SHA1: Final = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
-
-_WINDOW: Final = 128
-"""Publications sent and not yet answered: enough to keep Redis busy over a network's delay."""
+from streamer.publisher.receipts import PublishFailedError, PublishRefusedError, Receipt
 
 _RECORD_SECONDS: Final = 600
 """How long Redis remembers a publisher's last publications, beyond the time that they are held."""
@@ -56,47 +54,18 @@ _RECORD_SECONDS: Final = 600
 _BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 3.0
 
-
-class PublishFailedError(Exception):
-    """Redis did not acknowledge every publication of a call.
-
-    `receipts` has one for each that was acknowledged and None for the others, in the order of the
-    call. An unacknowledged publication may still have been published: the answer can be what was
-    lost. Publishing it again is a new publication.
-    """
-
-    def __init__(self, reason: str, receipts: Sequence[Receipt | None]) -> None:
-        self.reason = reason
-        self.receipts = tuple(receipts)
-        self.unacknowledged = tuple(
-            index for index, receipt in enumerate(receipts) if receipt is None
-        )
-        super().__init__(
-            f"{len(self.unacknowledged)} of {len(receipts)} not acknowledged: {reason}"
-        )
-
-
-class PublishRefusedError(PublishFailedError):
-    """Redis answered that it will not publish, and would again (permissions, a wrong key)."""
-
-
-@attrs.frozen
-class Receipt:
-    """Redis' answer to one publication."""
-
-    position: Position | None
-    """Its place in the topic's stream; None where the publisher gives no positions."""
-    receivers: int
-    """Subscriptions that received it: servers, not their clients."""
+_MAX_DESTINATIONS: Final = 10_000
+"""Channels that are remembered. A publisher to more of them forgets those it used longest ago, and
+with a topic the position by which it would notice that Redis has lost writes of it."""
 
 
 @attrs.frozen
 class PublisherStatistics:
-    """What `Publisher.statistics` returns; counters begin when the publisher is opened."""
+    """The state of a publisher; counters begin when it is opened."""
 
     connected: bool
     held: int
-    """Publications that are not acknowledged yet, those under way included."""
+    """Publications that are not acknowledged yet, sent ones included."""
     acknowledged: int
     connections: int
     last_error: str | None
@@ -104,12 +73,14 @@ class PublisherStatistics:
 
 @attrs.define(eq=False)
 class _Call:
-    """One call of `publish_many`, and what has become of it."""
+    """One call of `publish_many` and its outcome."""
 
     began_seconds: float
     receipts: list[Receipt | None]
     unsettled: int
     refusal: str | None = None
+    failure: str | None = None
+    """Why publications that Redis has not refused were given up."""
     abandoned: bool = False
     settled: trio.Event = attrs.field(factory=trio.Event)
 
@@ -132,7 +103,7 @@ class _Publication:
 
 
 class Publisher:
-    """Publishes over one connection of its own; made by `open_publisher`.
+    """Publishes over a connection of its own; made by `open_publisher`.
 
     Any number of tasks may call it. What one task publishes after another, on one topic, stays in
     that order.
@@ -147,28 +118,37 @@ class Publisher:
         history_seconds: float,
         hold_seconds: float,
         hold_messages: int,
+        max_publication_bytes: int,
         timeout_seconds: float,
     ) -> None:
         check_url(url)
         self._url = url
         self._sharded = has_scheme(url, CLUSTER_SCHEMES)
-        self._positioned = positioned
-        self._history = (history_length, max(1, round(history_seconds * 1000)))
-        self._record_seconds = math.ceil(hold_seconds) + _RECORD_SECONDS
+        self._id = secrets.token_hex(8)
+        self._commands: PublishCommands
+        if positioned:
+            self._commands = ScriptCommands(
+                self._id,
+                history_length=history_length,
+                history_ms=max(1, round(history_seconds * 1000)),
+                record_seconds=math.ceil(hold_seconds) + _RECORD_SECONDS,
+            )
+        else:
+            self._commands = PlainCommands(sharded=self._sharded)
+        self._max_text_bytes = max_publication_bytes - self._commands.added_bytes
         self._hold_seconds = hold_seconds
         self._hold_messages = hold_messages
         self._timeout_seconds = timeout_seconds
 
-        self._id = secrets.token_hex(8)
-        self._destinations: dict[str, tuple[Destination, Stream]] = {}
-        self._streams: dict[str, Stream] = {}
+        self._destinations: OrderedDict[str, tuple[Destination, Stream]] = OrderedDict()
+        """By channel, the one used longest ago first."""
+        # A stream is kept by its destinations and by publications that are held: those that follow
+        # in it must come after them.
+        self._streams: WeakValueDictionary[str, Stream] = WeakValueDictionary()
 
         self._numbers = 0
         self._unsent: deque[_Publication] = deque()
         self._sent: deque[_Publication] = deque()
-        self._last_sent: dict[Stream, int] = {}
-        """Number of the last publication that this connection has been sent."""
-        self._candidate_epoch = ""
         self._work = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._answered_seconds = -math.inf
@@ -182,7 +162,7 @@ class Publisher:
         self._last_error: str | None = None
 
     def statistics(self) -> PublisherStatistics:
-        """A snapshot."""
+        """Return the present state."""
         return PublisherStatistics(
             connected=self._connected,
             held=self._held,
@@ -208,17 +188,21 @@ class Publisher:
         While Redis is away, they are held, and sent again when it is back, never twice.
 
         Raises `InvalidPublicationError` before anything is sent, where one of them does not fit its
-        channel. Raises `PublishFailedError` when Redis has acknowledged nothing for the hold time,
-        or at once where it is away and as many publications are held as may be. Raises
-        `PublishRefusedError` when Redis refuses some of them, which stops none of the others.
+        channel or is too large. Raises `PublishFailedError` when Redis has acknowledged nothing for
+        the hold time, or at once where it is away and as many publications are held as may be.
+        Without positions it is raised as well where the connection is lost before an answer: the
+        publication may have been published, and is not sent again. Raises `PublishRefusedError`
+        when Redis refuses some of them, which stops none of the others.
 
-        A call that is cancelled leaves open what of it was published.
+        After a cancelled call it is unknown how much of it was published.
         """
         checked = []
         for channel, payload in publications:
             destination, stream = self._destination(channel)
-            checked.append((destination, stream, destination.check(payload)))
-            if not len(checked) % _WINDOW:
+            text = destination.check(payload)
+            self.check_size(text)
+            checked.append((destination, stream, text))
+            if not len(checked) % WINDOW:
                 await trio.lowlevel.checkpoint()  # a long call holds nobody up
         await self._wait_for_room(len(checked))
         if not checked:
@@ -234,7 +218,14 @@ class Publisher:
             self._withdraw(call)
         return [receipt for receipt in call.receipts if receipt is not None]  # none is None
 
-    # What callers wait for
+    def check_size(self, text: bytes) -> None:
+        """Raise `InvalidPublicationError` where a text is too large to be published."""
+        if len(text) > self._max_text_bytes:
+            raise InvalidPublicationError(
+                f"{len(text)} bytes, where servers take {self._max_text_bytes} without a position"
+            )
+
+    # Waiting
 
     @property
     def _held(self) -> int:
@@ -259,6 +250,8 @@ class Publisher:
                 )
         if call.refusal is not None:
             raise PublishRefusedError(call.refusal, call.receipts)
+        if call.failure is not None:
+            raise PublishFailedError(call.failure, call.receipts)
 
     def _give_up_at(self, call: _Call) -> float:
         # Progress counts, not age: a call of a million takes its time.
@@ -273,35 +266,35 @@ class Publisher:
 
     def _destination(self, channel: str) -> tuple[Destination, Stream]:
         known = self._destinations.get(channel)
-        if known is None:
-            destination = Destination.parse(channel)
-            if self._sharded:
-                destination = attrs.evolve(destination, channel=sharded_channel(channel))
-            # The kinds of a topic share its stream.
-            name = str(destination.topic)
-            stream = self._streams.get(name)
-            if stream is None:
-                keys = [published_key(name, self._id)]
-                if self._positioned:
-                    keys += [position_key(name), history_key(name)]
-                stream = self._streams[name] = Stream(tuple(keys))
-            known = self._destinations[channel] = destination, stream
+        if known is not None:
+            self._destinations.move_to_end(channel)
+            return known
+        destination = Destination.parse(channel)
+        # The kinds of a topic share its stream.
+        topic = str(destination.topic)
+        stream = self._streams.get(topic)
+        if stream is None:
+            stream = self._streams[topic] = Stream(self._commands.keys(topic))
+        if self._sharded:
+            destination = attrs.evolve(destination, channel=sharded_channel(channel))
+        known = self._destinations[channel] = destination, stream
+        if len(self._destinations) > _MAX_DESTINATIONS:
+            self._destinations.popitem(last=False)
         return known
 
     # The connection
 
     async def run(self) -> None:
-        """Keep a connection and send what is held, until cancelled; `open_publisher` does this."""
-        backoff_seconds = _BACKOFF_SECONDS
+        """Keep a connection and send what is held, until cancelled; `open_publisher` runs it."""
+        backoff = Backoff(_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while True:
             answered_seconds, connections = self._answered_seconds, self._connections
             self._last_error = await self._keep_connection()
             self._away = self._connections == connections
             self._room.unpark_all()
             if self._answered_seconds > answered_seconds:
-                backoff_seconds = _BACKOFF_SECONDS
-            await trio.sleep(random.uniform(0, backoff_seconds))  # noqa: S311 - guards nothing
-            backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
+                backoff.reset()
+            await trio.sleep(backoff.next_delay())
 
     async def _keep_connection(self) -> str:
         """Connect, send and receive until the connection is lost; return why."""
@@ -315,7 +308,7 @@ class Publisher:
                 self._connected = True
                 self._away = False
                 self._connections += 1
-                self._candidate_epoch = secrets.token_hex(8)
+                self._commands.begin()
                 with trio.CancelScope() as self._silence:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._send, connection)
@@ -325,11 +318,19 @@ class Publisher:
             reason = str(lost.exceptions[0])  # the other task lost the same connection
         finally:
             self._connected = False
-            self._last_sent.clear()
-            unanswered = [held for held in self._sent if not held.call.abandoned]
-            self._unsent.extendleft(reversed(unanswered))
-            self._sent.clear()
+            self._give_up_or_retry(reason or "the publisher was closed")
         return reason
+
+    def _give_up_or_retry(self, reason: str) -> None:
+        """Send what was not answered again, in its order, where that cannot publish it twice."""
+        unanswered = [held for held in self._sent if not held.call.abandoned]
+        self._sent.clear()
+        if self._commands.retries:
+            self._unsent.extendleft(reversed(unanswered))
+            return
+        for held in unanswered:
+            held.call.failure = f"{reason}; it may have been published, and is not sent again"
+            held.call.settle(held.index, None)
 
     async def _send(self, connection: RequestConnection) -> None:
         while True:
@@ -355,65 +356,35 @@ class Publisher:
                 self._room.unpark_all()
 
     def _next_commands(self) -> list[Command]:
-        """What there is to send and the window has room for."""
+        """Take what the window has room for, and count it as sent."""
         commands: list[Command] = []
         while self._unsent:
             publication = self._unsent[0]
             oldest = self._sent[0].number if self._sent else publication.number
-            if publication.number >= oldest + _WINDOW:
+            if publication.number >= oldest + WINDOW:
                 break
-            commands.append(self._command(publication, oldest))
+            commands.append(self._commands.command(publication, oldest=oldest))
             self._sent.append(self._unsent.popleft())
-            self._last_sent[publication.stream] = publication.number
         return commands
 
-    def _command(self, publication: _Publication, oldest: int) -> Command:
-        number, stream = publication.number, publication.stream
-        # What is answered need not have gone before: Redis may have lost it since.
-        prior = self._last_sent.get(stream, 0)
-        prior = prior if prior >= oldest else 0
-        # The first command makes the script known to Redis.
-        script = ("EVALSHA", _SCRIPT_SHA1) if self._last_sent else ("EVAL", _SCRIPT)
-        common = (
-            *script,
-            len(stream.keys),
-            *stream.keys,
-            number,
-            number % _WINDOW,
-            prior,
-            self._record_seconds,
-            publication.destination.channel,
-            publication.text[:-1],
-        )
-        if len(stream.keys) == 1:
-            return common
-        known = stream.position
-        return (
-            *common,
-            publication.destination.kind,
-            # No two are alike, even if Redis loses everything twice on one connection.
-            f"{self._candidate_epoch}.{number}",
-            *((known.epoch, known.sequence) if known else ("", 0)),
-            *self._history,
-        )
-
     def _settle(self, reply: Any) -> None:
-        """Take the answer to the oldest command."""
+        """Take the reply to the oldest command."""
+        if not self._sent:
+            raise unexpected_reply(reply)
         if isinstance(reply, RedisReplyError) and is_passing(reply):
-            # What is in the pipeline behind it is sent again, too, in the order that it had.
+            # What follows in the pipeline is sent again too, in its order.
             raise RedisConnectionError(f"Redis cannot publish now: {reply}")
         self._answered_seconds = trio.current_time()
-        publication = self._sent.popleft()
+        publication = self._sent[0]
         if isinstance(reply, RedisReplyError):
+            self._sent.popleft()
             publication.call.refusal = f"Redis refused {publication.destination.channel}: {reply}"
             publication.call.settle(publication.index, None)
             return
-        epoch, sequence, receivers = reply
-        stream = publication.stream
-        position = Position(epoch.decode(), sequence) if len(stream.keys) > 1 else None
-        stream.position = position
+        receipt = self._commands.receipt(publication, reply)
+        self._sent.popleft()
         self._acknowledged += 1
-        publication.call.settle(publication.index, Receipt(position, receivers))
+        publication.call.settle(publication.index, receipt)
 
 
 @asynccontextmanager
@@ -425,18 +396,23 @@ async def open_publisher(
     history_seconds: float = 300,
     hold_seconds: float = 30,
     hold_messages: int = 10_000,
+    max_publication_bytes: int = 262_144,
     timeout_seconds: float = 5,
 ) -> AsyncIterator[Publisher]:
-    """A publisher to the Redis at `url` (see `open_connection`), inside the block.
+    """Open a publisher to the Redis at `url` (see `open_connection`) for the length of the block.
 
     Redis may be away, at the beginning too. Each topic's history in Redis keeps `history_length`
     publications (or up to a hundred more: Redis trims by the block) for `history_seconds`. While
     Redis is away, `hold_messages` publications are held (and what is left of the call that passes
-    that) for `hold_seconds`. `timeout_seconds` is how long Redis may take to accept a connection or
-    to answer. With `positioned` false, what is published has no position and no history, as with
-    any other program's PUBLISH.
+    that) for `hold_seconds`. A publication over `max_publication_bytes`, its position included, is
+    refused, as by the servers whose setting has that name. `timeout_seconds` is how long Redis may
+    take to accept a connection or to answer.
 
-    Raises `ValueError` for a URL that is none.
+    With `positioned` false, each publication is a plain PUBLISH (SPUBLISH in a Cluster), which
+    needs no other permission: it has no position and no history, and one whose answer is lost is
+    not sent again, since nothing tells a retry from a new publication.
+
+    Raises `ValueError` for a URL that is not one of Redis.
     """
     publisher = Publisher(
         url,
@@ -445,16 +421,9 @@ async def open_publisher(
         history_seconds=history_seconds,
         hold_seconds=hold_seconds,
         hold_messages=hold_messages,
+        max_publication_bytes=max_publication_bytes,
         timeout_seconds=timeout_seconds,
     )
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_background_nursery() as nursery:
         nursery.start_soon(publisher.run)
-        try:
-            yield publisher
-        except Exception as error:  # noqa: BLE001 - raised below
-            # Through the nursery it would be a group, of which the caller knows nothing.
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield publisher

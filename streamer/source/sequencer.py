@@ -2,7 +2,7 @@
 
 There are two kinds of producer. One that does a plain PUBLISH gives no positions: the server
 numbers what it reads, in an epoch of its own, and what it did not read is lost to it. One that uses
-`streamer.publisher.publisher` places each publication in an epoch that Redis keeps, with the recent
+`streamer.publisher` places each publication in an epoch that Redis keeps, with the recent
 ones in a history: what was missed can be read from there. A topic may go from one kind to the
 other; clients are told of that as of any other new epoch, by a gap.
 """

@@ -16,7 +16,7 @@ from streamer.broker.connection import RedisConnectionError, open_server
 from streamer.broker.reader import ReaderStatistics
 from streamer.client import PriceUpdate, SubscriptionRejectedError, open_client
 from streamer.config import Settings
-from streamer.publisher.publisher import open_publisher
+from streamer.publisher import open_publisher
 from streamer.server import serve
 from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer

@@ -18,7 +18,7 @@ from streamer.broker.keys import history_key, position_key
 from streamer.broker.requests import RedisClient
 from streamer.client import Client, Event, Gap, PriceUpdate, open_client
 from streamer.protocol.messages import GapReason, Mode
-from streamer.publisher.publisher import Publisher, open_publisher
+from streamer.publisher import Publisher, open_publisher
 from streamer.server import Server
 from tests.broker.recorder import Recorder, running
 from tests.helpers.publications import numbered_publication

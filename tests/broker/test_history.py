@@ -17,7 +17,7 @@ from streamer.broker.keys import history_key, position_key
 from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
-from streamer.publisher.publisher import open_publisher
+from streamer.publisher import open_publisher
 from tests.helpers.publications import orderbook, price
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import DEADLINE_SECONDS

@@ -16,7 +16,7 @@ from streamer.broker.connection import (
 )
 from streamer.client import Client, Event, Gap, PriceUpdate, open_client
 from streamer.protocol.messages import GapReason, Mode
-from streamer.publisher.publisher import Publisher, open_publisher
+from streamer.publisher import Publisher, open_publisher
 from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, Sentinel, SentinelService

@@ -14,7 +14,7 @@ from wsproto.frame_protocol import Opcode
 
 from streamer.broker.keys import history_key, position_key
 from streamer.protocol.endpoint import WEBSOCKET_PATH
-from streamer.publisher.publisher import Publisher, open_publisher
+from streamer.publisher import Publisher, open_publisher
 from streamer.server import Server
 from tests.helpers.clients import Client, Message, connected, open_client, raw_client
 from tests.helpers.publications import orderbook, price

@@ -15,7 +15,7 @@ from streamer.client import Alert, Data, Notification, Topic, open_client
 from streamer.hub.sessions import HeldSubscription, SessionRecord, encode_record
 from streamer.protocol import messages
 from streamer.protocol.messages import DataMessage, Mode, Position, Priority
-from streamer.publisher.publisher import open_publisher
+from streamer.publisher import open_publisher
 from tests.helpers.clients import Client, connected
 from tests.helpers.server import running_server
 

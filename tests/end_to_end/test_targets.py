@@ -7,7 +7,7 @@ import redis as redis_py
 
 from streamer.broker.keys import sharded_channel
 from streamer.client import PriceUpdate, Topic, open_client
-from streamer.publisher.publisher import open_publisher
+from streamer.publisher import open_publisher
 from tests.helpers.clients import connected
 from tests.helpers.publications import numbered_publication
 from tests.helpers.publications import price as price_text

@@ -20,7 +20,7 @@ import trio
 
 from streamer.broker.connect import RedisConnectionError
 from streamer.broker.requests import RedisClient
-from streamer.publisher.publisher import open_publisher
+from streamer.publisher import open_publisher
 from tests.helpers.timing import PACE_SECONDS
 
 LEAD_SECONDS: Final = 15.0

@@ -1,9 +1,10 @@
 """The publisher against real Redis servers that are killed, emptied, paused and cut off.
 
-Covers streamer.publisher.destination.
+Covers streamer.publisher.commands, streamer.publisher.destination and streamer.publisher.receipts.
 """
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
@@ -25,13 +26,14 @@ from streamer.protocol.messages import (
     PriceUpdate,
     Priority,
 )
-from streamer.publisher.publisher import (
+from streamer.publisher import (
     Publisher,
     PublishFailedError,
     PublishRefusedError,
     Receipt,
     open_publisher,
 )
+from streamer.publisher.commands import ScriptCommands
 from tests.helpers.proxy import Proxy
 from tests.helpers.publications import numbered_price, numbered_publication
 from tests.helpers.redis_server import RedisServer
@@ -160,6 +162,141 @@ async def test_without_positions_it_is_any_programs_publish(
         message = next_message()
     assert message["data"] == numbered_price(1)
     assert not redis.keys("*history") + redis.keys("*position")
+
+
+async def test_a_plain_publisher_needs_no_permission_but_publish(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A Redis user without scripts and keys publishes on its channels, in order."""
+    server = own_redis_server(
+        user="writer on nopass resetkeys allchannels -@all +publish +client|setname"
+    )
+    url = f"redis://writer:any@127.0.0.1:{server.port}"
+    with server.connect() as redis, subscribed(redis, CHANNEL) as next_message:
+        async with open_publisher(url, positioned=False) as publisher:
+            with trio.fail_after(DEADLINE_SECONDS):
+                receipts = await publisher.publish_many(prices(300))
+        assert receipts == [Receipt(None, 1)] * 300
+        received = [orjson.loads(next_message()["data"])["volume"] for _ in range(300)]
+        assert received == list(range(1, 301))
+
+
+async def test_a_plain_publication_without_an_answer_fails_and_is_not_sent_again(
+    redis_server: RedisServer, redis: redis_py.Redis
+) -> None:
+    """What was not sent yet follows over the next connection; nothing is published twice."""
+    proxy = Proxy(redis_server.port)
+    with subscribed(redis, CHANNEL) as next_message:
+        async with (
+            proxy.run(),
+            open_publisher(
+                f"redis://127.0.0.1:{proxy.port}", positioned=False, timeout_seconds=0.3
+            ) as publisher,
+        ):
+            with trio.fail_after(DEADLINE_SECONDS):
+                await publisher.publish(CHANNEL, numbered_price(1))
+                proxy.deafen()
+                with pytest.raises(PublishFailedError, match="may have been published") as failed:
+                    await publisher.publish_many(prices(200)[1:])
+        assert publisher.statistics().connections == 2
+        assert publisher.statistics().held == 0
+        # As many as there is room for in the pipeline were sent.
+        assert failed.value.unacknowledged == tuple(range(128))
+        received = [orjson.loads(next_message()["data"])["volume"] for _ in range(200)]
+        assert received == list(range(1, 201))
+        redis.publish(CHANNEL, "last")
+        assert next_message()["data"] == b"last"
+
+
+@pytest.mark.parametrize("positioned", [True, False])
+async def test_a_publication_that_servers_would_not_take_is_refused(
+    redis_url: str, redis: redis_py.Redis, *, positioned: bool
+) -> None:
+    """With its position, nothing larger than the bound is published, and nothing of its call."""
+    with subscribed(redis, CHANNEL) as next_message:
+        async with open_publisher(
+            redis_url, positioned=positioned, max_publication_bytes=1000
+        ) as publisher:
+            sizes = []
+            for size in range(800, 1010):
+                text = numbered_price(1)[:-1] + b',"pad":"%s"}' % (
+                    b"x" * (size - len(numbered_price(1)) - 9)
+                )
+                assert len(text) == size
+                with contextlib.suppress(InvalidPublicationError):
+                    await publisher.publish_many([(CHANNEL, text)])
+                    sizes.append(len(next_message()["data"]))
+            large = numbered_price(1)[:-1] + b',"pad":"%s"}' % (b"x" * 1000)
+            with pytest.raises(InvalidPublicationError, match="bytes"):
+                await publisher.publish_many([*prices(200), (CHANNEL, large)])
+        redis.publish(CHANNEL, "last")
+        assert next_message()["data"] == b"last"
+    assert max(sizes) <= 1000
+    assert max(sizes) == 1000 or positioned
+    assert len(sizes) > 50
+
+
+async def test_a_publisher_to_a_channel_for_each_user_does_not_grow(
+    redis_url: str, redis: redis_py.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Channels used longest ago are forgotten; publications under way keep their order."""
+    monkeypatch.setattr("streamer.publisher.publisher._MAX_DESTINATIONS", 10)
+    async with open_publisher(redis_url) as publisher:
+        publications = [
+            (f"stock:{number % 100}:price", numbered_price(number, f"{number % 100}"))
+            for number in range(2000)
+        ]
+        receipts = await publisher.publish_many(publications)
+        assert len(publisher._destinations) == 10
+        gc.collect()
+        assert len(publisher._streams) <= 10
+        commands = publisher._commands
+        assert isinstance(commands, ScriptCommands)
+        assert not commands._last_sent
+        again = await publisher.publish("stock:0:price", numbered_price(0, "0"))
+    assert [at.sequence for at in positions(receipts)] == [n // 100 + 1 for n in range(2000)]
+    assert numbers(redis, "stock:42") == list(range(42, 2000, 100))
+    assert again.position is not None
+    assert again.position.sequence == 21
+
+
+@pytest.mark.parametrize("positioned", [True, False])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"$-1\r\n",
+        b"*0\r\n",
+        b"*3\r\n$-1\r\n:1\r\n:1\r\n",
+        b"*3\r\n$1\r\ne\r\n$-1\r\n:1\r\n",
+        b"+OK\r\n",
+    ],
+)
+async def test_a_strange_reply_is_a_lost_connection(
+    redis_server: RedisServer, reply: bytes, *, positioned: bool
+) -> None:
+    """Whatever comes instead of a receipt, the publisher gives its reason and connects again."""
+    proxy = Proxy(redis_server.port)
+    async with (
+        proxy.run(),
+        open_publisher(f"redis://127.0.0.1:{proxy.port}", positioned=positioned) as publisher,
+    ):
+        with trio.fail_after(DEADLINE_SECONDS):
+            await publisher.publish(CHANNEL, numbered_price(1))
+            await proxy.inject(reply)
+            await eventually(lambda: publisher.statistics().connections == 2)
+            proxy.deafen()
+            async with trio.open_nursery() as nursery:
+
+                async def publish() -> None:
+                    with contextlib.suppress(PublishFailedError):
+                        await publisher.publish(CHANNEL, numbered_price(2))
+
+                nursery.start_soon(publish)
+                await eventually(lambda: publisher.statistics().held == 1)
+                await proxy.inject(reply)
+            await eventually(lambda: publisher.statistics().connections == 3)
+            assert "unexpected reply" in (publisher.statistics().last_error or "")
+            await publisher.publish(CHANNEL, numbered_price(3))
 
 
 async def test_the_history_is_capped_by_length(redis_url: str, redis: redis_py.Redis) -> None:
@@ -365,21 +502,23 @@ def test_a_publication_waits_for_the_one_before_and_is_not_made_up_for(
     """The script refuses what would overtake, and what would come late; it never does it twice."""
     script = files("streamer.publisher").joinpath("publish.lua").read_text()
 
-    def publish(number: int, *, prior: int) -> object:
-        return redis.eval(script, 1, "records", number, number % 128, prior, 60, "channel", "{")
+    def publish(number: int, *, prior: int) -> list[Any]:
+        arguments = (number, number % 128, prior, 60, CHANNEL, "{", "price", "e", "", 0, 10, 1000)
+        answer: Any = redis.eval(script, 3, "records", "position", "history", *arguments)
+        return list(answer)
 
-    with subscribed(redis, "channel"):
-        assert publish(1, prior=0) == [b"-", 0, 1]
+    with subscribed(redis, CHANNEL):
+        assert publish(1, prior=0) == [b"e", 1, 1]
         with pytest.raises(redis_py.ResponseError, match="OUTOFORDER publication 3 after 1"):
             publish(3, prior=2)
-        assert publish(2, prior=1) == [b"-", 0, 1]
-        assert publish(4, prior=2) == [b"-", 0, 1]
+        assert publish(2, prior=1) == [b"e", 2, 1]
+        assert publish(4, prior=2) == [b"e", 3, 1]
         with pytest.raises(redis_py.ResponseError, match="OUTOFORDER publication 3 after 4"):
             publish(3, prior=0)
-    # Nobody listens any more: these are the answers of the first time.
-    assert publish(1, prior=0) == [b"-", 0, 1]
-    assert publish(4, prior=2) == [b"-", 0, 1]
-    assert publish(5, prior=4) == [b"-", 0, 0]
+    # Nobody is subscribed any more: these are the answers of the first time.
+    assert publish(1, prior=0) == [b"e", 1, 1]
+    assert publish(4, prior=2) == [b"e", 3, 1]
+    assert publish(5, prior=4) == [b"e", 4, 0]
 
 
 async def test_the_script_is_known_again_after_redis_forgot_it(

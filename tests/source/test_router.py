@@ -21,7 +21,7 @@ from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
-from streamer.publisher.publisher import Publisher, open_publisher
+from streamer.publisher import Publisher, open_publisher
 from streamer.server import Server
 from streamer.source.demand import TopicDemand
 from streamer.source.report import SourceReport
