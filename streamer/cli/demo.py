@@ -1,4 +1,4 @@
-"""`streamer demo`: a server with a market of its own, to look at without Redis or a data feed."""
+"""`streamer demo`: a server and a simulated market in one process, without Redis."""
 
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -24,18 +24,18 @@ from streamer.source.memory import MemoryBus
 if TYPE_CHECKING:
     from streamer.server import Server
 
-_HELP: Final = f"""Show what this is: a server and a simulated market in one process, without Redis.
+_HELP: Final = f"""Run a server and a simulated market in one process, without Redis.
 
 A dozen Korean stocks trade at made-up prices in two markets, which open and close every two
-minutes or so. The demo prints the addresses, commands to look on from another terminal, and all
-that can be subscribed to.
+minutes or so. The demo prints the addresses, commands to watch it from another terminal, and the
+topics that can be subscribed to.
 
 \b
   streamer demo
   streamer demo --rate 500                          a busy market
   streamer demo --port 9000 --http-port 9001        where the usual ports are taken
 
-Ctrl-C or SIGTERM lets the clients go in good order; a second one ends it at once.
+Ctrl-C or SIGTERM closes the connections of the clients; a second one ends it at once.
 
 {SETTINGS_HELP}
 """
@@ -68,7 +68,7 @@ _SETTINGS_OF_REDIS: Final = (
     default=1,
     show_default=True,
     metavar="N",
-    help="What the market is made from: the same seed brings the same prices.",
+    help="The seed of the random numbers: the same seed gives the same prices.",
 )
 @with_settings(without=_SETTINGS_OF_REDIS)
 def command(settings: Settings, trades_per_second: float, seed: int) -> int:
@@ -83,7 +83,7 @@ def command(settings: Settings, trades_per_second: float, seed: int) -> int:
 
 
 async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
-    # Imported here, since it takes longer than all other commands need to start.
+    # Imported here: it takes longer than the other commands need to start.
     from streamer.server import serve  # noqa: PLC0415
 
     shutdown = trio.Event()
@@ -115,17 +115,17 @@ async def _trade(market: SimulatedMarket, bus: MemoryBus) -> None:
 
 
 def _introduction(server: "Server", market: SimulatedMarket) -> Iterator[str]:
-    """What to type in another terminal; the first two lines are those of `streamer serve`."""
+    """Yield the lines to print; the first two are those of `streamer serve`."""
     topics = f"stock:{market.stocks[0].code} market:{market.stocks[0].market}"
     yield f"WebSocket  {server.websocket_url}"
     yield f"HTTP       {server.http_url}"
     yield ""
-    yield "Look on from another terminal:"
+    yield "Watch it from another terminal:"
     yield f"  streamer listen --url {server.websocket_url} {topics}"
     yield f"  curl {server.http_url}/v1/ws/stats"
     yield f"  curl {server.http_url}/v1/ws/connections"
     yield ""
-    yield "What can be subscribed to:"
+    yield "Topics to subscribe to:"
     for topic, what in _topics(market):
         yield f"  {topic!s:<26}  {what}"
     yield ""

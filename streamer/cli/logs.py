@@ -1,4 +1,4 @@
-"""Where log entries go: stderr, as text for people or as JSON lines for machines."""
+"""Logging to stderr, as text for people or as JSON lines for programs."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from streamer.config import LogFormat, LogLevel
 
 
 def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
-    """Write the entries of this package and of its libraries, in one format, to stderr."""
+    """Write the log entries of this package and of its libraries to stderr, in one format."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -1,9 +1,9 @@
 """Command line options made from the fields of `Settings`.
 
-Each setting is a flag, a variable ``STREAMER_<NAME>`` and a key of the TOML file of ``--config``; a
-flag goes before a variable, a variable before the file, the file before the default. Text becomes a
-number or a list here, but only `Settings` judges values, so that all sources are refused in the
-same words; what is added here is where the value came from.
+Each setting is a flag, a variable ``STREAMER_<NAME>`` and a key of the TOML file of ``--config``. A
+flag overrides a variable, a variable the file, and the file the default. Text is converted to
+numbers and lists here, but only `Settings` validates values, so that the errors are the same for
+all sources; this module adds the source to them.
 """
 
 import difflib
@@ -24,7 +24,7 @@ from streamer.setting_rules import SettingError
 ENVIRONMENT_PREFIX: Final = "STREAMER_"
 SETTINGS_HELP: Final = (
     "Each setting is also a variable, STREAMER_PORT for --port, and a key of the --config file, "
-    "port = 8765. A flag goes before a variable, a variable before the file."
+    "port = 8765. A flag overrides a variable, a variable the file."
 )
 
 _FIELDS: Final = {field.name: field for field in attrs.fields(Settings)}
@@ -47,14 +47,14 @@ _UNIT_METAVARS: Final = {
 
 
 class SettingsCommand(click.Command):
-    """A command whose help shows the settings under the headings of `Settings`."""
+    """A command whose help has the settings in sections, by the headings of `Settings`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section for each heading, the command's other options first."""
+        """Write a section for the command's own options, and one for each heading."""
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
             if isinstance(parameter, click.Argument):
-                continue  # the usage line and the text tell of it
+                continue  # described by the usage line and the text
             if (record := parameter.get_help_record(ctx)) is not None:
                 heading = parameter.heading if isinstance(parameter, _SettingOption) else "Options"
                 sections.setdefault(heading, []).append(record)
@@ -66,10 +66,10 @@ class SettingsCommand(click.Command):
 def with_settings(
     *, only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the options of the settings named, and it the `settings` made from them.
+    """Add the options of some settings to a command, and pass `settings` made from them to it.
 
-    The settings that are not named keep their defaults, whatever variables and file say, but
-    variables and file may hold every setting: one file serves all commands.
+    The other settings keep their defaults. Variables and the file may contain them all the same, so
+    that one file is enough for all commands.
     """
     names = [name for name in only or _FIELDS if name not in without]
 
@@ -89,7 +89,7 @@ def with_settings(
 
 
 class _SettingOption(click.Option):
-    """An option that knows under which heading it belongs."""
+    """An option with the heading of its section in the help."""
 
     def __init__(self, *declarations: Any, heading: str, **options: Any) -> None:
         super().__init__(*declarations, **options)
@@ -97,7 +97,7 @@ class _SettingOption(click.Option):
 
 
 class _Text(click.ParamType[object]):
-    """Text that becomes a value where it can; where it cannot, `Settings` refuses it by name."""
+    """Text that is converted where possible; otherwise `Settings` rejects it."""
 
     def __init__(self, name: str, parse: Callable[[str], object]) -> None:
         self.name = name
@@ -106,7 +106,7 @@ class _Text(click.ParamType[object]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
-        """The value of a text; a value from TOML has its type already."""
+        """Convert text; a value from TOML has its type already."""
         del param, ctx
         try:
             return self._parse(value) if isinstance(value, str) else value
@@ -115,10 +115,10 @@ class _Text(click.ParamType[object]):
 
 
 class _Switch(click.types.BoolParamType):
-    """The same for booleans; click makes ``--x/--no-x`` of this type only."""
+    """A boolean that `Settings` validates; click makes ``--x/--no-x`` of this type only."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """True or false for what click knows as such; anything else as it is."""
+        """Convert the texts that click knows; leave others as they are."""
         del param, ctx
         known = self.str_to_bool(value) if isinstance(value, str) else None
         return value if known is None else known
@@ -171,16 +171,16 @@ def _metavar(name: str, kind: Any) -> str:
 
 def _shown_default(default: object) -> str:
     if isinstance(default, bool) or not isinstance(default, str | int | float):
-        return ""  # off, none, or told by the help itself
+        return ""  # off, none, or in the help itself
     return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
 
 
 _OTHER_VARIABLES: Final = (_CONFIG_VARIABLE, "STREAMER_URL")
-"""Those that are no settings of the server; the second one is that of `streamer listen`."""
+"""Variables that are no settings: the file, and the URL of `streamer listen`."""
 
 
 def _build(context: click.Context, given: dict[str, object]) -> Settings:
-    """The settings, from the values that click has taken from their sources."""
+    """Make the settings from the values that click has taken from their sources."""
     for variable in sorted(os.environ):
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
             _check_known(variable.removeprefix(ENVIRONMENT_PREFIX).lower(), f"variable {variable}")
@@ -205,7 +205,7 @@ def _build(context: click.Context, given: dict[str, object]) -> Settings:
 
 
 def _source(context: click.Context, setting: str) -> str:
-    """What whoever set this would look for: a flag, a variable, or a file."""
+    """Return the source of a setting, for an error: a flag, a variable or a file."""
     source = context.get_parameter_source(setting)
     if source is ParameterSource.ENVIRONMENT:
         return f"{ENVIRONMENT_PREFIX}{setting.upper()}"
@@ -222,7 +222,7 @@ def _check_known(setting: str, source: str) -> None:
 
 
 def _read_config(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
-    """Make the file's values click's defaults; eager, so that it comes before the settings."""
+    """Make the values of the file click's defaults; called before other options are read."""
     if path is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""`streamer serve`: the server, from its settings to its last signal."""
+"""`streamer serve`: the server, or several of them as workers."""
 
 import resource
 import signal
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from streamer.workers.supervisor import Supervisor
 
 Run = Callable[..., Awaitable[None]]
-"""`streamer.server.serve`, or what is called alike."""
+"""`streamer.server.serve`, or a function with the same signature."""
 
-_FORESEEN: Final = (ExitCode.USAGE, ExitCode.CANNOT_LISTEN, ExitCode.REDIS_REQUIRED)
+_EXPECTED_CODES: Final = (ExitCode.USAGE, ExitCode.CANNOT_LISTEN, ExitCode.REDIS_REQUIRED)
 _WORKER_COMMAND: Final = (sys.executable, "-m", "streamer", "worker")
-_HELP: Final = f"""Serve clients over WebSocket with what is published to Redis.
+_HELP: Final = f"""Send what is published to Redis to clients over WebSocket.
 
 \b
   streamer serve                                    Redis and clients on this machine
@@ -38,8 +38,9 @@ _HELP: Final = f"""Serve clients over WebSocket with what is published to Redis.
   streamer serve --config streamer.toml
   streamer serve --workers 4                        four processes on one port
 
-The first line on stdout is the address for clients, the second that of statistics and health.
-Ctrl-C or SIGTERM lets the clients go in good order; a second one ends the server at once.
+The first line on stdout is the address for clients, the second the one of statistics and health.
+Ctrl-C or SIGTERM tells each client when to reconnect, then closes its connection; a second one ends
+the server at once.
 
 {SETTINGS_HELP}
 """
@@ -52,7 +53,7 @@ def command(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     allow_many_connections()
     ignore_hangup()
-    # Imported here, since it takes longer than all other commands need to start.
+    # Imported here: it takes longer than the other commands need to start.
     if settings.workers > 1:
         from streamer.workers.supervisor import supervise  # noqa: PLC0415
 
@@ -68,7 +69,7 @@ def _announce(running: "Server | Supervisor") -> None:
 
 @attrs.define
 class _Announcement:
-    """Tells people and scripts where the server listens, as soon as it does."""
+    """A task status that prints the addresses of the server when it listens."""
 
     announce: Callable[[Any], None]
     nursery: trio.Nursery
@@ -87,9 +88,10 @@ async def run_server(
     handle_signals: Callable[..., Awaitable[None]],
     announce: Callable[[Any], None],
 ) -> ExitCode:
-    """Run `serve`, or what is called alike, and tell how it ended.
+    """Run `serve`, or a function with the same signature; return the exit code.
 
-    `handle_signals` gets the event that begins a graceful stop and the scope of everything.
+    `handle_signals` is called with the event that begins a graceful stop, and the cancel scope of
+    everything. `announce` is called with the server when it listens. Raises CommandError.
     """
     from streamer.server import RedisRequired  # noqa: PLC0415
 
@@ -108,7 +110,7 @@ async def run_server(
             code = _code_of_worker(first_of(group))
         except* OSError as group:
             if announcement.made:
-                raise  # it did start: this is a fault that nobody foresaw
+                raise  # it had started: this is a bug
             failure = cannot_start(settings, first_of(group))
         nursery.cancel_scope.cancel()
     if failure is not None:
@@ -117,7 +119,7 @@ async def run_server(
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Any one error stands for all: those that `serve` foresees come alone."""
+    """Return the first error in a group: the errors that `serve` expects come alone."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -125,9 +127,9 @@ def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _code_of_worker(error: BaseException) -> ExitCode:
-    """The worker's own code; the worker has said on stderr what was wrong."""
+    """Return the exit code of a worker, which has written its error to stderr."""
     assert isinstance(error, WorkerFailedError)
-    for code in _FORESEEN:
+    for code in _EXPECTED_CODES:
         if code == error.exit_code:
             return code
     click.echo(f"streamer: error: {error}", err=True)
@@ -135,7 +137,7 @@ def _code_of_worker(error: BaseException) -> ExitCode:
 
 
 def cannot_start(settings: Settings, error: BaseException) -> CommandError:
-    """Why a server with these settings did not come to serve, as its user is told."""
+    """Make the error for a server that could not listen."""
     reason = getattr(error, "strerror", None) or error
     if isinstance(error, ssl.SSLError):
         return CommandError(f"tls_certificate and tls_key: {reason}", ExitCode.USAGE)
@@ -163,6 +165,6 @@ async def handle_signals(
 
 
 def allow_many_connections() -> None:
-    """Raise the limit of open files to what the system grants: each client is one."""
+    """Raise the limit of open files as far as the system allows: each client is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("worker", hidden=True)
 def command() -> int:
-    """Serve as the parent says on stdin, until it closes that."""
+    """Serve with the settings that the parent writes to stdin, until it closes that."""
     from streamer.server import serve  # noqa: PLC0415 - as in `serve`
 
     ignore_hangup()

@@ -10,7 +10,7 @@ import attrs
 import trio
 
 _OVERHEAD_BYTES: Final = 400
-"""What Python needs for a record beside its own bytes."""
+"""The memory of a record beside its own bytes, roughly."""
 _KEPT_AFTER_CLEANUP: Final = 0.9
 """The part of the bytes that is kept when there are too many: not each new record has to look for
 the address that holds the most."""
@@ -19,7 +19,7 @@ the address that holds the most."""
 @attrs.frozen
 class _Ended:
     deadline: float
-    """When it is forgotten, on trio's clock."""
+    """The time when it is forgotten, on trio's clock."""
     address: str
     record: bytes
 

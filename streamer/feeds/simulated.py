@@ -1,8 +1,8 @@
 """A simulated market of real Korean stocks, for demonstrations without a data feed.
 
-Prices are made up: a random walk on the exchange's ticks within its daily limits, from a plausible
-price of each stock. What is real is the shape: codes, tick sizes, limits, order books, a day with
-its phases.
+Prices are made up: a random walk on the exchange's ticks, within its daily limits, from a plausible
+price of each stock. Codes, tick sizes, limits, the form of order books and the phases of a day are
+real.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from streamer.protocol.messages import MarketPhase, MarketStatus, OrderbookUpdat
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
 
 LEVELS: Final = 10
-"""Levels of each side of an order book: what KRX itself disseminates."""
+"""Levels of each side of an order book, as KRX publishes them."""
 
 _MEAN_TRADE_KRW: Final = 5_000_000
 _MOVES_TICKS: Final = (-1, 0, 0, 1)
-"""What a trade may do to the price, each as likely."""
+"""The changes of the price by a trade, all of the same probability."""
 _LEVEL_CHANGE_PROBABILITY: Final = 0.2
-"""That a level of the order book other than the traded one has changed since the last trade."""
+"""The probability that a level of the order book, other than the traded one, has changed."""
 _MAX_ORDERS: Final = 60
 _MAX_SHARES_PER_ORDER: Final = 120
 
@@ -43,7 +43,7 @@ class Stock:
     market: str
     sector: str
     base_price: int
-    """KRW, on a tick: where the walk begins."""
+    """The first price in KRW, on a tick."""
 
 
 STOCKS: Final = (
@@ -64,7 +64,7 @@ STOCKS: Final = (
 
 @attrs.frozen
 class Watchlist:
-    """A named choice of stocks."""
+    """A named set of stocks."""
 
     id: str
     codes: frozenset[str]
@@ -75,10 +75,10 @@ WATCHLIST: Final = Watchlist("demo", frozenset({"005930", "035720", "247540", "0
 
 @attrs.frozen
 class TradingDay:
-    """How long each phase of a simulated day lasts, in seconds.
+    """The length of each phase of a simulated day, in seconds.
 
     A KRX day collects orders 08:30-09:00, trades until 15:30 and has an after-hours session until
-    18:00; here compressed, so that whoever looks on sees a market open and close.
+    18:00; here it is compressed, to show a market that opens and closes.
     """
 
     pre_market_seconds: float = attrs.field(default=5.0, validator=gt(0))
@@ -88,7 +88,7 @@ class TradingDay:
 
     @property
     def phases(self) -> Sequence[tuple[MarketPhase, float]]:
-        """Each phase and its seconds, in order."""
+        """The phases in order, each with its seconds."""
         return (
             (MarketPhase.PRE_MARKET, self.pre_market_seconds),
             (MarketPhase.OPEN, self.open_seconds),
@@ -99,7 +99,7 @@ class TradingDay:
 
 @attrs.frozen
 class SimulatedMarket:
-    """An endless feed: each iteration begins anew, and is the same for the same fields.
+    """An endless feed; every iteration over it is the same.
 
     While the market is open, trades happen at random moments. Each is published as a price of its
     stock, of its sector and of the watchlist that has it, followed by the stock's order book.
@@ -107,16 +107,16 @@ class SimulatedMarket:
 
     seed: int
     started_at: datetime
-    """What the timestamps count from."""
+    """The time of the first message."""
     trades_per_second: float = attrs.field(default=20.0, validator=gt(0))
-    """On average, of all stocks together, while the market is open."""
+    """The average of all stocks together, while the market is open."""
     day: TradingDay = TradingDay()
     stocks: Sequence[Stock] = STOCKS
     watchlist: Watchlist = WATCHLIST
 
     def __iter__(self) -> Iterator[FeedMessage]:
-        """The feed from its start."""
-        random = Random(self.seed)  # noqa: S311  # to be repeatable; nothing here is a secret
+        """Iterate over the feed from its start."""
+        random = Random(self.seed)  # noqa: S311  # repeatable; no secret
         listings = [_Listing(stock, random) for stock in self.stocks]
         begins_seconds = 0.0
         while True:
@@ -142,7 +142,7 @@ class SimulatedMarket:
         listings: Sequence[_Listing],
         random: Random,
     ) -> Iterator[FeedMessage]:
-        # The opening auction trades every stock, so that no topic is without a value for long.
+        # The opening auction trades every stock, so that every topic soon has a value.
         for listing in listings:
             yield from self._trade(begins_seconds, listing)
         at_seconds = begins_seconds + random.expovariate(self.trades_per_second)
@@ -176,13 +176,13 @@ _Levels = dict[int, tuple[int, int]]
 
 @attrs.define
 class _Listing:
-    """A stock as it trades today."""
+    """The state of a stock on the simulated day."""
 
     stock: Stock
     random: Random
     price: int = attrs.field(init=False)
     base_price: int = attrs.field(init=False)
-    """The previous close, which changes and limits refer to."""
+    """The previous close, from which changes and limits are computed."""
     lower_limit: int = attrs.field(init=False)
     upper_limit: int = attrs.field(init=False)
     volume: int = attrs.field(init=False)
@@ -193,13 +193,13 @@ class _Listing:
         self.price = self.stock.base_price
 
     def begin_day(self) -> None:
-        """The last price is the new base price."""
+        """Begin a day with the last price as its base price."""
         self.base_price = self.price
         self.lower_limit, self.upper_limit = daily_limits(self.price)
         self.volume = 0
 
     def trade(self) -> dict[str, Any]:
-        """Let some shares change hands; the price_update that says so."""
+        """Trade some shares; return the price_update of the trade."""
         move = self.random.choice(_MOVES_TICKS)
         if self.price != (self.lower_limit if move < 0 else self.upper_limit):
             self.price = move_ticks(self.price, move)
@@ -219,7 +219,7 @@ class _Listing:
         }
 
     def orderbook(self) -> dict[str, Any]:
-        """The orderbook_update after the last trade."""
+        """Return the orderbook_update after the last trade."""
         bids, asks = (
             [
                 {"price": price, "quantity": quantity, "orders": orders}
@@ -256,7 +256,7 @@ class _Listing:
 
 
 def _prices(price: int, step_ticks: int, limit: int) -> list[int]:
-    """From `price` on, one more than a side of the order book has, or up to `limit`."""
+    """Return the prices from `price` up to `limit`, at most one more than a side has levels."""
     prices = [price]
     while len(prices) <= LEVELS and price != limit:
         price = move_ticks(price, step_ticks)

@@ -1,1 +1,1 @@
-"""Several servers on one port, each a process with a loop and a Redis reader of its own."""
+"""Several servers on one port, each in a process with its own event loop and Redis reader."""

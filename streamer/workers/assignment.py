@@ -1,4 +1,4 @@
-"""What parent and worker have to know of each other."""
+"""The settings that the parent sends to a worker, and the error for one that cannot serve."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from streamer.config import Settings
 
 
 class WorkerFailedError(Exception):
-    """A worker ended before it ever served: so would its replacement."""
+    """A worker ended before it listened; its replacement would too."""
 
     def __init__(self, exit_code: int) -> None:
-        """`exit_code`: of the process, or the signal that ended it, negative."""
+        """`exit_code` is the one of the process, or the negative number of its signal."""
         super().__init__(f"a worker ended with {exit_code} before it served")
         self.exit_code = exit_code
 
 
 @attrs.frozen
 class Assignment:
-    """What a worker process is to do; it travels as JSON."""
+    """The number and the settings of a worker, sent as JSON."""
 
     worker: int
     settings: Settings
 
     def to_json(self) -> bytes:
-        """One line without its end."""
+        """Encode the assignment as one line, without its end."""
         return orjson.dumps(attrs.asdict(self), default=str)
 
     @classmethod
     def from_json(cls, line: bytes) -> Assignment:
-        """What `to_json` wrote: `Settings` makes paths and tuples of texts and lists."""
+        """Decode an assignment; `Settings` converts text to paths and lists to tuples."""
         assignment = orjson.loads(line)
         return cls(assignment["worker"], Settings(**assignment["settings"]))

@@ -1,11 +1,11 @@
-"""The parent of the workers: it holds the port, replaces who dies, and tells what all did.
+"""The parent of the workers: it keeps the port, replaces workers, and adds up statistics.
 
     supervise
     ├── statistics page     asks each worker, and adds up
-    └── processes           outlives the shutdown, until all have let their clients go
+    └── processes           continues after shutdown until all connections are closed
         └── per worker      one process after the other
 
-It serves no client, so nothing that clients do can take it down.
+It serves no clients, so no client can affect it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from streamer.workers.totals import add_up
 from streamer.workers.worker import Worker
 
 _END_GRACE_SECONDS: Final = 10.0
-"""What a worker may take to end beyond its own deadline, before it is killed."""
+"""Seconds after a worker's own deadline to end before it is killed."""
 
 log = structlog.get_logger()
 
 
 class Supervisor:
-    """Running workers, for whoever started them."""
+    """The running workers; see `supervise`."""
 
     def __init__(self, workers: Sequence[Worker], shutdown: trio.Event) -> None:
         self.workers = workers
@@ -44,16 +44,16 @@ class Supervisor:
 
     @property
     def active_connections(self) -> int:
-        """None of its own."""
+        """Always 0: the workers have the connections."""
         return 0
 
     @property
     def websocket_url(self) -> str:
-        """Where clients connect; all workers share it."""
+        """The URL for clients, which all workers share."""
         return self.workers[0].websocket_url
 
     async def run(self, settings: Settings, task_status: trio.TaskStatus[Supervisor]) -> None:
-        """Keep the workers running until the shutdown; see `supervise`."""
+        """Keep the workers running until the shutdown."""
         report = Report(self.statistics, self.connections, self.readiness)
         async with trio.open_nursery() as root:
             self.http_url = await root.start(
@@ -70,7 +70,7 @@ class Supervisor:
     async def _start(
         self, processes: trio.Nursery, task_status: trio.TaskStatus[Supervisor]
     ) -> None:
-        # The first one alone: if it cannot serve, none can, and that is to be said once.
+        # The first one alone: if it cannot serve, none can, and the error should be written once.
         for together in (self.workers[:1], self.workers[1:]):
             for worker in together:
                 processes.start_soon(worker.run)
@@ -78,10 +78,10 @@ class Supervisor:
                 await worker.listening.wait()
         task_status.started(self)
 
-    # What it tells
+    # For the operator
 
     async def statistics(self) -> dict[str, Any]:
-        """The figures of all workers added up, and each worker's own."""
+        """Return the statistics of all workers added up, and those of each."""
         answers = await self._ask_all("/v1/ws/stats")
         workers = [
             {
@@ -95,7 +95,7 @@ class Supervisor:
         return {**add_up([answer for answer in answers if answer]), "workers": workers}
 
     async def connections(self) -> list[dict[str, Any]]:
-        """Each connection of each worker."""
+        """Return the connections of all workers."""
         answers = await self._ask_all("/v1/ws/connections")
         return [
             {"worker": worker.number, **connection}
@@ -104,7 +104,7 @@ class Supervisor:
         ]
 
     async def readiness(self) -> Readiness:
-        """Ready when all are."""
+        """Return whether all workers are ready."""
         if self._shutdown.is_set():
             return Readiness(ready=False, reason="shutting down")
         answers = await self._ask_all("/readyz")
@@ -136,8 +136,8 @@ async def supervise(
     """Run `settings.workers` servers on one port; started once all of them listen.
 
     `command` starts a worker process, which then reads an `Assignment`. Returns when all have ended
-    in good order after `shutdown`; cancel it to kill them. Raises OSError where it cannot listen
-    and WorkerFailedError where a worker cannot serve at all, inside exception groups.
+    after `shutdown`; cancelling kills them. Raises OSError where it cannot listen and
+    WorkerFailedError where a worker cannot serve at all, in exception groups.
     """
     held = await _hold_port(settings)
     try:
@@ -148,7 +148,7 @@ async def supervise(
                 page = Path(directory) / f"worker-{number}.sock"
                 assigned = attrs.evolve(
                     settings,
-                    # A port that was picked was picked for one address.
+                    # A free port was chosen for one address only.
                     host=settings.host if settings.port else host,
                     port=port,
                     http_host=f"unix:{page}",
@@ -160,8 +160,8 @@ async def supervise(
 
 
 async def _hold_port(settings: Settings) -> list[socket.socket]:
-    """Sockets that keep the port for the workers, and take no connection: they never listen."""
+    """Bind sockets that keep the port for the workers; they never listen."""
     if settings.port:
-        # Whoever shares a port gets a part of its clients: not those of another server.
+        # On a port shared with another server, each would get a part of the other's clients.
         close_sockets(await bind_sockets(settings.host, settings.port, shared=False))
     return await bind_sockets(settings.host, settings.port, shared=True)

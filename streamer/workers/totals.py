@@ -1,4 +1,4 @@
-"""What several servers have counted, as if one had."""
+"""The statistics of several servers, added up."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def add_up(statistics: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The statistics of all workers in the shape of one.
+    """Merge the statistics of all workers into the shape of one.
 
-    Counts are added up. A time or an average (a number with a fraction) is the largest of any
-    worker, which is the one that an operator looks for, unless its name says that it is a total. A
-    yes is a yes of all of them. The start is the earliest; of other texts the first stands for all.
+    Integers, and numbers whose name ends with `_total`, are added. Other numbers with a fraction
+    are times and averages: the largest is the one that an operator looks for. A boolean is true
+    where all are. The start is the earliest; of other strings, the first is taken.
     """
     names = dict.fromkeys(name for one in statistics for name in one)
     return {name: _merge(name, [one.get(name) for one in statistics]) for name in names}

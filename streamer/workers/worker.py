@@ -1,9 +1,9 @@
-"""One worker: a process that serves, whoever replaces it, and what it tells of itself.
+"""One worker: a process that serves, and is replaced when it ends.
 
-The parent holds the worker's stdin and stdout. The settings go in as one line of JSON, and the end
-of input means: let the clients go and end. That a parent which died closes it too is the point; a
-signal would not come, and might come from elsewhere. Out comes one line, the address that it
-listens on. Its statistics page listens on a unix socket.
+The parent writes the settings to the worker's stdin, as one line of JSON. Closing stdin asks the
+worker to stop gracefully: that happens also when the parent dies, where no signal would be sent.
+The worker writes the address that it listens on to stdout. Its statistics page listens on a unix
+socket.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from streamer.workers.assignment import Assignment, WorkerFailedError
 
 _ANSWER_TIMEOUT_SECONDS: Final = 5.0
 _SETTLED_SECONDS: Final = 60.0
-"""A worker that served this long did not end because of how it began."""
+"""After serving this long, a worker that ends is replaced with the shortest delay again."""
 
 log = structlog.get_logger()
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of each request
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each request
 
 
 class Worker:
@@ -36,14 +36,14 @@ class Worker:
     def __init__(
         self, assignment: Assignment, command: Sequence[str], socket: Path, shutdown: trio.Event
     ) -> None:
-        """`command` starts the process; `socket`: where its statistics page listens."""
+        """`command` starts the process; `socket` is the one of its statistics page."""
         self.number = assignment.worker
         self.pid: int | None = None
-        """None while none runs."""
+        """None while no process runs."""
         self.restarts = 0
         self.websocket_url = ""
         self.listening = trio.Event()
-        """Set once the first process listens."""
+        """Set when the first process listens."""
         self._assignment = assignment
         self._command = command
         self._socket = socket
@@ -51,9 +51,9 @@ class Worker:
         self._backoff = Backoff(first_seconds=0.5, max_seconds=30.0)
 
     async def run(self) -> None:
-        """Start the process, and another whenever it ends, until the shutdown.
+        """Start the process, and another one whenever it ends, until the shutdown.
 
-        Raises WorkerFailedError when the first ends before it listens. Cancelled, it kills.
+        Raises WorkerFailedError where the first ends before it listens. Cancelling kills it.
         """
         while True:
             began = trio.current_time()
@@ -65,7 +65,7 @@ class Worker:
             self.restarts += 1
             if trio.current_time() - began > _SETTLED_SECONDS:
                 self._backoff.reset()
-            # Without jitter: a worker shares its delay with nobody.
+            # Without jitter: workers do not end at the same moment as clients do.
             delay_seconds = self._backoff.next_bound()
             log.error(
                 "a worker ended and is replaced",
@@ -103,19 +103,19 @@ class Worker:
         try:
             await process.stdin.send_all(self._assignment.to_json() + b"\n")
         except trio.BrokenResourceError:
-            return  # it has ended
+            return  # the process has ended
         await self._shutdown.wait()
         await process.stdin.aclose()
 
     async def _listen(self, process: trio.Process) -> None:
-        """Until the process ends, and its output with it."""
+        """Read the process's output until it ends."""
         assert process.stdout is not None
         async for line in process.stdout:
             self.websocket_url = line.decode().strip()
             self.listening.set()
 
     async def ask(self, path: str) -> Any:
-        """The JSON that its page gives for a path; None where it gives none."""
+        """Return the JSON of a path of its page, or None where it does not answer."""
         transport = httpx2.AsyncHTTPTransport(uds=str(self._socket), verify=False)
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://worker", timeout=_ANSWER_TIMEOUT_SECONDS
