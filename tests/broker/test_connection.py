@@ -31,7 +31,7 @@ from tests.helpers.timing import DEADLINE_SECONDS
 
 @asynccontextmanager
 async def connected(url: str, *, timeout_seconds: float = 5.0) -> AsyncIterator[Connection]:
-    """A connection within the deadline of a test."""
+    """Open a connection within the deadline of a test."""
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_server(
             url, timeout_seconds=timeout_seconds, client_name="streamer-test"
@@ -79,7 +79,7 @@ async def test_the_url_says_who_we_are(
 async def test_a_wrong_password_is_refused_and_not_repeated(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """The reason is Redis's own; the password is not in it."""
+    """The error gives Redis' own reason and does not contain the password."""
     server = own_redis_server(requirepass="right")
     with pytest.raises(RedisConnectionError) as caught:
         async with connected(f"redis://:wr0ng@127.0.0.1:{server.port}"):
@@ -125,7 +125,7 @@ async def test_an_error_reply_leaves_the_connection_usable(redis_url: str) -> No
 
 
 async def test_a_silent_redis_is_a_timeout_and_leaves_no_socket() -> None:
-    """Where the handshake is never answered, the attempt ends and hangs up."""
+    """An attempt whose handshake is never answered ends, and its socket is closed."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
 
@@ -140,7 +140,7 @@ async def test_a_silent_redis_is_a_timeout_and_leaves_no_socket() -> None:
             assert b"SETNAME" in b"".join([data async for data in peer])
 
 
-async def test_cancelled_while_connecting_it_hangs_up() -> None:
+async def test_cancelled_while_connecting_it_closes_the_socket() -> None:
     """A socket that the worker thread returns after the cancellation is closed."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -165,7 +165,7 @@ async def test_cancelled_while_connecting_it_hangs_up() -> None:
 
 
 async def test_bytes_behind_the_handshake_are_not_lost() -> None:
-    """What a peer sends right after its last answer of the handshake is still there to receive."""
+    """Bytes that follow the last answer of the handshake at once are received."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
 
@@ -222,7 +222,7 @@ async def test_more_than_the_socket_holds_is_sent_whole(
 async def test_a_peer_that_hangs_up_ends_the_connection(
     pair: tuple[Connection, trio.SocketStream],
 ) -> None:
-    """Receiving and sending both say so."""
+    """Receiving and sending both raise RedisConnectionError."""
     connection, peer = pair
     await peer.aclose()
     with pytest.raises(RedisConnectionError, match="closed by Redis"):
@@ -244,7 +244,7 @@ async def test_a_reset_ends_the_connection(
     connection.close()
 
 
-async def test_what_is_not_redis_ends_the_connection(
+async def test_a_peer_that_is_not_redis_ends_the_connection(
     pair: tuple[Connection, trio.SocketStream],
 ) -> None:
     """Bytes that are no reply are a lost connection too."""
@@ -282,7 +282,7 @@ async def test_tls_hands_over_every_byte(
 
 
 async def test_an_unknown_authority_is_refused(redis_server: RedisServer) -> None:
-    """A certificate that nobody we trust has signed is an error with its reason."""
+    """A certificate of an unknown authority is refused with its reason."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     proxy = Proxy(redis_server.port, context)

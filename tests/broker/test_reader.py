@@ -1,4 +1,4 @@
-"""The reader against real Redis servers that are cut off, stopped, killed and made deaf.
+"""The reader on real Redis servers that are cut off, stopped, killed and made deaf.
 
 Covers streamer.broker.pubsub.
 """
@@ -20,13 +20,13 @@ from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import eventually
 
 
-def impatient_source(
-    url: str, listener: Recorder, *, probe_timeout_seconds: float = 10.0
+def impatient_reader(
+    url: str, handler: Recorder, *, probe_timeout_seconds: float = 10.0
 ) -> ServerReader:
-    """A source that retries and probes quickly; how quickly is nothing that a test relies on."""
+    """Make a reader that retries and probes quickly; no test relies on how quickly."""
     return ServerReader(
         url,
-        listener,
+        handler,
         probe_interval_seconds=0.02,
         probe_timeout_seconds=probe_timeout_seconds,
         connect_timeout_seconds=probe_timeout_seconds,
@@ -35,8 +35,8 @@ def impatient_source(
     )
 
 
-def hub_channels(redis: redis_py.Redis) -> set[bytes]:
-    """The channels that Redis knows subscribers of, probes aside."""
+def subscribed_channels(redis: redis_py.Redis) -> set[bytes]:
+    """Return the channels with subscribers, except those of probes."""
     channels: Any = redis.pubsub_channels()
     return {name for name in channels if not name.startswith(b"streamer:probe:")}
 
@@ -44,15 +44,15 @@ def hub_channels(redis: redis_py.Redis) -> set[bytes]:
 async def test_publications_arrive_whole_and_in_order(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """What any program PUBLISHes reaches the listener byte for byte, far beyond one read."""
+    """Publications of any program reach the handler byte for byte, far beyond one read."""
     recorder = Recorder()
-    source = ServerReader(redis_url, recorder)
-    source.subscribe(["a", "b"])
+    reader = ServerReader(redis_url, recorder)
+    reader.subscribe(["a", "b"])
     published = [
         (b"ab"[n % 2 :][:1], b"%d\r\n\0\xff" % n + b"x" * (n % 7) * 40) for n in range(5_000)
     ]
     published.append((b"a", b"y" * 1_000_000))
-    async with running(source) as connected:
+    async with running(reader) as connected:
         assert connected
         assert await recorder.next_event() == ("connected",)
         with redis.pipeline(transaction=False) as pipeline:
@@ -61,33 +61,33 @@ async def test_publications_arrive_whole_and_in_order(
             await trio.to_thread.run_sync(pipeline.execute)
         for channel, payload in published:
             assert await recorder.next_event() == ("message", channel, payload)
-        statistics = source.statistics()
+        statistics = reader.statistics()
     assert statistics.messages == len(published)
     assert statistics.bytes_received > sum(len(payload) for _, payload in published)
     assert (statistics.channels_wanted, statistics.channels_confirmed) == (2, 2)
     assert statistics.reconnects == 0
-    assert not source.connected
+    assert not reader.connected
 
 
 async def test_only_what_is_wanted_is_subscribed(redis_url: str, redis: redis_py.Redis) -> None:
-    """Channels come and go in Redis as they are wanted; asking twice changes nothing."""
+    """Redis has a subscription for each wanted channel; asking twice changes nothing."""
     recorder = Recorder()
-    source = ServerReader(redis_url, recorder)
-    source.subscribe(["a", "b", "b"])
-    async with running(source):
-        assert hub_channels(redis) == {b"a", b"b"}
-        source.subscribe(["b", "c:*"])
-        await source.wait_subscribed(["a", "b", "c:*"])
-        assert hub_channels(redis) == {b"a", b"b", b"c:*"}
-        source.unsubscribe(["a", "b"])
-        source.unsubscribe(["a", "never"])
-        await eventually(lambda: hub_channels(redis) == {b"c:*"})
+    reader = ServerReader(redis_url, recorder)
+    reader.subscribe(["a", "b", "b"])
+    async with running(reader):
+        assert subscribed_channels(redis) == {b"a", b"b"}
+        reader.subscribe(["b", "c:*"])
+        await reader.wait_subscribed(["a", "b", "c:*"])
+        assert subscribed_channels(redis) == {b"a", b"b", b"c:*"}
+        reader.unsubscribe(["a", "b"])
+        reader.unsubscribe(["a", "never"])
+        await eventually(lambda: subscribed_channels(redis) == {b"c:*"})
         assert redis.publish("a", "nobody hears") == 0
         assert redis.publish("c:d", "no pattern") == 0
         assert redis.publish("c:*", "heard") == 1
         assert await recorder.next_event() == ("connected",)
         assert await recorder.next_event() == ("message", b"c:*", b"heard")
-    assert source.statistics().channels_wanted == 1
+    assert reader.statistics().channels_wanted == 1
 
 
 async def test_waiting_means_that_nothing_published_from_then_on_is_missed(
@@ -95,19 +95,19 @@ async def test_waiting_means_that_nothing_published_from_then_on_is_missed(
 ) -> None:
     """Through subscribe, unsubscribe, subscribe in a row, a confirmation is never an old one."""
     recorder = Recorder()
-    source = ServerReader(redis_url, recorder)
-    async with running(source):
+    reader = ServerReader(redis_url, recorder)
+    async with running(reader):
         await recorder.connected()
         for round_number in range(50):
-            source.subscribe(["a"])
+            reader.subscribe(["a"])
             await trio.lowlevel.checkpoint()
-            source.unsubscribe(["a"])
+            reader.unsubscribe(["a"])
             await trio.lowlevel.checkpoint()
-            source.subscribe(["a"])
-            await source.wait_subscribed(["a"])
+            reader.subscribe(["a"])
+            await reader.wait_subscribed(["a"])
             assert redis.publish("a", round_number) == 1
             assert await recorder.next_event() == ("message", b"a", b"%d" % round_number)
-            source.unsubscribe(["a"])
+            reader.unsubscribe(["a"])
 
 
 async def test_many_channels_take_few_commands(
@@ -116,48 +116,50 @@ async def test_many_channels_take_few_commands(
     """Ten thousand channels are subscribed in about twenty commands, again after a reconnect."""
     server = own_redis_server()
     recorder = Recorder()
-    source = impatient_source(server.url, recorder)
+    reader = impatient_reader(server.url, recorder)
     channels = [f"stock:{number}:price" for number in range(10_000)]
-    source.subscribe(channels)
+    reader.subscribe(channels)
     with server.connect() as redis:
-        async with running(source):
+        async with running(reader):
             assert redis.info("commandstats")["cmdstat_subscribe"]["calls"] == 21
-            assert source.statistics().channels_confirmed == len(channels)
+            assert reader.statistics().channels_confirmed == len(channels)
             redis.client_kill_filter(_type="pubsub")
             await recorder.lost()
             await recorder.connected()
-            assert hub_channels(redis) == {channel.encode() for channel in channels}
+            assert subscribed_channels(redis) == {channel.encode() for channel in channels}
 
 
-async def test_a_source_without_redis_says_so_and_goes_on_trying(
+async def test_a_reader_without_redis_reports_it_and_goes_on_trying(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """What is wanted while Redis is away is subscribed when it appears."""
+    """Channels that are wanted while Redis is away are subscribed when it appears."""
     server = own_redis_server()
     server.stop()
     recorder = Recorder()
-    source = impatient_source(server.url, recorder)
-    source.subscribe(["early"])
-    async with running(source) as connected:
+    reader = impatient_reader(server.url, recorder)
+    reader.subscribe(["early"])
+    async with running(reader) as connected:
         assert not connected
-        assert not source.connected
-        assert not source.ready
-        assert str(server.port) in (source.last_error or "")
-        source.subscribe(["late"])
+        assert not reader.connected
+        assert not reader.ready
+        assert str(server.port) in (reader.last_error or "")
+        reader.subscribe(["late"])
         server.start()
         assert await recorder.next_event() == ("connected",)  # not lost: it never was there
         with server.connect() as redis:
-            assert hub_channels(redis) == {b"early", b"late"}
-        await eventually(lambda: source.ready)
-    assert source.statistics().reconnects == 0
+            assert subscribed_channels(redis) == {b"early", b"late"}
+        await eventually(lambda: reader.ready)
+    assert reader.statistics().reconnects == 0
 
 
-async def test_every_cut_is_reported_and_mended(redis_url: str, redis: redis_py.Redis) -> None:
-    """CLIENT KILL over and over: lost and connected alternate, the channels are back each time."""
+async def test_every_lost_connection_is_reported_and_regained(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """After each CLIENT KILL, the channels are subscribed again; lost and connected alternate."""
     recorder = Recorder()
-    source = impatient_source(redis_url, recorder)
-    source.subscribe(["a"])
-    async with running(source):
+    reader = impatient_reader(redis_url, recorder)
+    reader.subscribe(["a"])
+    async with running(reader):
         assert await recorder.next_event() == ("connected",)
         for cut in range(10):
             redis.client_kill_filter(_type="pubsub")
@@ -165,24 +167,24 @@ async def test_every_cut_is_reported_and_mended(redis_url: str, redis: redis_py.
             assert await recorder.next_event() == ("connected",)
             assert redis.publish("a", cut) == 1
             assert await recorder.next_event() == ("message", b"a", b"%d" % cut)
-        assert source.statistics().reconnects == 10
+        assert reader.statistics().reconnects == 10
 
 
 @pytest.mark.parametrize("end", [RedisServer.stop, RedisServer.kill])
 async def test_a_restarted_redis_is_found_again(
     own_redis_server: Callable[..., RedisServer], end: Callable[[RedisServer], None]
 ) -> None:
-    """Stopped or killed, the loss is told at once, and the flow goes on with the next server."""
+    """Stopped or killed, the loss is reported at once, and the next server is read."""
     server = own_redis_server()
     recorder = Recorder()
-    source = impatient_source(server.url, recorder)
-    source.subscribe(["a"])
-    async with running(source):
+    reader = impatient_reader(server.url, recorder)
+    reader.subscribe(["a"])
+    async with running(reader):
         assert await recorder.next_event() == ("connected",)
         end(server)
         assert (await recorder.next_event())[0] == "lost"
-        assert not source.connected
-        assert source.statistics().channels_confirmed == 0
+        assert not reader.connected
+        assert reader.statistics().channels_confirmed == 0
         server.start()
         await recorder.connected()
         with server.connect() as redis:
@@ -193,21 +195,21 @@ async def test_a_restarted_redis_is_found_again(
 async def test_a_stopped_process_is_noticed_by_the_probe(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """A Redis that keeps its connections open but does nothing is given up, then found again."""
+    """The connection to a Redis that stays open but is silent is closed, and made again later."""
     server = own_redis_server()
     recorder = Recorder()
-    source = impatient_source(server.url, recorder, probe_timeout_seconds=0.5)
-    source.subscribe(["a"])
-    async with running(source):
+    reader = impatient_reader(server.url, recorder, probe_timeout_seconds=0.5)
+    reader.subscribe(["a"])
+    async with running(reader):
         await recorder.connected()
-        await eventually(lambda: source.ready)
+        await eventually(lambda: reader.ready)
         server.pause()
         assert (await recorder.lost()).startswith("probe timeout")
-        assert not source.ready
-        assert not source.connected
+        assert not reader.ready
+        assert not reader.connected
         server.resume()
         await recorder.connected()
-        await eventually(lambda: source.ready)
+        await eventually(lambda: reader.ready)
         with server.connect() as redis:
             assert redis.publish("a", "x") == 1
         assert await recorder.next_event() == ("message", b"a", b"x")
@@ -216,17 +218,17 @@ async def test_a_stopped_process_is_noticed_by_the_probe(
 async def test_a_deaf_connection_is_noticed_by_the_probe(
     redis_server: RedisServer, redis: redis_py.Redis
 ) -> None:
-    """A subscription that hears nothing is replaced, although every new connection works."""
+    """A pub/sub connection without messages is replaced, although every new connection works."""
     proxy = Proxy(redis_server.port)
     recorder = Recorder()
     async with proxy.run():
-        source = impatient_source(
+        reader = impatient_reader(
             f"redis://127.0.0.1:{proxy.port}", recorder, probe_timeout_seconds=0.5
         )
-        source.subscribe(["a"])
-        async with running(source):
+        reader.subscribe(["a"])
+        async with running(reader):
             await recorder.connected()
-            await eventually(lambda: source.ready)
+            await eventually(lambda: reader.ready)
             proxy.deafen()
             assert (await recorder.lost()).startswith("probe timeout")
             await recorder.connected()
@@ -237,27 +239,27 @@ async def test_a_deaf_connection_is_noticed_by_the_probe(
 async def test_a_probe_that_is_refused_costs_readiness_not_the_subscription(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Where the probe may not be published, messages go on; readiness waits until it may."""
+    """Where the probe may not be published, messages arrive, and the reader is not ready."""
     server = own_redis_server(user="reader on nopass allchannels +subscribe +unsubscribe +client")
     recorder = Recorder()
-    source = impatient_source(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
-    source.subscribe(["a"])
-    async with running(source) as connected:
+    reader = impatient_reader(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
+    reader.subscribe(["a"])
+    async with running(reader) as connected:
         assert connected
-        await eventually(lambda: "probe not published: NOPERM" in (source.last_error or ""))
-        assert source.connected
-        assert not source.ready
+        await eventually(lambda: "probe not published: NOPERM" in (reader.last_error or ""))
+        assert reader.connected
+        assert not reader.ready
         with server.connect() as redis:
             redis.publish("a", "x")
             assert await recorder.next_event() == ("connected",)
             assert await recorder.next_event() == ("message", b"a", b"x")
             redis.execute_command("ACL", "SETUSER", "reader", "+publish")
-            await eventually(lambda: source.ready)
-            assert source.statistics().probe_round_trip_seconds is not None
+            await eventually(lambda: reader.ready)
+            assert reader.statistics().probe_round_trip_seconds is not None
             redis.execute_command("CONFIG", "SET", "maxclients", 1)  # the subscription itself stays
-            await eventually(lambda: "max number of clients" in (source.last_error or ""))
-            assert source.connected
-            assert not source.ready
+            await eventually(lambda: "max number of clients" in (reader.last_error or ""))
+            assert reader.connected
+            assert not reader.ready
 
 
 async def test_a_forbidden_channel_is_refused_alone(
@@ -266,30 +268,30 @@ async def test_a_forbidden_channel_is_refused_alone(
     """Channels that the Redis user may not read are reported; the others lose nothing."""
     server = own_redis_server(user="reader on nopass resetchannels &streamer:* &a &b &d +@all")
     recorder = Recorder()
-    source = impatient_source(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
-    source.subscribe(["a"])
-    async with running(source) as connected:
+    reader = impatient_reader(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
+    reader.subscribe(["a"])
+    async with running(reader) as connected:
         assert connected
         await recorder.connected()
-        source.subscribe(["b", "forbidden", "d", "e"])
-        await source.wait_subscribed(["a", "b", "forbidden", "d", "e"])
+        reader.subscribe(["b", "forbidden", "d", "e"])
+        await reader.wait_subscribed(["a", "b", "forbidden", "d", "e"])
         events = [await recorder.next_event() for _ in range(2)]
         assert sorted(event[:2] for event in events) == [
             ("refused", b"e"),
             ("refused", b"forbidden"),
         ]
-        assert "NOPERM" in (source.refusal("forbidden") or "")
-        assert source.refusal("b") is None
-        statistics = source.statistics()
+        assert "NOPERM" in (reader.refusal("forbidden") or "")
+        assert reader.refusal("b") is None
+        statistics = reader.statistics()
         assert (statistics.channels_confirmed, statistics.channels_refused) == (3, 2)
         with server.connect() as redis:
             for channel in ("a", "b", "d"):
                 assert redis.publish(channel, "x") == 1
                 assert await recorder.next_event() == ("message", channel.encode(), b"x")
-        await eventually(lambda: source.ready)
-        assert source.statistics().reconnects == 0
-        source.unsubscribe(["e"])
-        assert source.statistics().channels_refused == 1
+        await eventually(lambda: reader.ready)
+        assert reader.statistics().reconnects == 0
+        reader.unsubscribe(["e"])
+        assert reader.statistics().channels_refused == 1
 
 
 async def test_a_refused_channel_is_read_once_it_is_permitted(
@@ -298,16 +300,16 @@ async def test_a_refused_channel_is_read_once_it_is_permitted(
     """The channel is tried again after each probe, and the handler is notified when it is read."""
     server = own_redis_server(user="reader on nopass resetchannels &streamer:* &a +@all")
     recorder = Recorder()
-    source = impatient_source(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
-    source.subscribe(["a", "b"])
-    async with running(source) as connected:
+    reader = impatient_reader(f"redis://reader:any@127.0.0.1:{server.port}", recorder)
+    reader.subscribe(["a", "b"])
+    async with running(reader) as connected:
         assert connected
         assert (await recorder.next_event())[:2] == ("refused", b"b")
         assert await recorder.next_event() == ("connected",)
         with server.connect() as redis:
             redis.execute_command("ACL", "SETUSER", "reader", "&b")
             assert await recorder.next_event() == ("accepted", b"b")
-            assert source.refusal("b") is None
+            assert reader.refusal("b") is None
             assert redis.publish("b", "x") == 1
             assert await recorder.next_event() == ("message", b"b", b"x")
             # Redis cuts off who is subscribed to what it may not read any more.
@@ -324,11 +326,11 @@ async def test_a_user_who_may_not_subscribe_is_not_connected(
 ) -> None:
     """Where even the probe's channel is refused, the error gives Redis' reason."""
     server = own_redis_server(user="reader on nopass allchannels +@all -subscribe")
-    source = impatient_source(f"redis://reader:any@127.0.0.1:{server.port}", Recorder())
-    source.subscribe(["a"])
-    async with running(source) as connected:
+    reader = impatient_reader(f"redis://reader:any@127.0.0.1:{server.port}", Recorder())
+    reader.subscribe(["a"])
+    async with running(reader) as connected:
         assert not connected
-        assert "NOPERM" in (source.last_error or "")
+        assert "NOPERM" in (reader.last_error or "")
 
 
 @pytest.mark.parametrize(
@@ -365,9 +367,9 @@ async def test_a_strange_reply_is_a_lost_connection(
     proxy = Proxy(redis_server.port)
     recorder = Strict()
     async with proxy.run():
-        source = impatient_source(f"redis://127.0.0.1:{proxy.port}", recorder)
-        source.subscribe(["a"])
-        async with running(source):
+        reader = impatient_reader(f"redis://127.0.0.1:{proxy.port}", recorder)
+        reader.subscribe(["a"])
+        async with running(reader):
             await recorder.connected()
             await proxy.inject(reply)
             assert await recorder.lost()
@@ -377,7 +379,7 @@ async def test_a_strange_reply_is_a_lost_connection(
 async def test_tls_carries_the_flow(
     redis_server: RedisServer, redis: redis_py.Redis, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Over rediss:// a burst of many TLS records arrives whole, with nothing left behind."""
+    """Over rediss:// a burst of many TLS records arrives whole."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -386,9 +388,9 @@ async def test_tls_carries_the_flow(
     proxy = Proxy(redis_server.port, context)
     recorder = Recorder()
     async with proxy.run():
-        source = ServerReader(f"rediss://localhost:{proxy.port}?ssl_ca_certs={ca_file}", recorder)
-        source.subscribe(["a"])
-        async with running(source) as connected:
+        reader = ServerReader(f"rediss://localhost:{proxy.port}?ssl_ca_certs={ca_file}", recorder)
+        reader.subscribe(["a"])
+        async with running(reader) as connected:
             assert connected
             await recorder.connected()
             with redis.pipeline(transaction=False) as pipeline:
@@ -397,27 +399,27 @@ async def test_tls_carries_the_flow(
                 await trio.to_thread.run_sync(pipeline.execute)
             for number in range(3_000):
                 assert await recorder.next_event() == ("message", b"a", b"%d" % number * 50)
-            await eventually(lambda: source.ready)
+            await eventually(lambda: reader.ready)
 
 
-async def test_a_bug_in_the_listener_is_not_a_lost_connection(
+async def test_a_bug_in_the_handler_is_not_a_lost_connection(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """What the listener raises leaves `run`: a broken hub must not look like a broken Redis."""
+    """An exception of the handler leaves `run`: a broken hub must not look like a broken Redis."""
 
     class Broken(Recorder):
         def on_messages(self, messages: list[Message]) -> None:  # noqa: ARG002
             raise ZeroDivisionError
 
-    source = ServerReader(redis_url, Broken())
-    source.subscribe(["a"])
+    reader = ServerReader(redis_url, Broken())
+    reader.subscribe(["a"])
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
-        async with running(source):
+        async with running(reader):
             redis.publish("a", "x")
             await trio.sleep_forever()
 
 
-def test_a_bad_url_is_told_at_once() -> None:
-    """Not at the first attempt to connect."""
+def test_a_bad_url_is_an_error_at_once() -> None:
+    """A bad URL is refused when the reader is made, not at the first attempt to connect."""
     with pytest.raises(ValueError, match="not a Redis URL"):
         ServerReader("localhost:6379", Recorder())

@@ -1,4 +1,4 @@
-"""An error that will pass is not taken for an answer."""
+"""Errors that pass are told from those that stay."""
 
 from collections.abc import Callable
 
@@ -24,14 +24,14 @@ from tests.helpers.redis_server import RedisServer
     ],
 )
 def test_an_error_of_the_moment_is_told_from_one_that_stays(text: str, passing: bool) -> None:
-    """Whatever the version of Redis that words it."""
+    """The wording of every supported version of Redis is understood."""
     assert is_passing(RedisReplyError(text)) is passing
 
 
 async def test_a_topic_has_positions_even_while_redis_cannot_tell_them(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Taken for a topic without positions, it would get a gap and an epoch for nothing."""
+    """An error that passes does not make a topic one without positions."""
     redis = own_redis_server(replica_serve_stale_data="no")
     with redis.connect() as client:
         client.replicaof("127.0.0.1", 1)

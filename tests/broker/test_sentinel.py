@@ -34,7 +34,7 @@ async def connected(url: str) -> AsyncIterator[Connection]:
 
 @pytest.fixture
 def sentinel_of() -> Iterator[Callable[..., Sentinel]]:
-    """A factory of sentinels, started."""
+    """Return a factory of running sentinels."""
     started: list[Sentinel] = []
 
     def start(master: RedisServer, **options: Any) -> Sentinel:
@@ -64,10 +64,10 @@ async def test_the_master_is_asked_for_and_reached_with_its_own_credentials(
         assert b"db=3 " in info
 
 
-async def test_sentinels_that_are_away_or_refuse_are_an_error_that_tells_no_secret(
+async def test_the_error_about_sentinels_contains_no_secret(
     own_redis_server: Callable[..., RedisServer], sentinel_of: Callable[..., Sentinel]
 ) -> None:
-    """Nobody there, a wrong password, a name that no sentinel knows: each says what it is."""
+    """An unreachable sentinel, a wrong password and an unknown name each give their reason."""
     sentinel = sentinel_of(own_redis_server(), requirepass="right")
     address = f"127.0.0.1:{sentinel.port}"
     for url, reason in [
@@ -85,7 +85,7 @@ async def test_sentinels_that_are_away_or_refuse_are_an_error_that_tells_no_secr
 async def test_a_replica_is_refused_whoever_calls_it_master(
     own_redis_server: Callable[..., RedisServer], sentinel_of: Callable[..., Sentinel]
 ) -> None:
-    """What the sentinels still hold for the master may have been demoted."""
+    """A server that the sentinels still name as the master may have been demoted."""
     master = own_redis_server()
     sentinel = sentinel_of(own_redis_server(replicaof=f"127.0.0.1 {master.port}"))
     with pytest.raises(
@@ -106,8 +106,8 @@ async def test_a_replica_is_refused_whoever_calls_it_master(
         "redis+sentinel+unix://host/main",
     ],
 )
-def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:
-    """What is wrong with a URL is said without its password."""
+def test_a_bad_url_is_refused_without_repeating_it(url: str) -> None:
+    """The error about a URL does not contain its password."""
     with pytest.raises(ValueError, match="not a Redis URL") as caught:
         check_server_url(url)
     assert "pass" not in str(caught.value).replace("USER:PASSWORD", "")
@@ -115,7 +115,7 @@ def test_a_bad_url_is_told_without_repeating_it(url: str) -> None:
 
 @attrs.frozen
 class World:
-    """A failing service, a publisher, and a client that checks what it is given."""
+    """A failing service, a publisher, and a client that verifies its stream."""
 
     service: SentinelService
     publisher: Publisher
@@ -127,13 +127,13 @@ class World:
 
     @property
     def epoch(self) -> str:
-        """The epoch of what the client received last."""
+        """The epoch of the last message that the client received."""
         position = self.client.position("stock:005930")
         assert position is not None
         return position.epoch
 
     async def receive_until(self, number: int) -> list[Event]:
-        """What the client receives up to the price with this volume."""
+        """Return the events that the client receives up to the price with this volume."""
         events = [await self.client.receive()]
         while not (isinstance(events[-1], PriceUpdate) and events[-1].volume == number):
             events.append(await self.client.receive())
@@ -163,12 +163,12 @@ async def world(service: SentinelService, *, positioned: bool = True) -> AsyncIt
 
 
 def volumes(events: list[Event]) -> list[int]:
-    """The numbers of the prices among them."""
+    """Return the volumes of the prices among events."""
     return [int(event.volume) for event in events if isinstance(event, PriceUpdate)]
 
 
 async def test_a_failover_loses_nothing_that_was_replicated(service: SentinelService) -> None:
-    """The publisher and the server follow to the new master, and the client never notices."""
+    """Publisher and server follow to the new master, and the client receives every publication."""
     async with world(service) as w:
         await w.publish(range(1, 101))
         await trio.to_thread.run_sync(service.replicate)
@@ -182,7 +182,7 @@ async def test_a_failover_loses_nothing_that_was_replicated(service: SentinelSer
 
 
 async def test_a_failover_that_loses_writes_begins_a_new_epoch(service: SentinelService) -> None:
-    """The new master would give sequences again that clients have seen: a gap says so."""
+    """A gap with a new epoch precedes sequences that the new master gives a second time."""
     async with world(service) as w:
         await w.publish(range(1, 101))
         await trio.to_thread.run_sync(service.replicate)
@@ -205,7 +205,7 @@ async def test_a_failover_that_loses_writes_begins_a_new_epoch(service: Sentinel
 async def test_a_failover_under_plain_producers_is_an_announced_gap(
     service: SentinelService,
 ) -> None:
-    """Without positions in Redis nobody can know what was missed, so it counts as missed."""
+    """Without positions in Redis it is unknown whether something was missed: a gap is sent."""
     async with world(service, positioned=False) as w:
         await w.publish(range(1, 11))
         assert volumes(await w.receive_until(10)) == list(range(1, 11))
