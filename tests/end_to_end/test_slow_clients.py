@@ -58,6 +58,8 @@ async def read_to_the_last(client: RawClient) -> None:
     positions: Counter[str] = Counter()
     async with aclosing(client.frames()) as frames:
         async for opcode, payload in frames:
+            if opcode is Opcode.PING:
+                continue  # the server asks, after so many messages, whether they arrived
             assert opcode is Opcode.TEXT
             for message in payload.get("messages", [payload]):
                 if message["type"] == "price_update":

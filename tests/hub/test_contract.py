@@ -6,7 +6,7 @@ while more is published. `tests.hub.world` checks what each client receives. A f
 steps that lead to it and a line that replays it.
 
 Covers streamer.hub.backlog, streamer.hub.fanout, streamer.hub.group, streamer.hub.hub,
-streamer.hub.outbox, streamer.hub.publication, streamer.hub.rate_queue, streamer.hub.replay_queue,
+streamer.hub.publication, streamer.hub.rate_queue, streamer.hub.replay_queue,
 streamer.hub.sessions, streamer.hub.streams, streamer.hub.upstream and streamer.wire.batch.
 """
 # ruff: noqa: D102 - the name of a rule says what happens

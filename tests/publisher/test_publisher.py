@@ -1,6 +1,7 @@
 """The publisher against real Redis servers that are killed, emptied, paused and cut off.
 
-Covers streamer.publisher.commands, streamer.publisher.destination and streamer.publisher.receipts.
+Covers streamer.publisher.commands, streamer.publisher.destination and
+streamer.publisher.receipts.
 """
 
 import contextlib
