@@ -44,11 +44,11 @@ class Topology:
 
     masters: tuple[str, ...] = attrs.field(repr=False)
     """Their URLs."""
-    _owners: Sequence[int] = attrs.field(repr=False)
+    _master_by_slot: Sequence[int] = attrs.field(repr=False)
 
-    def owner(self, key: bytes) -> int:
+    def master_of(self, key: bytes) -> int:
         """Return the index of the master that serves a key, or a channel."""
-        return self._owners[key_slot(key)]
+        return self._master_by_slot[key_slot(key)]
 
     @classmethod
     def parse(cls, slots: Any, url: HostsURL, asked_host: str) -> Self:
@@ -65,14 +65,14 @@ class Topology:
             raise unexpected_reply(slots) from None
         # Sorted, so that what two servers say is equal where they mean the same.
         masters = sorted({master for _, _, master in ranges})
-        owners = [-1] * REDIS_CLUSTER_HASH_SLOTS
+        by_slot = [-1] * REDIS_CLUSTER_HASH_SLOTS
         for first, end, master in ranges:
-            owners[first:end] = [masters.index(master)] * (end - first)
-        if len(owners) != REDIS_CLUSTER_HASH_SLOTS:
+            by_slot[first:end] = [masters.index(master)] * (end - first)
+        if len(by_slot) != REDIS_CLUSTER_HASH_SLOTS:
             raise unexpected_reply(slots)
-        if -1 in owners:
+        if -1 in by_slot:
             raise RedisConnectionError("the Cluster does not cover all slots")
-        return cls(tuple(masters), owners)
+        return cls(tuple(masters), by_slot)
 
 
 def check_cluster_url(url: str) -> None:
@@ -175,25 +175,25 @@ class ClusterConnection:
         """Write `commands`, to one master after the other."""
         batches: dict[Connection, list[Command]] = {node: [] for node in self._connections}
         for command in commands:
-            owner = self._connections[self._owner(command)]
+            master = self._connections[self._master_of(command)]
             script = _script(command)
             if script is not None:
                 for node in self._connections:
-                    if node is not owner:
+                    if node is not master:
                         batches[node].append(("SCRIPT", "LOAD", script))
                         self._awaited.append((node, False))
-            batches[owner].append(command)
-            self._awaited.append((owner, True))
+            batches[master].append(command)
+            self._awaited.append((master, True))
         self._sent.set()
         for node, batch in batches.items():
             if batch:
                 await node.send(batch)
 
-    def _owner(self, command: Command) -> int:
+    def _master_of(self, command: Command) -> int:
         if command[0] == "SCRIPT":
             return 0
         key = command[3] if command[0] in {"EVAL", "EVALSHA"} else command[1]
-        return self._topology.owner(key if isinstance(key, bytes) else str(key).encode())
+        return self._topology.master_of(key if isinstance(key, bytes) else str(key).encode())
 
 
 def _script(command: Command) -> Word | None:

@@ -72,7 +72,7 @@ class ClusterReader(PubSubReader):
         return bool(self._pubsubs) and self._pubsub(name).state.is_confirmed(name)
 
     def _pubsub(self, name: bytes) -> PubSubConnection:
-        return self._pubsubs[self._topology.owner(name)]
+        return self._pubsubs[self._topology.master_of(name)]
 
     async def _run_connections(self) -> None:
         self._topology = await self._discover()
@@ -110,4 +110,4 @@ class ClusterReader(PubSubReader):
     def _probe_channel(self, master: int) -> bytes:
         """Return a channel of this reader in a slot of the master."""
         names = (f"streamer:probe:{{{self._instance_id}.{n}}}".encode() for n in itertools.count())
-        return next(name for name in names if self._topology.owner(name) == master)
+        return next(name for name in names if self._topology.master_of(name) == master)

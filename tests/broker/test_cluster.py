@@ -250,6 +250,46 @@ async def test_a_server_that_is_away_does_not_hide_the_others(
             assert len(topology.masters) == 3
 
 
+async def test_a_forbidden_channel_is_refused_alone(calm_cluster: ClusterService) -> None:
+    """Channels of all masters that the user may not read are refused; the others are read."""
+    rules = [
+        "on",
+        "nopass",
+        "resetkeys",
+        "resetchannels",
+        "&streamer:probe:*",
+        "&{stock:*",
+        "+@all",
+    ]
+    for master in calm_cluster.masters:
+        with master.connect() as redis:
+            redis.execute_command("ACL", "SETUSER", "reader", *rules)
+    recorder = Recorder()
+    url = calm_cluster.url.replace("//", "//reader:any@")
+    reader = ClusterReader(url, recorder, probe_interval_seconds=0.02)
+    permitted = [f"stock:{code}:price" for code in CODES]
+    forbidden = [f"sector:{code}:price" for code in CODES]
+    reader.subscribe([*permitted, *forbidden])
+    async with running(reader) as connected:
+        assert connected
+        events = [await recorder.next_event() for _ in forbidden]
+        assert {event[:2] for event in events} == {("refused", name.encode()) for name in forbidden}
+        assert await recorder.next_event() == ("connected",)
+        assert all(map(reader.is_refused, forbidden))
+        assert not any(map(reader.is_refused, permitted))
+        for channel in permitted:
+            name = f"{{{channel.removesuffix(':price')}}}:price"
+            with calm_cluster.masters[calm_cluster.index(channel)].connect() as redis:
+                assert redis.execute_command("SPUBLISH", name, "x") == 1
+            assert await recorder.next_event() == ("message", channel.encode(), b"x")
+        reader.unsubscribe(forbidden[1:])
+        for master in calm_cluster.masters:
+            with master.connect() as redis:
+                redis.execute_command("ACL", "SETUSER", "reader", "&{sector:*")
+        assert await recorder.next_event() == ("accepted", forbidden[0].encode())
+        assert reader.statistics().reconnects == 0
+
+
 async def refusal(url: str) -> str:
     """Return the reason why a Cluster is not connected to."""
     with trio.fail_after(DEADLINE_SECONDS), pytest.raises(RedisConnectionError) as caught:
