@@ -272,7 +272,10 @@ class Settings:
         "address that holds the most are dropped first.",
     )
     history_length: int = setting(
-        1000, integer(0), "Publications kept of each topic for clients that reconnect."
+        5000,
+        integer(0),
+        "Publications kept of each topic for clients that reconnect; most topics reach "
+        "history_seconds first.",
     )
     max_history_bytes: int = setting(
         268_435_456,

@@ -15,8 +15,6 @@ from streamer.protocol.messages import ServerShutdown
 
 ABNORMAL: Final = 1006
 """No close frame was received (RFC 6455, 7.1.5)."""
-DISCONNECTED: Final = 4003
-"""An operator closed the connection; `disconnected` came first."""
 INVALID_TOKEN: Final = 4500
 """The token is not valid, and will not be later."""
 

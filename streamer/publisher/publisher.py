@@ -392,7 +392,7 @@ async def open_publisher(
     url: str,
     *,
     positioned: bool = True,
-    history_length: int = 1000,
+    history_length: int = 5000,
     history_seconds: float = 300,
     hold_seconds: float = 30,
     hold_messages: int = 10_000,
