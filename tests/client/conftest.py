@@ -1,4 +1,4 @@
-"""What the client is tested against: the real server, and a peer that does what a test tells it."""
+"""The servers that the client is tested against: the real one, and one that plays a script."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -18,14 +18,14 @@ Script = Callable[["Line"], Awaitable[None]]
 
 
 async def expire() -> NoReturn:
-    """Fail the test that hangs: a fixture's nursery ends with the test that takes the fixture."""
+    """Fail a test that hangs; the nursery of a fixture ends with its test."""
     await trio.sleep(DEADLINE_SECONDS)
     pytest.fail("the test hangs")
 
 
 @pytest.fixture
 def start_server(nursery: trio.Nursery) -> Serve:
-    """Starts a server without Redis; takes its settings."""
+    """Return a function that starts a server without Redis, with some settings."""
     nursery.start_soon(expire)
 
     async def start(**settings: Any) -> Server:
@@ -38,12 +38,12 @@ def start_server(nursery: trio.Nursery) -> Serve:
 
 @pytest.fixture
 async def server(start_server: Serve) -> Server:
-    """A server with default settings, but that it sends at once."""
+    """Start a server with default settings, which flushes at once."""
     return await start_server()
 
 
 class Line:
-    """One connection of a peer."""
+    """One connection to the scripted server."""
 
     def __init__(self, request: trio_websocket.WebSocketRequest) -> None:
         self.path = request.path
@@ -51,7 +51,7 @@ class Line:
         self._socket: trio_websocket.WebSocketConnection | None = None
 
     async def socket(self) -> trio_websocket.WebSocketConnection:
-        """The connection, accepted."""
+        """Accept the connection if need be, and return it."""
         if self._socket is None:
             self._socket = await self._request.accept()
         return self._socket
@@ -61,7 +61,7 @@ class Line:
         await self._request.reject(status)
 
     async def greet(self, **changes: Any) -> None:
-        """Say `connected`."""
+        """Send `connected`."""
         greeting = {"session_id": "s1", "protocol": 1, "heartbeat_interval": 25, "limits": {}}
         await self.say("connected", **greeting | changes)
 
@@ -71,16 +71,16 @@ class Line:
         await self.send(json.dumps(message))
 
     async def send(self, message: str | bytes) -> None:
-        """Send what need not be a message."""
+        """Send text or bytes that need not be a message."""
         await (await self.socket()).send_message(message)
 
     async def hear(self) -> dict[str, Any]:
-        """The next message of the client."""
+        """Return the next message of the client."""
         message: dict[str, Any] = json.loads(await (await self.socket()).get_message())
         return message
 
     async def accept_subscription(self, sequence: int = 0) -> None:
-        """Answer a subscription in full, at this position."""
+        """Receive a subscription and accept all its targets, at this position."""
         request = await self.hear()
         assert request["type"] == "subscribe"
         await self.say(
@@ -104,7 +104,7 @@ class Line:
         await (await self.socket()).aclose(code, reason)
 
     async def wait_closed(self) -> int:
-        """Read until the client closes; with which code."""
+        """Read until the client closes; return the close code."""
         socket = await self.socket()
         code: int | None = None
         while code is None:
@@ -120,7 +120,7 @@ Peer = Callable[..., Awaitable[str]]
 
 @pytest.fixture
 def peer(nursery: trio.Nursery) -> Peer:
-    """Starts a WebSocket server that plays a script for each connection; returns its URL."""
+    """Return a function that starts a server, with a script for each connection, at a URL."""
     nursery.start_soon(expire)
 
     async def start(*scripts: Script) -> str:

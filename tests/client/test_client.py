@@ -1,4 +1,4 @@
-"""The client, over real sockets: what it receives, what it asks, and how it ends.
+"""The client over real sockets: its messages, its requests and its end.
 
 Covers streamer.client.connection, streamer.client.endings, streamer.client.errors and
 streamer.client.requests.
@@ -40,7 +40,7 @@ STOCK = Topic.parse("stock:005930")
 
 
 def publish_price(server: Server, price: object, code: str = "005930", **members: Any) -> None:
-    """Publish a price of a stock, the text of the number as it stands."""
+    """Publish a price of a stock, with the number as it is written."""
     assert server.bus is not None
     extra = "".join(f',"{name}":{value}' for name, value in members.items())
     text = f'{{"stock_code":"{code}","price":{price},"change":-1.50,"change_percent":0,"volume":1'
@@ -55,12 +55,12 @@ def publish_orderbook(server: Server) -> None:
 
 
 async def receive(client: Client, count: int) -> list[Event]:
-    """So many messages."""
+    """Receive a number of messages."""
     return [await client.receive() for _ in range(count)]
 
 
 async def test_messages_arrive_typed_with_every_digit_and_in_order(server: Server) -> None:
-    """Numbers are Decimal with the producer's digits; what it added is there, and the text."""
+    """Numbers are Decimal with the producer's digits; other members and the text are kept."""
     async with open_client(server.websocket_url) as client:
         await client.subscribe([STOCK, "market:KOSPI"])
         publish_price(server, "72500.10", currency='"KRW"', ratio="1.50")
@@ -83,7 +83,7 @@ async def test_messages_arrive_typed_with_every_digit_and_in_order(server: Serve
 
 
 async def test_batches_are_unpacked(start_server: Serve) -> None:
-    """What one flush brings together is iterated over one by one, each with its own text."""
+    """The messages of a batch are received one by one, each with its own text."""
     server = await start_server(flush_interval_ms=10.0)
     async with open_client(server.websocket_url) as client:
         await client.subscribe([STOCK])
@@ -101,7 +101,7 @@ async def test_batches_are_unpacked(start_server: Serve) -> None:
 
 
 async def test_the_last_known_value_comes_as_a_snapshot_unless_unwanted(server: Server) -> None:
-    """It is marked, so that nobody takes it for news."""
+    """It is marked as a snapshot."""
     async with open_client(server.websocket_url) as first:
         await first.subscribe([STOCK])
         publish_price(server, 1)
@@ -122,7 +122,7 @@ async def test_the_last_known_value_comes_as_a_snapshot_unless_unwanted(server: 
 
 
 async def test_only_the_kinds_wanted_arrive_and_that_is_no_hole(server: Server) -> None:
-    """The server names what the message follows; the account says how much was left out."""
+    """`previous` names the message that it follows; the account counts the ones left out."""
     async with open_client(server.websocket_url) as client:
         await client.subscribe([STOCK], kinds=[Kind.PRICE], mode="all")
         for number in range(3):
@@ -135,7 +135,7 @@ async def test_only_the_kinds_wanted_arrive_and_that_is_no_hole(server: Server) 
 
 
 async def test_max_rate_merges_and_says_so(server: Server) -> None:
-    """Of what comes faster, the newest arrives, with what it follows."""
+    """The newest message arrives, and `previous` says which one it follows."""
     async with open_client(server.websocket_url) as client:
         await client.subscribe([STOCK], max_rate=20.0)
         publish_price(server, 0)
@@ -149,7 +149,7 @@ async def test_max_rate_merges_and_says_so(server: Server) -> None:
 
 
 async def test_unsubscribing_ends_the_stream(server: Server) -> None:
-    """The server knows of it, and nothing of the topic arrives any more."""
+    """The server ends the subscription, and no message of the topic arrives any more."""
     async with open_client(server.websocket_url) as client:
         await client.subscribe([STOCK, "stock:000660"])
         await client.unsubscribe([STOCK])
@@ -163,7 +163,7 @@ async def test_unsubscribing_ends_the_stream(server: Server) -> None:
 
 
 async def test_requests_keep_to_the_servers_limits(start_server: Serve) -> None:
-    """More topics than one request may name take several requests."""
+    """Topics beyond the limit of one request take several requests."""
     server = await start_server(max_targets_per_request=2)
     async with open_client(server.websocket_url) as client:
         topics = [f"stock:{number}" for number in range(5)]
@@ -174,7 +174,7 @@ async def test_requests_keep_to_the_servers_limits(start_server: Serve) -> None:
 
 
 async def test_rejected_targets_are_named_and_the_others_held(start_server: Serve) -> None:
-    """The error says which and why."""
+    """The error has the rejected topics and the reasons."""
     server = await start_server(max_subscriptions=2)
     async with open_client(server.websocket_url) as client:
         with pytest.raises(
@@ -187,7 +187,7 @@ async def test_rejected_targets_are_named_and_the_others_held(start_server: Serv
 
 
 async def test_a_refused_request_is_an_error_of_its_own(start_server: Serve) -> None:
-    """Also where the server did not read its id, since it was over the rate limit."""
+    """An error without request_id, as over the rate limit, belongs to the first open request."""
     server = await start_server(rate_limit=0.001, rate_limit_burst=1)
     async with open_client(server.websocket_url) as client:
         await client.subscribe([STOCK])
@@ -198,7 +198,7 @@ async def test_a_refused_request_is_an_error_of_its_own(start_server: Serve) -> 
 
 
 async def test_what_no_server_would_take_is_not_sent(server: Server) -> None:
-    """No topic, no such kind, and options that contradict each other."""
+    """An invalid topic, an unknown kind and contradicting options are a ValueError."""
     async with open_client(server.websocket_url) as client:
         with pytest.raises(ValueError, match="not TYPE:TARGET"):
             await client.subscribe(["005930"])
@@ -210,7 +210,7 @@ async def test_what_no_server_would_take_is_not_sent(server: Server) -> None:
 
 
 async def test_a_client_that_is_not_consumed_is_not_read_for(server: Server) -> None:
-    """Its buffer is bounded, so the server merges for it; then it gets the newest, and no hole."""
+    """Its buffer is bounded, so the server merges; the newest message arrives without a hole."""
     async with open_client(server.websocket_url, buffer_messages=10) as client:
         await client.subscribe([STOCK])
         filler = '"' + "x" * 100_000 + '"'
@@ -232,7 +232,7 @@ async def test_a_client_that_is_not_consumed_is_not_read_for(server: Server) -> 
 
 
 async def test_an_answer_is_read_though_the_buffer_is_full(server: Server) -> None:
-    """Or whoever asks between two messages would wait for ever."""
+    """Otherwise a request made between two messages would wait for ever."""
     async with open_client(server.websocket_url, buffer_messages=1) as client:
         await client.subscribe([STOCK])
         for number in range(20):
@@ -243,7 +243,7 @@ async def test_an_answer_is_read_though_the_buffer_is_full(server: Server) -> No
 
 
 async def test_giving_up_a_request_leaves_the_client_whole(server: Server) -> None:
-    """Its answer, when it comes, is nobody's; the next request gets its own."""
+    """The answer to a cancelled request is dropped; the next request gets its own answer."""
     async with open_client(server.websocket_url) as client:
         with trio.CancelScope() as scope:
             scope.cancel()
@@ -254,7 +254,7 @@ async def test_giving_up_a_request_leaves_the_client_whole(server: Server) -> No
 
 
 async def test_nothing_remains_when_the_block_ends(peer: Peer) -> None:
-    """The connection is closed as it should be, with 1000."""
+    """The connection is closed with 1000."""
     codes: list[int] = []
 
     async def script(line: Line) -> None:
@@ -269,7 +269,7 @@ async def test_nothing_remains_when_the_block_ends(peer: Peer) -> None:
 
 
 async def test_an_error_leaves_the_block_as_it_is(server: Server) -> None:
-    """Not in a group, and with its cause."""
+    """It is not in a group, and has its cause."""
     cause = ZeroDivisionError()
 
     async def use() -> None:
@@ -282,7 +282,7 @@ async def test_an_error_leaves_the_block_as_it_is(server: Server) -> None:
 
 
 async def test_breaches_are_told_as_they_are_found(peer: Peer) -> None:
-    """And are in the account."""
+    """They are in the account too."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -299,7 +299,7 @@ async def test_breaches_are_told_as_they_are_found(peer: Peer) -> None:
 
 
 async def test_errors_that_answer_nothing_are_handed_out(peer: Peer) -> None:
-    """What this version does not know is passed over; answers that nobody awaits, too."""
+    """Unknown messages and answers to no open request are ignored."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -320,7 +320,7 @@ async def test_errors_that_answer_nothing_are_handed_out(peer: Peer) -> None:
 async def test_text_that_is_no_message_is_skipped_and_counted(
     garbage: str | bytes, peer: Peer
 ) -> None:
-    """The client goes on; the account names the violation."""
+    """The client goes on; the violation is in the account."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -366,7 +366,7 @@ async def test_a_publication_that_cannot_be_read_is_skipped_with_its_position(
 
 
 async def test_an_answer_that_cannot_be_read_is_an_error_of_its_request(peer: Peer) -> None:
-    """Whoever asked does not wait for ever; the client goes on."""
+    """The request raises DecodeError; the client goes on."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -387,7 +387,7 @@ async def test_an_answer_that_cannot_be_read_is_an_error_of_its_request(peer: Pe
 
 
 async def test_limits_and_intervals_without_sense_do_no_harm(peer: Peer) -> None:
-    """A server that announces them is served with the defaults."""
+    """The client uses the defaults instead."""
 
     async def script(line: Line) -> None:
         await line.greet(heartbeat_interval=-1, limits={"max_targets_per_request": 0})
@@ -400,7 +400,7 @@ async def test_limits_and_intervals_without_sense_do_no_harm(peer: Peer) -> None
 
 
 async def test_a_request_under_way_when_the_client_ends_ends_with_it(peer: Peer) -> None:
-    """With the same error."""
+    """The request raises the error that ends the client."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -416,14 +416,14 @@ async def test_a_request_under_way_when_the_client_ends_ends_with_it(peer: Peer)
 
 
 async def fails(url: str, error: type[Exception], match: str, **options: Any) -> None:
-    """There is no client."""
+    """Expect that no client can be opened."""
     with pytest.raises(error, match=match):
         async with open_client(url, **options):
             pytest.fail("connected")
 
 
 async def test_a_server_that_is_not_there_is_an_error() -> None:
-    """At first; later the client waits for it."""
+    """It is an error for the first connection; later the client waits for the server."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     await listeners[0].aclose()
@@ -432,7 +432,7 @@ async def test_a_server_that_is_not_there_is_an_error() -> None:
 
 
 async def test_what_is_no_streamer_is_an_error(server: Server, peer: Peer) -> None:
-    """Another path, another protocol, nothing said at all, and what the server refuses."""
+    """Another path, a refusal, another protocol and an unknown close code raise an error."""
     await fails(server.websocket_url + "/x", ConnectError, "HTTP status 404")
     await fails(await peer(lambda line: line.reject(503)), ConnectError, "HTTP status 503")
     await fails(await peer(lambda line: line.say("hello")), DecodeError, "no `connected`")
@@ -443,7 +443,7 @@ async def test_what_is_no_streamer_is_an_error(server: Server, peer: Peer) -> No
 async def test_a_server_that_says_nothing_is_given_up(
     mock_clock: MockClock, nursery: trio.Nursery, peer: Peer
 ) -> None:
-    """Neither the handshake nor the greeting may take for ever."""
+    """The handshake and the greeting have a deadline."""
 
     async def keep_silent(stream: trio.SocketStream) -> None:
         await stream.receive_some()

@@ -1,4 +1,4 @@
-"""The way to a server: TLS, and ends that are not in good order."""
+"""Connecting to a server: TLS, deadlines, and pings during the close."""
 
 import ssl
 from contextlib import suppress
@@ -16,7 +16,7 @@ from tests.client.conftest import Line, Peer, Serve
 
 @pytest.fixture
 async def tls_server(start_server: Serve, authority: trustme.CA, tmp_path: Path) -> Server:
-    """A server with a certificate for localhost."""
+    """Start a server with a certificate for localhost."""
     certificate = authority.issue_cert("localhost")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "chain.pem")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -29,14 +29,14 @@ async def tls_server(start_server: Serve, authority: trustme.CA, tmp_path: Path)
 
 @pytest.fixture
 def authority() -> trustme.CA:
-    """Who signs the server's certificate."""
+    """The authority that signs the server's certificate."""
     return trustme.CA()
 
 
 async def test_wss_works_with_an_authority_one_trusts(
     tls_server: Server, authority: trustme.CA
 ) -> None:
-    """And is closed in good order, as ws is."""
+    """The client subscribes over TLS."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     async with open_client(tls_server.websocket_url, ssl_context=context) as client:
@@ -45,7 +45,7 @@ async def test_wss_works_with_an_authority_one_trusts(
 
 
 async def test_a_wrong_certificate_is_told_at_once(tls_server: Server, server: Server) -> None:
-    """With the reason; so is a server that does not speak TLS, and a name that nobody has."""
+    """So are a server without TLS and an unknown host name; each error has its reason."""
     with pytest.raises(ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         async with open_client(tls_server.websocket_url):
             pytest.fail("connected")
@@ -58,7 +58,7 @@ async def test_a_wrong_certificate_is_told_at_once(tls_server: Server, server: S
 
 
 async def test_a_connection_that_is_not_taken_up_is_given_up() -> None:
-    """Before TLS is agreed on there is a deadline, too."""
+    """The TLS handshake has a deadline too."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         port = listener.socket.getsockname()[1]
@@ -68,7 +68,7 @@ async def test_a_connection_that_is_not_taken_up_is_given_up() -> None:
 
 
 async def test_pings_that_cross_the_close_do_no_harm(peer: Peer) -> None:
-    """The peer does not read, so that it pings on when the client has said that it leaves."""
+    """The server does not read, so it sends pings after the client's close frame."""
 
     async def ping_without_end(line: Line) -> None:
         await line.greet()

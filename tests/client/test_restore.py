@@ -1,4 +1,4 @@
-"""The client comes back: what it lost is restored, and what cannot be is announced."""
+"""Reconnecting: missed messages are restored, or a gap is announced."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -36,7 +36,7 @@ TOPICS = ["stock:005930", "stock:000660", "market:KOSPI"]
 
 
 def at_once() -> Backoff:
-    """No waiting between attempts."""
+    """Return a backoff without delays."""
     return Backoff(first_seconds=0.0)
 
 
@@ -48,7 +48,7 @@ def publish(server: Server, price: int, code: str = "005930") -> None:
 
 
 def cut(server: Server) -> None:
-    """Cut all connections without a word."""
+    """Cut all connections without a close frame."""
     for session in list(server._acceptor.sessions.values()):
         session.give_up()
 
@@ -60,7 +60,7 @@ def close(server: Server, reason: errors.CloseReason) -> None:
 
 
 async def prices(client: Client, count: int) -> list[int]:
-    """The next prices, which are all that comes."""
+    """Return the next prices; no other message may come between them."""
     received = []
     for _ in range(count):
         message = await client.receive()
@@ -71,7 +71,7 @@ async def prices(client: Client, count: int) -> list[int]:
 
 
 async def lose_and_miss(server: Server, client: Client, count: int) -> None:
-    """Cut the connection of a client that is up to date, and publish before it is back."""
+    """Cut the connection of an up-to-date client, and publish before it is back."""
     cut(server)
     await eventually(lambda: not server._acceptor.sessions)
     for number in range(count):
@@ -83,7 +83,7 @@ async def lose_and_miss(server: Server, client: Client, count: int) -> None:
 async def test_what_was_missed_follows_in_order(
     lifetime_seconds: float, start_server: Serve
 ) -> None:
-    """From the session, and where that is not known any more from the positions."""
+    """They follow from the session, and where that has expired from the client's positions."""
     server = await start_server(session_lifetime_seconds=lifetime_seconds)
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe(TOPICS)
@@ -101,7 +101,7 @@ async def test_what_was_missed_follows_in_order(
 
 
 async def test_options_are_restored_too(start_server: Serve) -> None:
-    """Without the session, the client says them again."""
+    """Without a session, the client sends the options again."""
     server = await start_server(session_lifetime_seconds=0.0)
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe([STOCK], kinds=["price"])
@@ -116,7 +116,7 @@ async def test_options_are_restored_too(start_server: Serve) -> None:
 
 
 async def test_what_cannot_be_restored_is_a_gap(start_server: Serve) -> None:
-    """More was missed than the server keeps: a gap says so, and a snapshot follows."""
+    """A gap is announced where more was missed than the server keeps; a snapshot follows."""
     server = await start_server(history_length=2)
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe([STOCK])
@@ -139,7 +139,7 @@ async def test_what_cannot_be_restored_is_a_gap(start_server: Serve) -> None:
 async def test_a_server_that_begins_anew_is_a_gap(
     nursery: trio.Nursery, start_server: Serve
 ) -> None:
-    """Its history went with it; the client waits until there is a server again."""
+    """The client waits until there is a server again; its history is lost, which is a gap."""
     server = await start_server(drain_min_retry_ms=0, drain_spread_ms_per_client=0.0)
     port = int(server.websocket_url.rsplit(":", 1)[1].split("/")[0])
     async with open_client(server.websocket_url, backoff=at_once()) as client:
@@ -158,7 +158,7 @@ async def test_a_server_that_begins_anew_is_a_gap(
 
 
 async def test_requests_wait_for_the_connection(server: Server) -> None:
-    """One that was cut off is made again; what was given up meanwhile stays given up."""
+    """A request that was cut off is sent again; unsubscribed topics stay unsubscribed."""
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe(TOPICS)
         cut(server)
@@ -172,7 +172,7 @@ async def test_requests_wait_for_the_connection(server: Server) -> None:
 
 
 async def test_a_connection_that_has_just_ended_is_not_asked(server: Server) -> None:
-    """A request in that moment waits for the next one, as any other does."""
+    """A request in that moment waits for the next connection."""
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         assert client._connection is not None
         client._connection.end(Ending(1013, "overloaded"))
@@ -181,7 +181,7 @@ async def test_a_connection_that_has_just_ended_is_not_asked(server: Server) -> 
 
 
 async def test_a_client_that_was_closed_says_so(server: Server) -> None:
-    """To whoever still waits for a message or an answer, and whoever comes later."""
+    """Pending and later calls raise the error."""
     told: list[str] = []
 
     async def use(action: Callable[[], Awaitable[object]]) -> None:
@@ -202,7 +202,7 @@ async def test_a_client_that_was_closed_says_so(server: Server) -> None:
 
 
 async def test_what_a_restored_session_has_too_much_is_given_up(peer: Peer) -> None:
-    """The server may have taken a subscription whose answer was lost; nobody wants it."""
+    """A subscription whose answer was lost is unsubscribed from."""
     asked: list[dict[str, Any]] = []
 
     async def first(line: Line) -> None:
@@ -244,7 +244,7 @@ async def test_what_a_restored_session_has_too_much_is_given_up(peer: Peer) -> N
 async def test_more_positions_than_a_message_holds_are_sent_with_the_subscriptions(
     start_server: Serve,
 ) -> None:
-    """A `reconnect` that the server refuses as too large would close the connection for good."""
+    """The server would close the connection for good on a `reconnect` that is too large."""
     server = await start_server(max_message_bytes=1000, max_targets_per_request=5)
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe([f"stock:{number:06}" for number in range(20)])
@@ -260,7 +260,7 @@ async def test_more_positions_than_a_message_holds_are_sent_with_the_subscriptio
 async def test_a_subscription_that_is_refused_on_return_ends_the_client(
     nursery: trio.Nursery, start_server: Serve
 ) -> None:
-    """To go on without it would be to lose it in silence."""
+    """Going on without it would lose its messages unannounced."""
     server = await start_server(drain_min_retry_ms=0, drain_spread_ms_per_client=0.0)
     port = int(server.websocket_url.rsplit(":", 1)[1].split("/")[0])
     async with open_client(server.websocket_url, backoff=at_once()) as client:
@@ -278,7 +278,7 @@ async def test_a_subscription_that_is_refused_on_return_ends_the_client(
 async def test_codes_that_say_so_are_come_back_from(
     reason: errors.CloseReason, server: Server
 ) -> None:
-    """With everything restored."""
+    """All subscriptions are restored."""
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe([STOCK])
         close(server, reason)
@@ -301,7 +301,7 @@ async def test_codes_that_say_so_are_come_back_from(
 async def test_codes_that_forbid_it_are_not_come_back_from(
     reason: errors.CloseReason, server: Server
 ) -> None:
-    """What had arrived is handed out first; 4001 needs a token that this client does not have."""
+    """Messages that have arrived are received first; with 4001, the client has no new token."""
     async with open_client(server.websocket_url, backoff=at_once()) as client:
         await client.subscribe([STOCK])
         publish(server, 1)
@@ -315,7 +315,7 @@ async def test_codes_that_forbid_it_are_not_come_back_from(
 
 
 async def test_a_code_for_an_invalid_token_is_final_with_any_token(peer: Peer) -> None:
-    """4500: a new token would be refused too; the error that came first is received."""
+    """4500 ends a client that could get a new token; the error before it is received."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -334,7 +334,7 @@ async def test_a_code_for_an_invalid_token_is_final_with_any_token(peer: Peer) -
 
 
 async def test_a_refusal_instead_of_a_greeting_is_told_by_its_code(peer: Peer) -> None:
-    """A server may say `error` and close where it would say `connected`."""
+    """A server may send `error` and close, instead of `connected`."""
 
     async def refuse(line: Line) -> None:
         await line.say("error", code="INVALID_TOKEN", message="not signed here")
@@ -373,7 +373,7 @@ async def test_an_operator_who_says_so_is_obeyed(peer: Peer) -> None:
 async def test_a_rate_limit_while_restoring_passes(
     start_server: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Requests over the limit are repeated until the server takes them."""
+    """Requests over the limit are repeated until the server accepts them."""
     monkeypatch.setattr("streamer.client.restore._FIRST_RETRY_SECONDS", 0.05)
     server = await start_server(
         rate_limit=4.0,  # so low that even a busy machine asks for more
@@ -401,7 +401,7 @@ async def test_a_rate_limit_while_restoring_passes(
 async def test_other_passing_errors_while_restoring_pass_too(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the session as well as for a subscription; an unreadable answer is one, too."""
+    """The session and the subscription are asked for again; an unreadable answer is retried too."""
     monkeypatch.setattr("streamer.client.restore._FIRST_RETRY_SECONDS", 0.0)
     asked: list[str] = []
 
@@ -440,7 +440,7 @@ async def test_other_passing_errors_while_restoring_pass_too(
 
 
 async def test_an_expired_token_is_replaced(peer: Peer) -> None:
-    """A function that gives tokens is asked for another."""
+    """The token function is called for each connection."""
     paths = []
 
     async def first(line: Line) -> None:
@@ -466,7 +466,7 @@ async def test_an_expired_token_is_replaced(peer: Peer) -> None:
 
 
 async def test_the_servers_delay_goes_before_ones_own(peer: Peer) -> None:
-    """`server_shutdown` says when to come back: here at once, where the backoff says in hours."""
+    """The delay of `server_shutdown` is used rather than that of the backoff, which is hours."""
 
     async def first(line: Line) -> None:
         await line.greet()
@@ -483,7 +483,7 @@ async def test_the_servers_delay_goes_before_ones_own(peer: Peer) -> None:
 
 
 async def test_leaving_while_away_takes_no_time(peer: Peer) -> None:
-    """The block ends though the next attempt is hours off."""
+    """The block ends at once, though the next attempt is hours away."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -495,7 +495,7 @@ async def test_leaving_while_away_takes_no_time(peer: Peer) -> None:
 
 
 async def test_http_refusals_are_told_apart(peer: Peer) -> None:
-    """5xx may pass, 4xx will not."""
+    """5xx is retried, 4xx ends the client."""
 
     async def first(line: Line) -> None:
         await line.greet()
@@ -508,7 +508,7 @@ async def test_http_refusals_are_told_apart(peer: Peer) -> None:
 
 
 async def test_a_server_that_does_not_answer_pings_is_left(peer: Peer) -> None:
-    """A connection may be dead without a word: the peer reads nothing, so it answers nothing."""
+    """The server reads nothing, so it answers no ping: the client makes another connection."""
 
     async def first(line: Line) -> None:
         await line.greet(heartbeat_interval=0.01)
@@ -533,7 +533,7 @@ async def test_a_server_that_does_not_answer_pings_is_left(peer: Peer) -> None:
 
 
 async def test_a_connection_that_lasted_resets_the_backoff(server: Server) -> None:
-    """One that did not is one more failure: a server that closes at once is not hammered."""
+    """A connection that ended soon counts as a failure, so the delay grows."""
     backoff = Backoff(first_seconds=0.0, max_seconds=1e6)
     async with open_client(server.websocket_url, backoff=backoff) as client:
         cut(server)
@@ -550,7 +550,7 @@ async def test_a_connection_that_lasted_resets_the_backoff(server: Server) -> No
 async def test_a_client_that_holds_itself_up_does_not_blame_the_server(
     peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answers to its pings are behind messages that it does not read for want of room."""
+    """Pongs are behind messages that it does not read while its buffer is full."""
     caplog.set_level(logging.DEBUG, "trio-websocket")
 
     async def script(line: Line) -> None:

@@ -1,4 +1,4 @@
-"""What the Verifier calls right and wrong: rule by rule, and against a model of a server.
+"""The Verifier, rule by rule, and against a model of a server.
 
 Covers streamer.client.account.
 """
@@ -48,7 +48,7 @@ def price_update(
     code: str = "005930",
     named: bool = False,
 ) -> PriceUpdate:
-    """A price of a topic; `named`: with the topic beside it."""
+    """Make a price of a topic; `named`: with the topic's names in it."""
     names = {"subscription_type": str(of.subscription_type), "target": of.target}
     return PriceUpdate(
         timestamp="2024-08-09T00:00:00Z",
@@ -65,7 +65,7 @@ def price_update(
 
 
 def status(sequence: int, previous: int | None = None, *, snapshot: bool = False) -> MarketStatus:
-    """A status of the market."""
+    """Make a status of the market."""
     return MarketStatus(
         timestamp="2024-08-09T00:00:00Z",
         market=MARKET.target,
@@ -77,14 +77,14 @@ def status(sequence: int, previous: int | None = None, *, snapshot: bool = False
 
 
 def gap(sequence: int, epoch: str = "a", topic: Topic = STOCK) -> Gap:
-    """A gap after which the stream goes on from here."""
+    """Make a gap after which the stream goes on from this position."""
     return Gap(topic.subscription_type, topic.target, GapReason.SOURCE_RECONNECTED, epoch, sequence)
 
 
 def subscribed(
     sequence: int, epoch: str = "a", topic: Topic = STOCK, request_id: int | None = None
 ) -> Subscribed:
-    """The answer to a subscription."""
+    """Return the answer to a subscription."""
     positions = {topic.target: Position(epoch, sequence)}
     return Subscribed(topic.subscription_type, [topic.target], [], positions, request_id)
 
@@ -92,7 +92,7 @@ def subscribed(
 def subscribe(
     topic: Topic = STOCK, since: Position | None = None, kinds: list[Kind] | None = None
 ) -> Subscribe:
-    """A subscription, perhaps since a position."""
+    """Make a subscription, from a position if one is given."""
     return Subscribe(
         topic.subscription_type,
         [topic.target],
@@ -102,7 +102,7 @@ def subscribe(
 
 
 def account(*conversation: Message | Subscribe | Reconnect | None) -> Account:
-    """The account of a conversation; None: the connection ends."""
+    """Return the account of a conversation; None: the connection ends."""
     verifier = Verifier()
     show(verifier, *conversation)
     return verifier.account()
@@ -164,7 +164,7 @@ def test_a_stream_in_order_adds_up() -> None:
 def test_each_breach_is_named(
     conversation: list[Message | None], fault: Fault, detail: str
 ) -> None:
-    """One breach is one violation, with the numbers that show it."""
+    """One violation is counted, with the numbers that show it."""
     result = account(*conversation)
     assert result.faults == {fault: 1}
     assert result.first_violations == (Violation(fault, STOCK, detail),)
@@ -172,7 +172,7 @@ def test_each_breach_is_named(
 
 
 def test_a_message_that_comes_late_is_out_of_order_rather_than_a_repeat() -> None:
-    """It was missing when its successor came; of what was there before, it would be a repeat."""
+    """It was missing before; a message that had been received would be a repeat."""
     result = account(subscribed(5), price_update(7), price_update(6), price_update(8))
     assert result.faults == {Fault.HOLE: 1, Fault.OUT_OF_ORDER: 1}
 
@@ -183,7 +183,7 @@ def test_after_a_breach_the_stream_goes_on_from_what_came() -> None:
 
 
 def test_a_gap_is_the_way_over_a_hole_and_into_another_epoch() -> None:
-    """After it the stream goes on from its position, and a snapshot is at most there."""
+    """The stream goes on from its position; a snapshot is not ahead of that."""
     result = account(
         subscribed(5),
         gap(9),
@@ -197,7 +197,7 @@ def test_a_gap_is_the_way_over_a_hole_and_into_another_epoch() -> None:
 
 
 def test_subscribing_without_since_takes_the_stream_as_it_stands() -> None:
-    """Whoever comes back without asking for what it missed has not been promised it."""
+    """Without `since`, missed messages are not promised."""
     assert (
         account(subscribed(5), price_update(6), None, subscribed(20), price_update(21)).violations
         == 0
@@ -208,7 +208,7 @@ HELD = Position("a", 6)
 
 
 def test_what_was_missed_follows_a_subscription_since() -> None:
-    """It goes on from the position named, over that of the answer, which is where it stands."""
+    """The stream goes on from `since`; the position of the answer is its present end."""
     result = account(
         *(subscribed(5), price_update(6), None, subscribe(since=HELD)),
         *(
@@ -223,7 +223,7 @@ def test_what_was_missed_follows_a_subscription_since() -> None:
 
 
 def test_a_recovery_that_is_not_over_is_told() -> None:
-    """A promise that is not kept is no violation yet, but nobody may think it was kept."""
+    """It is no violation yet, but the account shows it as outstanding."""
     result = account(subscribe(since=HELD), subscribed(9), price_update(7))
     assert (result.violations, result.outstanding) == (0, 1)
     assert "topics not yet recovered 1" in str(result)
@@ -241,13 +241,13 @@ def test_a_recovery_that_is_not_over_is_told() -> None:
 def test_a_recovery_that_leaves_something_out_is_a_breach(
     answer: Subscribed, following: Message, fault: Fault
 ) -> None:
-    """A hole, a repeat, and another epoch (or an earlier place in this one) without a gap."""
+    """A hole, a repeat, a new epoch and an earlier position without a gap are violations."""
     result = account(subscribe(since=HELD), answer, following)
     assert result.faults == {fault: 1}
 
 
 def test_a_recovery_that_is_not_possible_says_so() -> None:
-    """With a gap, from where the stream stands."""
+    """A gap leads to the end of the stream."""
     result = account(
         *(subscribe(since=HELD), subscribed(3, "b"), gap(3, "b")),
         *(price_update(2, snapshot=True), price_update(4)),
@@ -256,7 +256,7 @@ def test_a_recovery_that_is_not_possible_says_so() -> None:
 
 
 def test_after_an_unannounced_epoch_the_stream_goes_on_in_it() -> None:
-    """One breach, not one for each message of the new epoch."""
+    """One violation is counted, not one for each message of the new epoch."""
     conversation = (subscribe(since=HELD), subscribed(1, "b"), price_update(2), price_update(3))
     verifier = Verifier()
     show(verifier, *conversation)
@@ -265,7 +265,7 @@ def test_after_an_unannounced_epoch_the_stream_goes_on_in_it() -> None:
 
 
 def test_a_stream_may_go_on_under_the_epoch_of_its_producers() -> None:
-    """Another epoch is no hole where all that was missed follows; the new name is then held."""
+    """A new epoch is no hole where all missed messages follow; it is then the stream's epoch."""
     verifier = Verifier()
     show(
         verifier,
@@ -280,14 +280,14 @@ def test_a_stream_may_go_on_under_the_epoch_of_its_producers() -> None:
 
 
 def reconnected(sequence: int | None, epoch: str = "a") -> Reconnected:
-    """The answer to `reconnect`."""
+    """Return the answer to `reconnect`."""
     positions = {} if sequence is None else {str(STOCK): Position(epoch, sequence)}
     return Reconnected("s2", {STOCK.subscription_type: [STOCK.target]}, 2, True, positions)
 
 
 @pytest.mark.parametrize("stands", [8, None])
 def test_what_was_missed_follows_a_reconnect(stands: int | None) -> None:
-    """As after a subscription since; the server need not say where the stream stands."""
+    """They follow as after `since`; the server need not announce the end of the stream."""
     result = account(
         *(subscribed(6), None, Reconnect("s1", {str(STOCK): HELD}), reconnected(stands)),
         *(price_update(7), price_update(8), price_update(9)),
@@ -296,12 +296,12 @@ def test_what_was_missed_follows_a_reconnect(stands: int | None) -> None:
 
 
 def test_a_restored_stream_without_a_position_held_begins_where_it_stands() -> None:
-    """The answer to the subscription was lost with the connection."""
+    """This happens where the answer to the subscription was lost."""
     assert account(Reconnect("s1", {}), reconnected(8), price_update(9)).violations == 0
 
 
 def test_kinds_that_were_not_asked_for_are_no_hole() -> None:
-    """`previous` names what the client holds; a recovery may bring nothing up to the position."""
+    """`previous` names the last message received; a recovery may end with other kinds."""
     first = subscribe(kinds=[Kind.PRICE])
     again = subscribe(kinds=[Kind.PRICE], since=Position("a", 8))
     result = account(
@@ -312,7 +312,7 @@ def test_kinds_that_were_not_asked_for_are_no_hole() -> None:
 
 
 def test_nothing_comes_after_unsubscribed() -> None:
-    """Neither of a stock, nor of a sector."""
+    """A later message of a stock or a sector is a violation."""
     for topic in (STOCK, SECTOR):
         unsubscribed = Unsubscribed(topic.subscription_type, [topic.target], [])
         result = account(subscribed(5, topic=topic), unsubscribed, price_update(6, of=topic))
@@ -320,7 +320,7 @@ def test_nothing_comes_after_unsubscribed() -> None:
 
 
 def test_an_answer_belongs_to_the_request_whose_id_it_has() -> None:
-    """One that was refused leaves nothing behind that a later answer could be taken for."""
+    """A refused request is forgotten: later answers are not taken for its own."""
     first = attrs.evolve(subscribe(since=Position("a", 1)), request_id=1)
     second = attrs.evolve(subscribe(since=HELD), request_id=2)
     refusal = Error(ErrorCode.INVALID_MESSAGE, "no", request_id=1)
@@ -333,7 +333,7 @@ def test_an_answer_belongs_to_the_request_whose_id_it_has() -> None:
 
 
 def test_sector_and_watchlist_messages_find_their_stream() -> None:
-    """By the topic that the message names, else by the stream that it is the next of."""
+    """The topic that a message names decides, otherwise the stream whose next message it is."""
     begin = (subscribed(5), subscribed(50, topic=SECTOR), subscribed(70, topic=WATCHLIST))
     verifier = Verifier()
     show(verifier, *begin)
@@ -364,7 +364,7 @@ def test_an_unreadable_message_moves_its_stream_only_if_it_is_data() -> None:
 
 
 def test_a_message_that_no_topic_is_about_is_unsolicited() -> None:
-    """Its stock is no target, and no sector is subscribed that it could be of."""
+    """The stock is no valid target, and there is no subscription to a sector."""
     (violation,) = account(price_update(1, of=SECTOR, code="no  target")).first_violations
     assert str(violation) == "not subscribed: no topic: price_update 1 of no  target"
 
@@ -408,7 +408,7 @@ def test_a_message_to_a_user_without_such_a_topic_is_unsolicited() -> None:
 
 
 def test_the_account_reads_well_and_stays_small() -> None:
-    """It tells the first violations in full and the number of the others; all are reported."""
+    """The first violations are listed, the others counted; all are reported."""
     told: list[Violation] = []
     verifier = Verifier(told.append)
     show(verifier, subscribed(0), gap(0), price_update(3, 0))
@@ -428,7 +428,7 @@ def test_the_account_reads_well_and_stays_small() -> None:
 
 
 def test_a_position_is_known_once_it_was_told() -> None:
-    """Before the first answer there is none to go on from."""
+    """There is no position before the first answer."""
     verifier = Verifier()
     assert verifier.position(STOCK) is None
     verifier.receive(reconnected(None))
@@ -443,7 +443,7 @@ Event = Message | Subscribe | None
 
 
 class ModelStream:
-    """One topic of a server that keeps the contract, as its client hears it."""
+    """One topic of a server that keeps the contract, as its client receives it."""
 
     def __init__(self, topic: Topic, make: Callable[..., Data]) -> None:
         self.topic = topic
@@ -451,18 +451,18 @@ class ModelStream:
         self.epoch = 0
         self.sequence = 0
         self.told = 0
-        """Where the client stands."""
+        """The last sequence sent to the client."""
         self.merged = 0
         self.gaps = 0
         self.delivered = 0
 
     @property
     def position(self) -> Position:
-        """Where the stream stands."""
+        """The end of the stream."""
         return Position(str(self.epoch), self.sequence)
 
     def deliver(self, *, merge: bool) -> Iterator[Event]:
-        """What the client has still to get, or the newest of it."""
+        """Yield the messages that the client lacks, or only the newest."""
         for sequence in range(self.told + 1, self.sequence + 1):
             if not merge:
                 yield self._message(sequence)
@@ -477,13 +477,13 @@ class ModelStream:
         return self._make(sequence, previous)
 
     def snapshot(self) -> Iterator[Event]:
-        """The last known value, if there is one."""
+        """Yield the last known value, if there is one."""
         if self.sequence:
             self.delivered += 1
             yield self._make(self.sequence, snapshot=True)
 
     def lose(self, *, skipped: int, new_epoch: bool) -> Iterator[Event]:
-        """A hole that cannot be filled."""
+        """Lose publications for good; yield the gap."""
         self.epoch += new_epoch
         self.sequence = skipped if new_epoch else self.sequence + skipped
         self.told = self.sequence
@@ -491,7 +491,7 @@ class ModelStream:
         yield gap(self.sequence, str(self.epoch), self.topic)
 
     def answer(self) -> Subscribed:
-        """The answer to a subscription."""
+        """Return the answer to a subscription."""
         return subscribed(self.sequence, str(self.epoch), self.topic)
 
 
@@ -509,7 +509,7 @@ class Model:
             self.events += [subscribe(stream.topic), stream.answer()]
 
     def step(self, action: str, which: int, count: int) -> None:
-        """One thing that happens; `count` says how much of it."""
+        """Take a step; `count` is its size."""
         stream = self.streams[which]
         match action:
             case "publish":
@@ -541,7 +541,7 @@ class Model:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Model:
-    """What happens in any order, on three topics."""
+    """Draw a conversation about three topics."""
     model = Model()
     actions = ["publish", "merge", "gap", "subscribe", "restore", "restore merged", "expire"]
     step = st.tuples(st.sampled_from(actions), st.integers(0, 2), st.integers(0, 4))
@@ -552,7 +552,7 @@ def conversations(draw: st.DrawFn) -> Model:
 
 @given(conversations())
 def test_a_server_that_keeps_the_contract_has_no_violations(model: Model) -> None:
-    """Whatever happens in whatever order, the account is that of the model."""
+    """The account is the one of the model, for any order of steps."""
     result = account(*model.events)
     assert result.first_violations == ()
     assert result.outstanding == 0
@@ -562,7 +562,7 @@ def test_a_server_that_keeps_the_contract_has_no_violations(model: Model) -> Non
 
 
 def topic_of(event: Event) -> Topic | None:
-    """Which stream an event moves."""
+    """Return the topic whose stream an event moves."""
     match event:
         case Data(snapshot=False):
             return Verifier()._find_topic(event)
@@ -574,7 +574,7 @@ def topic_of(event: Event) -> Topic | None:
 
 
 def linked_pairs(events: list[Event]) -> list[tuple[int, int]]:
-    """Places of messages whose next event on their topic is a message that follows them."""
+    """Return pairs of indices of a message and the message that follows it on its topic."""
     last: dict[Topic | None, int] = {}
     pairs = []
     for place, event in enumerate(events):
@@ -592,7 +592,7 @@ def linked_pairs(events: list[Event]) -> list[tuple[int, int]]:
 
 @given(conversations(), st.data())
 def test_every_tampering_is_noticed(model: Model, data: Any) -> None:
-    """A message that is dropped, repeated, or changes places with its successor is a violation."""
+    """A message that is dropped, repeated, or exchanged with its successor is a violation."""
     events = model.events
     pairs = linked_pairs(events)
     assume(pairs)
