@@ -18,6 +18,7 @@ from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import decode_publication
 from streamer.protocol.errors import InvalidPublicationError
+from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.source.positions import ReadQueue, channels_of
 from streamer.source.report import SourceReport, SourceStatistics
@@ -139,6 +140,10 @@ class Router:
     def on_refused(self, channel: bytes, reason: str) -> None:
         """Redis forbids a channel: what is published there is missed."""
         self._refused += 1
+        route = self._routes.get(channel)
+        if route is not None and (stream := route[0].stream).subscriptions:
+            position = Position(stream.epoch, stream.sequence)
+            self._hub.start_epoch(stream, GapReason.SOURCE_UNAVAILABLE, position)
         now = trio.current_time()
         if now >= self._log_refusals_at:
             self._log_refusals_at = now + _REFUSAL_LOG_INTERVAL_SECONDS

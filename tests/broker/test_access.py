@@ -14,8 +14,9 @@ import trustme
 
 from streamer.broker.connection import RedisConnectionError, open_server
 from streamer.broker.reader import ReaderStatistics
-from streamer.client import PriceUpdate, SubscriptionRejectedError, open_client
+from streamer.client import Client, Gap, PriceUpdate, SubscriptionRejectedError, open_client
 from streamer.config import Settings
+from streamer.protocol.messages import GapReason
 from streamer.publisher import open_publisher
 from streamer.server import serve
 from tests.helpers.publications import numbered_publication
@@ -249,3 +250,49 @@ async def test_a_topic_that_redis_forbids_is_rejected_and_nobody_else_notices(
         await publisher.publish("watchlist:mine:price", numbered_publication(3)[1])
         assert isinstance(await asking.receive(), PriceUpdate)
         assert reading.account().violations == 0
+
+
+@pytest.mark.parametrize("positioned", [True, False])
+async def test_who_holds_a_topic_that_redis_begins_to_forbid_gets_a_gap(
+    own_redis_server: Callable[..., RedisServer], *, positioned: bool
+) -> None:
+    """A gap says that the source is unavailable; the stream goes on once it is permitted again."""
+    rules = "on nopass ~* resetchannels &stock:* &streamer:probe:* +@all"
+    redis_server = own_redis_server(user=f"reader {rules}")
+    url = f"redis://reader:any@127.0.0.1:{redis_server.port}"
+    async with (
+        running_server(redis=url, probe_interval_seconds=0.05) as server,
+        open_publisher(redis_server.url, positioned=positioned) as publisher,
+        open_client(server.websocket_url) as client,
+    ):
+        await client.subscribe(["stock:005930"], mode="all", snapshot=False)
+        await publisher.publish(*numbered_publication(1))
+        assert isinstance(await client.receive(), PriceUpdate)
+        with redis_server.connect() as redis:
+            redis.execute_command(*f"ACL SETUSER reader {rules} resetchannels &streamer:*".split())
+            reasons = [await gap_reason(client)]
+            while reasons[-1] != GapReason.SOURCE_UNAVAILABLE:
+                reasons.append(await gap_reason(client))
+            redis.execute_command(*f"ACL SETUSER reader {rules}".split())
+
+        def confirmed() -> bool:
+            statistics = server.statistics().redis
+            return statistics is not None and statistics.channels_confirmed == 2
+
+        await eventually(confirmed)
+        numbers = []
+        for number in range(2, 50):
+            await publisher.publish(*numbered_publication(number))
+        while 49 not in numbers:
+            event = await client.receive()
+            if isinstance(event, PriceUpdate):
+                numbers.append(int(event.volume))
+        assert numbers == sorted(set(numbers))
+        assert client.account().violations == 0, client.account()
+
+
+async def gap_reason(client: Client) -> GapReason:
+    """Return the reason of the gap that the client receives next."""
+    event = await client.receive()
+    assert isinstance(event, Gap)
+    return GapReason(event.reason)
