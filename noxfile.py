@@ -1,7 +1,7 @@
 """The checks that a change has to pass, and how to run each part of them alone.
 
     nox                       lint, types, package, surface, lowest, and the tests on this Python
-    nox -s lint               style, known mistakes, the direction of imports
+    nox -s lint               style, known mistakes, imports, unused code, English
     nox -s types              mypy --strict on everything
     nox -s package            build and install the package, and start its command
     nox -s surface            the types of the public names, seen from outside
@@ -35,7 +35,7 @@ nox.needs_version = ">=2026.10"
 PROJECT = nox.project.load_toml()
 PYTHONS = nox.project.python_versions(PROJECT)
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-SOURCES = ("streamer", "tests", "bench", "docs", "noxfile.py")
+SOURCES = ("streamer", "tests", "bench", "docs", "tools", "noxfile.py")
 
 nox.options.sessions = ["lint", "types", "package", "surface", "lowest", f"tests-{THIS_PYTHON}"]
 nox.options.error_on_missing_interpreters = True
@@ -64,12 +64,14 @@ def dependencies(group: str) -> list[str]:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, known mistakes (Trio's among them), and the direction of imports."""
+    """Check style, Trio's known mistakes, the direction of imports, unused code, and English."""
     session.install(*dependencies("lint"))
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
     session.run("flake8", *SOURCES)
     session.run("lint-imports", "--no-cache")
+    session.run("python", "-m", "tools.dead_code")
+    session.run("python", "-m", "tools.english")
 
 
 @nox.session

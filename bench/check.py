@@ -23,7 +23,7 @@ PUBLISHED = 10
 
 @attrs.frozen
 class Script:
-    """What a client is sent, and what the load client must say of it."""
+    """A stream with known defects, and the report that the load client must make of it."""
 
     name: str
     frames: Sequence[str]

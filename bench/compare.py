@@ -61,7 +61,7 @@ class Record:
 
 
 def environment() -> dict[str, str]:
-    """What the figures depend on: machine, kernel, versions."""
+    """The machine, kernel and versions that the figures depend on."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

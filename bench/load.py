@@ -19,7 +19,7 @@ CONNECT_ALLOWANCE_SECONDS = 130.0
 
 @attrs.frozen
 class Topic:
-    """What is published on one channel: a JSON object without its closing brace."""
+    """The publications of one channel: a JSON object without its closing brace."""
 
     channel: str
     head: str
@@ -36,7 +36,7 @@ class Scheduled:
 
 @attrs.frozen
 class Load:
-    """What the load client does; seconds, bytes and counts as named."""
+    """A run of the load client; seconds, bytes and counts as named."""
 
     rate_per_second: float = 0.0
     """Publications over all topics, which take turns. 0 leaves the clients idle."""
@@ -71,7 +71,7 @@ class Workload:
     subscriptions: Sequence[Sequence[int]]
     """For each connection the indexes of its topics."""
     schedule: Sequence[Scheduled] = ()
-    """What is published when, instead of the topics' own heads at a rate."""
+    """A recorded schedule of publications, instead of the topics' own heads at a rate."""
 
 
 @attrs.frozen

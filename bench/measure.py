@@ -39,7 +39,7 @@ class Measurement:
     """The longest that a client of the sample showed a value that was no longer the newest."""
     server_cpu_us_per_delivery: float
     server_cpu_share: float
-    """Of one core, from the start of measuring until everything was drained or given up."""
+    """Share of one core, from the start of measuring until everything was drained or given up."""
     server_memory_bytes_per_client: float
     """From start to all subscribed."""
     server_memory_peak_bytes: float
@@ -55,11 +55,11 @@ class Measurement:
     violations: int
     """Duplicates, messages out of order or not JSON, errors, connections refused or cut off."""
     client_cpu_share: float
-    """Of the load client's core; near 1 the client, not the server, is what was measured."""
+    """Share of the load client's core; near 1, the client was measured and not the server."""
     foreign_cpu_share: float
-    """Of both cores, by what has nothing to do with the run."""
+    """Share of both cores that other programs used."""
     server_waiting_share: float
-    """Of the time, waiting for its core; with several threads also for each other."""
+    """Share of the time in which it waited for its core, and its threads for each other."""
     client_waiting_share: float
     """The same of the load client, which may also wait for Redis and the publisher."""
     detail: dict[str, Any]
@@ -70,7 +70,7 @@ class Measurement:
 
 @attrs.frozen
 class Snapshot:
-    """What the server and Redis had used at one moment of the run."""
+    """CPU time that the server and Redis had used at one moment of the run."""
 
     at_seconds: float
     cpu_seconds: float
@@ -78,7 +78,7 @@ class Snapshot:
     memory_bytes: int
     waiting_seconds: float
     busy_seconds: float
-    """Of both cores, by whatever ran on them."""
+    """CPU time of both cores, by all programs."""
 
 
 def price_topics(count: int) -> list[Topic]:

@@ -1,4 +1,4 @@
-"""What one publication costs: a producer's CPU, Redis' CPU, and how many a second there can be.
+"""The cost of one publication: CPU of producer and Redis, and how many a second there can be.
 
     python bench/publisher.py [--messages 50000] [--redis URL]
 

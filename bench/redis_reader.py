@@ -1,4 +1,4 @@
-"""What one publication costs the Redis reader: CPU per message at a given rate.
+"""The cost of one publication to the Redis reader: CPU per message at a given rate.
 
     python bench/redis_reader.py [--rates 1000 10000 100000 0] [--seconds 5] [--redis URL]
 

@@ -1,4 +1,4 @@
-"""The rig that every benchmark stands on: processes pinned to cores, a Redis, C programs.
+"""The rig of every benchmark: processes pinned to cores, a Redis, C programs.
 
 The server under test has one core for itself; Redis, the publisher and the load client share
 the other, so what is measured is the server and not how the kernel shares a core. Everything

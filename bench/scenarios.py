@@ -1,4 +1,4 @@
-"""What is put on the servers: each scenario is a row of cases, each case one load."""
+"""The loads of the servers: each scenario is a row of cases, each case one load."""
 
 from __future__ import annotations
 

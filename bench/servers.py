@@ -56,7 +56,7 @@ def subscribe_streamer(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def subscribe_json(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """What the peers use whose applications define the protocol."""
+    """The protocol of peers whose applications define it."""
     return "/", [json.dumps({"subscribe": list(channels)})]
 
 

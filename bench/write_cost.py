@@ -1,4 +1,4 @@
-"""What it costs to write one frame to one of many clients, and how much of that is Python.
+"""The cost of writing one frame to one of many clients, and how much of that is Python.
 
     python -m bench.write_cost --clients 1000 --bytes 170
 

@@ -58,7 +58,7 @@ class Settings:
         "The Redis that publications come from: redis://, rediss:// (TLS), unix://, "
         "redis+sentinel://HOST,HOST/MASTER or redis+cluster://HOST,HOST.",
         repr=lambda url: repr(redact(url)),
-        heading="Where publications come from",
+        heading="Source",
     )
     memory: bool = setting(
         False,
@@ -87,7 +87,7 @@ class Settings:
         "127.0.0.1",
         HOST,
         "The address to accept WebSocket clients on; 0.0.0.0 for all of IPv4.",
-        heading="Where clients arrive",
+        heading="Listeners",
     )
     port: int = setting(8765, PORT, "The port to accept WebSocket clients on; 0 picks a free one.")
     http_host: str = setting(
@@ -115,7 +115,7 @@ class Settings:
         integer(1, 1024),
         "Processes that share the port and its clients; "
         "each reads Redis, and limits on connections hold for each.",
-        heading="On how many cores",
+        heading="Workers",
     )
 
     max_connections: int = setting(
@@ -123,7 +123,7 @@ class Settings:
         integer(0),
         "The most clients at a time, beyond which one is closed with 1013 (try again later); "
         "0 = no limit.",
-        heading="Who is let in",
+        heading="Admission",
     )
     max_connections_per_address: int = setting(
         5,
@@ -148,7 +148,7 @@ class Settings:
         100.0,
         number(0, MAX_COUNT),
         "Messages per second that a client may send in the long run; 0 = no limit.",
-        heading="What a client may send",
+        heading="Messages of clients",
     )
     rate_limit_burst: float = setting(
         attrs.Factory(_twice_the_rate, takes_self=True),
@@ -180,7 +180,7 @@ class Settings:
         number(0, 2_000),
         "How long updates are gathered before they are sent together, unless all is quiet; "
         "0 = sent at once.",
-        heading="What is sent, and when",
+        heading="Sending",
     )
     stretch_limit_ms: float = setting(
         250.0,
@@ -230,7 +230,7 @@ class Settings:
         SECONDS,
         "How often each client is pinged; "
         "below the idle timeout of the proxies in between, often 30 or 60 s.",
-        heading="Keeping and ending connections",
+        heading="Connections",
     )
     heartbeat_timeout_seconds: float = setting(
         10.0,
@@ -263,7 +263,7 @@ class Settings:
         300.0,
         SECONDS_OR_NONE,
         "How long after a disconnect a session can be restored.",
-        heading="What can be caught up on",
+        heading="Sessions and history",
     )
     max_session_bytes: int = setting(
         67_108_864,
@@ -292,7 +292,7 @@ class Settings:
         "info",
         choice(LogLevel),
         "The least severity that is logged.",
-        heading="What is reported",
+        heading="Logging",
     )
     log_format: LogFormat = setting("text", choice(LogFormat), "How the log on stderr is written.")
 

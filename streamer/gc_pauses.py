@@ -27,7 +27,7 @@ _NEVER: Final = 2**31 - 1
 
 
 class Serving(Protocol):
-    """What serves clients in this process."""
+    """The server of this process, as far as its clients are counted."""
 
     @property
     def active_connections(self) -> int:

@@ -78,10 +78,10 @@ class RedisRequired(Exception):  # noqa: N818 - reads as what it says
 
 @attrs.frozen
 class RateLimitStatistics:
-    """What was refused for being too much."""
+    """Counts of refused messages and connections."""
 
     messages_refused: int
-    """Of the clients connected now."""
+    """By the clients connected now."""
     connections_refused: int
 
 

@@ -1,4 +1,4 @@
-"""What `Settings` accepts and how it refuses.
+"""The values that `Settings` accepts, and how it refuses others.
 
 Covers streamer.setting_rules.
 """
@@ -119,7 +119,7 @@ def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
     ],
 )
 def test_allowed_values_are_kept_as_given(name: str, value: Any) -> None:
-    """What is valid is taken as it is."""
+    """A valid value is kept unchanged."""
     assert getattr(Settings(**{name: value}), name) == value
 
 

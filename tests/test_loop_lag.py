@@ -14,7 +14,7 @@ from tests.helpers.timing import BLOCKED_LOOP_SECONDS
 
 @attrs.define
 class Clock:
-    """A clock that moves when told."""
+    """A clock that is moved by hand."""
 
     now_seconds: float = 1000.0
 
@@ -78,7 +78,7 @@ def test_the_last_minute_forgets_and_the_whole_run_does_not() -> None:
 
 
 async def test_a_server_reports_what_held_up_its_loop(nursery: trio.Nursery) -> None:
-    """What blocks the loop of a running server shows in its statistics, in true time."""
+    """A block of a running server's loop is in its statistics, in real time."""
     server: Server = await nursery.start(serve, Settings(memory=True, port=0, http_port=0))
     await trio.lowlevel.checkpoint()
     time.sleep(BLOCKED_LOOP_SECONDS)  # noqa: ASYNC251 - the fault that it has to find

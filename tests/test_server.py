@@ -187,7 +187,7 @@ async def test_a_stopping_server_tells_each_client_when_to_come_back(
                 await client.data()
             publish(server, "stock:A:price", price("A", 2))
             server.shutdown()
-            await clients[0].ping_pong()  # nobody is told before the window is over
+            await clients[0].ping_pong()  # nothing is sent before the window is over
             mock_clock.jump(0.03)
             delays = []
             for client in clients:

@@ -56,7 +56,7 @@ EXPECTED_WARNINGS = {
 
 @pytest.fixture(params=["memory", "redis"])
 def source(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Where publications come from, as settings."""
+    """The settings that name the source."""
     if request.param == "memory":
         return {"memory": True}
     return {"redis": request.getfixturevalue("redis_url")}

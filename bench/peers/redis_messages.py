@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""What the asyncio peers share: publications from Redis as they come, and the subscribers' book."""
+"""Shared by the asyncio peers: publications from Redis as they come, and the subscribers."""
 
 import json
 from collections import defaultdict

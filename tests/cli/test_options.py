@@ -279,12 +279,8 @@ def test_help_shows_each_setting_with_its_default_under_a_heading(
     text = capsys.readouterr().out
     for name in NAMES:
         assert flag(name) in text
-    assert (
-        text.index("\nOptions:") < text.index("--quiet") < text.index("\nWhere publications come")
-    )
-    assert (
-        text.index("\nWhere clients arrive:") < text.index("--port PORT") < text.index("\nWho is")
-    )
+    assert text.index("\nOptions:") < text.index("--quiet") < text.index("\nSource:")
+    assert text.index("\nListeners:") < text.index("--port PORT") < text.index("\nAdmission:")
     assert "--port PORT  " in text
     assert "0 picks a free one.  [default: 8765]" in text
     assert "--log-format text|json" in text

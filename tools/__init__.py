@@ -1,0 +1,1 @@
+"""Checks of this project that no published tool makes; run by the lint session of nox."""
