@@ -33,6 +33,8 @@ USED: Final = {
 
 PUBLIC: Final = {
     "ended_bytes": "the bound that tests measure",
+    "is_ahead": "asked by the model of tests/hub",
+    "step_back": "reports a producer that begins again within its epoch",
     "subscribers": "for whoever runs a server in a program of their own",
     "read_book_tickers": "one of the feeds; tests compare recordings with it",
     "EPOCH_FIELD": "names a field that the scripts use, likewise those below",
