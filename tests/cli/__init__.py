@@ -1,1 +1,1 @@
-"""The command line, as its users type it."""
+"""Tests of the command line, as users type it."""

@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Fixtures for the tests of the command line."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from streamer.cli.options import ENVIRONMENT_PREFIX
 
 @pytest.fixture(autouse=True)
 def environment_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The developer's own variables decide nothing here."""
+    """Remove the developer's own STREAMER_ variables."""
     for variable in list(os.environ):
         if variable.startswith(ENVIRONMENT_PREFIX):
             monkeypatch.delenv(variable)
@@ -20,7 +20,7 @@ def environment_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Other tests log as if this one had not been."""
+    """Restore the configuration of logging."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

@@ -1,4 +1,4 @@
-"""`streamer demo` as a newcomer meets it: one command, and a market to look at."""
+"""`streamer demo` as a process, with real clients."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from tests.helpers.timing import DEADLINE_SECONDS
 
 @contextmanager
 def running_demo(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A demo on free ports, which does not outlive its test."""
+    """Run a demo on free ports; it does not outlive the block."""
     command = [sys.executable, "-m", "streamer", "demo", "--port", "0", "--http-port", "0"]
     with (
         log.open("wb") as stderr,
@@ -43,7 +43,7 @@ def running_demo(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def introduction(process: subprocess.Popen[str]) -> str:
-    """What is on the screen once the demo runs."""
+    """Return the output of a demo up to its last line."""
     assert process.stdout is not None
     text = ""
     while "Ctrl-C ends the demo." not in text:
@@ -54,7 +54,7 @@ def introduction(process: subprocess.Popen[str]) -> str:
 
 
 async def received_by_a_client(url: str, topics: list[str], wanted: set[str]) -> list[Any]:
-    """What a client is told about these topics, until each type of message has come."""
+    """Return the messages of some topics, until each type has been received."""
     messages: list[Any] = []
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio_websocket.open_websocket_url(url) as websocket:
@@ -69,7 +69,7 @@ async def received_by_a_client(url: str, topics: list[str], wanted: set[str]) ->
 
 
 def test_what_it_tells_to_try_works(tmp_path: Path) -> None:
-    """The topics and addresses on the screen give prices, books, a market status and figures."""
+    """The printed topics and addresses give prices, order books, a market status and statistics."""
     log = tmp_path / "log"
     with running_demo(log, "--rate", "2000") as process:
         text = introduction(process)
@@ -95,7 +95,7 @@ def test_what_it_tells_to_try_works(tmp_path: Path) -> None:
 
 
 def test_all_that_is_listed_can_be_subscribed_to(tmp_path: Path) -> None:
-    """No topic on the screen is refused."""
+    """No printed topic is rejected."""
     with running_demo(tmp_path / "log") as process:
         text = introduction(process)
         topics = re.findall(r"^  ((?:stock|market|sector|watchlist):\S+)", text, re.MULTILINE)
@@ -108,7 +108,7 @@ def test_all_that_is_listed_can_be_subscribed_to(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_has_a_code_of_its_own(tmp_path: Path) -> None:
-    """One line says what cannot be listened on, and no market is announced."""
+    """One line names the addresses, and no market is announced."""
     log = tmp_path / "log"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -122,7 +122,7 @@ def test_a_port_in_use_has_a_code_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    """Nobody has to wait for a client that does not leave."""
+    """A client that does not leave is not waited for."""
     waits = ["--close-timeout-seconds", "600", "--drain-timeout-seconds", "600"]
     with running_demo(tmp_path / "log", *waits) as process:
         url = introduction(process).split()[1]
@@ -131,7 +131,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 
 async def stop_with_a_silent_client(url: str, process: subprocess.Popen[str]) -> None:
-    """Signal once, and again when the client is told to leave, which it does not."""
+    """Signal once, and again when the client has received `server_shutdown`, which it ignores."""
     host, port = url.removeprefix("ws://").partition("/")[0].split(":")
     stream = await trio.open_tcp_stream(host, int(port))
     async with stream:
@@ -150,7 +150,7 @@ async def stop_with_a_silent_client(url: str, process: subprocess.Popen[str]) ->
 
 
 def test_settings_of_redis_are_not_offered(capfd: Any) -> None:
-    """The demo has no Redis, so that a flag for one is a mistake."""
+    """The demo has no Redis: its flags are a usage error."""
     assert main(["demo", "--redis", "redis://127.0.0.1"]) == ExitCode.USAGE
     assert "No such option '--redis'" in capfd.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`streamer listen` as its user meets it: a process with a real server, a pipe or a terminal.
+"""`streamer listen` as a process, with a real server, a pipe or a terminal.
 
 Covers streamer.cli.board and streamer.cli.signals.
 """
@@ -35,13 +35,13 @@ BOOK: Final = (
 
 @pytest.fixture
 async def server(nursery: trio.Nursery) -> Server:
-    """A server without Redis."""
+    """Start a server without Redis."""
     started: Server = await nursery.start(serve, Settings(memory=True, port=0, http_port=0))
     return started
 
 
 async def publish_without_end(server: Server) -> None:
-    """Publish of all kinds, whoever listens."""
+    """Publish messages of all kinds until cancelled."""
     assert server.bus is not None
     while True:
         server.bus.publish("stock:005930:price", PRICE)
@@ -52,12 +52,12 @@ async def publish_without_end(server: Server) -> None:
 
 
 def arguments(server: Server, *more: str) -> list[str]:
-    """The command line."""
+    """Return the command line."""
     return [sys.executable, "-m", "streamer", "listen", "--url", server.websocket_url, *more]
 
 
 async def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """Run it to its end."""
+    """Run a command to its end."""
     with trio.fail_after(DEADLINE_SECONDS):
         return await trio.run_process(
             command, capture_stdout=True, capture_stderr=True, check=False
@@ -67,7 +67,7 @@ async def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
 async def test_a_pipe_gets_each_message_as_it_was_sent(
     server: Server, nursery: trio.Nursery
 ) -> None:
-    """One JSON object a line, batches unpacked, every digit the producer's; then the account."""
+    """One JSON object a line, batches unpacked, with the producer's digits; then the account."""
     nursery.start_soon(publish_without_end, server)
     topics = ("stock:005930", "market:KOSPI", "sector:chips")
     ran = await run(arguments(server, *topics, "--count", "50", "--verify"))
@@ -108,7 +108,7 @@ async def test_a_message_is_one_line_whatever_its_white_space(
 async def test_the_mode_is_written_as_in_the_protocol(
     mode: str, server: Server, nursery: trio.Nursery
 ) -> None:
-    """And in mode all nothing is merged."""
+    """The command accepts it, and mode all merges nothing."""
     nursery.start_soon(publish_without_end, server)
     ran = await run(arguments(server, "market:KOSPI", "--mode", mode, "--count", "5"))
     assert ran.returncode == ExitCode.OK, ran.stderr
@@ -116,7 +116,7 @@ async def test_the_mode_is_written_as_in_the_protocol(
 
 
 async def test_kinds_rate_and_duration_are_kept(server: Server, nursery: trio.Nursery) -> None:
-    """Only what was asked for, no more often than asked for, as long as asked for."""
+    """Only the kind asked for arrives, at the rate and for the duration asked for."""
     nursery.start_soon(publish_without_end, server)
     options = ("--kinds", "price", "--max-rate", "5", "--duration", "1", "--verify")
     ran = await run(arguments(server, "stock:005930", *options))
@@ -131,7 +131,7 @@ async def test_kinds_rate_and_duration_are_kept(server: Server, nursery: trio.Nu
 async def interrupted(
     command: list[str], number: signal.Signals, stdout: int = subprocess.PIPE
 ) -> tuple[int, bytes]:
-    """Run until it has written something, then send a signal; the exit code, and stderr."""
+    """Send a signal after the first output; return the exit code and stderr."""
     with trio.fail_after(DEADLINE_SECONDS):
         process = await trio.lowlevel.open_process(command, stdout=stdout, stderr=subprocess.PIPE)
         assert process.stdout is not None
@@ -145,7 +145,7 @@ async def interrupted(
 
 
 async def drain(stream: trio.abc.ReceiveStream) -> bytes:
-    """All that is left."""
+    """Return everything up to the end."""
     async with stream:
         return b"".join([bytes(part) async for part in stream])
 
@@ -154,7 +154,7 @@ async def drain(stream: trio.abc.ReceiveStream) -> bytes:
 async def test_a_signal_ends_it_with_the_account(
     number: signal.Signals, server: Server, nursery: trio.Nursery
 ) -> None:
-    """That is how one ends it, so it is a success; the server sees a clean close."""
+    """A signal is the usual end, so the exit code is 0."""
     nursery.start_soon(publish_without_end, server)
     code, stderr = await interrupted(arguments(server, "stock:005930", "--verify"), number)
     assert code == ExitCode.OK, stderr
@@ -165,7 +165,7 @@ async def test_a_signal_ends_it_with_the_account(
 async def test_a_signal_before_the_count_is_an_interruption(
     server: Server, nursery: trio.Nursery
 ) -> None:
-    """A script learns that it did not get all it asked for."""
+    """The exit code tells a script that messages are missing."""
     nursery.start_soon(publish_without_end, server)
     command = arguments(server, "stock:005930", "--count", "1000000")
     code, stderr = await interrupted(command, signal.SIGINT)
@@ -173,7 +173,7 @@ async def test_a_signal_before_the_count_is_an_interruption(
 
 
 async def test_a_reader_that_has_seen_enough_ends_it(server: Server, nursery: trio.Nursery) -> None:
-    """As in `| head -1`: no error, no traceback."""
+    """As in `| head -1`, there is no error and no traceback."""
     nursery.start_soon(publish_without_end, server)
     command = subprocess.list2cmdline(arguments(server, "stock:005930"))
     shell = ["/bin/sh", "-c", f"({command}; echo $? >&2) | head -1"]
@@ -183,7 +183,7 @@ async def test_a_reader_that_has_seen_enough_ends_it(server: Server, nursery: tr
 
 
 async def test_a_terminal_shows_a_table(server: Server, nursery: trio.Nursery) -> None:
-    """One row a topic, with what is known of it, and the account below."""
+    """There is one row for each topic, with its latest values, and the account below."""
     nursery.start_soon(publish_without_end, server)
     topics = ("stock:005930", "market:KOSPI", "sector:chips", "stock:000660")
     terminal, side = pty.openpty()
@@ -217,7 +217,7 @@ async def test_a_terminal_shows_a_table(server: Server, nursery: trio.Nursery) -
 
 
 async def test_targets_that_are_refused_are_named(nursery: trio.Nursery) -> None:
-    """In one line, with the reason."""
+    """The error is one line with the reason."""
     settings = Settings(memory=True, port=0, http_port=0, max_subscriptions=1)
     server = await nursery.start(serve, settings)
     ran = await run(arguments(server, "stock:005930", "market:KOSPI"))
@@ -227,7 +227,7 @@ async def test_targets_that_are_refused_are_named(nursery: trio.Nursery) -> None
 
 
 async def test_a_broken_contract_is_a_failure(nursery: trio.Nursery) -> None:
-    """The account says what was wrong, and the exit code that something was."""
+    """The account has the violation, and the exit code is 1."""
 
     async def lose_one(request: trio_websocket.WebSocketRequest) -> None:
         socket = await request.accept()
@@ -261,7 +261,7 @@ async def test_a_broken_contract_is_a_failure(nursery: trio.Nursery) -> None:
 async def test_a_connection_that_ends_for_good_is_a_failure(
     server: Server, nursery: trio.Nursery
 ) -> None:
-    """With the account of what came before."""
+    """The account of the messages before it is printed."""
     nursery.start_soon(publish_without_end, server)
 
     async def close_once_there() -> None:
@@ -294,7 +294,7 @@ async def test_a_connection_that_ends_for_good_is_a_failure(
 def test_what_makes_no_sense_is_a_usage_error(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line, before anything is connected to."""
+    """The error is one line, before a connection is made."""
     assert main(["listen", *options]) == ExitCode.USAGE
     error = capsys.readouterr().err
     assert error.startswith(f"streamer: error: {message}")
@@ -302,7 +302,7 @@ def test_what_makes_no_sense_is_a_usage_error(
 
 
 async def test_kinds_that_a_topic_does_not_carry_are_a_usage_error(server: Server) -> None:
-    """To listen to nothing would look like a quiet market."""
+    """Listening to nothing would look like a quiet market."""
     ran = await run(arguments(server, "market:KOSPI", "--kinds", "price"))
     assert ran.returncode == ExitCode.USAGE
     assert ran.stderr == b"streamer: error: kinds of market are status\n"
@@ -311,7 +311,7 @@ async def test_kinds_that_a_topic_does_not_carry_are_a_usage_error(server: Serve
 def test_the_url_can_be_a_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And where nobody listens, the error says so."""
+    """The error names the URL of the variable."""
     monkeypatch.setenv("STREAMER_URL", "ws://127.0.0.1:1/v1/ws")
     assert main(["listen", "stock:1"]) == ExitCode.FAILURE
     error = capsys.readouterr().err

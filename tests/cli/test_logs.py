@@ -1,4 +1,4 @@
-"""What is on stderr when the server has something to say."""
+"""The log on stderr, as text and as JSON."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from streamer.config import LogFormat
 
 
 def log_something() -> None:
-    """Entries of this package and of a library, below and above the level, with a failure."""
+    """Log entries of this package and of a library, below and above the level, with a failure."""
     log = structlog.get_logger()
     log.info("not worth telling")
     log.warning("lost", topic="stock:005930", tries=3)
@@ -24,7 +24,7 @@ def log_something() -> None:
 
 
 def test_json_is_one_object_for_each_entry(capsys: pytest.CaptureFixture[str]) -> None:
-    """A log collector reads every entry, ours and the libraries', failures included."""
+    """Every entry is a JSON object, of libraries and with failures too."""
     configure_logging("warning", "json")
     log_something()
     out, err = capsys.readouterr()
@@ -44,7 +44,7 @@ def test_json_is_one_object_for_each_entry(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_debug_tells_all(log_format: LogFormat, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is filtered that was asked for."""
+    """Entries of the configured level are written."""
     configure_logging("debug", log_format)
     structlog.get_logger().debug("a detail")
     logging.getLogger("library").debug("another")
@@ -52,7 +52,7 @@ def test_debug_tells_all(log_format: LogFormat, capsys: pytest.CaptureFixture[st
 
 
 def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    """An entry is a line with its values, a failure has its traceback, a pipe gets no colours."""
+    """An entry is a line with its values, a failure has a traceback, and a pipe gets no colours."""
     configure_logging("warning", "text")
     log_something()
     out, err = capsys.readouterr()

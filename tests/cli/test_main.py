@@ -1,4 +1,4 @@
-"""How a command line ends: what is on stderr, and the exit code.
+"""The errors and exit codes of all commands.
 
 Covers streamer.__main__ and streamer.cli.errors.
 """
@@ -15,7 +15,7 @@ from streamer.cli.errors import CommandError, ExitCode
 
 
 def run_command_that_raises(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The exit code of a command that ends with this error."""
+    """Return the exit code of a command that raises this error."""
 
     @click.command("end")
     def end() -> None:
@@ -26,7 +26,7 @@ def run_command_that_raises(error: BaseException, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_module_is_the_command() -> None:
-    """`python -m streamer` works from a shell and tells its version."""
+    """`python -m streamer` prints its version."""
     ran = subprocess.run(
         [sys.executable, "-m", "streamer", "--version"], capture_output=True, text=True, check=True
     )
@@ -35,7 +35,7 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_help_explains_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    """A newcomer finds out what there is, and a script what the codes mean."""
+    """The help lists the commands and the exit codes."""
     assert main(["--help"]) == ExitCode.OK
     text = capsys.readouterr().out
     for name, command in commands.commands.items():
@@ -45,14 +45,14 @@ def test_help_explains_commands_and_exit_codes(capsys: pytest.CaptureFixture[str
 
 
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever types `streamer` alone learns what to type; a script learns that it was wrong."""
+    """`streamer` alone prints the help, and exits as a usage error."""
     assert main([]) == ExitCode.USAGE
     assert "Commands:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(commands.commands))
 def test_each_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` works for every command and begins with what the command is for."""
+    """`--help` of every command begins with its purpose."""
     assert main([name, "--help"]) == ExitCode.OK
     assert f"Usage: streamer {name} " in capsys.readouterr().out
 
@@ -69,7 +69,7 @@ def test_each_command_explains_itself(name: str, capsys: pytest.CaptureFixture[s
 def test_a_usage_error_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The line says what is wrong; nothing else is printed."""
+    """The line says what is wrong, and nothing else is printed."""
     assert main(arguments) == ExitCode.USAGE
     out, err = capsys.readouterr()
     assert err.startswith(f"streamer: error: {message}")
@@ -80,7 +80,7 @@ def test_a_usage_error_is_one_line(
 def test_a_command_error_is_one_line_with_its_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the message came in several."""
+    """A message of several lines becomes one line."""
     error = CommandError("Redis is\n  away", ExitCode.REDIS_REQUIRED)
     assert run_command_that_raises(error, monkeypatch) == 4
     assert capsys.readouterr().err == "streamer: error: Redis is away\n"
@@ -94,12 +94,12 @@ def test_a_command_error_is_one_line_with_its_code(
     ],
 )
 def test_ctrl_c_is_no_traceback(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone or as Trio delivers it, an interrupt is the code that shells use for it."""
+    """An interrupt, alone or in a group, gives the exit code that shells use for it."""
     assert run_command_that_raises(error, monkeypatch) == 130
 
 
 def test_a_bug_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What nobody foresaw is not hidden, not even behind an interrupt."""
+    """An unexpected error is raised, beside an interrupt too."""
     error = BaseExceptionGroup("", [KeyboardInterrupt(), ZeroDivisionError()])
     with pytest.RaisesGroup(KeyboardInterrupt, ZeroDivisionError):
         run_command_that_raises(error, monkeypatch)

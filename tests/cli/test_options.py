@@ -1,4 +1,4 @@
-"""Settings from flags, variables and a file: which one counts, and how each is refused."""
+"""Settings from flags, variables and a file: their precedence and their errors."""
 
 from pathlib import Path
 from typing import Any
@@ -38,27 +38,27 @@ def most_settings(settings: Settings) -> Settings:
 
 
 def parse(*arguments: str) -> Settings:
-    """The settings that a command line gives."""
+    """Return the settings of a command line."""
     settings, _quiet = every_setting.main(list(arguments), standalone_mode=False)
     assert isinstance(settings, Settings)
     return settings
 
 
 def refusal(*arguments: str, command: click.Command = every_setting) -> str:
-    """The message with which a command line is refused."""
+    """Return the error of a command line."""
     with pytest.raises(click.UsageError) as refused:
         command.main(list(arguments), standalone_mode=False)
     return refused.value.format_message()
 
 
 def flag(name: str) -> str:
-    """The flag of a setting."""
+    """Return the flag of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Any]:
-    """A value other than the default for each setting, as TOML has it."""
+    """Return a value other than the default for each setting, as in TOML."""
     certificate, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     certificate.touch()
     key.touch()
@@ -83,13 +83,13 @@ def _other(value: Any) -> Any:
 
 
 def needed_with(name: str, files: dict[str, Any]) -> dict[str, Any]:
-    """The setting's value, with that of the setting without which it is refused."""
+    """Return the setting's value, and that of the setting that it needs."""
     pair = {"tls_certificate": "tls_key", "tls_key": "tls_certificate"}
     return {one: files[one] for one in (name, pair.get(name, name))}
 
 
 def expected(name: str, files: dict[str, Any]) -> Settings:
-    """What the setting's other value must lead to, wherever it is given."""
+    """Return the settings that the other value must give, from any source."""
     return Settings(**needed_with(name, files))
 
 
@@ -100,13 +100,13 @@ def write_toml(path: Path, values: dict[str, Any]) -> str:
 
 
 def test_nothing_given_gives_the_defaults() -> None:
-    """Without flag, variable and file a server has the published defaults."""
+    """Without flags, variables and a file, all settings have their defaults."""
     assert parse() == Settings()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_setting_has_a_flag(name: str, files: dict[str, Any]) -> None:
-    """What the library can be told, the command line can be told."""
+    """Every setting of the library has a flag."""
     arguments = []
     for one, value in needed_with(name, files).items():
         text = ",".join(value) if isinstance(value, list) else str(value)
@@ -118,7 +118,7 @@ def test_each_setting_has_a_flag(name: str, files: dict[str, Any]) -> None:
 def test_each_setting_has_a_variable(
     name: str, files: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A container is configured without a command line."""
+    """Every setting has a variable."""
     for one, value in needed_with(name, files).items():
         text = ",".join(value) if isinstance(value, list) else str(value)
         monkeypatch.setenv(f"STREAMER_{one.upper()}", text)
@@ -129,7 +129,7 @@ def test_each_setting_has_a_variable(
 def test_each_setting_has_a_key_in_the_file(
     name: str, files: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A file holds every setting, with its TOML type."""
+    """Every setting is a key of the file, with its TOML type."""
     config = write_toml(tmp_path / "streamer.toml", needed_with(name, files))
     assert parse("--config", config) == expected(name, files)
 
@@ -137,7 +137,7 @@ def test_each_setting_has_a_key_in_the_file(
 def test_flag_goes_before_variable_before_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The closer to the one who starts the server, the more it counts."""
+    """A flag overrides a variable, and a variable the file."""
     config = write_toml(tmp_path / "streamer.toml", {"port": 1, "http_port": 1, "rate_limit": 1})
     monkeypatch.setenv("STREAMER_CONFIG", config)
     monkeypatch.setenv("STREAMER_PORT", "2")
@@ -147,7 +147,7 @@ def test_flag_goes_before_variable_before_file(
 
 
 def test_a_switch_can_be_turned_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flag can say no to what a variable says."""
+    """A flag can turn off what a variable turns on."""
     monkeypatch.setenv("STREAMER_REQUIRE_REDIS", "yes")
     assert parse().require_redis
     assert not parse("--no-require-redis").require_redis
@@ -156,13 +156,13 @@ def test_a_switch_can_be_turned_off_again(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_variable_of_another_command_is_no_unknown_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """STREAMER_URL is for `streamer listen`."""
+    """STREAMER_URL, which is for `streamer listen`, is no error."""
     monkeypatch.setenv("STREAMER_URL", "ws://127.0.0.1:1/v1/ws")
     assert parse() == Settings()
 
 
 def test_an_empty_variable_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`STREAMER_PORT=` in a compose file leaves the default."""
+    """An empty variable leaves the default."""
     monkeypatch.setenv("STREAMER_PORT", "")
     assert parse() == Settings()
 
@@ -235,7 +235,7 @@ def test_a_mistake_is_named_with_its_source(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever made it knows which setting to correct, and where."""
+    """The error names the setting and its source."""
     config = tmp_path / "streamer.toml"
     config.write_text(lines, encoding="utf-8", errors="surrogateescape")
     for name, value in variables.items():
@@ -244,13 +244,13 @@ def test_a_mistake_is_named_with_its_source(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """A mistyped --config does not start a server with defaults."""
+    """A file that does not exist is an error."""
     missing = tmp_path / "missing.toml"
     assert refusal("--config", str(missing)) == f"cannot read {missing}: No such file or directory"
 
 
 def test_an_unreadable_certificate_is_named(tmp_path: Path) -> None:
-    """A mistyped path is told before anything starts."""
+    """A path that cannot be read is an error before anything starts."""
     (tmp_path / "chain.pem").touch()
     arguments = ["--tls-certificate", f"{tmp_path}/chain.pem", "--tls-key", f"{tmp_path}/key.pem"]
     assert refusal(*arguments) == f"tls_key: {tmp_path}/key.pem cannot be read (from --tls-key)"
@@ -259,7 +259,7 @@ def test_an_unreadable_certificate_is_named(tmp_path: Path) -> None:
 def test_a_command_takes_only_the_settings_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's file and variables serve other commands, which take what is theirs."""
+    """Commands ignore the settings that they do not use."""
     config = write_toml(tmp_path / "streamer.toml", {"port": 1, "log_level": "error"})
     monkeypatch.setenv("STREAMER_RATE_LIMIT", "7")
     monkeypatch.setenv("STREAMER_REDIS", "redis://h")
@@ -274,7 +274,7 @@ def test_a_command_takes_only_the_settings_it_names(
 def test_help_shows_each_setting_with_its_default_under_a_heading(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One finds a setting without knowing its name."""
+    """The help has the settings in sections."""
     every_setting.main(["--help"], standalone_mode=False, terminal_width=500)
     text = capsys.readouterr().out
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""`streamer publish` against a real Redis: what is published, what is told, how it ends.
+"""`streamer publish` with a real Redis: publications, output and exit codes.
 
 Covers streamer.cli.publish_messages and streamer.cli.redis.
 """
@@ -34,7 +34,7 @@ ALERT: Final = b'{"alert_id":1,"stock_code":"005930","alert_type":"price","messa
 
 @contextlib.contextmanager
 def publishing(url: str, *arguments: str, stdin: IO[bytes] | int) -> Iterator[Any]:
-    """A `streamer publish` process, which does not outlive the block."""
+    """Run a `streamer publish` process; it does not outlive the block."""
     command = [sys.executable, "-m", "streamer", "publish", "--redis", url, *arguments]
     with subprocess.Popen(
         command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -49,14 +49,14 @@ def publishing(url: str, *arguments: str, stdin: IO[bytes] | int) -> Iterator[An
 
 
 def publish_lines(url: str, *arguments: str, text: bytes) -> tuple[int, list[Any], str]:
-    """The exit code, the JSON lines on stdout and the text on stderr, for lines on stdin."""
+    """Publish lines; return the exit code, the JSON lines of stdout, and stderr."""
     with publishing(url, *arguments, "-", stdin=subprocess.PIPE) as process:
         out, err = process.communicate(text)
     return process.returncode, [orjson.loads(line) for line in out.splitlines()], err.decode()
 
 
 def history(redis: redis_py.Redis, topic: str) -> list[bytes]:
-    """The texts of a topic, the oldest first."""
+    """Return the history of a topic, oldest first."""
     entries: Any = redis.xrange(history_key(topic))
     return [fields[b"m"] for _, fields in entries]
 
@@ -96,7 +96,7 @@ def test_one_message_is_published_as_typed(
     topic: str,
     expected: bytes,
 ) -> None:
-    """Every digit is the user's, the rest is filled in; the position is Redis'."""
+    """Every digit is the user's; other members have defaults, and the position is Redis'."""
     assert main(["publish", "--redis", redis_url, *arguments]) == ExitCode.OK
     (text,) = history(redis, topic)
     assert expected in text
@@ -126,7 +126,7 @@ def test_a_topic_with_any_target_can_be_named(
 def test_a_topic_of_a_user_can_be_named(
     redis_url: str, redis: redis_py.Redis, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The type of the message tells the channel."""
+    """The channel follows from the type of the message."""
     text = ALERT[:-1].decode() + ',"type":"alert"}'
     arguments = ["--redis", redis_url, "--verbose", "user:u1", "--json", text]
     assert main(["publish", *arguments]) == ExitCode.OK
@@ -137,7 +137,7 @@ def test_a_topic_of_a_user_can_be_named(
 def test_servers_that_received_it_are_counted(
     redis_url: str, redis: redis_py.Redis, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """So that one sees whether anybody listens, and where the message is in its topic."""
+    """The summary counts receivers, and --verbose prints the position."""
     with redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe("alerts:u1")
         messages = subscription.listen()
@@ -153,7 +153,7 @@ def test_servers_that_received_it_are_counted(
 
 
 def test_plain_leaves_nothing_in_redis(redis_url: str, redis: redis_py.Redis) -> None:
-    """Neither position nor history: as with Redis' own PUBLISH."""
+    """There is no position and no history, as with Redis' own PUBLISH."""
     with redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe("stock:005930:price")
         messages = subscription.listen()
@@ -197,7 +197,7 @@ def test_plain_leaves_nothing_in_redis(redis_url: str, redis: redis_py.Redis) ->
 def test_what_makes_no_message_is_a_usage_error(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line says what is wrong, before anything is sent anywhere."""
+    """One line says what is wrong, before anything is sent."""
     assert main(["publish", *arguments]) == ExitCode.USAGE
     out, err = capsys.readouterr()
     assert err.startswith(f"streamer: error: {message}")
@@ -206,7 +206,7 @@ def test_what_makes_no_message_is_a_usage_error(
 
 
 def test_lines_go_where_their_type_and_key_say(redis_url: str, redis: redis_py.Redis) -> None:
-    """Each kind of topic data finds its channel; receipts come in the order of the lines."""
+    """Each type of message goes to its channel; receipts are in the order of the lines."""
     text = b"\n".join((PRICE, b"", ORDERBOOK, STATUS, PRICE))  # the last without an end of line
     code, receipts, err = publish_lines(redis_url, "--verbose", text=text)
     assert (code, err) == (ExitCode.OK, "published 4 messages, no server received any\n")
@@ -220,7 +220,7 @@ def test_lines_go_where_their_type_and_key_say(redis_url: str, redis: redis_py.R
 
 
 def test_a_file_may_be_stdin(redis_url: str, redis: redis_py.Redis, tmp_path: Path) -> None:
-    """Far more than one read brings, with lines across its borders."""
+    """A file of many reads is published whole, with lines across their bounds."""
     path = tmp_path / "messages.jsonl"
     path.write_bytes(b"".join(PRICE.replace(b"1200", b"%d" % n) + b"\n" for n in range(3000)))
     with path.open("rb") as file:
@@ -234,7 +234,7 @@ def test_a_file_may_be_stdin(redis_url: str, redis: redis_py.Redis, tmp_path: Pa
 
 
 def test_lines_are_published_as_they_come(redis_url: str, redis: redis_py.Redis) -> None:
-    """A feed in a pipe need not end first; Ctrl-C ends it, and the summary is still told."""
+    """Lines of a pipe are published before its end; after Ctrl-C the summary is printed."""
     with publishing(redis_url, "--verbose", "-", stdin=subprocess.PIPE) as process:
         for sequence in (1, 2):
             process.stdin.write(PRICE + b"\n")
@@ -249,7 +249,7 @@ def test_lines_are_published_as_they_come(redis_url: str, redis: redis_py.Redis)
 
 
 def test_byte_order_marks_before_lines_are_left_out(redis_url: str, redis: redis_py.Redis) -> None:
-    """Files from some editors begin with one, and so do lines where such files were joined."""
+    """The first line may begin with one, and so may others, where files were joined."""
     mark = b"\xef\xbb\xbf"
     text = mark + PRICE + b"\r\n" + mark + b"\n" + mark + PRICE
     code, _, err = publish_lines(redis_url, text=text)
@@ -258,14 +258,14 @@ def test_byte_order_marks_before_lines_are_left_out(redis_url: str, redis: redis
 
 
 def test_a_line_that_does_not_end_is_an_error(redis_url: str) -> None:
-    """It does not fill the memory."""
+    """The memory for a line is bounded."""
     code, _, err = publish_lines(redis_url, text=b" " * (17 << 20))
     assert code == ExitCode.FAILURE
     assert "a line of more than 16777216 bytes" in err.splitlines()[-1]
 
 
 def test_a_reader_that_has_seen_enough_ends_it(redis_url: str) -> None:
-    """As in `| head -1`: what was not reported is a failure, but there is no traceback."""
+    """As in `| head -1`, the exit code is a failure, and there is no traceback."""
     command = [sys.executable, "-m", "streamer", "publish", "--redis", redis_url, "--verbose", "-"]
     shell = f"({subprocess.list2cmdline(command)}; echo $? >&2) | head -1"
     feed = b"".join(PRICE + b"\n" for _ in range(3000))
@@ -283,7 +283,7 @@ def test_a_reader_that_has_seen_enough_ends_it(redis_url: str) -> None:
 
 
 def test_a_channel_for_all_lines(redis_url: str, redis: redis_py.Redis) -> None:
-    """What is about a stock may be published for its sector; alerts need a channel."""
+    """A price of a stock can be published for its sector; alerts need a channel."""
     code, _, _ = publish_lines(redis_url, "--channel", "sector:IT:price", text=PRICE)
     assert code == ExitCode.OK
     assert PRICE[:-1] in history(redis, "sector:IT")[0]
@@ -307,7 +307,7 @@ def test_a_channel_for_all_lines(redis_url: str, redis: redis_py.Redis) -> None:
 def test_the_first_bad_line_ends_it(
     redis_url: str, redis: redis_py.Redis, line: bytes, reason: str
 ) -> None:
-    """What came before is published, and the error names the line."""
+    """The lines before it are published, and the error names the line."""
     text = b"\n".join((PRICE, b"", line, PRICE))
     code, _, err = publish_lines(redis_url, text=text)
     assert code == ExitCode.FAILURE
@@ -318,7 +318,7 @@ def test_the_first_bad_line_ends_it(
 
 
 def test_bad_lines_may_be_skipped(redis_url: str, redis: redis_py.Redis) -> None:
-    """Each is told, with its number, and counted."""
+    """Each is reported with its number, and counted."""
     text = b"\n".join((b"{", PRICE, ALERT, PRICE))
     code, _, err = publish_lines(redis_url, "--skip-invalid", text=text)
     assert code == ExitCode.OK
@@ -332,7 +332,7 @@ def test_bad_lines_may_be_skipped(redis_url: str, redis: redis_py.Redis) -> None
 def test_a_redis_that_is_not_there_is_told_at_once(
     own_redis_server: Callable[..., RedisServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is most likely the wrong address: the error names it, without its password."""
+    """The error names the URL without its password."""
     server = own_redis_server()
     server.stop()
     url = f"redis://:secret@127.0.0.1:{server.port}"
@@ -347,7 +347,7 @@ def test_a_redis_that_is_not_there_is_told_at_once(
 def test_a_redis_that_goes_away_is_waited_for_but_not_for_ever(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """The error names the first line that was not acknowledged."""
+    """The error names the first unacknowledged line."""
     server = own_redis_server()
     arguments = ("--verbose", "--hold-seconds", "0.2", "-")
     with publishing(server.url, *arguments, stdin=subprocess.PIPE) as process:
@@ -365,7 +365,7 @@ def test_a_redis_that_goes_away_is_waited_for_but_not_for_ever(
 def test_what_redis_refuses_is_told_in_its_words(
     own_redis_server: Callable[..., RedisServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A user of Redis who may not write is not the same as a Redis that is away."""
+    """The error of a user who may not write is the one of Redis."""
     server = own_redis_server(user="reader on nopass allchannels allkeys -@all +client")
     url = f"redis://reader:any@127.0.0.1:{server.port}"
     assert main(["publish", "--redis", url, "stock:1", "--price", "1"]) == ExitCode.FAILURE

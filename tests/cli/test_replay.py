@@ -1,4 +1,4 @@
-"""`streamer replay` as its user meets it, and the whole path from a recording to a client."""
+"""`streamer replay` as a process, and the whole path from a recording to a client."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.helpers.timing import DEADLINE_SECONDS
 
 
 def command(url: str, *arguments: str | Path) -> list[str]:
-    """The command line that replays to this Redis."""
+    """Return the command line that replays to this Redis."""
     return [sys.executable, "-m", "streamer", "replay", "--redis", url, *map(str, arguments)]
 
 
@@ -53,7 +53,7 @@ def replay(url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
 
 
 async def received_while_replaying(path: Path, server: Server, redis_url: str) -> list[str]:
-    """The text of every data message that a client in mode all receives, in order."""
+    """Return the text of every data message that a client in mode all receives."""
     topic = {"subscription_type": "stock", "targets": ["BTCUSDT"]}
     texts: list[str] = []
     async with trio_websocket.open_websocket_url(
@@ -76,7 +76,7 @@ async def received_while_replaying(path: Path, server: Server, redis_url: str) -
 
 
 def last_ids(path: Path) -> set[str]:
-    """What the last price and the last order book of a recording are known by."""
+    """Return the ids of the last price and the last order book of a recording."""
     text = text_of(path)
     trade_id = re.findall(r'"t":(\d+),"p"', text)[-1]
     update_id = re.findall(r'"U":\d+,"u":(\d+)', text)[-1]
@@ -84,7 +84,7 @@ def last_ids(path: Path) -> set[str]:
 
 
 def data_messages(text: str | bytes) -> list[str]:
-    """The data messages of one WebSocket message: it is one, or a batch of them."""
+    """Return the data messages of one WebSocket message, which may be a batch."""
     assert isinstance(text, str)
     message = json.loads(text)
     if message["type"] != "batch":
@@ -96,7 +96,7 @@ def data_messages(text: str | bytes) -> list[str]:
 
 
 async def test_a_recording_reaches_a_client_whole_and_to_the_digit(redis_url: str) -> None:
-    """Through Redis and the server, at full speed: every trade once, in order; the right book."""
+    """At full speed, every trade arrives once and in order, with the right order books."""
     settings = Settings(redis=redis_url, port=0, http_port=0)
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
@@ -120,7 +120,7 @@ async def test_a_recording_reaches_a_client_whole_and_to_the_digit(redis_url: st
 
 @contextmanager
 def subscribed(redis: redis_py.Redis, channel: str) -> Iterator[PubSub]:
-    """A subscription of a program that is no server, confirmed."""
+    """Subscribe to a channel, as a program that is no server."""
     with redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
         pubsub.subscribe(channel)
         assert next(pubsub.listen())["type"] == "subscribe"
@@ -128,7 +128,7 @@ def subscribed(redis: redis_py.Redis, channel: str) -> Iterator[PubSub]:
 
 
 def test_a_summary_tells_what_was_published(redis_url: str, tmp_path: Path) -> None:
-    """Piped, a replay says one line: how much, and that nobody listened."""
+    """In a pipe, one line says how much was published, and that no server received it."""
     path = write_recording(
         tmp_path / "r", trade(1, "2.0"), snapshot(1), depth(2, 2), trade(2, "3.0")
     )
@@ -155,7 +155,7 @@ def test_missing_order_books_are_named_once(redis_url: str, tmp_path: Path) -> N
 def test_a_subscriber_is_not_called_absent(
     redis: redis_py.Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    """The summary complains of no one when all was heard; --limit and --loop count messages."""
+    """Received messages are not reported as lost; --limit counts messages over --loop."""
     with subscribed(redis, "stock:BTCUSDT:price"):
         path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"))
         ended = replay(redis_url, "--loop", "--limit", "5", path)
@@ -166,7 +166,7 @@ def test_a_subscriber_is_not_called_absent(
 
 
 def test_the_pace_is_the_recordings(redis: redis_py.Redis, redis_url: str, tmp_path: Path) -> None:
-    """Nothing is published before its time: a day's pause is still on when the replay is ended."""
+    """No message is published before its time: one that is due in a day is not."""
     path = write_recording(
         tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"), interval_ns=86_400 * 10**9
     )
@@ -185,7 +185,7 @@ def test_the_pace_is_the_recordings(redis: redis_py.Redis, redis_url: str, tmp_p
 
 
 def test_a_terminal_shows_progress(redis_url: str, tmp_path: Path) -> None:
-    """On a terminal a bar runs to its end."""
+    """A terminal shows a progress bar to its end."""
     path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"))
     controller, terminal = os.openpty()
     with subprocess.Popen(command(redis_url, "--speed", "0", path), stderr=terminal) as process:
@@ -203,7 +203,7 @@ def test_a_terminal_shows_progress(redis_url: str, tmp_path: Path) -> None:
 def test_a_damaged_line_is_named_and_what_came_before_is_published(
     redis_url: str, tmp_path: Path
 ) -> None:
-    """The error is one line with file and line; the summary still tells what went out."""
+    """The error names the file and the line; the summary counts the messages before it."""
     path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"), "{")
     ended = replay(redis_url, path)
     assert ended.returncode == ExitCode.FAILURE
@@ -215,7 +215,7 @@ def test_a_damaged_line_is_named_and_what_came_before_is_published(
 def test_what_redis_refuses_is_an_error(
     redis: redis_py.Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    """What another program keeps where the position belongs is not overwritten."""
+    """A key of another program in place of the position is an error."""
     redis.set(position_key("stock:BTCUSDT"), "something else")
     ended = replay(redis_url, write_recording(tmp_path / "r", trade(1, "2.0")))
     assert ended.returncode == ExitCode.FAILURE
@@ -224,7 +224,7 @@ def test_what_redis_refuses_is_an_error(
 
 
 def test_a_recording_of_nothing_is_an_error(redis_url: str, tmp_path: Path) -> None:
-    """Whoever replays the wrong file learns it, with --loop too."""
+    """A file without events is an error, with --loop too."""
     path = write_recording(tmp_path / "r", snapshot(1))
     for arguments in ([path], ["--loop", path]):
         ended = replay(redis_url, *arguments)
@@ -234,7 +234,7 @@ def test_a_recording_of_nothing_is_an_error(redis_url: str, tmp_path: Path) -> N
 
 
 def test_a_missing_file_is_a_usage_error(redis_url: str, tmp_path: Path) -> None:
-    """The line names the file."""
+    """The error names the file."""
     ended = replay(redis_url, tmp_path / "none")
     assert ended.returncode == ExitCode.USAGE
     assert f"File '{tmp_path / 'none'}' does not exist" in ended.stderr
@@ -242,7 +242,7 @@ def test_a_missing_file_is_a_usage_error(redis_url: str, tmp_path: Path) -> None
 
 
 def test_absent_redis_ends_the_replay_at_once(tmp_path: Path) -> None:
-    """One line with a code of its own, rather than a long wait."""
+    """The error has its own exit code, and comes without a long wait."""
     path = write_recording(tmp_path / "r", trade(1, "2.0"))
     ended = replay(f"unix://{tmp_path}/absent.sock", path)
     assert ended.returncode == ExitCode.REDIS_REQUIRED
@@ -253,7 +253,7 @@ def test_absent_redis_ends_the_replay_at_once(tmp_path: Path) -> None:
 
 
 def test_a_url_that_redis_does_not_know_is_a_usage_error(tmp_path: Path) -> None:
-    """An option that no client of Redis has is told before anything is published."""
+    """An unknown option of the URL is an error before anything is published."""
     path = write_recording(tmp_path / "r", trade(1, "2.0"))
     ended = replay("redis://127.0.0.1?nonsense=1", path)
     assert ended.returncode == ExitCode.USAGE

@@ -1,4 +1,4 @@
-"""`streamer serve` as its operator meets it: a process with output, signals and an exit code."""
+"""`streamer serve` as a process: output, signals and exit codes."""
 
 import json
 import re
@@ -31,7 +31,7 @@ HANDSHAKE: Final = (
 
 
 class Serving:
-    """A `streamer serve` process on free ports, which does not outlive its test."""
+    """A `streamer serve` process on free ports; it does not outlive its test."""
 
     def __init__(self, directory: Path, *arguments: str, shell: str = "") -> None:
         self._log = directory / "stderr.txt"
@@ -57,11 +57,11 @@ class Serving:
 
     @property
     def log(self) -> str:
-        """What is on stderr so far."""
+        """The text on stderr so far."""
         return self._log.read_text()
 
     def addresses(self) -> tuple[str, str]:
-        """The URLs for clients and for operators, as soon as they are printed."""
+        """Return the URLs for clients and for the operator, when they are printed."""
         assert self.process.stdout is not None
         lines = [self.process.stdout.readline() for _ in range(2)]
         websocket = re.fullmatch(r"WebSocket  (ws://127\.0\.0\.1:\d+/v1/ws)\n", lines[0])
@@ -71,7 +71,7 @@ class Serving:
         return websocket[1], http[1]
 
     def ends_with(self, code: ExitCode) -> None:
-        """Wait until the process has ended; whatever the code, without a traceback."""
+        """Wait until the process has ended; it must not have written a traceback."""
         assert self.process.wait() == code, self.log
         assert "Traceback" not in self.log
 
@@ -81,7 +81,7 @@ Serve = Callable[..., Serving]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts one server with the arguments given."""
+    """Return a function that starts a server with some arguments."""
     running: list[Serving] = []
 
     def start(*arguments: str, shell: str = "") -> Serving:
@@ -95,7 +95,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 def status(url: str) -> int:
-    """The HTTP status of a GET."""
+    """Return the HTTP status of a GET."""
     try:
         with urllib.request.urlopen(url, timeout=DEADLINE_SECONDS) as response:
             return int(response.status)
@@ -105,7 +105,7 @@ def status(url: str) -> int:
 
 
 def connect(url: str) -> socket.socket:
-    """A WebSocket client that reads what it is sent and never answers, not even a close."""
+    """A WebSocket client that reads but never answers, not even a close frame."""
     address = urlsplit(url)
     assert address.hostname is not None
     client = socket.create_connection((address.hostname, address.port or 0), DEADLINE_SECONDS)
@@ -115,7 +115,7 @@ def connect(url: str) -> socket.socket:
 
 
 def read_until(client: socket.socket, wanted: bytes) -> None:
-    """Read until these bytes have come."""
+    """Read until these bytes are received."""
     received = b""
     while wanted not in received:
         received += (data := client.recv(65536))
@@ -123,13 +123,13 @@ def read_until(client: socket.socket, wanted: bytes) -> None:
 
 
 def errors(log: str) -> list[str]:
-    """The error lines of a command."""
+    """Run a command; return the lines on stderr."""
     return [line for line in log.splitlines() if line.startswith("streamer: error: ")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_where_it_listens_and_stops_in_order(serve: Serve, number: signal.Signals) -> None:
-    """Port 0 picks ports, stdout names them, they answer, and one signal ends with success."""
+    """Free ports are chosen and printed, they answer, and one signal ends it with success."""
     serving = serve("--memory")
     websocket, http = serving.addresses()
     assert status(f"{http}/healthz") == 200
@@ -141,7 +141,7 @@ def test_it_says_where_it_listens_and_stops_in_order(serve: Serve, number: signa
 
 
 def test_a_hangup_does_not_end_it(serve: Serve) -> None:
-    """SIGHUP, which comes when a terminal closes, is ignored: a client is served on."""
+    """SIGHUP, which is sent when a terminal closes, is ignored."""
     serving = serve("--memory")
     websocket, _http = serving.addresses()
     with connect(websocket) as client:
@@ -152,7 +152,7 @@ def test_a_hangup_does_not_end_it(serve: Serve) -> None:
 
 
 def test_a_second_signal_ends_at_once(serve: Serve) -> None:
-    """An operator need not wait for a client that does not leave."""
+    """A client that does not leave is not waited for."""
     serving = serve("--memory", "--close-timeout-seconds", "600", "--drain-timeout-seconds", "600")
     websocket, _http = serving.addresses()
     with connect(websocket) as client:
@@ -164,7 +164,7 @@ def test_a_second_signal_ends_at_once(serve: Serve) -> None:
 
 @pytest.mark.parametrize("flag", ["--port", "--http-port"])
 def test_an_address_in_use_has_a_code_of_its_own(serve: Serve, flag: str) -> None:
-    """One line says what cannot be listened on; nothing is left running."""
+    """One line names the addresses, and the process ends."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         serving = serve("--memory", flag, str(taken.getsockname()[1]))
         serving.ends_with(ExitCode.CANNOT_LISTEN)
@@ -173,7 +173,7 @@ def test_an_address_in_use_has_a_code_of_its_own(serve: Serve, flag: str) -> Non
 
 
 def test_required_redis_that_is_absent_has_a_code_of_its_own(serve: Serve, tmp_path: Path) -> None:
-    """A supervisor can tell this from a bug."""
+    """The exit code differs from that of a bug."""
     serving = serve("--require-redis", "--redis", f"unix://{tmp_path}/absent.sock")
     serving.ends_with(ExitCode.REDIS_REQUIRED)
     (line,) = errors(serving.log)
@@ -192,7 +192,7 @@ def test_absent_redis_is_told_and_waited_for(serve: Serve, tmp_path: Path) -> No
 
 
 def test_what_is_no_certificate_is_a_usage_error(serve: Serve, tmp_path: Path) -> None:
-    """The settings to correct are named."""
+    """The error names the settings."""
     pem = tmp_path / "pem"
     pem.write_text("no certificate")
     serving = serve("--memory", "--tls-certificate", str(pem), "--tls-key", str(pem))
@@ -202,7 +202,7 @@ def test_what_is_no_certificate_is_a_usage_error(serve: Serve, tmp_path: Path) -
 
 
 def test_open_files_are_not_what_limits_connections(serve: Serve) -> None:
-    """The soft limit, 1,024 on most systems, is raised to what the system grants."""
+    """The soft limit, 1,024 on most systems, is raised to the hard limit."""
     serving = serve("--memory", shell="ulimit -S -n 100;")
     serving.addresses()
     limits = Path(f"/proc/{serving.process.pid}/limits").read_text()
@@ -216,7 +216,7 @@ def test_open_files_are_not_what_limits_connections(serve: Serve) -> None:
 def test_a_fault_while_serving_is_not_called_a_wrong_address(
     error: OSError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that would be the operator's at the start is a bug later on, and is shown as one."""
+    """An OSError after the start is a bug, and is raised."""
 
     async def serve_and_fail(
         settings: Settings, *, shutdown: trio.Event, task_status: trio.TaskStatus[Server]

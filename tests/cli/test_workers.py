@@ -1,4 +1,4 @@
-"""`streamer serve --workers`: what signals do, and how it ends when it cannot begin.
+"""`streamer serve --workers`: signals, and errors at the start.
 
 Covers streamer.cli.worker.
 """
@@ -28,7 +28,7 @@ class Workers(Serving):
         self.pids: list[int] = []
 
     def started(self) -> str:
-        """The URL for clients; from then on `pids` are those of the workers."""
+        """Return the URL for clients; from then on `pids` are those of the workers."""
         websocket, http = self.addresses()
         with urllib.request.urlopen(f"{http}/v1/ws/stats", timeout=DEADLINE_SECONDS) as response:
             statistics: dict[str, Any] = json.load(response)
@@ -36,7 +36,7 @@ class Workers(Serving):
         return websocket
 
     def workers_end(self) -> None:
-        """Wait until no worker runs; one cannot `wait` for the children of another process."""
+        """Wait until no worker runs."""
         wait_until(lambda: not any(map(self._runs, self.pids)))
 
     @staticmethod
@@ -49,14 +49,14 @@ class Workers(Serving):
 
 @pytest.fixture
 def serving(tmp_path: Path, redis_url: str) -> Iterator[Workers]:
-    """Two workers that wait long for clients that do not leave."""
+    """Start two workers that wait long for clients that do not leave."""
     waiting = ("--close-timeout-seconds", "600", "--drain-timeout-seconds", "600")
     with Workers(tmp_path, "--redis", redis_url, *waiting) as workers:
         yield workers
 
 
 def test_ctrl_c_reaches_parent_and_workers_and_stops_in_order(serving: Workers) -> None:
-    """A signal that all processes get at once is no second signal for any of them."""
+    """A signal to all processes at once is no second signal for a worker."""
     with connect(serving.started()) as client:
         for pid in (serving.process.pid, *serving.pids):
             os.kill(pid, signal.SIGINT)
@@ -66,7 +66,7 @@ def test_ctrl_c_reaches_parent_and_workers_and_stops_in_order(serving: Workers) 
 
 
 def test_a_hangup_ends_neither_the_parent_nor_a_worker(serving: Workers) -> None:
-    """SIGHUP, which comes when a terminal closes, is ignored by all processes."""
+    """SIGHUP, which is sent when a terminal closes, is ignored by all processes."""
     with connect(serving.started()) as client:
         for pid in (serving.process.pid, *serving.pids):
             os.kill(pid, signal.SIGHUP)
@@ -77,7 +77,7 @@ def test_a_hangup_ends_neither_the_parent_nor_a_worker(serving: Workers) -> None
 
 
 def test_a_second_signal_ends_all_at_once(serving: Workers) -> None:
-    """No worker outlives its parent to wait for a client."""
+    """The workers end with the parent, without waiting for a client."""
     with connect(serving.started()) as client:
         serving.process.send_signal(signal.SIGTERM)
         read_until(client, b'"server_shutdown"')
@@ -87,7 +87,7 @@ def test_a_second_signal_ends_all_at_once(serving: Workers) -> None:
 
 
 def test_workers_whose_parent_died_let_their_clients_go(serving: Workers) -> None:
-    """Nobody would replace them, and a new parent needs their port."""
+    """Without a parent they would not be replaced, and would keep the port."""
     with connect(serving.started()) as client:
         serving.process.kill()
         read_until(client, b'"server_shutdown"')
@@ -95,7 +95,7 @@ def test_workers_whose_parent_died_let_their_clients_go(serving: Workers) -> Non
 
 
 def test_what_no_worker_can_use_is_said_once(tmp_path: Path, redis_url: str) -> None:
-    """The exit codes are those of a single process, and so is the one line."""
+    """The exit codes and errors are those of a single process."""
     pem = tmp_path / "pem"
     pem.write_text("no certificate")
     for arguments, code, said in (
@@ -117,7 +117,7 @@ def test_what_no_worker_can_use_is_said_once(tmp_path: Path, redis_url: str) -> 
 def test_a_worker_that_breaks_before_it_serves_is_a_failure(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What nobody foresaw has no code of its own; the last line says what happened."""
+    """An unexpected error has no exit code of its own; the last line names it."""
     breaking = (sys.executable, "-c", "raise SystemExit(99)")
     monkeypatch.setattr("streamer.cli.serve._WORKER_COMMAND", breaking)
     places = ("--port", "0", "--http-port", "0")
@@ -127,7 +127,7 @@ def test_a_worker_that_breaks_before_it_serves_is_a_failure(
 
 
 def test_memory_and_workers_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
-    """What one process publishes to itself the others would not hear."""
+    """A publication in one process would not reach the others."""
     assert main(["serve", "--memory", "--workers", "2"]) == ExitCode.USAGE
     (line,) = errors(capsys.readouterr().err)
     assert "workers" in line

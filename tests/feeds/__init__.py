@@ -1,1 +1,1 @@
-"""Feeds, checked against the recordings themselves."""
+"""Tests of the feeds."""

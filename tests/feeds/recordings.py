@@ -21,7 +21,7 @@ ETHUSDT = _DATA / "spot_ethusdt.gz"
 
 @attrs.frozen
 class Contents:
-    """What a recording contains, counted independently of the code under test."""
+    """The contents of a recording, counted independently of the code under test."""
 
     trades: int
     depth_updates: int
@@ -43,7 +43,7 @@ CONTENTS: Final = {
 
 
 def text_of(path: Path) -> str:
-    """The whole text of a recording."""
+    """Return the whole text of a recording."""
     return gzip.decompress(path.read_bytes()).decode()
 
 
@@ -75,7 +75,7 @@ def assert_books_agree_with_tickers(path: Path, books: Iterable[dict[str, Any]])
 
 
 def trade(trade_id: int, price: str, *, symbol: str = "BTCUSDT", **changed: Any) -> str:
-    """The JSON of a trade as the exchange sends it."""
+    """Return the JSON of a trade as the exchange sends it."""
     data = {
         "e": "trade",
         "E": 1723161255343,
@@ -97,7 +97,7 @@ def depth(
     *,
     symbol: str = "BTCUSDT",
 ) -> str:
-    """The JSON of a depth update as the exchange sends it; levels as price -> quantity."""
+    """Return the JSON of a depth update; the levels are price -> quantity."""
     data = {
         "e": "depthUpdate",
         "E": 1723161255208,
@@ -113,7 +113,7 @@ def depth(
 def snapshot(
     last: int, bids: dict[str, str] | None = None, asks: dict[str, str] | None = None
 ) -> str:
-    """The JSON of a depth snapshot as the exchange answers with it."""
+    """Return the JSON of a depth snapshot."""
     return json.dumps(
         {
             "lastUpdateId": last,

@@ -42,7 +42,7 @@ def test_the_tick_is_that_of_the_2023_table(price: int, tick: int) -> None:
 
 
 def test_no_price_is_below_1_krw() -> None:
-    """There is no tick where there is no price."""
+    """A price below 1 KRW is an error."""
     with pytest.raises(ValueError, match="no price: 0 KRW"):
         tick_size(0)
     with pytest.raises(ValueError, match="no price: 0 KRW"):
@@ -64,7 +64,7 @@ def test_no_price_is_below_1_krw() -> None:
 def test_a_step_over_a_bound_has_the_size_of_its_own_band(
     price: int, ticks: int, expected: int
 ) -> None:
-    """Below a bound the step is the smaller one, whichever way it is taken."""
+    """Below a bound the step is the smaller one, in both directions."""
     assert move_ticks(price, ticks) == expected
 
 
@@ -104,7 +104,7 @@ def test_daily_limits_are_30_percent_cut_to_the_tick(
 
 @given(prices)
 def test_daily_limits_are_on_ticks_and_not_beyond_30_percent(price: int) -> None:
-    """Whatever the base price."""
+    """This holds for every base price."""
     base_price = floor_to_tick(price)
     lower, upper = daily_limits(base_price)
     assert base_price * 7 <= lower * 10 <= base_price * 10 <= upper * 10 <= base_price * 13

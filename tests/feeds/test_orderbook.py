@@ -20,7 +20,7 @@ levels = st.lists(
 
 
 def modelled(model: dict[Decimal, Decimal]) -> list[tuple[Decimal, Decimal]]:
-    """The levels that are there, by price."""
+    """Return the levels with a quantity, by price."""
     return sorted((price, quantity) for price, quantity in model.items() if quantity)
 
 
@@ -32,7 +32,7 @@ def test_the_best_levels_are_those_of_a_sorted_book(
     updates: list[tuple[list[tuple[Decimal, Decimal]], list[tuple[Decimal, Decimal]]]],
     count: int,
 ) -> None:
-    """After any updates the best levels are the highest bids and lowest asks with a quantity."""
+    """After any updates, the best levels are the highest bids and lowest asks with a quantity."""
     book = OrderBook(DepthSnapshot(0, *snapshot))
     bids, asks = dict(snapshot[0]), dict(snapshot[1])
     for update_id, (new_bids, new_asks) in enumerate(updates, 1):

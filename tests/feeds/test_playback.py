@@ -1,4 +1,4 @@
-"""Feeds in virtual time: what is handed out when.
+"""Playing of feeds, in virtual time.
 
 Covers streamer.feeds.feed.
 """
@@ -19,14 +19,14 @@ from streamer.feeds.playback import MAX_BATCH_MESSAGES, loop, play
 
 
 def feed_of(*at_seconds: float) -> list[FeedMessage]:
-    """Messages that are due at these moments."""
+    """Return messages that are due at these times."""
     return [FeedMessage(at, "stock:X:price", b"%d" % i) for i, at in enumerate(at_seconds)]
 
 
 async def played(
     feed: Iterable[FeedMessage], *, speed: float = 1.0, lasts_seconds: float = 0.0
 ) -> list[tuple[float, list[bytes]]]:
-    """When which payloads were handed out to a consumer that takes so long for each batch."""
+    """Return the times and payloads of batches, for a consumer with a delay."""
     start_seconds = trio.current_time()
     batches = []
     async with aclosing(play(feed, speed=speed)) as playing:
@@ -38,7 +38,7 @@ async def played(
 
 
 async def test_each_message_comes_when_it_is_due(autojump_clock: MockClock) -> None:
-    """What is due at the same moment comes together, in order."""
+    """Messages due at the same time are one batch, in order."""
     assert await played(feed_of(0, 0, 1, 2.5, 2.5)) == [
         (0, [b"0", b"1"]),
         (1, [b"2"]),
@@ -50,13 +50,13 @@ async def test_each_message_comes_when_it_is_due(autojump_clock: MockClock) -> N
 async def test_speed_divides_the_waiting(
     autojump_clock: MockClock, speed: float, moment: float
 ) -> None:
-    """Twice as fast is half the time; 0 is no waiting at all."""
+    """Speed 2 halves the time, and 0 does not wait."""
     *_, (last, payloads) = await played(feed_of(0, 10), speed=speed)
     assert (last, payloads[-1]) == (moment, b"1")
 
 
 async def test_a_delay_is_caught_up_on(autojump_clock: MockClock) -> None:
-    """A slow consumer gets what fell due meanwhile at once, and then the recording's pace."""
+    """A slow consumer gets overdue messages at once, then goes on at the recorded pace."""
     assert await played(feed_of(0, 1, 2, 9), lasts_seconds=4) == [
         (0, [b"0"]),
         (4, [b"1", b"2"]),
@@ -65,7 +65,7 @@ async def test_a_delay_is_caught_up_on(autojump_clock: MockClock) -> None:
 
 
 async def test_a_batch_is_bounded_and_lets_other_tasks_run(autojump_clock: MockClock) -> None:
-    """However much is due at once, whoever else has work to do gets a turn in between."""
+    """Other tasks run between batches, however many messages are due."""
     turns = 0
 
     async def count_turns() -> None:
@@ -84,7 +84,7 @@ async def test_a_batch_is_bounded_and_lets_other_tasks_run(autojump_clock: MockC
 
 
 async def test_what_precedes_damage_is_handed_out(autojump_clock: MockClock) -> None:
-    """A damaged line takes nothing with it that was read before."""
+    """Messages before a damaged line are played."""
 
     def damaged(messages: list[FeedMessage]) -> Iterator[FeedMessage]:
         yield from messages
@@ -111,5 +111,5 @@ def test_a_loop_goes_on_where_the_pass_before_ended() -> None:
 
 
 def test_a_loop_of_nothing_ends() -> None:
-    """It does not look for a message for ever."""
+    """A pass without messages ends the loop."""
     assert list(loop(list)) == []

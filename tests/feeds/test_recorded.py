@@ -1,4 +1,4 @@
-"""Recordings as feeds, checked against the recordings' own text and book tickers.
+"""Recordings as feeds, compared with the recordings' own text and book tickers.
 
 Covers streamer.feeds.binance.
 """
@@ -38,30 +38,30 @@ from tests.feeds.recordings import (
 
 @attrs.frozen
 class Recording:
-    """A recording, and the whole feed made of it."""
+    """A recording and its whole feed."""
 
     path: Path
     text: str
     feed: list[FeedMessage]
 
     def of_kind(self, kind: Kind) -> list[FeedMessage]:
-        """The messages of one kind of channel."""
+        """Return the messages of one kind."""
         return [m for m in self.feed if parse_channel(m.channel)[1] is kind]
 
 
 @pytest.fixture(scope="module", params=[BTCUSDT, ETHUSDT], ids=["btcusdt", "ethusdt"])
 def recording(request: pytest.FixtureRequest) -> Recording:
-    """Each of the recordings, read once."""
+    """Read each recording once."""
     return Recording(request.param, text_of(request.param), list(recorded_feed([request.param])))
 
 
 def exact(message: FeedMessage) -> Any:
-    """The payload with its numbers as they are written."""
+    """Return the payload, with numbers as they are written."""
     return json.loads(message.payload, parse_float=Decimal)
 
 
 def digits(value: Decimal) -> str:
-    """The number as it is written in JSON."""
+    """Return the number as it is written in JSON."""
     return format(value, "f")
 
 
@@ -175,14 +175,14 @@ def test_a_clock_set_back_keeps_the_order_of_the_file(tmp_path: Path) -> None:
 
 
 def test_a_plain_file_reads_as_a_gzipped_one(tmp_path: Path) -> None:
-    """Compression is told by content, not by the name."""
+    """Compression is recognised by content, not by name."""
     plain = tmp_path / "plain.gz"
     plain.write_text(text_of(ETHUSDT))
     assert list(islice(recorded_feed([plain]), 500)) == list(islice(recorded_feed([ETHUSDT]), 500))
 
 
 def test_a_recording_is_read_as_it_is_consumed(tmp_path: Path) -> None:
-    """What comes before a damaged line is published before the damage is found."""
+    """Messages before a damaged line are published first."""
     path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0"), "{")
     feed = recorded_feed([path])
     assert [exact(next(feed))["trade_id"] for _ in range(2)] == [1, 2]
@@ -191,7 +191,7 @@ def test_a_recording_is_read_as_it_is_consumed(tmp_path: Path) -> None:
 
 
 def test_streams_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
-    """A recording may hold streams that nothing is made of."""
+    """Events of unknown streams are skipped."""
     other = json.dumps({"stream": "btcusdt@aggTrade", "data": {"e": "aggTrade"}})
     path = write_recording(tmp_path / "r", other, trade(1, "2.0"), other)
     assert len(list(recorded_feed([path]))) == 1
@@ -224,7 +224,7 @@ def test_streams_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
-    """The error says in which file and line the damage is, and what it is."""
+    """The error has the file, the line and the problem."""
     path = tmp_path / "recording"
     path.write_text(f"1 {trade(1, '2.0')}\n{line}\n")
     with pytest.raises(FeedError, match=re.escape(problem)) as raised:
@@ -258,13 +258,13 @@ def test_damaged_gzip_data_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
-    """A file that is not there is no damaged recording."""
+    """A missing file is an OSError."""
     with pytest.raises(FileNotFoundError):
         list(recorded_feed([tmp_path / "none"]))
 
 
 def test_progress_is_told_in_bytes_of_the_files() -> None:
-    """In the end all bytes have been told, and in many steps."""
+    """All bytes are reported, in many steps."""
     steps: list[int] = []
     for _ in recorded_feed([BTCUSDT, ETHUSDT], on_read=steps.append):
         pass
@@ -274,7 +274,7 @@ def test_progress_is_told_in_bytes_of_the_files() -> None:
 
 
 def test_a_pipe_is_read_without_progress(tmp_path: Path) -> None:
-    """What has no position can be replayed all the same."""
+    """A pipe, which has no position, can be replayed."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     text = write_recording(tmp_path / "r", trade(1, "2.0"), trade(2, "3.0")).read_bytes()
@@ -288,12 +288,12 @@ def test_a_pipe_is_read_without_progress(tmp_path: Path) -> None:
 
 
 def test_no_recordings_are_an_empty_feed() -> None:
-    """Nothing in, nothing out."""
+    """The feed of no recordings is empty."""
     assert list(recorded_feed([])) == []
 
 
 def test_updates_around_the_snapshot_are_joined_to_it(tmp_path: Path) -> None:
-    """What the snapshot holds already is dropped; what straddles or follows it is applied."""
+    """Updates in the snapshot are dropped; those that overlap or follow it are applied."""
     path = write_recording(
         tmp_path / "r",
         depth(1, 4, {"1.0": "9"}),
@@ -319,7 +319,7 @@ def test_a_second_snapshot_changes_nothing(tmp_path: Path) -> None:
 
 
 def update_ids(*paths: Path) -> tuple[list[int], list[str]]:
-    """The update ids of the published books (0 for a trade), and the problems."""
+    """Return the update ids of the published books (0 for a trade), and the problems."""
     problems: list[str] = []
     messages = map(exact, recorded_feed(paths, on_problem=problems.append))
     return [message.get("update_id", 0) for message in messages], problems
@@ -396,7 +396,7 @@ def test_lines_that_are_no_events_are_skipped(tmp_path: Path) -> None:
 
 
 def test_times_may_be_in_microseconds_or_milliseconds(tmp_path: Path) -> None:
-    """Both of the exchange and of the recorder; the unit follows from the magnitude."""
+    """The unit of both clocks follows from the magnitude."""
     path = tmp_path / "r"
     lines = [
         f"1723161255342000000 {trade(1, '2.0', T=1723161255342)}",
@@ -414,7 +414,7 @@ def test_times_may_be_in_microseconds_or_milliseconds(tmp_path: Path) -> None:
 
 
 def test_two_symbols_in_one_recording_are_an_error(tmp_path: Path) -> None:
-    """A snapshot does not say whose book it is, so a recording is of one symbol."""
+    """A snapshot has no symbol, so a recording has one symbol only."""
     path = write_recording(tmp_path / "r", trade(1, "2.0"), trade(1, "2.0", symbol="ETHUSDT"))
     with pytest.raises(FeedError, match="line 2: a recording is of one symbol: ETHUSDT after BTC"):
         list(recorded_feed([path]))

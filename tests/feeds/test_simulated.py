@@ -25,12 +25,12 @@ MARKET = SimulatedMarket(seed=1, started_at=STARTED_AT, day=DAY)
 
 
 def until(at_seconds: float, market: SimulatedMarket = MARKET) -> list[FeedMessage]:
-    """The feed before a moment."""
+    """Return the feed up to a time."""
     return list(takewhile(lambda message: message.at_seconds < at_seconds, market))
 
 
 def bodies(feed: list[FeedMessage], kind: Kind, channel: str = "stock:") -> list[dict[str, Any]]:
-    """What the messages of a kind say, on channels that begin so."""
+    """Return the messages of a kind, on channels with a prefix."""
     return [
         orjson.loads(message.payload)
         for message in feed
@@ -39,7 +39,7 @@ def bodies(feed: list[FeedMessage], kind: Kind, channel: str = "stock:") -> list
 
 
 def test_the_feed_is_the_same_for_the_same_seed_only() -> None:
-    """A demonstration can be repeated."""
+    """The same seed gives the same feed."""
     feed = list(islice(MARKET, 2_000))
     assert list(islice(attrs.evolve(MARKET), 2_000)) == feed
     assert list(islice(attrs.evolve(MARKET, seed=2), 2_000)) != feed
@@ -73,7 +73,7 @@ def test_there_are_trades_only_while_the_market_is_open() -> None:
 
 
 def test_the_opening_trades_every_stock() -> None:
-    """From the opening on every topic has a value."""
+    """Every topic has a value from the opening on."""
     opening = [message.channel for message in until(2.000001)]
     assert {channel for channel in opening if channel.startswith("stock:")} == {
         f"stock:{stock.code}:{kind}" for stock in STOCKS for kind in ("price", "orderbook")
@@ -119,7 +119,7 @@ def test_a_trade_reaches_its_stock_sector_and_watchlist() -> None:
 
 
 def test_prices_are_on_ticks_within_the_days_limits() -> None:
-    """Over many days, each base price being the close of the day before."""
+    """Each base price is the close of the day before."""
     base_prices = {stock.code: stock.base_price for stock in STOCKS}
     close = dict(base_prices)
     volumes: Counter[str] = Counter()
@@ -173,7 +173,7 @@ def test_order_books_lie_around_the_last_price() -> None:
 
 
 def test_most_levels_of_an_order_book_stay_from_one_trade_to_the_next() -> None:
-    """A book changes like a book, not like noise."""
+    """Most levels stay the same from one book to the next."""
     feed = until(60)
     books = bodies(feed, Kind.ORDERBOOK, f"stock:{STOCKS[0].code}:")
     kept = [
@@ -183,7 +183,7 @@ def test_most_levels_of_an_order_book_stay_from_one_trade_to_the_next() -> None:
 
 
 def test_at_a_daily_limit_the_order_book_ends() -> None:
-    """No price and no level lies beyond the limits, and the feed goes on there."""
+    """No price and no level is beyond the limits, and the feed goes on at them."""
     penny = Stock("000001", "Penny", "KOSPI", "Pennies", 10)  # Limits: 7 and 13
     feed = until(20, attrs.evolve(MARKET, stocks=[penny]))
     prices = [body["price"] for body in bodies(feed, Kind.PRICE)]
@@ -207,6 +207,6 @@ def test_the_market_is_a_dozen_listed_stocks() -> None:
 
 @pytest.mark.parametrize("trades_per_second", [0.0, -1.0])
 def test_a_market_without_trades_is_refused(trades_per_second: float) -> None:
-    """A rate that would never end or never begin is an error at once."""
+    """A rate of 0 or less is an error."""
     with pytest.raises(ValueError, match="trades_per_second"):
         attrs.evolve(MARKET, trades_per_second=trades_per_second)

@@ -1,1 +1,1 @@
-"""Workers and their parent, as real processes."""
+"""Tests of workers and their parent, as real processes."""

@@ -1,10 +1,10 @@
-"""The figures of several workers read like those of one server."""
+"""The statistics of several workers, added up."""
 
 from streamer.workers.totals import add_up
 
 
 def test_counts_are_added_and_the_longest_times_kept() -> None:
-    """An operator looks for how many there were in all, and for how bad it was at worst."""
+    """Counts are added, and of times the largest is taken."""
     first = {"sent": 1, "dropped": {"slow": 2}, "longest": 0.5, "seconds_total": 1.0}
     second = {"sent": 10, "dropped": {"gone": 3}, "longest": 0.25, "seconds_total": 2.0}
     assert add_up([first, second]) == {
@@ -16,7 +16,7 @@ def test_counts_are_added_and_the_longest_times_kept() -> None:
 
 
 def test_what_is_no_number_stands_for_all_workers() -> None:
-    """Ready are all or none; the earliest start is the start; an error of any is to be seen."""
+    """Booleans are true where all are; the earliest start and an error of any are shown."""
     first = {"ready": True, "started_at": "2024-02-01", "last_error": None, "probe": None}
     second = {"ready": False, "started_at": "2024-01-01", "last_error": "gone", "probe": None}
     assert add_up([first, second]) == {
@@ -28,5 +28,5 @@ def test_what_is_no_number_stands_for_all_workers() -> None:
 
 
 def test_without_an_answer_there_is_nothing_to_tell() -> None:
-    """While no worker runs there are no figures rather than wrong ones."""
+    """Without workers there are no statistics."""
     assert add_up([]) == {}

@@ -1,4 +1,4 @@
-"""Workers: several processes serve one port, and their parent keeps them at it.
+"""Workers: several processes serve one port, and their parent replaces them.
 
 Covers streamer.workers.assignment, streamer.workers.supervisor and streamer.workers.worker.
 """
@@ -34,22 +34,22 @@ from tests.helpers.timing import eventually, real_deadline
 
 COMMAND = (sys.executable, "-m", "streamer", "worker")
 CLIENTS = 16
-"""Enough that the kernel's hash does not give them all to one of two workers (1 in 32,768)."""
+"""The kernel's hash gives so many to one of two workers in 1 of 32,768 cases."""
 
 
 class Workers:
-    """Running workers, and the event that ends them."""
+    """Running workers, and the event that stops them."""
 
     def __init__(self, supervisor: Supervisor, shutdown: trio.Event) -> None:
         self.supervisor = supervisor
         self.shutdown = shutdown
 
     def connected(self) -> Any:
-        """A client of one of them: which one is the kernel's choice."""
+        """Open a client of one of the workers, which the kernel chooses."""
         return connected(cast("Server", self.supervisor))
 
     async def page(self, path: str) -> Any:
-        """What the parent's page says."""
+        """Return a page of the parent."""
         async with httpx2.AsyncClient(base_url=self.supervisor.http_url) as client:
             return (await client.get(path)).json()
 
@@ -74,7 +74,7 @@ async def running_workers(redis_url: str, **settings: Any) -> AsyncIterator[Work
 
 
 def publish(redis: redis_py.Redis, price: int) -> None:
-    """As any producer does."""
+    """Publish as any producer does."""
     update = {"type": "price_update", "stock_code": "005930", "price": price, "change": 0}
     update |= {"change_percent": 0, "volume": 1, "timestamp": "2024-08-09T00:00:00Z"}
     redis.publish("stock:005930:price", json.dumps(update))
@@ -83,7 +83,7 @@ def publish(redis: redis_py.Redis, price: int) -> None:
 async def test_the_clients_of_all_workers_receive_what_redis_publishes(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """Connections spread over the workers, and it makes no difference to a client to which."""
+    """Connections are spread over the workers, and all clients receive the same."""
     async with running_workers(redis_url) as workers, AsyncExitStack() as stack:
         clients: list[Client] = [
             await stack.enter_async_context(workers.connected()) for _ in range(CLIENTS)
@@ -114,7 +114,7 @@ async def test_the_clients_of_all_workers_receive_what_redis_publishes(
 async def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """Its own clients have to come back; the others notice nothing."""
+    """Its clients are disconnected; those of the other worker are not."""
     async with running_workers(redis_url) as workers:
         victim, other = workers.supervisor.workers
         victims = 0
@@ -147,7 +147,7 @@ async def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(
 async def test_a_worker_that_is_told_to_stop_lets_its_clients_go_and_is_replaced(
     redis_url: str,
 ) -> None:
-    """An operator can begin one worker anew without the others."""
+    """One worker can be restarted without the others."""
     async with running_workers(redis_url) as workers, workers.connected() as client:
         (one,) = (await workers.page("/v1/ws/connections"))["connections"]
         mine = workers.supervisor.workers[one["worker"] - 1]
@@ -160,7 +160,7 @@ async def test_a_worker_that_is_told_to_stop_lets_its_clients_go_and_is_replaced
 
 
 async def test_the_page_says_which_worker_is_absent(redis_url: str) -> None:
-    """While one is being replaced the whole is not ready, and what the others say still counts."""
+    """Readiness is false, and the statistics are those of the other worker."""
     async with running_workers(redis_url) as workers:
         victim = workers.supervisor.workers[1]
         assert victim.pid is not None
@@ -173,7 +173,7 @@ async def test_the_page_says_which_worker_is_absent(redis_url: str) -> None:
 
 
 async def test_shutdown_lets_the_clients_of_all_workers_go(redis_url: str) -> None:
-    """Each is told when to come back and closed with 1001; then the processes have ended."""
+    """Each client receives `server_shutdown` and is closed with 1001; then the processes end."""
     async with running_workers(redis_url) as workers, AsyncExitStack() as stack:
         clients: list[Client] = [
             await stack.enter_async_context(workers.connected()) for _ in range(CLIENTS)
@@ -190,7 +190,7 @@ async def test_shutdown_lets_the_clients_of_all_workers_go(redis_url: str) -> No
 
 
 async def test_another_server_does_not_get_a_part_of_the_clients(redis_url: str) -> None:
-    """A port that workers share among themselves is in use for everybody else."""
+    """The workers' port is in use for other servers."""
     async with running_workers(redis_url) as workers:
         port = urlsplit(workers.supervisor.websocket_url).port
         with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="in use"), allow_unwrapped=True):
@@ -199,7 +199,7 @@ async def test_another_server_does_not_get_a_part_of_the_clients(redis_url: str)
 
 
 async def test_all_addresses_of_the_host_are_served(redis_url: str) -> None:
-    """With a port of the operator's choice the workers listen as one server would."""
+    """With a given port, the workers listen on all addresses of the host."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -210,7 +210,7 @@ async def test_all_addresses_of_the_host_are_served(redis_url: str) -> None:
 
 
 def test_an_assignment_travels_whole(tmp_path: Path) -> None:
-    """Paths, lists and defaults arrive as the settings that were sent."""
+    """Paths, lists and defaults are decoded to the same settings."""
     pem = tmp_path / "pem"
     settings = Settings(
         tls_certificate=pem, tls_key=pem, allowed_origins=("https://a.example",), workers=3
@@ -226,7 +226,7 @@ def worker(script: str, shutdown: trio.Event, directory: Path) -> Worker:
 
 
 async def test_what_never_served_is_not_replaced(tmp_path: Path) -> None:
-    """Its replacement would fail as it did; the exit code says how."""
+    """The error has the exit code of the process."""
     for script, exit_code in (("raise SystemExit(3)", 3), ("input(); raise SystemExit(4)", 4)):
         with pytest.raises(WorkerFailedError) as failed:
             await worker(script, trio.Event(), tmp_path).run()
@@ -236,7 +236,7 @@ async def test_what_never_served_is_not_replaced(tmp_path: Path) -> None:
 async def test_workers_that_die_soon_are_replaced_ever_later(
     tmp_path: Path, mock_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """The delay doubles, so that what cannot live leaves the machine to the others."""
+    """The delay doubles up to 30 s."""
     dying = worker("print('up')", trio.Event(), tmp_path)
 
     async def died(times: int) -> None:
@@ -257,7 +257,7 @@ async def test_workers_that_die_soon_are_replaced_ever_later(
 async def test_who_served_for_long_is_replaced_soon(
     tmp_path: Path, mock_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """What happened long ago does not delay the next replacement."""
+    """After a minute of serving, the delay is the shortest again."""
     long_lived = worker("print('up', flush=True); input(); input()", trio.Event(), tmp_path)
 
     async def die_and_come_back(delay_seconds: float) -> None:
@@ -283,7 +283,7 @@ async def test_who_served_for_long_is_replaced_soon(
 async def test_a_shutdown_does_not_wait_for_a_replacement(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
-    """Who is about to be replaced need not be."""
+    """A worker that is about to be replaced is not started again."""
     shutdown = trio.Event()
     dying = worker("print('up')", shutdown, tmp_path)
     async with real_deadline(), trio.open_nursery() as nursery:
