@@ -49,7 +49,7 @@ class ScriptedStore:
 
     @property
     def records(self) -> dict[str, SessionRecord]:
-        """The records, decoded."""
+        """The decoded records."""
         return {session_id: decode_record(encoded) for session_id, encoded in self.encoded.items()}
 
     async def save(self, records: Mapping[str, bytes]) -> None:
@@ -94,20 +94,20 @@ class House:
         )
 
     def want(self, stream: TopicStream) -> None:
-        """A topic is wanted."""
+        """Ignore that a topic is wanted."""
 
     def join(self, topic: Topic) -> None:
-        """A topic is heard."""
+        """Ignore that a topic has a subscriber."""
 
     release = join
 
     def on_blocked(self) -> None:
-        """Nothing is written here."""
+        """Ignore that a socket is full."""
 
     on_broken = on_overflow = on_blocked
 
     def connect(self, name: str, *requests: SubscriptionRequest) -> Outbox:
-        """A client arrives and subscribes."""
+        """Add a client and subscribe."""
         outbox = self.live[name] = Outbox(name, -1, self, WIRE, max_queued_bytes=1000)
         self.hub.add(outbox)
         if requests:
@@ -123,13 +123,13 @@ class House:
 
 @pytest.fixture
 def store() -> ScriptedStore:
-    """A store that answers."""
+    """Return a store that is there."""
     return ScriptedStore()
 
 
 @pytest.fixture
 async def house(store: ScriptedStore) -> AsyncIterator[House]:
-    """One whose session task runs."""
+    """Run the session task of a house."""
     house = House(store)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.sessions.run)
@@ -139,18 +139,18 @@ async def house(store: ScriptedStore) -> AsyncIterator[House]:
 
 @pytest.fixture
 def logs() -> Iterator[list[structlog.typing.EventDict]]:
-    """What is logged, without what is always there."""
+    """Capture the log."""
     with structlog.testing.capture_logs() as logs:
         yield logs
 
 
 def topics(record: SessionRecord | None) -> list[str] | None:
-    """What a session holds."""
+    """Return the topics of a record."""
     return None if record is None else [held.topic for held in record.subscriptions]
 
 
 async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
-    """Options and all, whether the client is there or has gone."""
+    """The record has all options, while the client is connected and after that."""
     requests = [
         SubscriptionRequest(STOCK, Mode.ALL, frozenset({Kind.ORDERBOOK})),
         SubscriptionRequest(MARKET, Mode.LATEST, frozenset(), 0.5),
@@ -173,7 +173,7 @@ async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
 async def test_a_session_that_has_ended_lives_for_its_lifetime(
     stored: bool, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
-    """Not longer, though something of it may still be there (the store forgets by itself)."""
+    """It cannot be restored later, even if its record has not been removed yet."""
     house = House(store if stored else None)
     house.connect("one", SubscriptionRequest(STOCK))
     house.disconnect("one")
@@ -185,7 +185,7 @@ async def test_a_session_that_has_ended_lives_for_its_lifetime(
 
 
 async def test_what_has_expired_is_forgotten(house: House, autojump_clock: MockClock) -> None:
-    """Or each client that ever came would stay in memory."""
+    """Otherwise every client that ever came would stay in memory."""
     house.connect("one", SubscriptionRequest(STOCK))
     house.connect("two", SubscriptionRequest(STOCK))
     house.disconnect("one")
@@ -201,7 +201,7 @@ async def test_what_has_expired_is_forgotten(house: House, autojump_clock: MockC
 async def test_a_client_without_subscriptions_leaves_nothing_to_restore(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
-    """Most that fail come and go like that."""
+    """A client that leaves without a subscription has no record."""
     house.connect("one")
     house.disconnect("one")
     await trio.sleep(2)
@@ -385,7 +385,7 @@ async def test_what_the_store_did_not_take_is_written_when_it_is_back(
     logs: list[structlog.typing.EventDict],
     autojump_clock: MockClock,
 ) -> None:
-    """Meanwhile a line says so, and whoever comes back here is restored all the same."""
+    """Meanwhile it is logged, and sessions can be restored on this server."""
     store.away = True
     house.connect("one", SubscriptionRequest(STOCK))
     house.disconnect("one")
@@ -401,7 +401,7 @@ async def test_what_the_store_did_not_take_is_written_when_it_is_back(
 
 
 async def test_sessions_of_other_servers_come_from_the_store(store: ScriptedStore) -> None:
-    """Where there is one."""
+    """The other server loads the record; without a store it has none."""
     first, second, alone = House(store), House(store), House(None)
     first.connect("one", SubscriptionRequest(STOCK))
     await first.sessions.save()
@@ -413,7 +413,7 @@ async def test_sessions_of_other_servers_come_from_the_store(store: ScriptedStor
 async def test_a_client_that_is_being_closed_keeps_what_it_held(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
-    """It holds nothing any more while the farewell is under way, and may be back before its end."""
+    """Its subscriptions are removed before its connection is closed; the record remains."""
     outbox = house.connect("one", SubscriptionRequest(STOCK))
     house.sessions.ended(outbox)
     house.hub.retire(outbox, "too slow")
