@@ -47,9 +47,10 @@ if TYPE_CHECKING:
         Receipt,
         open_publisher,
     )
-    from streamer.server import RedisRequired, Server, ServerStatistics, serve
+    from streamer.server import RedisRequired, Server, serve
     from streamer.setting_rules import SettingError
     from streamer.source.memory import MemoryBus
+    from streamer.statistics import ServerStatistics
 
 __version__ = "0.1.0"
 
@@ -141,9 +142,10 @@ _NAMES_BY_MODULE = {
         "Receipt",
         "open_publisher",
     ),
-    "streamer.server": ("RedisRequired", "Server", "ServerStatistics", "serve"),
+    "streamer.server": ("RedisRequired", "Server", "serve"),
     "streamer.setting_rules": ("SettingError",),
     "streamer.source.memory": ("MemoryBus",),
+    "streamer.statistics": ("ServerStatistics",),
 }
 _MODULES = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 

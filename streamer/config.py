@@ -12,6 +12,7 @@ import attrs
 
 from streamer.setting_rules import (
     HOST,
+    HOST_NAMES,
     MAX_BYTES,
     MAX_COUNT,
     MAX_MESSAGE_BYTES,
@@ -27,6 +28,7 @@ from streamer.setting_rules import (
     choice,
     integer,
     is_number,
+    normalized_origins,
     number,
     path_if_text,
     setting,
@@ -86,7 +88,8 @@ class Settings:
     host: str = setting(
         "127.0.0.1",
         HOST,
-        "The address to accept WebSocket clients on; 0.0.0.0 for all of IPv4.",
+        "The address to accept WebSocket clients on, or several separated by commas; "
+        "0.0.0.0 for all of IPv4, :: for all of IPv6 and IPv4.",
         heading="Listeners",
     )
     port: int = setting(8765, PORT, "The port to accept WebSocket clients on; 0 picks a free one.")
@@ -97,6 +100,13 @@ class Settings:
         "which is not meant for the public; unix:PATH for a unix socket.",
     )
     http_port: int = setting(8766, PORT, "The port of that HTTP listener; 0 picks a free one.")
+    http_allowed_hosts: tuple[str, ...] = setting(
+        (),
+        HOST_NAMES,
+        "The host names by which that HTTP listener may be asked, beside addresses and localhost, "
+        "so that no web page reads it through a name of its own.",
+        converter=tuple_if_list,
+    )
     tls_certificate: Path | None = setting(
         None,
         PATH,
@@ -128,15 +138,22 @@ class Settings:
     max_connections_per_address: int = setting(
         5,
         integer(0),
-        "The most clients at a time from one address, beyond which one is closed with 1008; "
-        "0 = no limit.",
+        "The most clients at a time from one address, beyond which one is closed with 1013 "
+        "(try again later); of IPv6, from one /64 network; 0 = no limit.",
     )
     allowed_origins: tuple[str, ...] = setting(
         (),
         ORIGINS,
         "The origins of web pages that may connect, "
-        "so that other sites cannot use their visitors; empty = any.",
-        converter=tuple_if_list,
+        "so that other sites cannot use their visitors, such as https://example.com or "
+        "https://*.example.com; empty = any.",
+        converter=normalized_origins,
+    )
+    max_handshakes: int = setting(
+        1000,
+        integer(0, MAX_COUNT),
+        "The most connections at a time whose handshake is not finished, "
+        "beyond which the slowest is cut; 0 = no limit.",
     )
     handshake_timeout_seconds: float = setting(
         10.0,

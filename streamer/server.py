@@ -18,48 +18,46 @@ flush loop ends the server, loudly: to go on would be to lie.
 
 from __future__ import annotations
 
-import random
 import secrets
 from collections import deque
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, NoReturn
 
-import attrs
 import structlog
 import trio
 
 from streamer.admin.http import Readiness, Report, at_once, serve_http
 from streamer.broker.cluster_reader import reader_type
 from streamer.broker.history import RedisHistory
-from streamer.broker.reader import PubSubReader, ReaderStatistics
+from streamer.broker.reader import PubSubReader
 from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
 from streamer.config import Settings
 from streamer.edge.acceptor import Acceptor
 from streamer.edge.confirmation import Confirmations
 from streamer.edge.heartbeat import Heartbeat
-from streamer.edge.listeners import ClientListener, listener_port, open_listeners
+from streamer.edge.listeners import listener_port, open_listeners
 from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.requests import Services
 from streamer.edge.session import ConnectionInfo
 from streamer.edge.sessions import RestorableSessions
-from streamer.hub.flush import FlushLoop, FlushStatistics
-from streamer.hub.hub import Hub, HubStatistics
+from streamer.hub.flush import FlushLoop
+from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
 from streamer.hub.wakeup import Wakeup
-from streamer.loop_lag import LoopLag, LoopStatistics
+from streamer.listen_error import place_of
+from streamer.loop_lag import LoopLag
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.endpoint import WEBSOCKET_PATH
-from streamer.protocol.errors import SHUTTING_DOWN
-from streamer.protocol.messages import ServerShutdown
 from streamer.session_store import SessionStore
 from streamer.source.demand import TopicDemand
 from streamer.source.memory import MemoryBus
 from streamer.source.positions import Bus, PositionReader
-from streamer.source.report import SourceReport, SourceStatistics
+from streamer.source.report import SourceReport
 from streamer.source.router import Router
 from streamer.source.topics import TopicSource
+from streamer.statistics import RateLimitStatistics, ServerStatistics
 from streamer.urls import redact
 from streamer.wire.json import WebSocketJson
 
@@ -74,40 +72,6 @@ log = structlog.get_logger()
 
 class RedisRequired(Exception):  # noqa: N818 - reads as what it says
     """Redis cannot be reached, and the settings say not to start without."""
-
-
-@attrs.frozen
-class RateLimitStatistics:
-    """Counts of refused messages and connections."""
-
-    messages_refused: int
-    """By the clients connected now."""
-    connections_refused: int
-
-
-@attrs.frozen
-class ServerStatistics:
-    """All that the server counts."""
-
-    started_at: str
-    uptime_seconds: float
-    active_connections: int
-    connections_total: int
-    subscriptions: int
-    subscriptions_by_type: dict[str, int]
-    messages_received: int
-    """From the clients connected now."""
-    messages_sent: int
-    messages_queued: int
-    messages_conflated: int
-    messages_dropped: dict[str, int]
-    loop: LoopStatistics
-    hub: HubStatistics
-    batching: FlushStatistics
-    rate_limiting: RateLimitStatistics
-    ingest: SourceStatistics
-    redis: ReaderStatistics | None
-    """None with the bus in the process."""
 
 
 class Server:
@@ -221,7 +185,7 @@ class Server:
     async def run(self, task_status: trio.TaskStatus[Server]) -> None:
         """Serve until `shutdown`; see `serve`."""
         settings = self.settings
-        listeners = await open_listeners(settings)
+        listeners = await open_listeners(settings, self._acceptor.on_exhausted)
         async with AsyncExitStack() as stack, trio.open_nursery() as root:
             for listener in listeners:
                 await stack.enter_async_context(listener)  # closed even if it never gets to serve
@@ -239,22 +203,27 @@ class Server:
                 at_once(self.readiness),
             )
             self.http_url = await root.start(
-                partial(serve_http, report, settings.http_host, settings.http_port)
+                partial(
+                    serve_http,
+                    report,
+                    settings.http_host,
+                    settings.http_port,
+                    allowed_hosts=settings.http_allowed_hosts,
+                )
             )
             self.websocket_url = _url(settings, listener_port(listeners[0]))
             async with trio.open_nursery() as connections:
-                self._acceptor.open(connections)
                 await root.start(self._loop_lag.run)
                 root.start_soon(self._loop_budget.run)
-                accepting = await connections.start(self._accept, listeners, connections)
+                await connections.start(self._acceptor.run, listeners)
                 log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 task_status.started(self)
                 await self._shutdown.wait()
-                accepting.cancel()
-                source_scope.cancel()
                 connections.cancel_scope.deadline = (
                     trio.current_time() + settings.drain_timeout_seconds
                 )
+                self._acceptor.stop_accepting()
+                source_scope.cancel()
                 await self._drain()
             with trio.move_on_after(_LAST_SAVE_SECONDS):
                 await self._sessions.save()
@@ -277,18 +246,6 @@ class Server:
                 raise RedisRequired(problem)
             log.warning("serving without a source, and trying again", problem=problem)
 
-    async def _accept(
-        self,
-        listeners: list[ClientListener],
-        connections: trio.Nursery,
-        task_status: trio.TaskStatus[trio.CancelScope],
-    ) -> None:
-        with trio.CancelScope() as scope:
-            task_status.started(scope)
-            await trio.serve_listeners(
-                self._acceptor.receive, listeners, handler_nursery=connections
-            )
-
     async def _expire(self) -> NoReturn:
         marks: deque[tuple[float, int]] = deque()
         while True:
@@ -300,21 +257,17 @@ class Server:
                 self.hub.expire_history(marks.popleft()[1])
 
     async def _drain(self) -> None:
-        """Let the clients go, each with a delay of its own: not all are to come back at once."""
-        settings = self.settings
+        """Send what was published, save the sessions, and dismiss the clients."""
         await self._flush_loop.finish()
-        sessions = list(self._acceptor.sessions.values())
+        sessions = self._acceptor.sessions
         log.info("draining", connections=len(sessions))
-        for session in sessions:
-            self._sessions.changed(session.session_id)
-        with trio.move_on_after(settings.drain_timeout_seconds / 2):
+        for session_id in sessions:
+            self._sessions.changed(session_id)
+        with trio.move_on_after(self.settings.drain_timeout_seconds / 2):
             await self._sessions.save()
-        spread_ms = settings.drain_spread_ms_per_client * len(sessions)
-        for session in sessions:
-            delay_ms = settings.drain_min_retry_ms + random.uniform(0, spread_ms)  # noqa: S311
-            session.end(SHUTTING_DOWN, ServerShutdown(round(delay_ms)))
+        await self._acceptor.dismiss()
 
-    # What it tells
+    # Statistics and readiness
 
     def readiness(self) -> Readiness:
         """Whether clients should be sent here."""
@@ -343,6 +296,7 @@ class Server:
             uptime_seconds=trio.current_time() - self._started_seconds,
             active_connections=len(sessions),
             connections_total=acceptor.connections_total,
+            pending_handshakes=acceptor.pending_handshakes,
             subscriptions=sum(hub.subscriptions_by_type.values()),
             subscriptions_by_type=hub.subscriptions_by_type,
             messages_received=sum(session.messages_received for session in sessions),
@@ -355,7 +309,9 @@ class Server:
             batching=self._flush_loop.statistics(updates_conflated=hub.messages_conflated),
             rate_limiting=RateLimitStatistics(
                 messages_refused=sum(session.messages_refused for session in sessions),
-                connections_refused=acceptor.admission.refused,
+                connections_refused={
+                    cause.value: count for cause, count in acceptor.refusals.counts.items()
+                },
             ),
             ingest=self._router.statistics(),
             redis=None if self._redis is None else self._redis.statistics(),
@@ -391,6 +347,7 @@ async def serve(
 
 
 def _url(settings: Settings, port: int) -> str:
+    """The URL for clients, with the first host that the settings name."""
     scheme = "ws" if settings.tls_certificate is None else "wss"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{host}:{port}{WEBSOCKET_PATH}"
+    host = settings.host.split(",")[0].strip()
+    return f"{scheme}://{place_of(host, port)}{WEBSOCKET_PATH}"

@@ -17,6 +17,7 @@ from streamer.broker.urls import (
     check_options,
     has_scheme,
 )
+from streamer.origins import normalize_origin
 from streamer.urls import redact
 
 REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
@@ -33,7 +34,7 @@ MAX_BYTES: Final = 2**40
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 """The largest string that Redis takes."""
 
-_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
 
 class SettingError(ValueError):
@@ -124,6 +125,16 @@ def _is_redis_url(value: object) -> bool:
     return parts.scheme in REDIS_SCHEMES and bool(location)
 
 
+def _are_origins(value: object) -> bool:
+    """Whether these are origins, as `normalized_origins` leaves them."""
+    if not isinstance(value, tuple):
+        return False
+    try:
+        return all(normalize_origin(origin) == origin for origin in value)
+    except (AttributeError, TypeError, ValueError):
+        return False
+
+
 class _RedisURL(Allowed):
     """Allows a URL of Redis whose options are honoured."""
 
@@ -147,12 +158,13 @@ SWITCH: Final = Allowed("true or false", lambda value: isinstance(value, bool))
 PATH: Final = Allowed("a path", lambda value: value is None or isinstance(value, Path))
 REDIS_URL: Final = _RedisURL(f"a URL with the scheme {', '.join(REDIS_SCHEMES)}", _is_redis_url)
 ORIGINS: Final = Allowed(
-    "a list of origins such as https://example.com",
+    "a list of origins such as https://example.com or https://*.example.com", _are_origins
+)
+HOST_NAMES: Final = Allowed(
+    "a list of host names",
     lambda value: (
         isinstance(value, tuple)
-        and all(
-            isinstance(origin, str) and _ORIGIN.fullmatch(origin) is not None for origin in value
-        )
+        and all(isinstance(name, str) and _HOST_NAME.fullmatch(name) is not None for name in value)
     ),
 )
 
@@ -160,6 +172,17 @@ ORIGINS: Final = Allowed(
 def tuple_if_list(value: object) -> object:
     """Make a list, as TOML has it, a tuple; leave anything else to the validator."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def normalized_origins(value: object) -> object:
+    """Write origins as browsers do; leave what is no list of origins to the validator."""
+    value = tuple_if_list(value)
+    if not isinstance(value, tuple):
+        return value
+    try:
+        return tuple(normalize_origin(origin) for origin in value)
+    except (AttributeError, TypeError, ValueError):
+        return value
 
 
 def path_if_text(value: object) -> object:

@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from streamer.config import Settings
+from streamer.edge.session_ids import short_hash
 from streamer.protocol.topics import Topic
 from streamer.server import Server, serve
 from tests.helpers.clients import connected, raw_client
@@ -84,8 +85,8 @@ async def test_the_counts_are_true_under_fifty_clients() -> None:
         assert page["active_connections"] == 50
         status, page = await get_page(server, "/v1/ws/connections")
         assert (status, page["count"]) == (200, 50)
-        listed = {connection["session_id"]: connection for connection in page["connections"]}
-        first = listed[clients[0].session_id]
+        listed = {connection["session"]: connection for connection in page["connections"]}
+        first = listed[short_hash(clients[0].session_id)]
         assert first["subscriptions"] == ["market:KOSPI", "sector:tech", "stock:A", "watchlist:w"]
         assert first["remote_address"] == "127.0.0.1"
         assert first["messages_received"] == 4
@@ -228,6 +229,46 @@ async def test_a_stopping_server_waits_for_no_client_beyond_its_deadline(
                 assert trio.current_time() < 60
                 await trio.lowlevel.checkpoint()
                 mock_clock.jump(0.01)
+
+
+async def test_a_handshake_that_ends_after_the_shutdown_began_is_dismissed_at_once(
+    mock_clock: MockClock,
+) -> None:
+    """The client gets its greeting, server_shutdown and 1001, is not restored, and delays nothing.
+
+    A connection whose handshake never ends delays the shutdown by no more than a second.
+    """
+    async with real_deadline(), trio.open_nursery() as nursery:
+        settings = Settings(memory=True, port=0, http_port=0, max_connections_per_address=0)
+        stopped = trio.Event()
+
+        async def run(task_status: trio.TaskStatus[Server]) -> None:
+            await serve(settings, task_status=task_status)
+            stopped.set()
+
+        server = await nursery.start(run)
+        async with (
+            connected(server) as other,
+            raw_client(server, opened=False) as late,
+            raw_client(server, opened=False),
+        ):
+            await other.subscribe("stock:A")
+            await eventually(lambda: server.statistics().pending_handshakes == 2)
+            server.shutdown()
+            await eventually(lambda: server._acceptor._is_stopping)
+            mock_clock.jump(0.03)
+            await late.open(f"/v1/ws?session_id={other.session_id}")
+            assert (await late.response()).startswith(b"HTTP/1.1 101 ")
+            messages, code = await late.messages_until_close()
+            assert [message["type"] for message in messages] == ["connected", "server_shutdown"]
+            assert code == 1001
+            assert await other.closed() == 1001
+            began_seconds = trio.current_time()
+            mock_clock.jump(1)
+            await late.stream.aclose()
+            await other.connection.aclose()
+            await eventually(stopped.is_set)
+            assert trio.current_time() - began_seconds <= 1
 
 
 async def test_shutdown_may_be_asked_for_by_an_event() -> None:

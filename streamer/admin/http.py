@@ -1,14 +1,18 @@
-"""The operator's page: statistics, metrics, connections and health over HTTP, on a port of its own.
+"""The operator's API: statistics, metrics, connections and health over HTTP, on a port of its own.
 
 Starlette on Hypercorn, both of which run on Trio. It is for operators and not for clients: it names
-addresses, so it listens on 127.0.0.1 unless told otherwise.
+addresses, so it listens on 127.0.0.1 unless the settings say otherwise. A web page that an operator
+visits may have its own name resolve to that address (DNS rebinding), so only requests are served
+whose Host is an address, localhost, or a name from the settings.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import attrs
@@ -20,8 +24,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamer.admin.metrics import exposition
+from streamer.listen_error import ListenError, place_of
 
 T = TypeVar("T")
 
@@ -36,9 +42,9 @@ class Readiness:
 
 @attrs.frozen
 class Report:
-    """Where the page gets what it shows. Each is called for each request and gives JSON types.
+    """The functions that make the answers, called for each request; they return JSON types.
 
-    They are awaited, since one that speaks for several processes has to ask these.
+    They are awaited, since the parent of several workers has to ask these.
     """
 
     statistics: Callable[[], Awaitable[dict[str, Any]]]
@@ -47,7 +53,7 @@ class Report:
 
 
 def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
-    """What waits for nothing, for `Report`."""
+    """Make a function that waits for nothing one that can be awaited, for `Report`."""
 
     async def answer() -> T:
         return function()
@@ -55,8 +61,8 @@ def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
     return answer
 
 
-def make_app(report: Report) -> Starlette:
-    """The page as an ASGI application."""
+def make_app(report: Report, *, allowed_hosts: Collection[str] | None) -> ASGIApp:
+    """The API as an ASGI application; with `allowed_hosts` None, any Host is served."""
 
     async def statistics(_request: Request) -> Response:
         return _json(await report.statistics())
@@ -72,14 +78,14 @@ def make_app(report: Report) -> Starlette:
         return _json({"count": len(listed), "connections": listed})
 
     async def healthz(_request: Request) -> Response:
-        """The loop turns: whoever reads this has the proof."""
+        """Answer: an answer is the proof that the event loop turns."""
         return _json({"status": "ok"})
 
     async def readyz(_request: Request) -> Response:
         readiness = await report.readiness()
         return _json(attrs.asdict(readiness), 200 if readiness.ready else 503)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/ws/stats", statistics),
             Route("/metrics", metrics),
@@ -88,6 +94,42 @@ def make_app(report: Report) -> Starlette:
             Route("/readyz", readyz),
         ]
     )
+    return app if allowed_hosts is None else _CheckHost(app, allowed_hosts)
+
+
+class _CheckHost:
+    """Refuses requests whose Host names neither an address nor an allowed host."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: Collection[str]) -> None:
+        self._app = app
+        self._allowed_hosts = frozenset(_host_name(host) for host in allowed_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 421 (RFC 9110, 15.5.20), or pass the request on."""
+        if scope["type"] == "http" and not self._is_allowed(scope):
+            refusal = _json({"error": "this host is not among http_allowed_hosts"}, 421)
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        return all(self._is_allowed_host(host.decode("latin-1")) for host in hosts)
+
+    def _is_allowed_host(self, host: str) -> bool:
+        name = _host_name(host)
+        if name == "localhost" or name in self._allowed_hosts:
+            return True
+        try:
+            ip_address(name.strip("[]").partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
+
+def _host_name(host: str) -> str:
+    """A Host without its port and the root's dot, in lower case."""
+    return re.sub(r":\d*$", "", host.strip()).removesuffix(".").lower()
 
 
 def _json(content: object, status: int = 200) -> Response:
@@ -102,18 +144,26 @@ async def serve_http(
     host: str,
     port: int,
     *,
+    allowed_hosts: Collection[str] = (),
     task_status: trio.TaskStatus[str],
 ) -> None:
-    """Serve the page until cancelled; started with its URL, whose port is the real one.
+    """Serve the API until cancelled; started with its URL, whose port is the real one.
 
-    A `host` of unix:PATH listens on a unix socket there, and the port means nothing.
-    Raises OSError where it cannot listen.
+    A `host` of unix:PATH listens on a unix socket there; the port means nothing then, and any Host
+    is served, since no web page can reach it. `allowed_hosts` are the names that a Host may have
+    beside addresses and localhost. Raises ListenError, in an exception group.
     """
     config = Config()
-    config.bind = [host if host.startswith("unix:") else f"{host}:{port}"]
+    is_unix = host.startswith("unix:")
+    place = host if is_unix else place_of(host, port)
+    config.bind = [place]
     config.errorlog = logging.getLogger("streamer.http")
-    config.errorlog.setLevel(logging.WARNING)  # Hypercorn announces its address, and so do we
+    config.errorlog.setLevel(logging.WARNING)  # Hypercorn logs its address, and so do we
     config.graceful_timeout = 1.0
+    app = make_app(report, allowed_hosts=None if is_unix else (*allowed_hosts, host))
     async with trio.open_nursery() as nursery:
-        binds = await nursery.start(partial(serve, mode="asgi"), make_app(report), config)
+        try:
+            binds = await nursery.start(partial(serve, mode="asgi"), app, config)
+        except OSError as error:
+            raise ListenError(place, ("http_host", "http_port"), error) from None
         task_status.started(binds[0])

@@ -1,7 +1,7 @@
-"""The statistics as Prometheus reads them.
+"""The statistics in the formats of Prometheus and OpenMetrics.
 
-Every figure is one of the statistics, so that the two never disagree, and those of several workers
-are added up as theirs are (`workers.totals`).
+Every metric is read from the statistics, so that the two never disagree, and those of several
+workers are added up as theirs are (`workers.totals`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 @attrs.frozen
 class Family:
-    """One metric, and where among the statistics its figure stands."""
+    """One metric, and the path of its figure in the statistics."""
 
     name: str
     path: tuple[str, ...]
@@ -25,7 +25,7 @@ class Family:
     counts: bool = False
     """Whether it only grows; its name then ends in _total."""
     label: str | None = None
-    """What the keys are, where the figure is an object."""
+    """The name of the label for the keys, where the figure is an object."""
 
 
 FAMILIES: Final = (
@@ -40,8 +40,14 @@ FAMILIES: Final = (
     Family(
         "streamer_connections_refused",
         ("rate_limiting", "connections_refused"),
-        "Connections closed at once: too many, or of another origin.",
+        "Connections refused or closed for abuse, by cause.",
         counts=True,
+        label="cause",
+    ),
+    Family(
+        "streamer_pending_handshakes",
+        ("pending_handshakes",),
+        "Connections whose handshake is not finished.",
     ),
     Family(
         "streamer_subscriptions",
@@ -49,7 +55,9 @@ FAMILIES: Final = (
         "Subscriptions held now.",
         label="type",
     ),
-    Family("streamer_topics", ("hub", "topics"), "Topics that anybody wants."),
+    Family(
+        "streamer_topics", ("hub", "topics"), "Topics that have a subscriber, or had one just now."
+    ),
     Family(
         "streamer_blocked_clients",
         ("hub", "blocked_clients"),
@@ -60,7 +68,7 @@ FAMILIES: Final = (
     Family(
         "streamer_messages_conflated",
         ("messages_conflated",),
-        "Publications that a newer one stood for.",
+        "Publications replaced by a newer one before they were sent.",
         counts=True,
     ),
     Family(
@@ -117,7 +125,9 @@ FAMILIES: Final = (
         ("loop", "longest_pause_seconds_last_minute"),
         "Longest turn of the event loop in the last minute.",
     ),
-    Family("streamer_redis_connected", ("redis", "connected"), "1 while Redis is heard."),
+    Family(
+        "streamer_redis_connected", ("redis", "connected"), "1 while the connection to Redis is up."
+    ),
     Family("streamer_redis_ready", ("redis", "ready"), "1 while the last probe came back."),
     Family("streamer_redis_messages", ("redis", "messages"), "Messages received.", counts=True),
     Family(

@@ -95,7 +95,7 @@ async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
             try:
                 server: Server = await serving.start(partial(serve, settings, shutdown=shutdown))
             except* OSError as group:
-                failure = cannot_start(settings, first_of(group))
+                failure = cannot_start(first_of(group))
             else:
                 click.echo("\n".join(_introduction(server, market)))
                 assert server.bus is not None  # as memory=True says

@@ -19,6 +19,7 @@ from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
 from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.config import Settings
 from streamer.gc_pauses import keep_collections_short
+from streamer.listen_error import ListenError
 from streamer.workers.assignment import WorkerFailedError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ async def run_server(
         except* OSError as group:
             if announcement.made:
                 raise  # it had started: this is a bug
-            failure = cannot_start(settings, first_of(group))
+            failure = cannot_start(first_of(group))
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -136,13 +137,15 @@ def _code_of_worker(error: BaseException) -> ExitCode:
     return ExitCode.FAILURE
 
 
-def cannot_start(settings: Settings, error: BaseException) -> CommandError:
+def cannot_start(error: BaseException) -> CommandError:
     """Make the error for a server that could not listen."""
-    reason = getattr(error, "strerror", None) or error
     if isinstance(error, ssl.SSLError):
+        reason = error.strerror or error
         return CommandError(f"tls_certificate and tls_key: {reason}", ExitCode.USAGE)
-    places = f"{settings.host}:{settings.port} and {settings.http_host}:{settings.http_port}"
-    return CommandError(f"cannot listen on {places}: {reason}", ExitCode.CANNOT_LISTEN)
+    if isinstance(error, ListenError):
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in error.settings)
+        return CommandError(f"{error.strerror} (from {flags})", ExitCode.CANNOT_LISTEN)
+    return CommandError(str(error), ExitCode.CANNOT_LISTEN)
 
 
 async def handle_signals(

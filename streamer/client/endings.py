@@ -22,7 +22,7 @@ _FINAL: Final = frozenset(
     {
         errors.PROTOCOL_VIOLATION.code,
         errors.INVALID_UTF8.code,
-        errors.POLICY.code,
+        errors.ABUSE.code,
         errors.TOO_LARGE.code,
         INVALID_TOKEN,
     }

@@ -1,106 +1,301 @@
-"""From an accepted connection to a session, and the list of all sessions."""
+"""From an accepted connection to a session, and the table of all sessions."""
 
 from __future__ import annotations
 
-import secrets
+import heapq
+import random
+import resource
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
+from operator import attrgetter
 from typing import Final
 
 import structlog
 import trio
 
-from streamer.edge.admission import Admission
+from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals, counted_address
 from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
 from streamer.edge.heartbeat import Heartbeat
+from streamer.edge.listeners import ClientListener, ClientStream
+from streamer.edge.pending import Pending, PendingConnections
 from streamer.edge.requests import Services
 from streamer.edge.session import Session
+from streamer.edge.session_ids import new_session_id, short_hash
 from streamer.edge.websocket import close_lingering
-from streamer.protocol.errors import CloseReason
+from streamer.origins import OriginRules
+from streamer.protocol.errors import ABUSE, SHUTTING_DOWN
+from streamer.protocol.messages import ServerShutdown
 
 UNSENT_BYTES: Final = 64 * 1024
 """What the kernel may hold unsent for one client (TCP_NOTSENT_LOWAT). Its own measure, the send
 buffer, grows to megabytes: a client that stalls would then be sent seconds of stale prices where it
 should get the newest."""
 
-log = structlog.get_logger()
+PROBE_SECONDS: Final = 3.0
+"""How long a connection has to answer a ping while a new one waits for its place."""
 
-ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+_FRESH_SECONDS: Final = 1.0
+"""A client that was heard from so recently is not asked whether it is still there."""
+
+_MAX_PROBED: Final = 16
+"""Connections that are asked on behalf of one that waits: the longest silent ones."""
+
+_MIN_PENDING_PER_ADDRESS: Final = 16
+_PENDING_PER_PLACE: Final = 4
+"""Unfinished handshakes that an address may have for each connection that it may have."""
+
+_RESERVED_DESCRIPTORS: Final = 64
+"""File descriptors that no client gets: for Redis, the HTTP listener and what they need."""
+
+_LATE_HANDSHAKE_SECONDS: Final = 1.0
+"""How long a handshake may go on once the server stops accepting."""
+
+_TLS_CLOSE_SECONDS: Final = 1.0
+
+_DISMISSED_PER_TURN: Final = 100
+"""Sessions ended before others have a turn."""
+
+log = structlog.get_logger()
 
 
 class Acceptor:
-    """Receives connections and keeps the sessions that come of them."""
+    """Accepts connections and keeps the sessions that come of them."""
 
     def __init__(self, services: Services, heartbeat: Heartbeat) -> None:
+        settings = services.settings
         self._services = services
-        self._settings = services.settings
+        self._settings = settings
         self._heartbeat = heartbeat
-        self._writers: trio.Nursery
-        self.admission = Admission(services.settings)
+        self._origins = OriginRules(settings.allowed_origins)
+        self._admission = Admission(settings)
+        per_address = settings.max_connections_per_address
+        self._pending = PendingConnections(
+            max_total=settings.max_handshakes,
+            max_per_address=(
+                per_address and max(_MIN_PENDING_PER_ADDRESS, _PENDING_PER_PLACE * per_address)
+            ),
+            timeout_seconds=settings.handshake_timeout_seconds,
+            on_cut=self._on_cut,
+        )
+        self._max_descriptors = _client_descriptors()
+        self._accepting = trio.CancelScope()
+        self._is_stopping = False
+        self.refusals = Refusals()
         self.sessions: dict[str, Session] = {}
         self.connections_total = 0
         """Sessions since the start."""
 
-    def open(self, nursery: trio.Nursery) -> None:
-        """Give the place where writer tasks run; once, before the first connection."""
-        self._writers = nursery
+    async def run(
+        self,
+        listeners: Sequence[ClientListener],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accept and serve connections; returns when the last has gone after `stop_accepting`."""
+        async with trio.open_nursery() as helpers:
+            helpers.start_soon(self._pending.run)
+            async with trio.open_nursery() as connections:
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(self._accept, listener, connections)
+                        task_status.started()
+            helpers.cancel_scope.cancel()
 
-    async def receive(self, stream: ClientStream) -> None:
+    def stop_accepting(self) -> None:
+        """Close the listeners. Handshakes under way have a second to end, and then `dismiss`."""
+        self._is_stopping = True
+        self._accepting.cancel()
+        self._pending.shorten(_LATE_HANDSHAKE_SECONDS)
+
+    async def dismiss(self) -> None:
+        """Tell each client a random reconnect delay, then close it."""
+        for number, session in enumerate(tuple(self.sessions.values()), 1):
+            self._dismiss(session)
+            if number % _DISMISSED_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _dismiss(self, session: Session) -> None:
+        settings = self._settings
+        spread_ms = settings.drain_spread_ms_per_client * len(self.sessions)
+        delay_ms = settings.drain_min_retry_ms + random.uniform(0, spread_ms)  # noqa: S311
+        session.end(SHUTTING_DOWN, ServerShutdown(round(delay_ms)))
+
+    @property
+    def pending_handshakes(self) -> int:
+        """How many connections have not finished their handshake."""
+        return len(self._pending)
+
+    # Accepting
+
+    async def _accept(self, listener: ClientListener, connections: trio.Nursery) -> None:
+        async with listener:
+            while True:
+                stream = await listener.accept()
+                try:
+                    address = _remote_address(stream)
+                except OSError:  # it has gone already
+                    await trio.aclose_forcefully(stream)
+                    continue
+                if not self._has_descriptor() and not self._pending.cut_slowest():
+                    self.on_exhausted(address)
+                    await trio.aclose_forcefully(stream)
+                    continue
+                pending = self._pending.enter(counted_address(address))
+                connections.start_soon(
+                    self._receive, stream, address, pending, connections.start_soon
+                )
+
+    def _has_descriptor(self) -> bool:
+        return len(self.sessions) + len(self._pending) < self._max_descriptors
+
+    def on_exhausted(self, address: str = "") -> None:
+        """Count a connection that was closed at once for want of a file descriptor."""
+        self.refusals.add(Cause.DESCRIPTORS, address)
+        self._pending.cut_slowest()
+
+    def _on_cut(self, pending: Pending) -> None:
+        self.refusals.add(Cause.HANDSHAKE, pending.address, "not finished in time")
+
+    async def _receive(
+        self,
+        stream: ClientStream,
+        address: str,
+        pending: Pending,
+        start_task: Callable[..., None],
+    ) -> None:
         """Serve one connection, from accept to close. Whatever goes wrong in it ends here."""
         try:
             descriptor = _prepare_socket(stream)
-            request = None
-            with trio.move_on_after(self._settings.handshake_timeout_seconds):
+            admitted = None
+            with pending.scope:
                 request = await receive_request(stream, descriptor)
-            if request is not None:
-                await self._admit(stream, descriptor, request)
-        except (HandshakeFailedError, trio.BrokenResourceError) as error:
-            log.debug("no websocket", reason=str(error))
+                cause = await self._admit(pending.address, request)
+                if cause is None:
+                    admitted = request
+                else:
+                    self.refusals.add(cause, address, request.origin)
+                    await self._refuse(stream, request, cause)
+            self._pending.leave(pending)
+            if admitted is not None:
+                await self._serve(stream, descriptor, admitted, address, start_task)
+                if isinstance(stream, trio.SSLStream):
+                    with trio.move_on_after(_TLS_CLOSE_SECONDS):
+                        await stream.aclose()  # sends what tells the end from a cut connection
+        except HandshakeFailedError as error:
+            if error.is_refused:
+                self.refusals.add(Cause.HANDSHAKE, address, str(error))
+        except trio.BrokenResourceError as error:
+            log.debug("a connection broke", reason=str(error))
         except Exception:
             log.exception("a connection failed")
         finally:
+            self._pending.leave(pending)
             await trio.aclose_forcefully(stream)
 
-    async def _admit(self, stream: ClientStream, descriptor: int, request: Request) -> None:
-        address = _remote_address(stream)
-        refusal = self.admission.enter(address, request.origin)
-        if refusal is not None:
-            log.info("connection refused", address=address, code=refusal.code)
-            await self._refuse(stream, request, refusal)
-            return
-        try:
-            await self._serve(stream, descriptor, request, address)
-        finally:
-            self.admission.leave(address)
+    # Admission
+
+    async def _admit(self, address: str, request: Request) -> Cause | None:
+        """Take a place for a client, that of a silent one where there is no other.
+
+        Where its address or the server is full, the session that the client names gives way at
+        once. Otherwise the longest silent connections of its address are pinged, and if one does
+        not answer within 3 s, the longest silent gives way. Returns why there is no place.
+        """
+        if not self._origins.allow(request.origin):
+            return Cause.ORIGIN
+        cause = self._admission.enter(address)
+        if cause is None:
+            return None
+        asked_seconds = trio.current_time()
+        probed = self._probe(address, request)
+        if not probed:
+            return cause
+        with trio.move_on_after(PROBE_SECONDS):
+            return await self._wait_for_place(address)
+        for session in probed:
+            if not session.is_ending and session.is_silent_since(asked_seconds):
+                log.info("silent client gives way", session=short_hash(session.session_id))
+                session.give_up()
+                with trio.move_on_after(PROBE_SECONDS):
+                    return await self._wait_for_place(address)
+                break
+        return cause
+
+    def _probe(self, address: str, request: Request) -> Sequence[Session]:
+        """Ask connections that might give way whether they are there; the longest silent first."""
+        sessions = self._admission.sessions(address)
+        named = self.sessions.get(request.query.get("session_id", ""))
+        if named is not None and named in sessions:
+            named.give_up()
+            return [named]
+        fresh_since = trio.current_time() - _FRESH_SECONDS
+        silent = [
+            session
+            for session in sessions
+            if not session.is_ending and session.is_silent_since(fresh_since)
+        ]
+        probed = heapq.nsmallest(_MAX_PROBED, silent, key=attrgetter("last_received_seconds"))
+        for session in probed:
+            session.ping()
+        return probed
+
+    async def _wait_for_place(self, address: str) -> Cause | None:
+        while (cause := self._admission.enter(address)) is not None:
+            await self._admission.wait_left()
+        return cause
+
+    async def _refuse(self, stream: ClientStream, request: Request, cause: Cause) -> None:
+        # The handshake is accepted first: a browser shows a page the close code, but not the
+        # status of an HTTP answer.
+        reason = CLOSE_REASONS[cause]
+        with trio.move_on_after(self._settings.close_timeout_seconds):
+            await stream.send_all(
+                request.accept() + self._services.wire.close(reason.code, reason.reason)
+            )
+            await close_lingering(stream)
 
     async def _serve(
-        self, stream: ClientStream, descriptor: int, request: Request, address: str
+        self,
+        stream: ClientStream,
+        descriptor: int,
+        request: Request,
+        address: str,
+        start_task: Callable[..., None],
     ) -> None:
         session = Session(
-            f"s-{secrets.token_urlsafe(12)}",
+            new_session_id(),
             stream,
             self._services,
             request,
             descriptor=descriptor,
             remote_address=address,
-            start_writer=self._writers.start_soon,
+            start_task=start_task,
         )
+        self._admission.serve(counted_address(address), session)
         self.sessions[session.session_id] = session
         self.connections_total += 1
         self._heartbeat.add(session)
+        if self._is_stopping:
+            self._dismiss(session)
         try:
-            await session.run(request.accept())
+            reason = await session.run(request.accept())
+            if reason is ABUSE:
+                self.refusals.add(Cause.ABUSE, address)
         finally:
+            self._heartbeat.remove(session)
             del self.sessions[session.session_id]
+            self._admission.leave(counted_address(address), session)
 
-    async def _refuse(self, stream: ClientStream, request: Request, refusal: CloseReason) -> None:
-        # The handshake is accepted first: a browser shows a page the close code, but not the
-        # status of an HTTP answer.
-        with trio.move_on_after(self._settings.close_timeout_seconds):
-            frame = self._services.wire.close(refusal.code, refusal.reason)
-            await stream.send_all(request.accept() + frame)
-            await close_lingering(stream)
+
+def _client_descriptors() -> float:
+    """How many connections this process has file descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return float("inf")
+    return max(soft - _RESERVED_DESCRIPTORS, 1)
 
 
 def _socket(stream: ClientStream) -> trio.socket.SocketType:
@@ -109,10 +304,7 @@ def _socket(stream: ClientStream) -> trio.socket.SocketType:
 
 def _remote_address(stream: ClientStream) -> str:
     client_socket = _socket(stream)
-    try:
-        host: str = client_socket.getpeername()[0]
-    except OSError as error:  # it has gone already
-        raise trio.BrokenResourceError from error
+    host: str = client_socket.getpeername()[0]
     if client_socket.family == socket.AF_INET:
         return host
     address = ip_address(host.partition("%")[0])

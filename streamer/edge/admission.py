@@ -1,49 +1,119 @@
-"""Who may come in: limits that are checked when a connection opens."""
+"""Admission: which connections are served, and how many at a time."""
 
 from __future__ import annotations
 
-from collections import Counter
+import enum
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv6Network, ip_address
+from types import MappingProxyType
+from typing import Final
 
+import structlog
+import trio
+
+from streamer.bounded_log import BoundedLog
 from streamer.config import Settings
-from streamer.protocol.errors import OVERLOADED, POLICY, CloseReason
+from streamer.edge.session import Session
+from streamer.protocol import errors
+from streamer.protocol.errors import CloseReason
+
+log = structlog.get_logger()
+
+_IPV6_PREFIX_BITS: Final = 64
+"""What one customer of an IPv6 network has for itself: each may use 2^64 addresses."""
+
+
+class Cause(enum.StrEnum):
+    """Why a connection was refused or closed; a label in metrics and logs."""
+
+    ORIGIN = "origin"
+    """The page's origin is not allowed."""
+    SERVER_FULL = "server_full"
+    """All places of the server are taken."""
+    ADDRESS_FULL = "address_full"
+    """All places of the address are taken."""
+    HANDSHAKE = "handshake"
+    """No valid WebSocket handshake came, or not in time, or others waited for its place."""
+    ABUSE = "abuse"
+    """The client went on sending over the rate limit."""
+    DESCRIPTORS = "descriptors"
+    """The process has no file descriptor left for it."""
+
+
+CLOSE_REASONS: Final[Mapping[Cause, CloseReason]] = MappingProxyType(
+    {
+        Cause.ORIGIN: errors.ORIGIN,
+        Cause.SERVER_FULL: errors.OVERLOADED,
+        Cause.ADDRESS_FULL: errors.ADDRESS_FULL,
+    }
+)
+"""How a connection that is refused after its handshake is closed."""
+
+
+class Refusals:
+    """Counts refused connections by their cause, and logs them at a bounded rate."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(Cause, 0)
+        self._log = BoundedLog(log.warning)
+
+    def add(self, cause: Cause, address: str, detail: str | None = None) -> None:
+        """Count one refusal."""
+        self.counts[cause] += 1
+        fields = {} if detail is None else {"detail": detail}
+        self._log(cause, "connection refused", cause=cause.value, address=address, **fields)
 
 
 class Admission:
-    """Counts connections, by address and in all."""
+    """Counts the connections that are served, in all and by address (IPv6: by /64 network)."""
 
     def __init__(self, settings: Settings) -> None:
         self._max_connections = settings.max_connections
         self._max_connections_per_address = settings.max_connections_per_address
-        self._allowed_origins = frozenset(settings.allowed_origins)
-        self._by_address: Counter[str] = Counter()
+        self._by_address: dict[str, list[Session | None]] = {}
+        """The sessions of each address, None while one has only got its place."""
         self._total = 0
-        self.refused = 0
-        """Connections that were closed right after their handshake."""
+        self._left = trio.Event()
 
-    def enter(self, address: str, origin: str | None) -> CloseReason | None:
-        """Count a connection, which has to `leave`; returns why it is refused instead, or None."""
-        refusal = self._refusal(address, origin)
-        if refusal is not None:
-            self.refused += 1
-            return refusal
-        self._total += 1
-        self._by_address[address] += 1
-        return None
-
-    def leave(self, address: str) -> None:
-        """A connection that was let in has gone."""
-        self._total -= 1
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
-
-    def _refusal(self, address: str, origin: str | None) -> CloseReason | None:
-        # A client that is no browser sends no Origin, and nobody else's page can make it connect.
-        if self._allowed_origins and origin is not None and origin not in self._allowed_origins:
-            return POLICY
+    def enter(self, address: str) -> Cause | None:
+        """Take a place, to be given back with `leave`; returns why there is none instead."""
+        places = self._by_address.get(address, ())
         limit = self._max_connections_per_address
-        if limit and self._by_address[address] >= limit:
-            return POLICY
+        if limit and len(places) >= limit:
+            return Cause.ADDRESS_FULL
         if self._max_connections and self._total >= self._max_connections:
-            return OVERLOADED
+            return Cause.SERVER_FULL
+        self._total += 1
+        self._by_address.setdefault(address, []).append(None)
         return None
+
+    def serve(self, address: str, session: Session) -> None:
+        """Put a session on the place that its connection has taken."""
+        places = self._by_address[address]
+        places[places.index(None)] = session
+
+    def leave(self, address: str, session: Session | None) -> None:
+        """Give back a place; None where no session has been put on it."""
+        self._total -= 1
+        places = self._by_address[address]
+        places.remove(session)
+        if not places:
+            del self._by_address[address]
+        self._left.set()
+        self._left = trio.Event()
+
+    async def wait_left(self) -> None:
+        """Wait until some connection has given back its place."""
+        await self._left.wait()
+
+    def sessions(self, address: str) -> Sequence[Session]:
+        """The sessions of an address."""
+        return [one for one in self._by_address.get(address, ()) if one is not None]
+
+
+def counted_address(address: str) -> str:
+    """The address that limits are counted by: of IPv6 the /64 network."""
+    if ":" not in address:
+        return address
+    parsed = ip_address(address)
+    return str(IPv6Network((int(parsed), _IPV6_PREFIX_BITS), strict=False))

@@ -1,8 +1,8 @@
 """The opening handshake: RFC 6455, section 4.2, over h11.
 
 h11 reads the request, so that a plain HTTP request, another path and bytes that are not HTTP each
-get their answer at once. wsproto's own handshake is not used: it refuses a request before one can
-see its path.
+get their answer at once. wsproto's own handshake is not used: it refuses a request before its path
+can be seen.
 """
 
 from __future__ import annotations
@@ -26,19 +26,26 @@ _KEY_CHARACTERS: Final = 24
 
 
 class HandshakeFailedError(Exception):
-    """The peer did not ask for a WebSocket here; it has had its answer where one was possible."""
+    """The peer did not open a WebSocket.
+
+    `is_refused`: it asked for something else and has had its answer; otherwise it went away.
+    """
+
+    def __init__(self, reason: str, *, is_refused: bool) -> None:
+        super().__init__(reason)
+        self.is_refused = is_refused
 
 
 @attrs.frozen
 class Request:
-    """What a client asked for when it opened its connection."""
+    """A client's request to open a WebSocket."""
 
     query: dict[str, str]
     origin: str | None
     user_agent: str | None
     accept_token: bytes
     trailing: bytes
-    """What came behind the request: the first frames."""
+    """The bytes that came behind the request: the first frames."""
 
     def accept(self) -> bytes:
         """The response that opens the connection."""
@@ -49,7 +56,7 @@ class Request:
 
 
 async def receive_request(stream: trio.abc.Stream, descriptor: int) -> Request:
-    """Read the request, and answer it where it is not for us. Callers have a deadline.
+    """Read the request, and refuse one that is not for a WebSocket here. Callers have a deadline.
 
     `descriptor`: of the stream's socket, -1 where there is none to read from (TLS).
     Raises HandshakeFailedError, and what the stream raises.
@@ -79,7 +86,7 @@ async def _next_request(
         if event is h11.NEED_DATA:
             data = await receive_some(stream, descriptor)
             if not data:
-                raise HandshakeFailedError("closed before the handshake")
+                raise HandshakeFailedError("closed before the handshake", is_refused=False)
             http.receive_data(data)
         else:
             assert isinstance(event, h11.Request)  # the first event of a server connection
@@ -90,7 +97,7 @@ def _upgrade(request: h11.Request, trailing: bytes) -> Request:
     try:
         url = urlsplit(request.target.decode("ascii"))
     except ValueError as error:
-        raise _Refused(400, f"The URL is none: {error}.") from None
+        raise _Refused(400, f"The URL is not valid: {error}.") from None
     headers: dict[bytes, bytes] = {}
     for name, value in request.headers:
         headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
@@ -145,4 +152,4 @@ async def _refuse(
     await stream.send_all((http.send(response) or b"") + body)
     # Who sends too much has more on its way: to close now would reset the connection under it.
     await close_lingering(stream)
-    raise HandshakeFailedError(f"{status}: {reason}")
+    raise HandshakeFailedError(f"{status}: {reason}", is_refused=True)

@@ -1,54 +1,104 @@
 """The heartbeat of all connections, from one task.
 
 A task for each client that only waits would cost more memory than all else that a quiet client
-needs. All intervals are equal, so two queues in order of time are enough: who is to be pinged next,
-and who is to have answered next.
+needs. All intervals are equal, so two queues in order of time are enough: who is pinged next, and
+who has to have answered next.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import NoReturn
+from typing import Final, NoReturn, Protocol
 
+import structlog
 import trio
 
-from streamer.edge.session import Session
+from streamer.edge.session_ids import short_hash
+
+_PINGS_PER_TURN: Final = 100
+"""Pings sent before other tasks have a turn: about a millisecond."""
+
+log = structlog.get_logger()
+
+
+class Pinged(Protocol):
+    """A session, as the heartbeat sees it."""
+
+    @property
+    def session_id(self) -> str:
+        """Its name."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the connection is broken or being closed."""
+
+    def ping(self) -> None:
+        """Send a ping."""
+
+    def is_silent_since(self, seconds: float) -> bool:
+        """Whether the client has given no sign of life since then, on trio's clock."""
+
+    def give_up(self) -> None:
+        """Cut the connection."""
 
 
 class Heartbeat:
-    """Pings every client and drops those that stay silent."""
+    """Pings every client at an interval and cuts off those that do not answer in time."""
 
     def __init__(self, *, interval_seconds: float, timeout_seconds: float) -> None:
         self._interval_seconds = interval_seconds
         self._timeout_seconds = timeout_seconds
-        self._to_ping: deque[tuple[float, Session]] = deque()
-        self._to_judge: deque[tuple[float, Session]] = deque()
+        # Both in the order of their times: what is added is always due after all the others.
+        self._to_ping: dict[Pinged, float] = {}
+        """When each client is pinged next."""
+        self._to_answer: dict[Pinged, float] = {}
+        """When each client was pinged whose answer is not due yet."""
 
-    def add(self, session: Session) -> None:
+    def add(self, session: Pinged) -> None:
         """Begin with a client that has just connected."""
-        self._to_ping.append((trio.current_time() + self._interval_seconds, session))
+        self._to_ping[session] = trio.current_time() + self._interval_seconds
+
+    def remove(self, session: Pinged) -> None:
+        """Forget a client whose session has ended."""
+        self._to_ping.pop(session, None)
+        self._to_answer.pop(session, None)
 
     async def run(self) -> NoReturn:
-        """Ping and judge, for ever."""
+        """Ping, and cut off the silent, until cancelled."""
         while True:
-            now = trio.current_time()
-            while self._to_judge and self._to_judge[0][0] <= now:
-                self._judge(*self._to_judge.popleft(), now)
-            while self._to_ping and self._to_ping[0][0] <= now:
-                _, session = self._to_ping.popleft()
-                if not session.outbox.closed:
-                    session.ping()
-                    self._to_judge.append((now + self._timeout_seconds, session))
+            self._cut_off_silent()
+            await self._ping_due()
+            soonest = trio.current_time() + min(self._interval_seconds, self._timeout_seconds)
+            if self._to_ping:
+                soonest = min(soonest, next(iter(self._to_ping.values())))
+            if self._to_answer:
+                asked = next(iter(self._to_answer.values()))
+                soonest = min(soonest, asked + self._timeout_seconds)
             # Whoever is added while this sleeps is due later than it wakes.
-            dues = [queue[0][0] for queue in (self._to_ping, self._to_judge) if queue]
-            soonest = now + min(self._interval_seconds, self._timeout_seconds)
-            await trio.sleep_until(min(dues, default=soonest))
+            await trio.sleep_until(soonest)
 
-    def _judge(self, deadline: float, session: Session, now: float) -> None:
-        if session.outbox.closed:
-            return
-        if session.last_received_seconds < deadline - self._timeout_seconds:
-            session.give_up()
-        else:
-            wait_seconds = max(self._interval_seconds - self._timeout_seconds, 0.0)
-            self._to_ping.append((now + wait_seconds, session))
+    async def _ping_due(self) -> None:
+        pinged = 0
+        while self._to_ping:
+            session, due = next(iter(self._to_ping.items()))
+            now = trio.current_time()
+            if due > now:
+                return
+            del self._to_ping[session]
+            self._to_ping[session] = now + self._interval_seconds
+            if not session.is_ending:
+                session.ping()
+                self._to_answer.setdefault(session, now)
+            pinged += 1
+            if pinged % _PINGS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _cut_off_silent(self) -> None:
+        now = trio.current_time()
+        while self._to_answer:
+            session, asked = next(iter(self._to_answer.items()))
+            if asked + self._timeout_seconds > now:
+                return
+            del self._to_answer[session]
+            if not session.is_ending and session.is_silent_since(asked):
+                log.info("client silent", session=short_hash(session.session_id))
+                session.give_up()

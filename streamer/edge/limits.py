@@ -1,4 +1,4 @@
-"""How much a client may ask."""
+"""The rate limit of one client."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ VIOLATION_WINDOW_SECONDS: Final = 10.0
 
 
 class RateLimiter:
-    """A token bucket for one connection: `rate` messages a second, `burst` of them at once."""
+    """A token bucket for the frames of one connection: `rate` a second, `burst` of them at once."""
 
     __slots__ = (
         "_burst",
         "_last_refusal_seconds",
+        "_max_violations",
         "_rate",
         "_refilled_seconds",
         "_tokens",
@@ -21,20 +22,28 @@ class RateLimiter:
         "violations",
     )
 
-    def __init__(self, *, rate: float, burst: float, now_seconds: float) -> None:
+    def __init__(
+        self, *, rate: float, burst: float, max_violations: int, now_seconds: float
+    ) -> None:
         """With a rate of 0 there is no limit."""
         self._rate = rate
         self._burst = burst
+        self._max_violations = max_violations
         self._tokens = burst
         self._refilled_seconds = now_seconds
         self._last_refusal_seconds = now_seconds
         self.refused = 0
-        """In all."""
+        """Refusals since the beginning."""
         self.violations = 0
         """Refusals with never VIOLATION_WINDOW_SECONDS between two of them."""
 
+    @property
+    def is_abused(self) -> bool:
+        """Whether the client went on after so many refusals that its connection should end."""
+        return self.violations > self._max_violations
+
     def allow(self, now_seconds: float) -> bool:
-        """Take one message, or refuse it."""
+        """Take one token; False where there is none, which counts as a refusal."""
         if not self._rate:
             return True
         elapsed = now_seconds - self._refilled_seconds

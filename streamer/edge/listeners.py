@@ -1,21 +1,31 @@
-"""Where clients arrive: sockets that are bound and listen, for one process or for several."""
+"""Listeners: sockets that are bound and accept connections, for one process or for several."""
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from streamer.config import Settings
+from streamer.listen_error import ListenError, place_of
 
 _ACCEPT_BACKLOG: Final = 4096
 """Connections that may wait to be accepted, as in a reconnect storm; the kernel's own limit."""
 
 ACCEPTS_PER_TURN: Final = 16
-"""Connections taken before others have their turn: half a millisecond."""
+"""Connections accepted before other tasks have a turn: half a millisecond."""
+
+_RETRY_SECONDS: Final = 0.1
+"""Before another attempt to accept where not even the reserved descriptor is free."""
+
+_PORT_ATTEMPTS: Final = 10
+"""How often a free port is looked for that several addresses can have."""
 
 _OF_THE_CONNECTION: Final = frozenset(
     {
@@ -31,46 +41,83 @@ _OF_THE_CONNECTION: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""What accept(2) says of a connection that is gone already, and not of the listening socket."""
+"""Errors of accept(2) that concern a connection which is gone, not the listening socket."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors of accept(2) for want of descriptors or memory."""
+
+_UNAVAILABLE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""Errors of bind(2) for an address that this machine does not have."""
+
+ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class BurstListener(trio.abc.Listener[trio.SocketStream]):
     """Accepts what has arrived, several connections in a turn of the event loop.
 
-    `trio.SocketListener` takes one in each turn. Where many come at once, that made the turns the
-    limit, and not what is done for a connection: 2,300 handshakes a second where this has 2,800
-    (`python -m bench compare --scenario idle`).
+    `trio.SocketListener` takes one in each turn. Where many come at once, the number of turns was
+    the limit: 2,300 handshakes a second where this has 2,800 (`python -m bench compare --scenario
+    idle`).
+
+    It holds one file descriptor in reserve. Where there are no others, that is freed to accept a
+    connection and close it at once: the client learns it now instead of waiting in the backlog.
     """
 
-    def __init__(self, listening: socket.socket) -> None:
-        """Take over a socket that listens."""
+    def __init__(self, listening: socket.socket, on_exhausted: Callable[[], object]) -> None:
+        """Take over a socket that listens.
+
+        `on_exhausted` is called for each connection that was closed for want of a descriptor.
+        """
         listening.setblocking(False)
         self.socket = listening
+        self._on_exhausted = on_exhausted
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._left = 0
         """How many more this turn may take."""
 
     async def accept(self) -> trio.SocketStream:
-        """The next connection; waits, and gives others a turn, only now and then.
+        """Wait for the next connection; other tasks have a turn only now and then.
 
-        Raises OSError where there are no descriptors left, say: `trio.serve_listeners` knows these.
+        Raises OSError where the listening socket is broken.
         """
         while True:
             if not self._left:
                 await trio.lowlevel.wait_readable(self.socket)
                 self._left = ACCEPTS_PER_TURN
             self._left -= 1
+            is_exhausted = False
             try:
                 connection, _ = self.socket.accept()
+                return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
             except BlockingIOError:
                 self._left = 0
             except OSError as error:
-                if error.errno not in _OF_THE_CONNECTION:
+                is_exhausted = error.errno in _EXHAUSTED
+                if not is_exhausted and error.errno not in _OF_THE_CONNECTION:
                     raise
-            else:
-                return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+            if is_exhausted:
+                await self._turn_away()
+
+    async def _turn_away(self) -> None:
+        """Accept a connection with the reserved descriptor, and close it."""
+        self._free_reserve()
+        with suppress(OSError):
+            connection, _ = self.socket.accept()
+            connection.close()
+        self._on_exhausted()
+        try:
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # something else was quicker
+            await trio.sleep(_RETRY_SECONDS)
+
+    def _free_reserve(self) -> None:
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
 
     async def aclose(self) -> None:
         """Close the socket."""
+        self._free_reserve()
         self.socket.close()
         await trio.lowlevel.checkpoint()
 
@@ -79,43 +126,105 @@ ClientListener = BurstListener | trio.SSLListener[trio.SocketStream]
 
 
 async def bind_sockets(host: str, port: int, *, shared: bool) -> list[socket.socket]:
-    """A bound socket for each address of the host; for the first alone where the port is 0.
+    """Bind a socket for each address of a host, or of several that commas separate.
+
+    They all get the same port, a free one where `port` is 0. `::` alone is all of IPv4 as well.
+    Addresses of a name that this machine does not have are left out, while there are others.
 
     `shared` lets several processes of one user listen there at once (SO_REUSEPORT): the kernel
     spreads connections over those sockets that listen, by a hash of both addresses. Done here since
-    `trio.open_tcp_listeners` has no such choice. Raises OSError.
+    `trio.open_tcp_listeners` has no such choice. Raises ListenError.
     """
-    found = await trio.socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    # Each address would get a free port of its own; clients are told of one.
-    places = found if port else found[:1]
-    bound: list[socket.socket] = []
+    addresses = [
+        address
+        for name in filter(None, map(str.strip, host.split(",")))
+        for address in await _resolve(name, port)
+    ]
+    both_families = not any(address[0] == socket.AF_INET for address in addresses)
+    for attempt in range(_PORT_ATTEMPTS):
+        try:
+            return _bind_all(addresses, port, shared=shared, both_families=both_families)
+        except ListenError as error:
+            is_last = attempt == _PORT_ATTEMPTS - 1
+            if port or is_last or error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError("the last attempt returns or raises")  # pragma: no cover
+
+
+_Address = tuple[int, str, bool]
+"""Family, address, and whether it may be left out."""
+
+
+async def _resolve(name: str, port: int) -> list[_Address]:
     try:
-        for family, kind, protocol, _name, address in places:
-            bound.append(one := socket.socket(family, kind, protocol))
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind(address)
+        found = await trio.socket.getaddrinfo(
+            name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise _listen_error(name, port, error) from None
+    addresses = {(int(family), str(sockaddr[0])) for family, _, _, _, sockaddr in found}
+    return [(family, address, len(addresses) > 1) for family, address in sorted(addresses)]
+
+
+def _bind_all(
+    addresses: Iterable[_Address], port: int, *, shared: bool, both_families: bool
+) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    skipped: ListenError | None = None
+    try:
+        for family, address, is_optional in addresses:
+            try:
+                one = _bind(family, address, port, shared=shared, both_families=both_families)
+            except OSError as error:
+                skipped = _listen_error(address, port, error)
+                if not (is_optional and error.errno in _UNAVAILABLE):
+                    raise skipped from None
+            else:
+                bound.append(one)
+                port = one.getsockname()[1]
     except BaseException:
         close_sockets(bound)
         raise
+    if skipped is not None and not bound:
+        raise skipped
     return bound
 
 
-def close_sockets(sockets: list[socket.socket]) -> None:
+def _bind(
+    family: int, address: str, port: int, *, shared: bool, both_families: bool
+) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            is_both = both_families and address == "::"
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not is_both)
+        one.bind((address, port))
+    except BaseException:
+        one.close()
+        raise
+    return one
+
+
+def _listen_error(host: str, port: int, error: OSError) -> ListenError:
+    return ListenError(place_of(host, port), ("host", "port"), error)
+
+
+def close_sockets(sockets: Iterable[socket.socket]) -> None:
     """Close them all."""
     for one in sockets:
         one.close()
 
 
-async def open_listeners(settings: Settings) -> list[ClientListener]:
+async def open_listeners(
+    settings: Settings, on_exhausted: Callable[[], object]
+) -> list[ClientListener]:
     """Listen where the settings say, beside other processes where they name several workers.
 
-    Raises OSError, and ssl.SSLError for a certificate that does not fit.
+    `on_exhausted` is called for each connection that was closed for want of a file descriptor.
+    Raises ListenError, and ssl.SSLError for a certificate that does not fit.
     """
     context: ssl.SSLContext | None = None
     if settings.tls_certificate is not None:
@@ -124,18 +233,22 @@ async def open_listeners(settings: Settings) -> list[ClientListener]:
     bound = await bind_sockets(settings.host, settings.port, shared=settings.workers > 1)
     try:
         for one in bound:
-            one.listen(_ACCEPT_BACKLOG)
+            try:
+                one.listen(_ACCEPT_BACKLOG)
+            except OSError as error:
+                host, port = one.getsockname()[:2]
+                raise _listen_error(host, port, error) from None
+        listeners = [BurstListener(one, on_exhausted) for one in bound]
     except OSError:
         close_sockets(bound)
         raise
-    listeners = [BurstListener(one) for one in bound]
     if context is None:
         return list(listeners)
     return [trio.SSLListener(listener, context, https_compatible=True) for listener in listeners]
 
 
 def listener_port(listener: ClientListener) -> int:
-    """The port that a listener has got."""
+    """The port that a listener is bound to."""
     inner = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
     assert isinstance(inner, BurstListener)
     port: int = inner.socket.getsockname()[1]

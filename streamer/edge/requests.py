@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, assert_never
 
 import attrs
@@ -51,15 +51,11 @@ class Services:
 class Requests:
     """The requests of one client, one after another."""
 
-    __slots__ = ("_outbox", "_services", "_wait_room")
+    __slots__ = ("_outbox", "_services")
 
-    def __init__(
-        self, outbox: Outbox, services: Services, wait_room: Callable[[], Awaitable[None]]
-    ) -> None:
-        """`wait_room` waits until the client has read enough of its answers."""
+    def __init__(self, outbox: Outbox, services: Services) -> None:
         self._outbox = outbox
         self._services = services
-        self._wait_room = wait_room
 
     async def carry_out(self, message: messages.ClientMessage) -> None:
         """Carry out a message and answer it. Raises ProtocolError where it cannot be done."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -9,13 +11,15 @@ import attrs
 import structlog
 import trio
 
+from streamer.edge.frame_reader import MessageTooLargeError
 from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
 from streamer.edge.requests import Requests, Services
+from streamer.edge.session_ids import short_hash
 from streamer.edge.websocket import (
     ConnectionEndedError,
-    MessageTooLargeError,
     PeerClosedError,
+    Pong,
     WebSocket,
 )
 from streamer.hub.outbox import Outbox, OutboxStatistics
@@ -29,7 +33,13 @@ _UNCONFIRMED_SECONDS: Final = 5.0
 """After so many messages, or so long with any, a client is pinged before its heartbeat is due."""
 
 _USUAL_BYTES: Final = 4096
-"""Of a client message: 100 targets fit."""
+"""The size of an ordinary client message: 100 targets fit."""
+
+_MAX_WAITING_BYTES: Final = 64 * 1024
+"""What a client may send behind a request that waits, beyond which it is not read from."""
+
+_ENTRY_BYTES: Final = 64
+"""What each waiting message takes beside itself: a tuple and its place in the queue."""
 
 log = structlog.get_logger()
 
@@ -38,29 +48,67 @@ log = structlog.get_logger()
 class ConnectionInfo:
     """One connection, as the list of connections shows it."""
 
-    session_id: str
+    session: str
+    """A short hash of the session's id, which lets nobody restore it; logs have the same."""
     remote_address: str
     user_agent: str | None
     connected_at: str
     connected_seconds: float
     idle_seconds: float
-    """Since anything came from the client."""
+    """Seconds since anything came from the client."""
     subscriptions: list[str]
     messages_received: int
     messages_refused: int
-    """Over the rate limit."""
+    """Frames over the rate limit."""
     outbox: OutboxStatistics
 
 
+@attrs.define(eq=False)
+class _Work:
+    """A request that may wait, and the messages that came behind it meanwhile."""
+
+    waiting: deque[tuple[str | bytes, bool]] = attrs.field(factory=deque)
+    """Messages, each with whether it is within the rate limit."""
+    waiting_bytes: int = 0
+    taken: trio.Event = attrs.field(factory=trio.Event)
+    """Set when a message is taken from `waiting`."""
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    ended: trio.Event = attrs.field(factory=trio.Event)
+
+    def put(self, message: str | bytes, *, is_admitted: bool) -> None:
+        """Let a message wait for its turn."""
+        self.waiting.append((message, is_admitted))
+        self.waiting_bytes += _held_bytes(message)
+
+    def take(self) -> tuple[str | bytes, bool]:
+        """The message whose turn it is."""
+        message, is_admitted = self.waiting.popleft()
+        self.waiting_bytes -= _held_bytes(message)
+        self.taken.set()
+        self.taken = trio.Event()
+        return message, is_admitted
+
+
+def _held_bytes(message: str | bytes) -> int:
+    """The memory that a waiting message takes, its entry included."""
+    return sys.getsizeof(message) + _ENTRY_BYTES
+
+
 class Session:
-    """Carries out what one client asks, in the order in which it asks."""
+    """Carries out what one client asks, in the order in which it asks.
+
+    One task reads. A request that may wait (for Redis, or for the client to read its answers) is
+    carried out by a second task, so that pings, pongs and a close are read meanwhile.
+    """
 
     __slots__ = (
-        "_broken",
         "_connected_at",
         "_connected_seconds",
         "_ending",
         "_hub",
+        "_is_broken",
+        "_is_closing",
+        "_is_held_up",
         "_limiter",
         "_messages_received",
         "_pinged_delivered",
@@ -73,9 +121,10 @@ class Session:
         "_scope",
         "_services",
         "_settings",
-        "_start_writer",
+        "_start_task",
         "_user_agent",
         "_websocket",
+        "_work",
         "outbox",
         "session_id",
     )
@@ -89,21 +138,20 @@ class Session:
         *,
         descriptor: int,
         remote_address: str,
-        start_writer: Callable[[Callable[[], Awaitable[None]]], None],
+        start_task: Callable[..., None],
     ) -> None:
         """Take over a connection whose handshake is read and not yet answered.
 
         `descriptor`: of its socket, or -1 where bytes must go through the stream (TLS).
-        `start_writer` starts the writer task, in a nursery that all connections share: one of its
-        own would double what a quiet client costs, and a writer lives only while its socket is
-        full and ends with it.
+        `start_task` starts a task in a nursery that all connections share: one of its own would
+        double what a quiet client costs, and a writer or a waiting request is rare.
         """
         settings = services.settings
         now = trio.current_time()
         self.session_id = session_id
         self._services = services
         self._hub = services.hub
-        self._start_writer = start_writer
+        self._start_task = start_task
         self._settings = settings
         self._remote_address = remote_address
         self._user_agent = request.user_agent
@@ -112,7 +160,10 @@ class Session:
         self._connected_seconds = now
         self._messages_received = 0
         self._limiter = RateLimiter(
-            rate=settings.rate_limit, burst=settings.rate_limit_burst, now_seconds=now
+            rate=settings.rate_limit,
+            burst=settings.rate_limit_burst,
+            max_violations=settings.rate_limit_max_violations,
+            now_seconds=now,
         )
         self.outbox = Outbox(
             session_id,
@@ -126,12 +177,13 @@ class Session:
             services.hub.fanout,
             self.outbox,
             max_message_bytes=settings.max_message_bytes,
+            max_unread_bytes=settings.max_unread_replies_bytes,
             trailing=request.trailing,
-            admit_frame=self._admit,
-            on_pong=self._on_pong,
+            limiter=self._limiter,
             loop_budget=services.loop_budget,
         )
-        self._requests = Requests(self.outbox, services, self._wait_room)
+        self._requests = Requests(self.outbox, services)
+        self._work: _Work | None = None
         self._pings = 0
         self._pongs = 0
         """The last ping that was answered."""
@@ -140,50 +192,61 @@ class Session:
         self._pinged_seconds = now
         self._scope = trio.CancelScope()
         self._ending: tuple[CloseReason, bytes] | None = None
-        self._broken = False
+        self._is_broken = False
+        self._is_closing = False
+        """Whether a close frame has been sent or received: none may follow it."""
+        self._is_held_up = False
+        """Whether the client is not read from, since it has sent much behind a waiting request."""
 
-    async def run(self, opening: bytes) -> None:
+    async def run(self, opening: bytes) -> CloseReason | None:
         """Serve the client until one side ends it; nothing of it remains in the hub.
 
-        `opening` is the answer to its handshake, which goes out with the first message.
+        `opening` is the answer to its handshake, which goes out with the first message. Returns why
+        the server closed the connection; None where the client did, or its connection broke.
         """
         self._hub.add(self.outbox)
         try:
             self.outbox.send_control(opening + self._greeting())
-            with self._scope:
-                await self._read()
-            if self._ending is not None and not self._broken:
+            if self._ending is None:
+                with self._scope:
+                    await self._read()
+            await self._stop_work()
+            if self._ending is not None and not self._is_broken:
                 timeout_seconds = self._settings.close_timeout_seconds
                 self._scope = trio.CancelScope(deadline=trio.current_time() + timeout_seconds)
                 with self._scope:
                     await self._finish(*self._ending)
+            return None if self._ending is None else self._ending[0]
         finally:
+            with trio.CancelScope(shield=True):
+                await self._stop_work()
             self._services.sessions.ended(self.outbox, address=self._remote_address)
             self._hub.remove(self.outbox)
 
     async def _finish(self, reason: CloseReason, farewell: bytes) -> None:
         self.outbox.send_control(farewell)
         if reason is errors.SHUTTING_DOWN:
-            # A client that does as it is told still gets what it has not read yet.
+            # A client that does as it is asked still gets what it has not read yet.
             await self._websocket.wait_written()
         self._services.sessions.ended(self.outbox, address=self._remote_address)
         self._hub.retire(self.outbox, reason.reason)
+        self._is_closing = True
         await self._websocket.finish(reason)
 
     async def _read(self) -> None:
-        websocket = self._websocket
         try:
             if self._restore_id is not None:
-                await self._answer_errors(self._requests.restore(self._restore_id, {}))
+                self._start_work(self._requests.restore(self._restore_id, {}))
             while True:
-                for message in websocket.messages():
-                    await self._receive(message)
-                    await self._wait_room()
-                    # One read can hold hundreds of requests, and others want their turn.
-                    await trio.lowlevel.checkpoint()
-                await websocket.receive()
+                message = await self._websocket.receive()
+                if isinstance(message, Pong):
+                    self._on_pong(message.payload)
+                    continue
+                await self._take(message)
+                # One read can hold hundreds of requests, and others want their turn.
+                await trio.lowlevel.checkpoint()
         except PeerClosedError as closed:
-            websocket.answer_close(closed.code)
+            await self._answer_close(closed.code)
         except MessageTooLargeError:
             limit = self._settings.max_message_bytes
             self.end(
@@ -197,10 +260,95 @@ class Session:
         except ConnectionEndedError as ended:
             self.end(ended.reason)
 
-    async def _wait_room(self) -> None:
-        """A client that asks but does not read its answers is not read either."""
-        while self.outbox.control_bytes > self._settings.max_unread_replies_bytes:
-            await self._websocket.wait_progress()
+    async def _answer_close(self, code: int) -> None:
+        await self._stop_work()
+        self._services.sessions.ended(self.outbox, address=self._remote_address)
+        self._is_closing = True
+        self._hub.retire(self.outbox, errors.NORMAL.reason)
+        with trio.move_on_after(self._settings.close_timeout_seconds):
+            await self._websocket.answer_close(code)
+
+    # Requests
+
+    async def _take(self, message: str | bytes) -> None:
+        """Carry out a message now, or let it wait behind the request that is under way."""
+        self._messages_received += 1
+        is_admitted = self._websocket.admit()
+        work = self._work
+        if work is None:
+            await self._begin(message, is_admitted=is_admitted)
+            return
+        work.put(message, is_admitted=is_admitted)
+        while work.waiting_bytes > _MAX_WAITING_BYTES:
+            self._is_held_up = True
+            await work.taken.wait()
+        self._is_held_up = False
+
+    async def _begin(self, message: str | bytes, *, is_admitted: bool) -> None:
+        """Carry out a message, in a task of its own where it may wait."""
+        try:
+            request = self._decode(message, is_admitted=is_admitted)
+        except ProtocolError as error:
+            self._send_error(error)
+        else:
+            if isinstance(request, messages.Subscribe | messages.Reconnect):
+                self._start_work(self._requests.carry_out(request))
+                return
+            await self._answer_errors(self._requests.carry_out(request))
+        if not self._websocket.has_room:
+            self._start_work(None)
+
+    def _decode(self, message: str | bytes, *, is_admitted: bool) -> messages.ClientMessage:
+        if not is_admitted:
+            raise self._refusal(message)
+        if isinstance(message, bytes):
+            raise ProtocolError(
+                ErrorCode.INVALID_MESSAGE, "binary messages mean nothing here; send text"
+            )
+        return decode_client(message)
+
+    def _start_work(self, request: Awaitable[None] | None) -> None:
+        self._work = _Work()
+        self._start_task(self._run_work, self._work, request)
+
+    async def _run_work(self, work: _Work, request: Awaitable[None] | None) -> None:
+        """Carry out a request, if any, and then what came behind it, at the client's pace."""
+        try:
+            with work.scope:
+                if request is not None:
+                    await self._answer_errors(request)
+                await self._websocket.wait_room()
+                while work.waiting:
+                    message, is_admitted = work.take()
+                    await self._answer_errors(self._carry_out(message, is_admitted=is_admitted))
+                    await self._websocket.wait_room()
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._work = None
+            work.taken.set()
+            work.ended.set()
+
+    async def _carry_out(self, message: str | bytes, *, is_admitted: bool) -> None:
+        await self._requests.carry_out(self._decode(message, is_admitted=is_admitted))
+
+    async def _answer_errors(self, request: Awaitable[None]) -> None:
+        try:
+            await request
+        except ProtocolError as error:
+            self._send_error(error)
+        except Exception:
+            log.exception("a request failed", session=short_hash(self.session_id))
+            self._send(
+                messages.Error(ErrorCode.INTERNAL_ERROR, "a fault of this server, which is logged")
+            )
+
+    async def _stop_work(self) -> None:
+        """Cancel the request under way, and wait until it is: it may hold the hub's objects."""
+        if self._work is not None:
+            self._work.scope.cancel()
+            # No deadline: what the work awaits ends as soon as it is cancelled.
+            with trio.CancelScope(shield=True):
+                await self._work.ended.wait()
 
     def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
         """Close the connection with a reason, and a message before it. Does not wait."""
@@ -222,12 +370,12 @@ class Session:
     # What the outbox reports
 
     def on_blocked(self) -> None:
-        """Start the writer task, which lives while the socket is full."""
-        self._start_writer(self._websocket.write_blocked)
+        """Start the writer task, which runs while the socket is full."""
+        self._start_task(self._websocket.write_blocked)
 
     def on_broken(self) -> None:
         """Nothing can be written any more, a close frame included."""
-        self._broken = True
+        self._is_broken = True
         self._services.loop_budget.call_later(self._cancel)
 
     def _cancel(self) -> None:
@@ -244,17 +392,34 @@ class Session:
         """When anything last came from the client, on trio's clock."""
         return self._websocket.last_received_seconds
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the connection is broken or being closed."""
+        return self._is_broken or self._is_closing or self._ending is not None
+
+    def is_silent_since(self, seconds: float) -> bool:
+        """Whether the client has given no sign of life since then, on trio's clock.
+
+        One whose messages are not read, since it has sent too many behind a request that waits, may
+        have answered all the same: it is alive while its socket takes what is written to it.
+        """
+        websocket = self._websocket
+        if self._is_held_up:
+            return self.outbox.blocked and websocket.last_written_seconds < seconds
+        return websocket.last_received_seconds < seconds
+
     def ping(self) -> None:
         """Ask the client for a sign of life, ahead of any waiting data."""
-        self._pings += 1
-        self._pinged_seconds = trio.current_time()
-        self._pinged_delivered = self.outbox.account[1]
-        self._hub.mark_ping(self.outbox)
-        self.outbox.send_control(self.outbox.wire.ping(self._ping_payload))
+        if not self._is_closing:
+            self._pings += 1
+            self._pinged_seconds = trio.current_time()
+            self._pinged_delivered = self.outbox.account[1]
+            self._hub.mark_ping(self.outbox)
+            self.outbox.send_control(self.outbox.wire.ping(self._ping_payload))
 
     def is_confirmation_due(self, now_seconds: float) -> bool:
         """Whether much has been delivered since the last ping, which has been answered."""
-        if self._pongs != self._pings or self.outbox.closed:
+        if self._pongs != self._pings or self.is_ending:
             return False
         delivered = self.outbox.account[1] - self._pinged_delivered
         is_late = now_seconds - self._pinged_seconds >= _UNCONFIRMED_SECONDS
@@ -265,14 +430,15 @@ class Session:
         return b"%d" % self._pings
 
     def _on_pong(self, payload: bytes) -> None:
-        if self._pings and payload == self._ping_payload:
-            self._pongs = self._pings
-            self._hub.mark_pong(self.outbox)
-            self._services.sessions.changed(self.session_id)
+        if self._pongs == self._pings or payload != self._ping_payload:
+            self._websocket.admit()  # what nobody asked for counts against the rate limit
+            return
+        self._pongs = self._pings
+        self._hub.mark_pong(self.outbox)
+        self._services.sessions.changed(self.session_id)
 
     def give_up(self) -> None:
-        """The client has been silent for too long: it would not read a close frame either."""
-        log.info("client silent", session_id=self.session_id)
+        """Cut the connection of a silent client, which would not read a close frame either."""
         self.on_broken()
 
     # Messages
@@ -296,41 +462,12 @@ class Session:
     def _send(self, message: messages.ServerMessage) -> None:
         self.outbox.send_control(self.outbox.wire.answer(message))
 
-    def _admit(self) -> bool:
-        """Count a frame against the rate limit; going on after many refusals ends in 1008."""
-        allowed = self._limiter.allow(trio.current_time())
-        if not allowed and self._limiter.violations > self._settings.rate_limit_max_violations:
-            raise ConnectionEndedError(errors.POLICY)
-        return allowed
+    def _send_error(self, error: ProtocolError) -> None:
+        self._send(messages.Error(error.code, error.message, error.details, error.request_id))
 
-    async def _receive(self, message: str | bytes) -> None:
-        self._messages_received += 1
-        if self._admit():
-            await self._answer_errors(self._carry_out(message))
-        else:
-            self._send(self._refusal(message))
-
-    async def _carry_out(self, message: str | bytes) -> None:
-        if isinstance(message, bytes):
-            raise ProtocolError(
-                ErrorCode.INVALID_MESSAGE, "binary messages mean nothing here; send text"
-            )
-        await self._requests.carry_out(decode_client(message))
-
-    async def _answer_errors(self, request: Awaitable[None]) -> None:
-        try:
-            await request
-        except ProtocolError as error:
-            self._send(messages.Error(error.code, error.message, error.details, error.request_id))
-        except Exception:
-            log.exception("a request failed", session_id=self.session_id)
-            self._send(
-                messages.Error(ErrorCode.INTERNAL_ERROR, "a fault of this server, which is logged")
-            )
-
-    def _refusal(self, message: str | bytes) -> messages.Error:
+    def _refusal(self, message: str | bytes) -> ProtocolError:
         settings = self._settings
-        return messages.Error(
+        return ProtocolError(
             ErrorCode.RATE_LIMIT_EXCEEDED,
             f"at most {settings.rate_limit:g} messages a second, "
             f"and {settings.rate_limit_burst:g} at once",
@@ -346,7 +483,7 @@ class Session:
         """The connection as it is now."""
         now = trio.current_time()
         return ConnectionInfo(
-            session_id=self.session_id,
+            session=short_hash(self.session_id),
             remote_address=self._remote_address,
             user_agent=self._user_agent,
             connected_at=self._connected_at,

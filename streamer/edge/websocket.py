@@ -1,19 +1,22 @@
-"""One WebSocket connection: frames in, bytes out, and the way it ends.
+"""One WebSocket connection: messages in, bytes out, and its end.
 
-trio-websocket is built from wsproto, and so is this. Its connection object is not used on the
-server: it keeps a second task, a channel and the handshake for every client (23 KB, measured), and
-sends each message through a lock and a task switch. wsproto's frame parser is what is worth having.
+trio-websocket's connection object is not used on the server: it keeps a second task, a channel and
+the handshake for every client (23 KB, measured), and sends each message through a lock and a task
+switch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, cast
 
+import attrs
 import trio
-from wsproto.frame_protocol import FrameProtocol, Opcode, ParseFailed
 
+from streamer.edge import frame_reader
+from streamer.edge.frame_reader import FrameError, FrameReader, MessageTooLargeError
+from streamer.edge.limits import RateLimiter
 from streamer.edge.loop_budget import LoopBudget
 from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
@@ -24,14 +27,12 @@ _MAX_DISCARDED_BYTES: Final = 16 * 1024 * 1024
 """What a client may still send after our close before its connection is cut. To close with unread
 bytes makes the kernel reset the connection, and the client might never see why."""
 
-
-_NO_STATUS: Final = 1005
-_NO_CLOSE_FRAME: Final = 1006
-"""Codes that stand for what was not sent (RFC 6455, 7.4.1)."""
+NO_CLOSE_FRAME: Final = 1006
+"""The code for a connection that ended without a close frame (RFC 6455, 7.4.1)."""
 
 
 class ConnectionEndedError(Exception):
-    """The connection is to end, for a reason that goes into the close frame."""
+    """The connection is to be closed, for a reason that goes into the close frame."""
 
     def __init__(self, reason: errors.CloseReason) -> None:
         super().__init__(reason.reason)
@@ -46,25 +47,26 @@ class PeerClosedError(Exception):
         self.code = code
 
 
-class MessageTooLargeError(Exception):
-    """A message is larger than allowed."""
+@attrs.frozen
+class Pong:
+    """A pong from the client, with the payload of the ping that it answers."""
+
+    payload: bytes
 
 
 class WebSocket:
-    """Reads messages, answers control frames, writes what the socket did not take at once."""
+    """Reads messages, answers pings, writes what the socket did not take at once."""
 
     __slots__ = (
-        "_admit_frame",
         "_fanout",
-        "_frames",
+        "_limiter",
         "_loop_budget",
-        "_max_message_bytes",
-        "_on_pong",
-        "_parts",
-        "_parts_bytes",
+        "_max_unread_bytes",
         "_progress",
+        "_reader",
         "_stream",
         "last_received_seconds",
+        "last_written_seconds",
         "outbox",
     )
 
@@ -75,97 +77,74 @@ class WebSocket:
         outbox: Outbox,
         *,
         max_message_bytes: int,
+        max_unread_bytes: int,
         trailing: bytes,
-        admit_frame: Callable[[], bool],
-        on_pong: Callable[[bytes], None],
+        limiter: RateLimiter,
         loop_budget: LoopBudget,
     ) -> None:
-        """Take over an open connection.
-
-        `trailing` came behind the handshake. `admit_frame` is asked before a frame that is no
-        message is dealt with: pings and empty fragments cost something, too.
-        """
+        """Take over an open connection; `trailing` are the bytes that came after the handshake."""
         self._stream = stream
         self._fanout = fanout
         self.outbox = outbox
-        self._max_message_bytes = max_message_bytes
-        self._admit_frame = admit_frame
-        self._on_pong = on_pong
+        self._max_unread_bytes = max_unread_bytes
+        self._limiter = limiter
         self._loop_budget = loop_budget
-        self._frames = FrameProtocol(client=False, extensions=[])
-        self._frames.receive_bytes(trailing)
-        self._parts: list[str | bytes] = []
-        self._parts_bytes = 0
+        self._reader = FrameReader(max_message_bytes=max_message_bytes)
+        self._reader.feed(trailing)
         self._progress: trio.Event | None = None
-        self.last_received_seconds = trio.current_time()
+        self.last_received_seconds = self.last_written_seconds = trio.current_time()
+        """When bytes last came from the client, and when its full socket last took some."""
 
     # Reading
 
-    async def receive(self) -> None:
-        """Wait for bytes from the peer. Raises PeerClosedError where it is gone."""
+    async def receive(self) -> str | bytes | Pong:
+        """Wait for the next message (text as str, binary as bytes) or pong. Pings are answered.
+
+        Every frame counts against the rate limit; messages and pongs are counted by the caller.
+        Raises ConnectionEndedError where the peer broke a rule of RFC 6455 or goes on sending after
+        too many refusals, MessageTooLargeError, and PeerClosedError.
+        """
+        while True:
+            try:
+                event = self._reader.next_event()
+            except FrameError as error:
+                raise ConnectionEndedError(error.reason) from None
+            if event is None:
+                await self._read_more()
+                continue
+            opcode, payload = event
+            if opcode in (frame_reader.TEXT, frame_reader.BINARY):
+                return payload
+            control = cast("bytes", payload)
+            if opcode == frame_reader.CLOSE:
+                raise PeerClosedError(frame_reader.close_code(control))
+            # A read can hold thousands of frames.
+            if self._loop_budget.is_long:
+                await self._loop_budget.wait()
+            if opcode == frame_reader.PONG:
+                return Pong(control)
+            if self.admit() and opcode == frame_reader.PING:
+                self.outbox.send_control(self.outbox.wire.pong(control))
+
+    def admit(self) -> bool:
+        """Count a frame against the rate limit: whether it is within it.
+
+        Raises ConnectionEndedError after too many refusals.
+        """
+        is_admitted = self._limiter.allow(trio.current_time())
+        if self._limiter.is_abused:
+            raise ConnectionEndedError(errors.ABUSE)
+        return is_admitted
+
+    async def _read_more(self) -> None:
         try:
             data = await receive_some(self._stream, self.outbox.descriptor, self._loop_budget)
         except trio.BrokenResourceError:
             data = b""
         if not data:
-            raise PeerClosedError(_NO_CLOSE_FRAME)
+            raise PeerClosedError(NO_CLOSE_FRAME)
         self.last_received_seconds = trio.current_time()
-        self._frames.receive_bytes(data)
-
-    def messages(self) -> Iterator[str | bytes]:
-        """The whole messages received so far: text as str, binary as bytes. Pings are answered.
-
-        Raises ConnectionEndedError where the peer broke a rule of RFC 6455, MessageTooLargeError,
-        and PeerClosedError.
-        """
-        try:
-            for frame in self._frames.received_frames():
-                if frame.opcode is Opcode.PING:
-                    if self._admit_frame():
-                        pong = self.outbox.wire.pong(cast("bytes", frame.payload))
-                        self.outbox.send_control(pong)
-                elif frame.opcode is Opcode.CLOSE:
-                    code, _ = cast("tuple[int, str]", frame.payload)
-                    raise PeerClosedError(code)
-                elif frame.opcode is Opcode.PONG:
-                    self._on_pong(cast("bytes", frame.payload))
-                else:
-                    yield from self._assemble(
-                        cast("str | bytes", frame.payload), finished=frame.message_finished
-                    )
-        except ParseFailed as error:
-            invalid_text = error.code == errors.INVALID_UTF8.code
-            raise ConnectionEndedError(
-                errors.INVALID_UTF8 if invalid_text else errors.PROTOCOL_VIOLATION
-            ) from error
-
-    def _assemble(self, payload: str | bytes, *, finished: bool) -> Iterator[str | bytes]:
-        # UTF-8 has at least a byte for each character, so this bounds what is kept; a message is
-        # measured exactly once it is whole.
-        self._parts_bytes += len(payload)
-        if self._parts_bytes > self._max_message_bytes:
-            raise MessageTooLargeError
-        if not finished:
-            if payload:
-                self._parts.append(payload)
-            else:
-                self._admit_frame()
-            return
-        message = payload if not self._parts else self._join(payload)
-        self._parts_bytes = 0
-        if (
-            isinstance(message, str)
-            and not message.isascii()
-            and len(message.encode()) > self._max_message_bytes
-        ):
-            raise MessageTooLargeError
-        yield message
-
-    def _join(self, last: str | bytes) -> str | bytes:
-        parts, self._parts = [*self._parts, last], []
-        if isinstance(last, str):
-            return "".join(cast("list[str]", parts))
-        return b"".join(cast("list[bytes]", parts))
+        self._reader.feed(data)
 
     # Writing
 
@@ -185,44 +164,78 @@ class WebSocket:
                 self._advance()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             outbox.fail(0)
+            self._advance()
 
     def _advance(self) -> None:
+        self.last_written_seconds = trio.current_time()
         if self._progress is not None:
             self._progress.set()
             self._progress = None
 
     async def wait_progress(self) -> None:
-        """Until the writer task has written something more."""
+        """Wait until the writer task has written something more."""
         if self._progress is None:
             self._progress = trio.Event()
         await self._progress.wait()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the client has read enough of its answers to be given more."""
+        return self.outbox.control_bytes <= self._max_unread_bytes
+
+    async def wait_room(self) -> None:
+        """Wait until the client has read enough of its answers to be given more."""
+        while not self.has_room:
+            await self.wait_progress()
+
+    async def wait_written(self) -> None:
+        """Wait until nothing waits for the socket any more."""
+        while self.outbox.blocked and not self.outbox.closed:
+            await self.wait_progress()
+
     # Ending
 
     async def finish(self, reason: errors.CloseReason) -> None:
-        """Send a close frame and wait for the peer's end. Callers have a deadline."""
+        """Send a close frame and wait until the peer has closed, too. Callers have a deadline."""
         self.outbox.send_control(self.outbox.wire.close(reason.code, reason.reason))
         await self.wait_written()
-        await close_lingering(self._stream)
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await _send_eof(self._stream)
+            await self._discard_until_close()
 
-    async def wait_written(self) -> None:
-        """Until nothing waits for the socket any more."""
-        while self.outbox.blocked:
-            await self.wait_progress()
+    async def _discard_until_close(self) -> None:
+        discarded = 0
+        while discarded < _MAX_DISCARDED_BYTES:
+            try:
+                while (event := self._reader.next_event()) is not None:
+                    # Some wait for the server to close the connection (RFC 6455, 7.1.1).
+                    if event[0] == frame_reader.CLOSE:
+                        return
+            except (FrameError, MessageTooLargeError):
+                pass  # from now on the reader discards
+            data = await receive_some(self._stream, self.outbox.descriptor, self._loop_budget)
+            if not data:
+                return
+            discarded += len(data)
+            self._reader.feed(data)
 
-    def answer_close(self, code: int) -> None:
-        """Answer the peer's close frame; the server then closes first (RFC 6455, 7.1.1)."""
-        if code != _NO_CLOSE_FRAME:
-            code = 1000 if code == _NO_STATUS else code
+    async def answer_close(self, code: int) -> None:
+        """Answer the peer's close frame: the server then closes first (RFC 6455, 7.1.1).
+
+        Waits until the answer is written; callers have a deadline.
+        """
+        if code != NO_CLOSE_FRAME:
+            code = 1000 if code == frame_reader.NO_STATUS else code
             self.outbox.send_control(self.outbox.wire.close(code, ""))
+            await self.wait_written()
 
 
 async def receive_some(
     stream: trio.abc.Stream, descriptor: int, loop_budget: LoopBudget | None = None
 ) -> bytes:
-    """Bytes from the peer, empty at its end; straight from the socket where there is one.
+    """Bytes from the peer, empty at its end; read from the socket itself where there is one.
 
-    Where the turn is long already, they are read in another one. Raises BrokenResourceError.
+    Where the turn is long already, they are read in a later one. Raises BrokenResourceError.
     """
     if descriptor < 0:
         data = bytes(await stream.receive_some(_RECEIVE_BYTES))
@@ -246,11 +259,19 @@ async def receive_some(
 
 async def close_lingering(stream: trio.abc.Stream) -> None:
     """Close our side and read what the peer still sends, until it closes, too."""
-    try:
-        if isinstance(stream, trio.abc.HalfCloseableStream):
-            await stream.send_eof()
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await _send_eof(stream)
         discarded = 0
         while discarded < _MAX_DISCARDED_BYTES and (data := await stream.receive_some()):
             discarded += len(data)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        return
+
+
+async def _send_eof(stream: trio.abc.Stream) -> None:
+    """Close our side of the TCP connection, under TLS where there is any.
+
+    A TLS stream cannot be closed on one side, and a client that waits for the server to close
+    would wait for ever.
+    """
+    transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if isinstance(transport, trio.abc.HalfCloseableStream):
+        await transport.send_eof()

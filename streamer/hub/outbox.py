@@ -108,6 +108,18 @@ class Subscription:
         return self.epoch != self.lane.stream.epoch or publication.sequence > self.position
 
 
+class _NoOwner:
+    """The owner of a closed outbox, which reports nothing any more."""
+
+    def on_blocked(self) -> None:
+        """Do nothing."""
+
+    on_broken = on_overflow = on_blocked
+
+
+_NO_OWNER: Final = _NoOwner()
+
+
 @attrs.frozen
 class OutboxStatistics:
     """A client's account: `offered == delivered + conflated + sum(dropped) + queued`, always."""
@@ -441,6 +453,8 @@ class Outbox:
         self._held, self._held_messages = b"", 0
         self._control.clear()
         self.control_bytes = 0
+        # The owner holds the outbox: without this, only the garbage collector would free the two.
+        self._owner = _NO_OWNER
 
     def clear(self, reason: str) -> None:
         """Drop everything that waits, of all subscriptions at once."""

@@ -96,17 +96,29 @@ PROTOCOL_VIOLATION: Final = CloseReason(
 INVALID_UTF8: Final = CloseReason(
     1007, "invalid UTF-8", "a text message is not UTF-8 (RFC 6455)", "not reconnect"
 )
-POLICY: Final = CloseReason(
+ORIGIN: Final = CloseReason(
     1008,
-    "policy",
-    "origin, too many connections from one address, or abuse",
+    "origin not allowed",
+    "the page's origin is not among those that may connect",
+    "not reconnect",
+)
+ABUSE: Final = CloseReason(
+    1008,
+    "rate limit exceeded",
+    "the client went on sending after its messages had been refused",
     "not reconnect",
 )
 TOO_LARGE: Final = CloseReason(
     1009, "message too large", "a client message is larger than the limit", "not reconnect"
 )
 OVERLOADED: Final = CloseReason(
-    1013, "overloaded, try again later", "the server is full", "reconnect with backoff"
+    1013, "too many connections", "the server is full", "reconnect with backoff"
+)
+ADDRESS_FULL: Final = CloseReason(
+    1013,
+    "too many connections from this address",
+    "the client's address has all the connections that one address may have",
+    "reconnect with backoff",
 )
 UNAUTHENTICATED: Final = CloseReason(
     4001,
@@ -126,9 +138,11 @@ CLOSE_REASONS: Final = (
     SHUTTING_DOWN,
     PROTOCOL_VIOLATION,
     INVALID_UTF8,
-    POLICY,
+    ORIGIN,
+    ABUSE,
     TOO_LARGE,
     OVERLOADED,
+    ADDRESS_FULL,
     UNAUTHENTICATED,
     TOO_SLOW,
 )

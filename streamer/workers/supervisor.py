@@ -57,7 +57,13 @@ class Supervisor:
         report = Report(self.statistics, self.connections, self.readiness)
         async with trio.open_nursery() as root:
             self.http_url = await root.start(
-                partial(serve_http, report, settings.http_host, settings.http_port)
+                partial(
+                    serve_http,
+                    report,
+                    settings.http_host,
+                    settings.http_port,
+                    allowed_hosts=settings.http_allowed_hosts,
+                )
             )
             async with trio.open_nursery() as processes:
                 processes.start_soon(self._start, processes, task_status)
@@ -141,18 +147,12 @@ async def supervise(
     """
     held = await _hold_port(settings)
     try:
-        host, port = held[0].getsockname()[:2]
+        port = held[0].getsockname()[1]
         with tempfile.TemporaryDirectory(prefix="streamer-") as directory:
             workers = []
             for number in range(1, settings.workers + 1):
                 page = Path(directory) / f"worker-{number}.sock"
-                assigned = attrs.evolve(
-                    settings,
-                    # A free port was chosen for one address only.
-                    host=settings.host if settings.port else host,
-                    port=port,
-                    http_host=f"unix:{page}",
-                )
+                assigned = attrs.evolve(settings, port=port, http_host=f"unix:{page}")
                 workers.append(Worker(Assignment(number, assigned), command, page, shutdown))
             await Supervisor(workers, shutdown).run(settings, task_status)
     finally:

@@ -20,7 +20,7 @@ import trio_websocket
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
-from streamer.protocol.errors import POLICY
+from streamer.protocol.errors import ABUSE
 from streamer.server import Server, serve
 from tests.helpers.timing import DEADLINE_SECONDS, PACE_SECONDS, eventually
 
@@ -267,13 +267,13 @@ async def test_a_connection_that_ends_for_good_is_a_failure(
     async def close_once_there() -> None:
         await eventually(lambda: server._acceptor.sessions)
         for session in list(server._acceptor.sessions.values()):
-            session.end(POLICY)
+            session.end(ABUSE)
 
     nursery.start_soon(close_once_there)
     ran = await run(arguments(server, "stock:005930", "--verify"))
     assert ran.returncode == ExitCode.FAILURE
     assert ran.stderr.endswith(
-        b"streamer: error: the server closed the connection: policy (1008)\n"
+        b"streamer: error: the server closed the connection: rate limit exceeded (1008)\n"
     )
 
 

@@ -291,7 +291,7 @@ async def test_codes_that_say_so_are_come_back_from(
 @pytest.mark.parametrize(
     "reason",
     [
-        errors.POLICY,
+        errors.ABUSE,
         errors.TOO_LARGE,
         errors.PROTOCOL_VIOLATION,
         errors.INVALID_UTF8,

@@ -8,13 +8,13 @@ from tests.helpers.timing import eventually
 
 
 async def test_the_connections_of_one_address_are_limited() -> None:
-    """One too many is closed with 1008; when one has gone, the next may come."""
+    """One too many is closed with 1013; when one has left, the next is served."""
     async with running_server(max_connections_per_address=2) as server:
         async with connected(server) as first, connected(server):
             async with open_client(server) as third:
-                assert await third.closed() == 1008
+                assert await third.closed() == 1013
             await first.ping_pong()
-            assert server.statistics().rate_limiting.connections_refused == 1
+            assert server.statistics().rate_limiting.connections_refused["address_full"] == 1
             assert server.statistics().active_connections == 2
         await eventually(lambda: server.statistics().active_connections == 0)
         async with connected(server) as fourth:

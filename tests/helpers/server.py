@@ -41,7 +41,7 @@ async def get_page(server: Server, path: str) -> tuple[int, dict[str, Any]]:
     """Status and JSON of a page of the operator's listener."""
     address = urlsplit(server.http_url)
     async with await trio.open_tcp_stream(address.hostname or "", address.port or 0) as stream:
-        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         await stream.send_all(request.encode())
         response = b"".join([bytes(chunk) async for chunk in stream])
     head, _, body = response.partition(b"\r\n\r\n")

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from streamer.edge.session_ids import short_hash
 from streamer.protocol.messages import Mode
 from tests.helpers.clients import connected, raw_client
 from tests.helpers.publications import market_status, orderbook, price
@@ -118,9 +119,9 @@ async def test_a_window_that_was_open_too_long_is_merged_in_mode_latest_only(
         assert [message["sequence"] for message in batch["messages"]] == list(range(2, 8))
         assert not any("previous" in message for message in batch["messages"])
         assert server.statistics().batching.stretched == 1
-        by_name = {info.session_id: info.outbox for info in server.connections()}
-        assert by_name[latest.session_id].conflated == 4
-        assert by_name[everything.session_id].conflated == 0
+        by_name = {info.session: info.outbox for info in server.connections()}
+        assert by_name[short_hash(latest.session_id)].conflated == 4
+        assert by_name[short_hash(everything.session_id)].conflated == 0
 
 
 async def test_clients_that_vanish_in_mid_flush_cost_the_others_nothing() -> None:

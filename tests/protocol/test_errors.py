@@ -29,10 +29,12 @@ def test_a_protocol_error_carries_what_the_answer_needs() -> None:
 def test_a_close_reason_fits_its_frame(reason: CloseReason) -> None:
     """A close frame has 123 bytes for the reason, and its code is one that may be sent."""
     assert 0 < len(reason.reason.encode()) <= 123
-    # RFC 6455, 7.4: 1004 to 1006 and 1015 never stand in a frame.
+    # RFC 6455, 7.4: 1004 to 1006 and 1015 are never in a frame.
     assert reason.code in {1000, 1001, 1002, 1007, 1008, 1009, 1013} or 4000 <= reason.code < 5000
 
 
-def test_close_codes_are_distinct() -> None:
+def test_reasons_with_one_code_ask_the_same_of_the_client() -> None:
     """A client decides by the code alone whether to come back."""
-    assert len({reason.code for reason in CLOSE_REASONS}) == len(CLOSE_REASONS)
+    asked = {(reason.code, reason.client_should) for reason in CLOSE_REASONS}
+    assert len(asked) == len({code for code, _ in asked})
+    assert len({reason.reason for reason in CLOSE_REASONS}) == len(CLOSE_REASONS)

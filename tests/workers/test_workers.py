@@ -25,6 +25,7 @@ import trio_websocket
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from streamer.config import Settings
+from streamer.edge.session_ids import short_hash
 from streamer.server import Server
 from streamer.workers.assignment import Assignment, WorkerFailedError
 from streamer.workers.supervisor import Supervisor, supervise
@@ -105,8 +106,8 @@ async def test_the_clients_of_all_workers_receive_what_redis_publishes(
         )
         listed = await workers.page("/v1/ws/connections")
         assert listed["count"] == CLIENTS
-        assert {one["session_id"] for one in listed["connections"]} == {
-            client.session_id for client in clients
+        assert {one["session"] for one in listed["connections"]} == {
+            short_hash(client.session_id) for client in clients
         }
         assert [one["worker"] for one in listed["connections"]] == [1] * parts[0] + [2] * parts[1]
 
@@ -125,13 +126,13 @@ async def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(
             for client in clients:
                 await client.subscribe("stock:005930")
             listed = (await workers.page("/v1/ws/connections"))["connections"]
-            of_victim = {one["session_id"] for one in listed if one["worker"] == victim.number}
+            of_victim = {one["session"] for one in listed if one["worker"] == victim.number}
             assert victim.pid is not None
             killed = victim.pid
             os.kill(killed, signal.SIGKILL)
             publish(redis, 72_600)
             for client in clients:
-                if client.session_id in of_victim:
+                if short_hash(client.session_id) in of_victim:
                     assert await client.closed() == 1006
                     victims += 1
                 else:

@@ -1,0 +1,107 @@
+"""Connections that are accepted and not served yet: their handshake is not finished.
+
+Each costs a descriptor and a task before anything is known of the client, so they are bounded, in
+all and by address. Where there are too many, the slowest is cut: a client that does its handshake
+as clients do is done long before those who only hold connections open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+import attrs
+import trio
+
+_CUT_PER_TURN: Final = 32
+"""Connections that are cut in one turn of the loop; each costs about a tenth of a millisecond."""
+
+
+@attrs.frozen(eq=False)
+class Pending:
+    """One connection whose handshake is not finished."""
+
+    address: str
+    """As limits are counted by."""
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+
+class PendingConnections:
+    """Bounds the number of unfinished handshakes and the time that each may take."""
+
+    def __init__(
+        self,
+        *,
+        max_total: int,
+        max_per_address: int,
+        timeout_seconds: float,
+        on_cut: Callable[[Pending], None],
+    ) -> None:
+        """With 0 there is no limit. `on_cut` is called for each connection that is cut."""
+        self._max_total = max_total
+        self._max_per_address = max_per_address
+        self._timeout_seconds = timeout_seconds
+        self._on_cut = on_cut
+        self._deadlines: dict[Pending, float] = {}
+        """In the order in which the connections came, and so of their deadlines."""
+        self._by_address: dict[str, dict[Pending, None]] = {}
+        self._earlier = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def enter(self, address: str) -> Pending:
+        """Add a connection, and cut the slowest where there are now too many."""
+        pending = Pending(address)
+        self._deadlines[pending] = trio.current_time() + self._timeout_seconds
+        same = self._by_address.setdefault(address, {})
+        same[pending] = None
+        if self._max_per_address and len(same) > self._max_per_address:
+            self._cut(next(iter(same)))
+        elif self._max_total and len(self) > self._max_total:
+            self.cut_slowest()
+        return pending
+
+    def leave(self, pending: Pending) -> None:
+        """Remove a connection that is served now, or has ended."""
+        if self._deadlines.pop(pending, None) is not None:
+            same = self._by_address[pending.address]
+            del same[pending]
+            if not same:
+                del self._by_address[pending.address]
+
+    def cut_slowest(self) -> bool:
+        """Cut the connection that has taken the longest; False where there is none."""
+        if not self._deadlines:
+            return False
+        self._cut(next(iter(self._deadlines)))
+        return True
+
+    def _cut(self, pending: Pending) -> None:
+        self.leave(pending)
+        pending.scope.cancel()
+        self._on_cut(pending)
+
+    def shorten(self, timeout_seconds: float) -> None:
+        """Give those that are there, and those that come, less time than they had."""
+        self._timeout_seconds = min(self._timeout_seconds, timeout_seconds)
+        latest = trio.current_time() + self._timeout_seconds
+        for pending, deadline in self._deadlines.items():
+            self._deadlines[pending] = min(deadline, latest)
+        self._earlier.set()
+
+    async def run(self) -> NoReturn:
+        """Cut those that take too long, some in each turn, until cancelled."""
+        while True:
+            now = trio.current_time()
+            cut = 0
+            while self._deadlines and next(iter(self._deadlines.values())) <= now:
+                self.cut_slowest()
+                cut += 1
+                if cut % _CUT_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+            # Whoever comes while this sleeps is due later than it wakes.
+            until = next(iter(self._deadlines.values()), now + self._timeout_seconds)
+            with trio.move_on_at(until):
+                await self._earlier.wait()
+                self._earlier = trio.Event()

@@ -1,0 +1,50 @@
+"""The statistics of a server: the models of `/v1/ws/stats`."""
+
+from __future__ import annotations
+
+import attrs
+
+from streamer.broker.reader import ReaderStatistics
+from streamer.hub.flush import FlushStatistics
+from streamer.hub.hub import HubStatistics
+from streamer.loop_lag import LoopStatistics
+from streamer.source.report import SourceStatistics
+
+
+@attrs.frozen
+class RateLimitStatistics:
+    """Frames and connections that were refused."""
+
+    messages_refused: int
+    """Frames over the rate limit, of the clients connected now."""
+    connections_refused: dict[str, int]
+    """Connections since the start, by cause (`edge.admission.Cause`)."""
+
+
+@attrs.frozen
+class ServerStatistics:
+    """Every figure that the server counts."""
+
+    started_at: str
+    uptime_seconds: float
+    active_connections: int
+    connections_total: int
+    """Connections since the start."""
+    pending_handshakes: int
+    """Connections whose handshake is not finished."""
+    subscriptions: int
+    subscriptions_by_type: dict[str, int]
+    messages_received: int
+    """Messages from the clients connected now."""
+    messages_sent: int
+    messages_queued: int
+    messages_conflated: int
+    messages_dropped: dict[str, int]
+    """Messages that will never be sent, by reason."""
+    loop: LoopStatistics
+    hub: HubStatistics
+    batching: FlushStatistics
+    rate_limiting: RateLimitStatistics
+    ingest: SourceStatistics
+    redis: ReaderStatistics | None
+    """None with the bus in the process."""
