@@ -46,24 +46,24 @@ ORDERBOOK = b'{"type":"orderbook_update","stock_code":"005930","bids":[],"asks":
 
 
 def prices(count: int, stock_code: str = "005930") -> list[tuple[str, bytes]]:
-    """What `publish_many` takes, numbered from 1."""
+    """Return publications for `publish_many`, numbered from 1."""
     return [numbered_publication(number, stock_code) for number in range(1, count + 1)]
 
 
 def history(redis: redis_py.Redis, topic: str = TOPIC) -> list[tuple[int, bytes]]:
-    """Sequence and text of each entry, the oldest first."""
+    """Return sequence and text of each entry, the oldest first."""
     entries: Any = redis.xrange(history_key(topic))
     return [(int(entry_id.split(b"-")[0]), fields[b"m"]) for entry_id, fields in entries]
 
 
 def numbers(redis: redis_py.Redis, topic: str = TOPIC) -> list[int]:
-    """Which of `prices` the history holds, in its order."""
+    """Return the numbers of the prices in the history, in its order."""
     return [orjson.loads(text)["volume"] for _, text in history(redis, topic)]
 
 
 @contextlib.contextmanager
 def subscribed(redis: redis_py.Redis, *channels: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A plain Redis subscriber, confirmed; gives a function that waits for its next message."""
+    """Subscribe a plain client; give a function that waits for its next message."""
     with redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
         subscription.subscribe(*channels)
         messages = subscription.listen()
@@ -73,17 +73,17 @@ def subscribed(redis: redis_py.Redis, *channels: str) -> Iterator[Callable[[], d
 
 
 def positions(receipts: Sequence[Receipt | None]) -> list[Position]:
-    """Of publications that all have one."""
+    """Return the positions of publications that all have one."""
     return [receipt.position for receipt in receipts if receipt and receipt.position]
 
 
 async def held(publisher: Publisher, count: int) -> None:
-    """Wait until so many are held."""
+    """Wait until this many publications are held."""
     await eventually(lambda: publisher.statistics().held == count)
 
 
 async def acknowledged(publisher: Publisher, least: int) -> None:
-    """Wait until so many are acknowledged."""
+    """Wait until this many publications are acknowledged."""
     await eventually(lambda: publisher.statistics().acknowledged >= least)
 
 
@@ -156,7 +156,7 @@ async def test_messages_to_a_user_share_the_stream_of_the_user(
 async def test_without_positions_it_is_any_programs_publish(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """The text is the producer's alone, and nothing of it is kept."""
+    """Subscribers get the producer's text without a position, and Redis keeps nothing of it."""
     with subscribed(redis, CHANNEL) as next_message:
         async with open_publisher(redis_url, positioned=False) as publisher:
             assert await publisher.publish(CHANNEL, numbered_price(1)) == Receipt(None, 1)
@@ -185,7 +185,7 @@ async def test_a_plain_publisher_needs_no_permission_but_publish(
 async def test_a_plain_publication_without_an_answer_fails_and_is_not_sent_again(
     redis_server: RedisServer, redis: redis_py.Redis
 ) -> None:
-    """What was not sent yet follows over the next connection; nothing is published twice."""
+    """Publications that were not sent yet follow over the next connection; none is doubled."""
     proxy = Proxy(redis_server.port)
     with subscribed(redis, CHANNEL) as next_message:
         async with (
@@ -213,7 +213,7 @@ async def test_a_plain_publication_without_an_answer_fails_and_is_not_sent_again
 async def test_a_publication_that_servers_would_not_take_is_refused(
     redis_url: str, redis: redis_py.Redis, *, positioned: bool
 ) -> None:
-    """With its position, nothing larger than the bound is published, and nothing of its call."""
+    """No message over the bound is published, its position included, and nothing of its call."""
     with subscribed(redis, CHANNEL) as next_message:
         async with open_publisher(
             redis_url, positioned=positioned, max_publication_bytes=1000
@@ -275,7 +275,7 @@ async def test_a_publisher_to_a_channel_for_each_user_does_not_grow(
 async def test_a_strange_reply_is_a_lost_connection(
     redis_server: RedisServer, reply: bytes, *, positioned: bool
 ) -> None:
-    """Whatever comes instead of a receipt, the publisher gives its reason and connects again."""
+    """After a reply that is no receipt, the publisher reports it and connects again."""
     proxy = Proxy(redis_server.port)
     async with (
         proxy.run(),
@@ -301,7 +301,7 @@ async def test_a_strange_reply_is_a_lost_connection(
 
 
 async def test_the_history_is_capped_by_length(redis_url: str, redis: redis_py.Redis) -> None:
-    """It ends with the newest, and has the length asked for or one block of the stream more."""
+    """The history has the newest publications, and at most one block of the stream too many."""
     async with open_publisher(redis_url, history_length=150) as publisher:
         await publisher.publish_many(prices(1000))
     kept = numbers(redis)
@@ -310,7 +310,7 @@ async def test_the_history_is_capped_by_length(redis_url: str, redis: redis_py.R
 
 
 async def test_the_history_is_capped_by_age(redis_url: str, redis: redis_py.Redis) -> None:
-    """Each publication drops two that are too old, and all expires when nothing more comes."""
+    """Each publication removes two that are too old; the history expires after the last one."""
     redis.hset(position_key(TOPIC), mapping={"epoch": "e", "sequence": 9})
     for sequence in range(1, 10):
         redis.xadd(history_key(TOPIC), {"m": "", "t": sequence, "k": "price"}, f"{sequence}-0")
@@ -325,7 +325,7 @@ async def test_the_history_is_capped_by_age(redis_url: str, redis: redis_py.Redi
 async def test_records_of_a_publisher_are_few_and_expire(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """By them retries are told; they do not grow with what is published."""
+    """The records that identify retries do not grow with the number of publications."""
     async with open_publisher(redis_url) as publisher:
         await publisher.publish_many(prices(1000))
         (key,) = redis.keys(published_key(TOPIC, "*").replace("{", "\\{"))
@@ -336,7 +336,7 @@ async def test_records_of_a_publisher_are_few_and_expire(
 async def test_an_emptied_redis_begins_a_new_epoch_each_time(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """Not even on one connection are two publications sequence 1 of the same epoch."""
+    """Each time, the sequence starts over in an epoch that was not used before."""
     epochs = set()
     async with open_publisher(redis_url) as publisher:
         for _ in range(3):
@@ -351,7 +351,7 @@ async def test_an_emptied_redis_begins_a_new_epoch_each_time(
 async def test_a_redis_that_lost_writes_begins_a_new_epoch(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """Behind what it acknowledged, as after a failover, no sequence is given a second time."""
+    """A Redis that is behind its own receipts, as after a failover, gives no sequence twice."""
     async with open_publisher(redis_url) as publisher:
         before = positions(await publisher.publish_many(prices(5)))
         redis.hset(position_key(TOPIC), "sequence", 4)
@@ -390,7 +390,7 @@ async def test_a_lost_position_takes_its_history_along(
 async def test_nothing_is_sent_of_a_call_with_an_invalid_publication(
     redis_url: str, redis: redis_py.Redis, channel: str, payload: bytes, reason: str
 ) -> None:
-    """What does not fit its channel is told before anything is published."""
+    """A publication that does not fit its channel is refused before anything is published."""
     async with open_publisher(redis_url) as publisher:
         with pytest.raises(InvalidPublicationError, match=reason):
             await publisher.publish_many([*prices(200), (channel, payload)])
@@ -399,7 +399,7 @@ async def test_nothing_is_sent_of_a_call_with_an_invalid_publication(
 
 
 async def test_many_tasks_share_a_publisher(redis_url: str, redis: redis_py.Redis) -> None:
-    """Each gets the receipts of its own publications, in order."""
+    """Each task gets the receipts of its own publications, in order."""
     results: dict[int, list[Position]] = {}
     async with open_publisher(redis_url, hold_messages=20) as publisher:
 
@@ -424,7 +424,7 @@ async def test_many_tasks_share_a_publisher(redis_url: str, redis: redis_py.Redi
 async def test_a_killed_redis_loses_and_doubles_nothing(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """SIGKILL and restart amid pipelined publications: each once in the history, in order."""
+    """After SIGKILL and restart each publication is in the history once, in order."""
     server = own_redis_server(appendonly="yes")
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url, history_length=10_000) as publisher:
@@ -449,7 +449,7 @@ async def test_a_killed_redis_loses_and_doubles_nothing(
 async def test_a_lost_answer_doubles_nothing(
     redis_server: RedisServer, redis: redis_py.Redis
 ) -> None:
-    """Published, but the answer never came: the retry gets the receipt of the first time."""
+    """The retry of a publication whose answer was lost gets the receipt of the first time."""
     proxy = Proxy(redis_server.port)
     alert = b'{"alert_id":1,"stock_code":"A","alert_type":"price","message":"up"}'
     with subscribed(redis, CHANNEL, "alerts:u1") as next_message:
@@ -476,7 +476,7 @@ async def test_a_lost_answer_doubles_nothing(
 async def test_commands_of_a_connection_given_up_neither_double_nor_overtake(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """A stopped Redis goes on with commands of all the connections that it was sent meanwhile."""
+    """A Redis that resumes carries out the commands of every connection: none is doubled."""
     server = own_redis_server()
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url, timeout_seconds=0.2) as publisher:
@@ -500,7 +500,7 @@ async def test_commands_of_a_connection_given_up_neither_double_nor_overtake(
 def test_a_publication_waits_for_the_one_before_and_is_not_made_up_for(
     redis: redis_py.Redis,
 ) -> None:
-    """The script refuses what would overtake, and what would come late; it never does it twice."""
+    """The script refuses a publication out of order, and never publishes one twice."""
     script = files("streamer.publisher").joinpath("publish.lua").read_text()
 
     def publish(number: int, *, prior: int) -> list[Any]:
@@ -525,7 +525,7 @@ def test_a_publication_waits_for_the_one_before_and_is_not_made_up_for(
 async def test_the_script_is_known_again_after_redis_forgot_it(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """SCRIPT FLUSH amid the flow costs a reconnect, and no publication."""
+    """SCRIPT FLUSH between publications costs a reconnect, and no publication."""
     async with open_publisher(redis_url, history_length=10_000) as publisher:
         with trio.fail_after(DEADLINE_SECONDS):
             async with trio.open_nursery() as nursery:
@@ -539,7 +539,7 @@ async def test_the_script_is_known_again_after_redis_forgot_it(
 async def test_a_state_that_passes_is_waited_out(
     redis_url: str, redis: redis_py.Redis, redis_server: RedisServer
 ) -> None:
-    """A Redis that may not write at the moment gets the publication when it may."""
+    """A publication is retried while Redis may not write."""
     async with open_publisher(redis_url) as publisher:
         await publisher.publish(CHANNEL, numbered_price(1))
         redis.config_set("maxmemory", 1)
@@ -557,7 +557,7 @@ async def test_a_state_that_passes_is_waited_out(
 async def test_redis_may_come_after_the_publisher(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """What is published before Redis is there is held until it is."""
+    """Publications are held until Redis can be reached for the first time."""
     server = own_redis_server()
     server.stop()
     with trio.fail_after(DEADLINE_SECONDS):
@@ -573,7 +573,7 @@ async def test_redis_may_come_after_the_publisher(
 async def test_what_redis_does_not_acknowledge_in_time_has_failed(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Away longer than the bound: the error says why, and the next call is a new one."""
+    """After the hold time the call fails with the reason; the next call is not affected."""
     server = own_redis_server()
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url, hold_seconds=0.2) as publisher:
@@ -597,7 +597,7 @@ async def test_what_redis_does_not_acknowledge_in_time_has_failed(
 async def test_a_silent_redis_has_not_acknowledged(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Connected is not acknowledged; what was acknowledged before is told apart."""
+    """A call fails where Redis is connected but does not answer."""
     server = own_redis_server()
     server.pause()
     with trio.fail_after(DEADLINE_SECONDS):
@@ -610,7 +610,7 @@ async def test_a_silent_redis_has_not_acknowledged(
 async def test_what_was_acknowledged_before_redis_went_is_told(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """A call that fails half way says how far it came."""
+    """The error has the receipts of the publications that were acknowledged."""
     server = own_redis_server()
     failures: list[PublishFailedError] = []
     with trio.fail_after(DEADLINE_SECONDS):
@@ -633,7 +633,7 @@ async def test_what_was_acknowledged_before_redis_went_is_told(
 
 
 async def test_no_more_is_held_than_the_bound(own_redis_server: Callable[..., RedisServer]) -> None:
-    """While Redis is away, what would pass the bound fails at once, and nothing else does."""
+    """While Redis is away, a call over the bound fails at once; held ones are published."""
     server = own_redis_server()
     server.stop()
     with trio.fail_after(DEADLINE_SECONDS):
@@ -651,7 +651,7 @@ async def test_no_more_is_held_than_the_bound(own_redis_server: Callable[..., Re
 
 
 async def test_what_redis_refuses_stops_nothing_else(redis_url: str, redis: redis_py.Redis) -> None:
-    """A topic whose history is no stream: that publication fails, with Redis' words."""
+    """Only the publication on a topic whose history is no stream fails, with Redis' reason."""
     redis.hset(position_key("stock:000660"), mapping={"epoch": "e", "sequence": 7})
     redis.set(history_key("stock:000660"), "no stream")
     async with open_publisher(redis_url) as publisher:
@@ -668,7 +668,7 @@ async def test_what_redis_refuses_stops_nothing_else(redis_url: str, redis: redi
 async def test_a_publisher_without_permission_is_told_at_once(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """An ACL that forbids scripts is no reason to retry."""
+    """Where the ACL forbids scripts, the call fails without a retry."""
     server = own_redis_server(user="writer on nopass allchannels allkeys +publish +client")
     async with open_publisher(f"redis://writer:any@127.0.0.1:{server.port}") as publisher:
         with trio.fail_after(DEADLINE_SECONDS), pytest.raises(PublishRefusedError, match="NOPERM"):
@@ -692,7 +692,7 @@ async def test_a_long_call_has_the_time_it_takes(
 async def test_an_idle_connection_is_kept(
     redis_url: str, mock_clock: trio.testing.MockClock
 ) -> None:
-    """Redis has nothing to answer when nothing is asked."""
+    """A connection over which nothing is sent is not closed for its silence."""
     mock_clock.rate = 1
     async with open_publisher(redis_url) as publisher:
         await publisher.publish(CHANNEL, numbered_price(1))
@@ -704,7 +704,7 @@ async def test_an_idle_connection_is_kept(
 
 
 async def test_a_cancelled_call_is_forgotten(own_redis_server: Callable[..., RedisServer]) -> None:
-    """What it had not sent is never sent, and the next call gets its own receipts."""
+    """Unsent publications of the call are dropped, and the next call gets its own receipts."""
     server = own_redis_server()
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url) as publisher:
@@ -728,7 +728,7 @@ async def test_a_cancelled_call_is_forgotten(own_redis_server: Callable[..., Red
 async def test_cancelled_publications_under_way_are_not_sent_again(
     redis_server: RedisServer, redis: redis_py.Redis
 ) -> None:
-    """After a lost connection only that is retried which somebody waits for."""
+    """After a lost connection, publications of cancelled calls are not retried."""
     proxy = Proxy(redis_server.port)
     async with (
         proxy.run(),
@@ -749,14 +749,14 @@ async def test_cancelled_publications_under_way_are_not_sent_again(
 
 
 async def test_errors_leave_the_block_as_they_are(redis_url: str) -> None:
-    """No exception group tells of a nursery that the caller does not see."""
+    """An exception of the block is raised without a group around it."""
     with pytest.raises(ZeroDivisionError):
         async with open_publisher(redis_url):
             raise ZeroDivisionError
 
 
 async def test_a_bad_url_is_told_at_once() -> None:
-    """Not at the first attempt to connect."""
+    """A bad URL is refused when the publisher is opened, not at the first attempt to connect."""
     with pytest.raises(ValueError, match="not a Redis URL"):
         async with open_publisher("localhost:6379"):
             pass
