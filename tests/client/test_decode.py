@@ -144,7 +144,7 @@ UNREADABLE_VALUES = ["1E-99999999999999999999", "1e1000", "[" * 1000 + "]" * 100
 
 @pytest.mark.parametrize("value", UNREADABLE_VALUES)
 def test_an_unreadable_message_has_its_position(value: str) -> None:
-    """Of valid JSON that this client cannot read, the members that place it are known."""
+    """The members that place it are read, though other members of its JSON cannot be."""
     text = f'{json.dumps(PRICE | {"previous": 3})[:-1]}, "more": {value}}}'
     (message,) = decode_server(text)
     assert isinstance(message, Unreadable)

@@ -166,7 +166,7 @@ def test_offsets_are_the_recorders_clock(tmp_path: Path) -> None:
 
 
 def test_a_clock_set_back_keeps_the_order_of_the_file(tmp_path: Path) -> None:
-    """Where the recorder's clock jumps back, messages stay in order and time stands still."""
+    """Where the recorder's clock jumps back, messages stay in order and are due at once."""
     path = tmp_path / "r"
     path.write_text(f"2000000000 {trade(1, '2.0')}\n1000000000 {trade(2, '2.0')}\n")
     feed = list(recorded_feed([path]))
