@@ -164,6 +164,30 @@ def test_plain_leaves_nothing_in_redis(redis_url: str, redis: redis_py.Redis) ->
     assert history(redis, "stock:005930") == []
 
 
+def test_plain_needs_no_permission_for_scripts(
+    own_redis_server: Callable[..., RedisServer], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A Redis user who may only PUBLISH publishes with --plain, and is refused without it."""
+    server = own_redis_server(
+        user="writer on nopass resetkeys allchannels -@all +publish +client|setname"
+    )
+    url = f"redis://writer:any@127.0.0.1:{server.port}"
+    arguments = ["publish", "--redis", url, "stock:005930", "--price", "1"]
+    assert main([*arguments, "--plain"]) == ExitCode.OK
+    assert "published 1 message" in capfd.readouterr().err
+    assert main(arguments) == ExitCode.FAILURE
+    assert "no permissions" in capfd.readouterr().err
+
+
+def test_a_message_that_servers_would_not_take_is_refused(
+    redis_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The bound is the same setting as that of the server."""
+    arguments = ["publish", "--redis", redis_url, "--max-publication-bytes", "200"]
+    assert main([*arguments, "stock:005930", "--json", PRICE.decode()]) == ExitCode.FAILURE
+    assert "stock:005930:price" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
