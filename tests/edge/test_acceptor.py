@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import trio
 import trustme
 from trio.testing import MockClock
 
-from tests.helpers.clients import connected, raw_client
+from streamer.edge.session import Session
+from streamer.edge.websocket import WebSocket
+from streamer.hub.outbox import Outbox
+from tests.helpers.clients import connected, open_client, raw_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
@@ -113,3 +117,44 @@ async def test_clients_come_over_ipv6_too() -> None:
         async with connected(server) as client:
             await client.ping_pong()
             assert server.connections()[0].remote_address == "::1"
+
+
+async def test_a_close_is_answered_over_tls(tls: dict[str, Path], trusting: ssl.SSLContext) -> None:
+    """The client's close frame comes back before the connection ends, as without TLS."""
+    async with (
+        running_server(**tls) as server,
+        open_client(server, ssl_context=trusting) as client,
+    ):
+        await client.receive_type("connected")
+        await client.connection.aclose(4321, "bye")
+        assert client.connection.closed is not None
+        assert client.connection.closed.code == 4321
+        await eventually(lambda: server.statistics().active_connections == 0)
+
+
+async def test_an_ended_connection_is_freed_without_the_garbage_collector() -> None:
+    """No cycle of references outlives it, with 65,000 bytes of an unfinished message either."""
+    async with running_server(linger_seconds=0) as server:
+
+        async def connect() -> None:
+            async with raw_client(server) as client:
+                await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+                await client.send_frame(0x01, b"x" * 65_000)
+                await eventually(lambda: server.statistics().subscriptions == 1)
+            await eventually(lambda: server.statistics().active_connections == 0)
+
+        await connect()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                await connect()
+            await eventually(lambda: not server.statistics().pending_handshakes)
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+            left = [
+                one for one in gc.get_objects() if isinstance(one, Session | Outbox | WebSocket)
+            ]
+        finally:
+            gc.enable()
+        assert left == []

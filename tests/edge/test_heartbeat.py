@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import aclosing
+from itertools import pairwise
 
+import trio
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
+from streamer.edge.heartbeat import Heartbeat
 from tests.helpers.clients import connected, raw_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
@@ -115,3 +119,59 @@ async def test_a_heartbeat_overtakes_a_backlog(mock_clock: MockClock) -> None:
                     break
         assert before_ping is not None
         assert before_ping <= published - 200
+
+
+class Quiet:
+    """A session that answers each ping at once, and notes when it was pinged."""
+
+    def __init__(self, name: str) -> None:
+        self.session_id = name
+        self.is_ending = False
+        self.pinged_seconds: list[float] = []
+
+    def ping(self) -> None:
+        """Note the time."""
+        self.pinged_seconds.append(trio.current_time())
+
+    def is_silent_since(self, seconds: float) -> bool:
+        """Return that it never is."""
+        return seconds < 0
+
+    def give_up(self) -> None:
+        """It need not be."""
+        raise AssertionError
+
+
+async def test_each_client_is_pinged_in_time_however_many_others_come(
+    autojump_clock: MockClock,
+) -> None:
+    """With one more client each second, 25 to 27 s pass between two pings of any of them."""
+    heartbeat = Heartbeat(interval_seconds=25, timeout_seconds=10)
+    sessions = [Quiet(str(number)) for number in range(100)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heartbeat.run)
+        for session in sessions:
+            heartbeat.add(session)
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    for session in sessions[:70]:
+        assert session.pinged_seconds
+        assert all(
+            25 <= later - earlier <= 27 for earlier, later in pairwise(session.pinged_seconds)
+        )
+
+
+async def test_nothing_of_an_ended_session_stays(autojump_clock: MockClock) -> None:
+    """It is in no queue any more, whether its answer was due or not."""
+    heartbeat = Heartbeat(interval_seconds=25, timeout_seconds=10)
+    session = Quiet("one")
+    gone = weakref.ref(session)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heartbeat.run)
+        heartbeat.add(session)
+        await trio.sleep(26)
+        assert session.pinged_seconds
+        heartbeat.remove(session)
+        del session
+        assert gone() is None
+        nursery.cancel_scope.cancel()
