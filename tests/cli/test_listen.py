@@ -115,17 +115,23 @@ async def test_the_mode_is_written_as_in_the_protocol(
     assert not any("previous" in json.loads(line) for line in ran.stdout.splitlines())
 
 
-async def test_kinds_rate_and_duration_are_kept(server: Server, nursery: trio.Nursery) -> None:
-    """Only the kind asked for arrives, at the rate and for the duration asked for."""
+async def test_kinds_and_rate_are_kept(server: Server, nursery: trio.Nursery) -> None:
+    """Only what was asked for comes, and no more often than asked for."""
     nursery.start_soon(publish_without_end, server)
-    options = ("--kinds", "price", "--max-rate", "5", "--duration", "1", "--verify")
+    options = ("--kinds", "price", "--max-rate", "2", "--count", "3", "--verify")
     ran = await run(arguments(server, "stock:005930", *options))
     assert ran.returncode == ExitCode.OK, ran.stderr
     lines = ran.stdout.decode().splitlines()
-    assert {json.loads(line)["type"] for line in lines} == {"price_update"}
+    assert [json.loads(line)["type"] for line in lines] == ["price_update"] * 3
     assert b"violations 0" in ran.stderr
     (merged,) = re.findall(rb"merged by policy (\d+)", ran.stderr)
     assert int(merged) > len(lines)
+
+
+async def test_it_ends_when_its_duration_is_over(server: Server) -> None:
+    """It exits with success, even if nothing arrived."""
+    ran = await run(arguments(server, "stock:005930", "--duration", "0.1"))
+    assert (ran.returncode, ran.stdout) == (ExitCode.OK, b"")
 
 
 async def interrupted(
