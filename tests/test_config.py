@@ -1,6 +1,6 @@
 """The values that `Settings` accepts, and how it refuses others.
 
-Covers streamer.setting_rules.
+Covers streamer.origins and streamer.setting_rules.
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The whole server: who is there, what it counts, how it stops."""
+"""The whole server: who is there, what it counts, how it stops.
+
+Covers streamer.statistics.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""From accept to close: TLS, IPv6, and connections that fail."""
+"""From accept to close: TLS, IPv6, and connections that fail.
+
+Covers streamer.edge.pending.
+"""
 
 from __future__ import annotations
 

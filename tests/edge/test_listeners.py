@@ -1,4 +1,7 @@
-"""Connections are taken in bursts, and none is lost."""
+"""Connections are taken in bursts, and none is lost.
+
+Covers streamer.listen_error.
+"""
 
 from __future__ import annotations
 

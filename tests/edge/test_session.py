@@ -1,6 +1,6 @@
 """What a client may ask for and what it gets, over a real socket; time stands still unless told.
 
-Covers streamer.edge.ended_sessions and streamer.edge.limits.
+Covers streamer.edge.ended_sessions, streamer.edge.limits and streamer.edge.session_ids.
 """
 
 from __future__ import annotations
