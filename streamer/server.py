@@ -29,7 +29,7 @@ import trio
 
 from streamer.admin.http import Readiness, Report, at_once, serve_http
 from streamer.broker.cluster_reader import reader_type
-from streamer.broker.history import RedisHistory
+from streamer.broker.history import LEAST_ENTRIES_PER_READ, RedisHistory
 from streamer.broker.reader import PubSubReader
 from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
@@ -54,6 +54,7 @@ from streamer.session_store import SessionStore
 from streamer.source.demand import TopicDemand
 from streamer.source.memory import MemoryBus
 from streamer.source.positions import Bus, PositionReader
+from streamer.source.reads import NoReads, ReadQueue, TopicReads
 from streamer.source.report import SourceReport
 from streamer.source.router import Router
 from streamer.source.topics import TopicSource
@@ -106,13 +107,14 @@ class Server:
         self._commands: RedisClient | None = None
         store: SessionStore | None = None
         report = SourceReport()
+        queue = ReadQueue()
+        reads: TopicReads = NoReads() if settings.memory else queue
         self._router = Router(
             self.hub,
             self._flush_loop,
+            reads,
             report,
             max_publication_bytes=settings.max_publication_bytes,
-            history_length=settings.history_length,
-            keeps_positions=not settings.memory,
         )
         bus: Bus
         self._positions: PositionReader | None = None
@@ -127,11 +129,14 @@ class Server:
             )
             self._commands = RedisClient(settings.redis, client_name=f"streamer-{self.instance}")
             self._positions = PositionReader(
-                self._router.reads,
+                queue,
                 bus,
-                RedisHistory(self._commands, history_length=settings.history_length),
-                report,
-                epoch=self.hub.new_epoch,
+                RedisHistory(
+                    self._commands,
+                    report.unreadable,
+                    entries_per_read=max(settings.history_length, LEAST_ENTRIES_PER_READ),
+                ),
+                new_epoch=self.hub.new_epoch,
                 subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
             )
             store = RedisSessions(
@@ -142,7 +147,8 @@ class Server:
             demand,
             self._router,
             bus,
-            self._positions,
+            reads=reads,
+            positions=self._positions,
             subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
         )
         self._loop_lag = LoopLag()

@@ -1,18 +1,18 @@
 """What Redis keeps for a topic's readers: its position and its recent publications.
 
-Producers that use `streamer.publisher` write both, in one step with the publication; this
-reads them. One script per topic gives position and publications of one moment.
+Producers that use `streamer.publisher` write both, in one step with the publication; this reads
+them. One script per topic returns position and publications of one moment. Anybody may have written
+to these keys: what is not valid is reported, and left out.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any, Final
 
 import attrs
-import structlog
 import trio
 
 from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
@@ -25,7 +25,8 @@ from streamer.protocol.topics import Kind, Topic
 NEWEST_ENTRIES: Final = 32
 """How far back the last known value of each kind is looked for."""
 
-log = structlog.get_logger()
+LEAST_ENTRIES_PER_READ: Final = 100
+"""However little a server keeps itself: what it missed is read in few round trips."""
 
 Entry = tuple[Kind, int, bytes]
 """Kind, sequence and JSON text of one publication."""
@@ -39,38 +40,48 @@ class TopicHistory:
     follows: bool
     """Whether the position that was asked for is in the same epoch, maybe by another name."""
     entries: Sequence[Entry]
-    """If so, what was published after it, oldest first, up to the limit; else the newest."""
-
-    @property
-    def latest(self) -> list[Entry]:
-        """The newest of each kind that has a last known value."""
-        newest = {entry[0]: entry for entry in self.entries if not entry[0].is_event}
-        return list(newest.values())
+    """If so, what was published after it, oldest first, up to the limit; else the newest. Their
+    texts are as they were published: not validated."""
+    end: int
+    """The sequence up to which `entries` are all that Redis has."""
 
 
 @attrs.frozen
 class HistoryQuery:
-    """A question after one topic."""
+    """A question about one topic: its position, and what followed the position `after`."""
 
     topic: Topic
     after: Position
-    may_have_lost: bool = False
-    """Whether Redis knew the topic at `after` and must begin a new epoch if it is behind that."""
+    digest: str = ""
+    """SHA-1 in hex of the publication at `after`, as Redis carried it, if it is known."""
+    may_begin: bool = False
+    """Whether Redis must begin a new epoch if it is behind `after`, or has another publication
+    there than `digest` says."""
+    had_position: bool = False
+    """Whether it must begin one, too, if it has no position any more."""
 
 
 class RedisHistory:
     """Reads positions and histories; each call is one round trip for up to 100 topics."""
 
-    def __init__(self, commands: RedisClient, *, history_length: int) -> None:
+    def __init__(
+        self,
+        commands: RedisClient,
+        on_unreadable: Callable[[Topic, str], None],
+        *,
+        entries_per_read: int,
+    ) -> None:
+        """`on_unreadable` is called with a topic, and why something of it in Redis is not valid."""
         self._commands = commands
-        self._history_length = history_length
+        self._on_unreadable = on_unreadable
+        self._entries_per_read = entries_per_read
         self._script = files("streamer.broker").joinpath("history.lua").read_bytes()
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
     async def read(
         self, queries: Sequence[HistoryQuery], new_epoch: str
     ) -> list[TopicHistory | None]:
-        """The records of topics, None for those that have no position.
+        """Return the records of topics, None for those that have no valid position.
 
         `new_epoch` begins where Redis has lost what it had. Raises RedisConnectionError.
         """
@@ -80,13 +91,13 @@ class RedisHistory:
             await self._commands.execute_many([("SCRIPT", "LOAD", self._script)])
             replies = await self._commands.execute_many(commands)
         records = []
-        for reply in replies:
-            records.append(self._record(reply))
+        for query, reply in zip(queries, replies, strict=True):
+            records.append(self._record(query, reply))
             # A long history takes a millisecond, and there may be a hundred.
             await trio.lowlevel.checkpoint()
         return records
 
-    async def tell_names(self, names: Sequence[tuple[Topic, str, str]]) -> None:
+    async def announce_names(self, names: Sequence[tuple[Topic, str, str]]) -> None:
         """Let other servers know by which other name clients know an epoch: (topic, name, epoch).
 
         Raises RedisConnectionError.
@@ -108,25 +119,50 @@ class RedisHistory:
             history_key(topic),
             query.after.epoch,
             query.after.sequence,
-            self._history_length,
+            self._entries_per_read,
             NEWEST_ENTRIES,
-            new_epoch if query.may_have_lost else "",
+            new_epoch if query.may_begin else "",
+            query.digest,
+            int(query.had_position),
         )
 
-    def _record(self, reply: Any) -> TopicHistory | None:
+    def _record(self, query: HistoryQuery, reply: Any) -> TopicHistory | None:
+        topic = query.topic
         if isinstance(reply, RedisReplyError):
             if is_passing(reply):
                 # It may have positions, and will say so: a Redis that still loads its data, say,
                 # already lets one subscribe.
-                raise RedisConnectionError(f"Redis cannot tell positions now: {reply}")
-            # An ACL without scripts, say: then Redis keeps no positions for us.
-            log.warning("position not read", reason=str(reply))
+                raise RedisConnectionError(f"Redis cannot read positions now: {reply}")
+            # An ACL without scripts, or a key of another type: as if there were no position.
+            self._on_unreadable(topic, f"position not read: {reply}")
             return None
         if not reply:
             return None
-        epoch, sequence, follows, entries = reply
-        return TopicHistory(
-            Position(epoch.decode(), sequence),
-            bool(follows),
-            [(Kind(kind.decode()), number, text) for number, kind, text in entries],
-        )
+        epoch, sequence, follows, found = reply
+        try:
+            position = Position(epoch.decode(), sequence)
+        except (TypeError, ValueError) as error:
+            self._on_unreadable(topic, f"position is {epoch[:80]!r} {sequence!r}: {error}")
+            return None
+        least = query.after.sequence if follows else 0
+        entries: list[Entry] = []
+        for item in found:
+            entry = _entry(topic, item)
+            if entry is None or not least < entry[1] <= position.sequence:
+                self._on_unreadable(topic, f"history entry {item[0]!r} of kind {item[1][:80]!r}")
+                continue
+            least = entry[1]
+            entries.append(entry)
+        end = position.sequence
+        if follows and len(found) >= self._entries_per_read:
+            end = min(found[-1][0], end)
+        return TopicHistory(position, bool(follows), entries, end)
+
+
+def _entry(topic: Topic, item: Any) -> Entry | None:
+    sequence, kind, text = item
+    try:
+        known = Kind(kind.decode())
+    except ValueError:
+        return None
+    return (known, sequence, text) if known in topic.kinds else None

@@ -180,6 +180,14 @@ class PubSubReader(abc.ABC):
     def _is_settled(self, name: bytes) -> bool:
         return name in self._context.refused or self._is_confirmed(name)
 
+    def is_settled(self, channels: Iterable[str]) -> bool:
+        """Whether Redis has confirmed or refused each of `channels` on this connection."""
+        return all(self._is_settled(self._name(channel)) for channel in channels)
+
+    async def wait_answer(self) -> None:
+        """Wait until Redis confirms or refuses one more channel."""
+        await self._context.answers.park()
+
     async def run(self, *, task_status: trio.TaskStatus[bool] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a connection until cancelled.
 

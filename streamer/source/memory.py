@@ -44,8 +44,12 @@ class MemoryBus:
         """Want them no more."""
         self._channels.difference_update(channels)
 
-    async def wait_subscribed(self, channels: Iterable[str]) -> None:
-        """Return at once: nobody has to confirm a subscription."""
+    def is_settled(self, channels: Iterable[str]) -> bool:
+        """Whether all of these channels are wanted: nobody has to confirm it."""
+        return self._channels.issuperset(channels)
+
+    async def wait_answer(self) -> None:
+        """Return at once: nothing is ever unconfirmed."""
 
     def is_refused(self, channel: str) -> bool:  # noqa: ARG002 - the interface of a bus
         """Return False: there are no permissions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import attrs
@@ -39,7 +40,8 @@ class SourceStatistics:
 class _BoundedLog:
     """One sort of warning: at most one line a second, which counts those left out."""
 
-    def __init__(self, event: str, counter: str) -> None:
+    def __init__(self, event: str, counter: str, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._event = event
         self._counter = counter
         self._unlogged = 0
@@ -48,7 +50,7 @@ class _BoundedLog:
     def write(self, **fields: str) -> None:
         """Write a line, or count it for the next one."""
         self._unlogged += 1
-        now = trio.current_time()
+        now = self._clock()
         if now >= self._next_seconds:
             log.warning(self._event, **fields, **{self._counter: self._unlogged})
             self._unlogged = 0
@@ -58,7 +60,8 @@ class _BoundedLog:
 class SourceReport:
     """The counters of all topics, and their log lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+        """`clock` returns seconds, for the rate of log lines."""
         self.recovered = 0
         self.duplicates = 0
         self._rejected = 0
@@ -66,9 +69,9 @@ class SourceReport:
         self._unreadable = 0
         self._steps_back = 0
         self._unreadable_topics: set[Topic] = set()
-        self._rejection_log = _BoundedLog("publication rejected", "rejected_since_last_line")
-        self._unreadable_log = _BoundedLog("history not readable", "topics_since_last_line")
-        self._step_back_log = _BoundedLog("positions began anew", "since_last_line")
+        self._rejection_log = _BoundedLog("publication rejected", "rejected_since_last_line", clock)
+        self._unreadable_log = _BoundedLog("history not readable", "topics_since_last_line", clock)
+        self._step_back_log = _BoundedLog("positions began anew", "since_last_line", clock)
 
     def reject(self, channel: str, reason: str) -> None:
         """Count a publication that is not passed on."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -16,13 +17,14 @@ import trio
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
-from streamer.protocol.codec import decode_publication
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind, Topic
-from streamer.source.positions import ReadQueue, channels_of
+from streamer.source.positions import channels_of
+from streamer.source.reads import TopicReads
 from streamer.source.report import SourceReport, SourceStatistics
-from streamer.source.sequencer import Sequencer
+from streamer.source.sequencer import HeldRoom, Sequencer
+from streamer.source.validation import Validator
 
 _REFUSAL_LOG_INTERVAL_SECONDS: Final = 1.0
 """Between two log lines about refused channels: clients may ask for thousands."""
@@ -31,28 +33,25 @@ log = structlog.get_logger()
 
 
 class Router:
-    """Takes what the bus carries to the sequencer of its topic."""
+    """Takes what the bus carries to the sequencer of its topic: the bus' `MessageHandler`."""
 
     def __init__(
         self,
         hub: Hub,
         flush_loop: FlushLoop,
+        reads: TopicReads,
         report: SourceReport,
         *,
         max_publication_bytes: int,
-        history_length: int,
-        keeps_positions: bool,
     ) -> None:
-        """`keeps_positions`: whether the positions of topics are kept somewhere (in Redis)."""
         self._hub = hub
         self._flush_loop = flush_loop
-        self._max_publication_bytes = max_publication_bytes
-        self._history_length = history_length
-        self._keeps_positions = keeps_positions
+        self._reads = reads
+        self._report = report
+        self.validator = Validator(report, max_publication_bytes=max_publication_bytes)
+        self._room = HeldRoom()
         self._sequencers: dict[Topic, Sequencer] = {}
         self._routes: dict[bytes, tuple[Sequencer, Kind, str | None]] = {}
-        self.reads = ReadQueue()
-        self._report = report
         self._received = 0
         self._unrouted = 0
         self._refused = 0
@@ -60,28 +59,33 @@ class Router:
 
     # Which topics there are
 
-    def open(self, stream: TopicStream, *, connected: bool) -> None:
-        """Route the channels of a topic to its stream; `connected`: whether the bus is."""
+    def open(self, stream: TopicStream) -> None:
+        """Route the channels of a topic to its stream."""
         topic = stream.topic
         sequencer = self._sequencers[topic] = Sequencer(
-            self._hub, stream, self._report, max_held=self._history_length
+            self._hub,
+            stream,
+            reads=self._reads,
+            report=self._report,
+            room=self._room,
+            decode_entry=partial(self.validator.decode_entry, topic),
         )
         for kind in topic.kinds:
             self._routes[topic.channel(kind).encode()] = (sequencer, kind, topic.key)
-        sequencer.unproven = not connected
-        if self._keeps_positions:
-            self.reads.add(sequencer)
+        sequencer.open()
 
     def join(self, topic: Topic) -> None:
         """Take note that a first client learns the position of a topic."""
-        sequencer = self._sequencers[topic]
-        sequencer.unproven |= sequencer.reading
+        self._sequencers[topic].join()
 
     def close(self, topic: Topic) -> None:
         """Stop routing the channels of a topic."""
         for channel in channels_of(topic):
             del self._routes[channel.encode()]
-        self.reads.discard(self._sequencers.pop(topic))
+        sequencer = self._sequencers.pop(topic)
+        self._reads.discard(sequencer)
+        self._report.forget(topic)
+        sequencer.close()
 
     def sequencer(self, topic: Topic) -> Sequencer | None:
         """The sequencer of a topic that is open."""
@@ -91,51 +95,36 @@ class Router:
 
     def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
         """Take what has come at once (channel, payload), and have it flushed together: hot."""
+        routes, decode = self._routes, self.validator.decode
         self._flush_loop.hold()
         try:
             for channel, payload in messages:
-                self._take(channel, payload)
+                route = routes.get(channel)
+                if route is None:
+                    self._unrouted += 1
+                    continue
+                sequencer, kind, key = route
+                self._received += 1
+                try:
+                    publication = decode(kind, key, payload)
+                except InvalidPublicationError as error:
+                    self._report.reject(channel.decode(errors="replace"), str(error))
+                    continue
+                sequencer.take(kind, publication, payload)
         finally:
             self._flush_loop.release()
 
-    def _take(self, channel: bytes, payload: bytes) -> None:
-        route = self._routes.get(channel)
-        if route is None:
-            self._unrouted += 1
-            return
-        sequencer, kind, key = route
-        self._received += 1
-        if len(payload) > self._max_publication_bytes:
-            self._reject(channel, f"{len(payload)} bytes, more than {self._max_publication_bytes}")
-            return
-        try:
-            publication = decode_publication(kind, key, payload)
-        except InvalidPublicationError as error:
-            self._reject(channel, str(error))
-            return
-        if not sequencer.take(kind, publication):
-            sequencer.unproven = True
-            self.reads.add(sequencer)
-        elif sequencer.renamed:
-            sequencer.renamed = False
-            if self._keeps_positions:
-                self.reads.announce(sequencer.stream)
-
     def on_connected(self) -> None:
-        """Every channel is subscribed (again): read what was missed."""
+        """Every channel is subscribed (again): what was missed can be read."""
         log.info("source connected")
-        self.reads.wake()
-        self.reads.note_progress()
+        self._reads.note_connection()
 
     def on_lost(self, reason: str) -> None:
         """The bus is gone: what is published from now on may be missed."""
         log.warning("source lost", reason=reason)
         for sequencer in self._sequencers.values():
-            sequencer.unproven = True
-            sequencer.lost += 1
-            if self._keeps_positions:
-                self.reads.add(sequencer)
-        self.reads.note_progress()
+            sequencer.lose()
+        self._reads.note_connection()
 
     def on_refused(self, channel: bytes, reason: str) -> None:
         """Redis forbids a channel: what is published there is missed."""
@@ -159,13 +148,7 @@ class Router:
         log.info("channel no longer refused", channel=channel.decode(errors="replace"))
         route = self._routes.get(channel)
         if route is not None:
-            sequencer = route[0]
-            sequencer.unproven = True
-            sequencer.lost += 1
-            self.reads.add(sequencer)
-
-    def _reject(self, channel: bytes, reason: str) -> None:
-        self._report.reject(channel.decode(errors="replace"), reason)
+            route[0].lose()
 
     def statistics(self) -> SourceStatistics:
         """The counts up to now."""

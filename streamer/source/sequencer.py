@@ -2,12 +2,37 @@
 
 There are two kinds of producer. One that does a plain PUBLISH gives no positions: the server
 numbers what it reads, in an epoch of its own, and what it did not read is lost to it. One that uses
-`streamer.publisher` places each publication in an epoch that Redis keeps, with the recent
-ones in a history: what was missed can be read from there. A topic may go from one kind to the
-other; clients are told of that as of any other new epoch, by a gap.
+`streamer.publisher` gives each publication a position, in an epoch that Redis keeps together with a
+history: what was missed can be read from there. A topic may change from one kind to the other;
+clients learn of that as of any other new epoch, by a gap.
+
+Theory of operation
+-------------------
+A sequencer passes a publication on only where it is the next one. Any other position is doubtful: a
+hole, a repeat, a producer that started again, or somebody who may publish and should not. The
+sequencer holds it, and all that arrives after it, and has the topic's position read from Redis
+(`Reads.add`). The answer decides:
+
+- What Redis holds and clients have not had is published, and what its history has lost of that
+  becomes a gap.
+- The question carries a digest of the last publication. Redis begins a new epoch where it has
+  another publication at that position, or is behind it: it has lost what clients have had, and its
+  positions would mean two things.
+- What was held before Redis was asked, and is beyond what Redis holds, is rejected: producers write
+  position and publication in one step, so no honest one can be ahead of Redis.
+- Where Redis has no position for the topic, its producers number for themselves. Then nobody can
+  say more than they do: a hole is a gap, and a step back is a gap into an epoch of another name.
+
+`State` says what may be missing while publications are held; `TRANSITIONS` is the machine. An event
+that a state does not allow is a bug, and raises `ImpossibleTransition`.
 """
 
 from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol
 
 from streamer.broker.history import Entry, HistoryQuery, TopicHistory
 from streamer.hub.hub import Hub
@@ -17,147 +42,502 @@ from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind
 from streamer.source.report import SourceReport
 
+TOPIC_HELD_BYTES: Final = 1 << 20
+"""Held of one topic while its position is read: some seconds of a busy one."""
+
+TOTAL_HELD_BYTES: Final = 64 << 20
+"""Held of all topics together, while Redis is slow to answer."""
+
+_HELD_OVERHEAD_BYTES: Final = 300
+"""What a held publication takes beside its payload."""
+
+
+class State(enum.Enum):
+    """Whether a topic's publications are passed on, and what may be missing if they are not."""
+
+    OPENING = "opening"
+    """The position is to be read for the first time, and no client has learned one yet."""
+    LIVE = "live"
+    """Publications are passed on. In all other states but the last they are held."""
+    CHECKING = "checking"
+    """The connection lost nothing, but a position was named that is not the next one."""
+    RECOVERING = "recovering"
+    """Something may have been missed."""
+    CLOSED = "closed"
+    """The topic was released."""
+
+
+class Event(enum.Enum):
+    """What happens to a topic."""
+
+    JOINED = "joined"
+    """A first client learned the position."""
+    DOUBTED = "doubted"
+    """A publication or a client named a position that is not the next one."""
+    LOST = "lost"
+    """The connection was lost."""
+    OVERFLOWED = "overflowed"
+    """What was held became too much, and was dropped."""
+    READ = "read"
+    """The position was read, and all up to it is published."""
+    PARTLY_READ = "partly read"
+    """The position was read, and more has to be read."""
+    CLOSED = "closed"
+    """The topic was released."""
+
+
+TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
+    State.OPENING: {
+        Event.JOINED: State.RECOVERING,
+        Event.DOUBTED: State.OPENING,
+        Event.LOST: State.OPENING,
+        Event.OVERFLOWED: State.OPENING,
+        Event.READ: State.LIVE,
+        Event.PARTLY_READ: State.CHECKING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.LIVE: {
+        Event.JOINED: State.LIVE,
+        Event.DOUBTED: State.CHECKING,
+        Event.LOST: State.RECOVERING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.CHECKING: {
+        Event.JOINED: State.CHECKING,
+        Event.DOUBTED: State.CHECKING,
+        Event.LOST: State.RECOVERING,
+        Event.OVERFLOWED: State.RECOVERING,
+        Event.READ: State.LIVE,
+        Event.PARTLY_READ: State.CHECKING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.RECOVERING: {
+        Event.JOINED: State.RECOVERING,
+        Event.DOUBTED: State.RECOVERING,
+        Event.LOST: State.RECOVERING,
+        Event.OVERFLOWED: State.RECOVERING,
+        Event.READ: State.LIVE,
+        Event.PARTLY_READ: State.CHECKING,
+        Event.CLOSED: State.CLOSED,
+    },
+    State.CLOSED: {},
+}
+
+
+_LIVE: Final = State.LIVE
+"""Looked up for each publication: a global is found faster than a member of an enumeration."""
+
+
+class ImpossibleTransition(Exception):  # noqa: N818 - a bug of the caller, named by what it is
+    """An event that the state of a topic does not allow."""
+
+
+class HeldRoom:
+    """Counts the bytes that the sequencers of a server hold together."""
+
+    def __init__(
+        self, *, topic_bytes: int = TOPIC_HELD_BYTES, total_bytes: int = TOTAL_HELD_BYTES
+    ) -> None:
+        self.topic_bytes = topic_bytes
+        self.total_bytes = total_bytes
+        self.used_bytes = 0
+
+
+class Reads(Protocol):
+    """Where a sequencer asks for what it needs of Redis."""
+
+    def add(self, sequencer: Sequencer) -> None:
+        """Have the position of a topic read: `ask`, then `answer`."""
+
+    def announce(self, stream: TopicStream) -> None:
+        """Have other servers learn by which other name clients know the epoch of a stream."""
+
+
+DecodeEntry = Callable[[Kind, int, bytes], bytes | None]
+"""From kind, sequence and JSON text of a history entry to the JSON for clients; None if invalid."""
+
+_Held = tuple[Kind, DecodedPublication, bytes]
+
 
 class Sequencer:
     """The way of one topic into the hub."""
 
     __slots__ = (
+        "_asked",
+        "_decode_entry",
+        "_epoch",
         "_held",
+        "_held_bytes",
         "_hub",
-        "_max_held",
+        "_last_payload",
+        "_reads",
+        "_recorded",
         "_report",
-        "lost",
-        "positioned",
-        "reading",
-        "renamed",
+        "_room",
+        "_state",
         "stream",
-        "unproven",
     )
 
     def __init__(
-        self, hub: Hub, stream: TopicStream, report: SourceReport, *, max_held: int
+        self,
+        hub: Hub,
+        stream: TopicStream,
+        *,
+        reads: Reads,
+        report: SourceReport,
+        room: HeldRoom,
+        decode_entry: DecodeEntry,
     ) -> None:
-        """`max_held`: publications kept while the position is being read."""
+        """Make it in state OPENING; `open` asks for the position."""
         self._hub = hub
         self.stream = stream
+        self._reads = reads
         self._report = report
-        self._max_held = max_held
-        self.positioned = False
-        """Whether the producers place their publications."""
-        self.unproven = False
-        """Whether something may have been missed."""
-        self.reading = False
-        """Whether the position has to be read first: what arrives meanwhile is held."""
-        self.lost = 0
-        """How often the source was lost: an answer to an earlier question is void."""
-        self.renamed = False
-        """Whether clients of this server know the epoch by another name, of which Redis has still
-        to be told: they may come to another server with it."""
-        self._held: list[tuple[Kind, DecodedPublication]] = []
-
-    def take(self, kind: Kind, publication: DecodedPublication) -> bool:
-        """Pass a publication on; False: something before it is missing, and has to be read."""
-        if self.reading:
-            self._hold(kind, publication)
-            return True
-        hub, stream, position = self._hub, self.stream, publication.position
-        if position is None:
-            if self.positioned:
-                self._begin(Position(hub.new_epoch(), 0))
-                self.positioned = False
-            hub.publish(stream, kind, publication.text)
-            return True
-        if position.epoch != stream.epoch:
-            before = Position(position.epoch, position.sequence - 1)
-            if before.sequence == 0 and stream.sequence == 0 and not self.positioned:
-                self._rename(position.epoch)
-            else:
-                self._begin(before)
-            self.positioned = True
-        if position.sequence > stream.sequence + 1:
-            self._hold(kind, publication)
-            return False
-        if position.sequence <= stream.sequence:
-            self._report.duplicates += 1
-        else:
-            hub.publish_positioned(stream, kind, publication.text, position.sequence)
-        return True
-
-    def _hold(self, kind: Kind, publication: DecodedPublication) -> None:
-        self._held.append((kind, publication))
-        if len(self._held) > self._max_held:
-            # Those with a place can be read again; for the others a gap will say it.
-            self._held.clear()
-            self.unproven = True
-
-    def _rename(self, epoch: str) -> None:
-        self.renamed = True
-        self._hub.rename_epoch(self.stream, epoch)
-
-    def _begin(self, position: Position, latest: list[Entry] | None = None) -> None:
-        reason = GapReason.SOURCE_RECONNECTED
-        self._hub.start_epoch(self.stream, reason, position, latest or ())
+        self._room = room
+        self._decode_entry = decode_entry
+        self._state = State.OPENING
+        self._epoch: str | None = None
+        """The name that producers give the epoch; None: they give no positions. Clients may know
+        it by another name: `stream.epoch`."""
+        self._last_payload: bytes | None = None
+        """The last publication as Redis has it, if it is known: the proof of the position."""
+        self._recorded = False
+        """Whether Redis had a position for the topic when it was last asked."""
+        self._held: list[_Held | None] = []
+        """What waits for the position; None where the connection was lost in between."""
+        self._held_bytes = 0
+        self._asked: int | None = None
+        """How much was held when Redis was asked; None while there is no question."""
 
     @property
-    def query(self) -> HistoryQuery:
-        """What has to be known of the topic before it can go on."""
-        after = Position(self.stream.epoch, self.stream.sequence)
+    def state(self) -> State:
+        """The state, which only the methods for events change."""
+        return self._state
+
+    @property
+    def positioned(self) -> bool:
+        """Whether the last publication had a position, or Redis has one for the topic."""
+        return self._epoch is not None
+
+    def _move(self, event: Event) -> None:
+        try:
+            self._state = TRANSITIONS[self._state][event]
+        except KeyError:
+            raise ImpossibleTransition(
+                f"{self.stream.topic}: {event.value} while {self._state.value}"
+            ) from None
+
+    # Events
+
+    def open(self) -> None:
+        """Ask for the position of a new topic."""
+        self._reads.add(self)
+
+    def join(self) -> None:
+        """Take note that a first client learns the position now."""
+        self._move(Event.JOINED)
+
+    def doubt(self) -> None:
+        """Read the position again: a client has had more than was received here."""
+        self._move(Event.DOUBTED)
+        self._reads.add(self)
+
+    def lose(self) -> None:
+        """Take note that the connection was lost; an answer to an earlier question is void."""
+        self._move(Event.LOST)
+        self._asked = None
+        if self._held and self._held[-1] is not None:
+            self._held.append(None)
+        self._reads.add(self)
+
+    def close(self) -> None:
+        """Drop what is held: nobody wants the topic any more."""
+        self._move(Event.CLOSED)
+        self._take_held()
+
+    # Publications
+
+    def take(self, kind: Kind, publication: DecodedPublication, payload: bytes) -> None:
+        """Pass a publication on, or hold it until its place is known: hot.
+
+        `payload` is the publication as Redis carried it.
+        """
+        if self._state is not _LIVE:
+            self._hold(kind, publication, payload)
+            return
+        position = publication.position
+        if position is None:
+            self._publish_plain(kind, publication)
+            return
+        stream = self.stream
+        if position.epoch == self._epoch or self._names_epoch(position):
+            if position.sequence == stream.sequence + 1:
+                self._last_payload = payload
+                self._hub.publish_positioned(stream, kind, publication.text, position.sequence)
+                return
+            if self._is_repeat(publication, payload):
+                self._report.duplicates += 1
+                return
+        self._move(Event.DOUBTED)
+        self._hold(kind, publication, payload)
+        self._reads.add(self)
+
+    def _publish_plain(self, kind: Kind, publication: DecodedPublication) -> None:
+        if self._epoch is not None:
+            self._begin_own_epoch()
+        self._hub.publish(self.stream, kind, publication.text)
+
+    def _names_epoch(self, position: Position) -> bool:
+        """Whether this is the first publication of all; then its epoch is that of the stream.
+
+        Nothing was published in the epoch that clients know, so it is the same place: no gap.
+        """
+        if self._epoch is None and position.sequence == 1 and self.stream.sequence == 0:
+            self._rename(position.epoch)
+            return True
+        return False
+
+    def _is_repeat(self, publication: DecodedPublication, payload: bytes) -> bool | None:
+        """Whether clients have had this publication; None where what they had is not kept."""
+        position, stream = publication.position, self.stream
+        assert position is not None
+        if position.sequence == stream.sequence and self._last_payload is not None:
+            return payload == self._last_payload
+        history = stream.history
+        index = len(history) - 1 - (stream.sequence - position.sequence)
+        if not 0 <= index < len(history):
+            return None
+        return history[index].text == stream.named(publication.text)
+
+    def _hold(self, kind: Kind, publication: DecodedPublication, payload: bytes) -> None:
+        size = len(payload) + _HELD_OVERHEAD_BYTES
+        self._held.append((kind, publication, payload))
+        self._held_bytes += size
+        room = self._room
+        room.used_bytes += size
+        if self._held_bytes > room.topic_bytes or room.used_bytes > room.total_bytes:
+            # Those with a position can be read again; for the others there will be a gap.
+            self._move(Event.OVERFLOWED)
+            self._take_held()
+            if self._asked is not None:
+                self._asked = 0
+
+    def _take_held(self) -> list[_Held | None]:
+        held, self._held = self._held, []
+        self._room.used_bytes -= self._held_bytes
+        self._held_bytes = 0
+        return held
+
+    # The question and the answer
+
+    def ask(self) -> HistoryQuery:
+        """Return the question that Redis has to answer before publications are passed on."""
+        self._asked = len(self._held)
+        payload = self._last_payload
         return HistoryQuery(
-            self.stream.topic, after, may_have_lost=self.positioned and self.unproven
+            self.stream.topic,
+            Position(self.stream.epoch, self.stream.sequence),
+            digest="" if payload is None else _digest(payload),
+            may_begin=self._epoch is not None,
+            had_position=self._recorded,
         )
 
-    def catch_up(self, record: TopicHistory | None) -> bool:
-        """Go on from what was read; False: there is still something missing."""
+    @property
+    def is_asked(self) -> bool:
+        """Whether an answer to the last question still counts."""
+        return self._asked is not None
+
+    def answer(self, record: TopicHistory | None) -> None:
+        """Go on from what Redis knows; None: it has no position for the topic."""
+        if self._asked is None:
+            raise ImpossibleTransition(f"{self.stream.topic}: an answer without a question")
+        asked, self._asked = self._asked, None
         if record is None:
-            self._go_on_unpositioned()
+            if self._state is State.RECOVERING:
+                self._begin_own_epoch()
         elif record.position.epoch == self.stream.epoch:
-            self._fill(record)
+            self._epoch = record.position.epoch
+            self._report.recovered += self._fill(record.entries, record.end)
         else:
             self._change_epoch(record)
-        self.unproven = False
-        self.reading = False
-        held, self._held = self._held, []
-        for index, (kind, publication) in enumerate(held):
-            if not self.take(kind, publication):
-                self._held += held[index + 1 :]
-                return False
-        return record is None or self.stream.sequence >= record.position.sequence
+        self._recorded = record is not None
+        if record is not None and self.stream.sequence < record.position.sequence:
+            complete = False
+        else:
+            complete = self._pass_held_on(record, asked)
+        if complete:
+            self._move(Event.READ)
+        else:
+            self._move(Event.PARTLY_READ)
+            self._reads.add(self)
 
-    def skip_hole(self) -> None:
-        """Go on behind a hole that Redis cannot fill: those publications are nowhere any more."""
-        held, self._held = self._held, []
-        self.reading = False
-        for kind, publication in held:
-            position = publication.position
-            if position is not None and position.sequence > self.stream.sequence + 1:
-                self._begin(Position(position.epoch, position.sequence - 1))
-            self.take(kind, publication)
+    def _fill(self, entries: Iterable[Entry], end: int) -> int:
+        """Publish what was missed up to sequence `end`; what is not in `entries` becomes a gap.
 
-    def _go_on_unpositioned(self) -> None:
-        if self.unproven:
-            self._begin(Position(self._hub.new_epoch(), 0))
-        self.positioned = False
-
-    def _fill(self, record: TopicHistory) -> None:
-        """Publish what was missed; what the history has lost of it becomes a gap."""
+        Returns how many publications that were.
+        """
         hub, stream = self._hub, self.stream
-        self.positioned = True
-        for kind, sequence, text in record.entries:
+        count = 0
+        for kind, sequence, payload in entries:
+            if sequence <= stream.sequence:
+                continue
+            text = self._decode_entry(kind, sequence, payload)
+            if text is None:
+                continue
             if sequence > stream.sequence + 1:
-                self._skip(Position(stream.epoch, sequence - 1))
+                self._skip_to(sequence - 1)
             hub.publish_positioned(stream, kind, text, sequence)
-        if not record.entries and record.position.sequence > stream.sequence:
-            self._skip(record.position)
+            self._last_payload = payload
+            count += 1
+        if end > stream.sequence:
+            self._skip_to(end)
+        return count
 
-    def _skip(self, position: Position) -> None:
-        self._hub.start_epoch(self.stream, GapReason.HISTORY_EXPIRED, position)
+    def _skip_to(self, sequence: int) -> None:
+        self._begin(Position(self.stream.epoch, sequence), reason=GapReason.HISTORY_EXPIRED)
 
     def _change_epoch(self, record: TopicHistory) -> None:
-        stream = self.stream
-        self.positioned = True
+        stream, position = self.stream, record.position
+        start = Position(position.epoch, self._start(record))
+        latest = self._latest(record.entries, start.sequence)
         if not stream.subscriptions:
-            self._hub.adopt(stream, record.position, record.latest)
-        elif record.position.sequence == 0 and stream.sequence == 0 and not self.unproven:
-            self._rename(record.position.epoch)
+            self._hub.adopt(stream, start, latest)
+        elif (
+            position.sequence == 0
+            and stream.sequence == 0
+            and self._epoch is None
+            and self._state is not State.RECOVERING
+        ):
+            self._rename(position.epoch)
         else:
-            self._begin(record.position, record.latest)
+            self._begin(start, latest)
+        self._epoch = position.epoch
+        self._last_payload = next(
+            (payload for _, number, payload in record.entries if number == stream.sequence), None
+        )
+        self._fill(record.entries, position.sequence)
+
+    def _start(self, record: TopicHistory) -> int:
+        """Where to begin in another epoch: just before the first publication that was received.
+
+        If the entries do not reach back to there, at the position of the record: what was
+        received before is then part of the gap.
+        """
+        last = record.position.sequence
+        first = next(
+            (
+                position.sequence
+                for held in self._held
+                if held is not None
+                and (position := held[1].position) is not None
+                and position.epoch == record.position.epoch
+                and position.sequence <= last
+            ),
+            last + 1,
+        )
+        known = [sequence for _, sequence, _ in record.entries if sequence >= first]
+        return first - 1 if known == list(range(first, last + 1)) else last
+
+    def _latest(self, entries: Iterable[Entry], upto: int) -> list[Entry]:
+        """The newest valid entry of each kind that has a last known value, as the hub takes it."""
+        latest: dict[Kind, Entry] = {}
+        for kind, sequence, payload in entries:
+            if sequence <= upto and not kind.is_event:
+                text = self._decode_entry(kind, sequence, payload)
+                if text is not None:
+                    latest[kind] = (kind, sequence, text)
+        return list(latest.values())
+
+    def _pass_held_on(self, record: TopicHistory | None, asked: int) -> bool:
+        """Publish what was held; False where some is doubtful that came after the question."""
+        held = self._take_held()
+        for index, item in enumerate(held):
+            if item is None:
+                # What positions do not prove to follow does not follow what was held before.
+                if self._epoch is None and self.stream.sequence:
+                    self._begin_own_epoch()
+                continue
+            kind, publication, payload = item
+            position = publication.position
+            if position is None:
+                self._publish_plain(kind, publication)
+                continue
+            if record is not None and index >= asked and self._is_doubtful(position):
+                for later in held[index:]:
+                    if later is None:
+                        self._held.append(None)
+                    else:
+                        self._hold(*later)
+                return False
+            if self._may_pass(publication, payload, record):
+                self._last_payload = payload
+                self._hub.publish_positioned(self.stream, kind, publication.text, position.sequence)
+        return True
+
+    def _is_doubtful(self, position: Position) -> bool:
+        if position.epoch == self._epoch or self._names_epoch(position):
+            return position.sequence > self.stream.sequence + 1
+        return True
+
+    def _may_pass(
+        self, publication: DecodedPublication, payload: bytes, record: TopicHistory | None
+    ) -> bool:
+        """Whether a publication that was held comes next; where nobody can say, it does."""
+        stream, position = self.stream, publication.position
+        assert position is not None
+        known = position.epoch == self._epoch or self._names_epoch(position)
+        if known and position.sequence == stream.sequence + 1:
+            return True
+        behind = known and position.sequence <= stream.sequence
+        repeat = self._is_repeat(publication, payload) if behind else False
+        if repeat or (repeat is None and record is not None):
+            self._report.duplicates += 1
+            return False
+        if record is not None:
+            self._reject(position, record.position)
+            return False
+        if behind:
+            reason = (
+                f"sequence {position.sequence} of epoch {position.epoch} after {stream.sequence}"
+            )
+            self._report.step_back(stream.topic, reason)
+            # Clients must be able to tell the two apart.
+            self._begin(Position(self._hub.new_epoch(), position.sequence - 1))
+        else:
+            epoch = stream.epoch if known else position.epoch
+            self._begin(Position(epoch, position.sequence - 1))
+        self._epoch = position.epoch
+        return True
+
+    def _reject(self, position: Position, kept: Position) -> None:
+        self._report.reject(
+            str(self.stream.topic),
+            f"sequence {position.sequence} of epoch {position.epoch} is not the next, and Redis "
+            f"is at {kept.sequence} of {kept.epoch}",
+        )
+
+    # Changes of epoch
+
+    def _rename(self, epoch: str) -> None:
+        self._epoch = epoch
+        self._hub.rename_epoch(self.stream, epoch)
+        self._reads.announce(self.stream)
+
+    def _begin_own_epoch(self) -> None:
+        self._begin(Position(self._hub.new_epoch(), 0))
+        self._epoch = None
+
+    def _begin(
+        self,
+        position: Position,
+        latest: Iterable[Entry] = (),
+        *,
+        reason: GapReason = GapReason.SOURCE_RECONNECTED,
+    ) -> None:
+        self._hub.start_epoch(self.stream, reason, position, latest)
+        self._last_payload = None
+
+
+def _digest(payload: bytes) -> str:
+    """The proof that Redis has the same publication, as its scripts compute it."""
+    return hashlib.sha1(payload, usedforsecurity=False).hexdigest()

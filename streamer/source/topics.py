@@ -17,8 +17,9 @@ from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.source.demand import Joined, Released, TopicDemand, Wanted
 from streamer.source.positions import Bus, PositionReader, channels_of
+from streamer.source.reads import TopicReads
 from streamer.source.router import Router
-from streamer.source.sequencer import Sequencer
+from streamer.source.sequencer import Sequencer, State
 
 log = structlog.get_logger()
 
@@ -32,14 +33,16 @@ class TopicSource:
         demand: TopicDemand,
         router: Router,
         bus: Bus,
-        positions: PositionReader | None,
         *,
+        reads: TopicReads,
+        positions: PositionReader | None,
         subscribe_timeout_seconds: float,
     ) -> None:
         """`positions` is None where nobody keeps any: with the bus inside the process."""
         self._hub = hub
         self._demand = demand
         self._router = router
+        self._reads = reads
         self._bus = bus
         self._positions = positions
         self._subscribe_timeout_seconds = subscribe_timeout_seconds
@@ -55,7 +58,7 @@ class TopicSource:
         for change in self._demand.take():
             match change:
                 case Wanted(stream):
-                    self._router.open(stream, connected=self._bus.connected)
+                    self._router.open(stream)
                     self._bus.subscribe(channels_of(stream.topic))
                 case Joined(topic):
                     self._router.join(topic)
@@ -110,7 +113,7 @@ class TopicSource:
         knows: a client is better off with its subscription and a gap later than with no answer.
         """
         while not all(self._is_ready(topic, since.get(topic)) for topic in topics):
-            await self._router.reads.wait_progress()
+            await self._reads.wait_progress()
 
     def _is_ready(self, topic: Topic, since: Position | None) -> bool:
         sequencer = self._router.sequencer(topic)
@@ -121,21 +124,19 @@ class TopicSource:
         return self._is_known(sequencer, since)
 
     def _is_live(self, sequencer: Sequencer) -> bool:
-        return not sequencer.reading
+        return sequencer.state is State.LIVE
 
     def _is_known(self, sequencer: Sequencer, since: Position) -> bool:
         return sequencer.stream.count_missed(since) is not None
 
     def _check_positions_ahead(self, since: Mapping[Topic, Position]) -> None:
         """Read topics again of which a client has had more: another server was faster."""
-        if self._positions is None:
-            return
         for topic, position in since.items():
             sequencer = self._router.sequencer(topic)
-            if sequencer is not None:
+            if sequencer is not None and sequencer.positioned:
                 stream = sequencer.stream
                 if position.epoch == stream.epoch and position.sequence > stream.sequence:
-                    self._router.reads.add(sequencer)
+                    sequencer.doubt()
 
     # What clients have missed
 
@@ -177,6 +178,12 @@ class TopicSource:
     def _extend(self, stream: TopicStream, after: int, record: TopicHistory) -> None:
         """Put what followed `after` in front of what the hub keeps, if there is no hole between."""
         oldest = stream.history[0].sequence if stream.history else stream.sequence + 1
-        earlier = [entry for entry in record.entries if entry[1] < oldest]
+        decode = self._router.validator.decode_entry
+        earlier = [
+            (kind, sequence, text)
+            for kind, sequence, payload in record.entries
+            if sequence < oldest
+            and (text := decode(stream.topic, kind, sequence, payload)) is not None
+        ]
         if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
             self._hub.extend_history(stream, earlier)

@@ -1,14 +1,15 @@
-"""What the history tells of topics, from a real Redis that a real publisher has written to."""
+"""Positions and histories of topics, from a real Redis that a real publisher has written to."""
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import redis as redis_py
-import structlog
 import trio
 
 from streamer.broker.connect import RedisConnectionError
@@ -27,13 +28,20 @@ NOWHERE = Position("unheard-of", 0)
 
 
 @asynccontextmanager
-async def opened(url: str, *, history_length: int = 1000) -> AsyncIterator[RedisHistory]:
-    """An history on a connection of its own."""
+async def opened(
+    url: str, *, entries_per_read: int = 1000, unreadable: list[str] | None = None
+) -> AsyncIterator[RedisHistory]:
+    """A history on a connection of its own; what it cannot read is put into `unreadable`."""
+    reasons = [] if unreadable is None else unreadable
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
             commands = RedisClient(url, client_name="test")
             nursery.start_soon(commands.run)
-            yield RedisHistory(commands, history_length=history_length)
+            yield RedisHistory(
+                commands,
+                lambda topic, reason: reasons.append(f"{topic} {reason}"),
+                entries_per_read=entries_per_read,
+            )
             nursery.cancel_scope.cancel()
 
 
@@ -50,20 +58,35 @@ async def publish(url: str, count: int, channel: str = "stock:A:price") -> Posit
 
 
 async def ask(
-    history: RedisHistory, after: Position, *, may_have_lost: bool = False, new_epoch: str = "new"
+    history: RedisHistory,
+    after: Position,
+    *,
+    may_begin: bool = False,
+    had_position: bool = False,
+    digest: str = "",
+    new_epoch: str = "new",
 ) -> TopicHistory | None:
-    """What is known of the stock."""
-    (record,) = await history.read([HistoryQuery(STOCK, after, may_have_lost)], new_epoch)
+    """Read the record of the stock."""
+    query = HistoryQuery(
+        STOCK, after, may_begin=may_begin, had_position=had_position, digest=digest
+    )
+    (record,) = await history.read([query], new_epoch)
     return record
 
 
+def digest_of(redis: redis_py.Redis, sequence: int) -> str:
+    """The digest of a publication that the history holds."""
+    stored: Any = redis.xrange(history_key("stock:A"), f"{sequence}-0", f"{sequence}-0")
+    return hashlib.sha1(stored[0][1][b"m"], usedforsecurity=False).hexdigest()
+
+
 def sequences(record: TopicHistory) -> list[int]:
-    """Of what was read."""
+    """The sequences that were read."""
     return [sequence for _, sequence, _ in record.entries]
 
 
 async def test_a_topic_without_positions_has_no_record(redis_url: str) -> None:
-    """Nobody places its publications; and to ask leaves no trace."""
+    """Nobody gives its publications positions, and asking leaves no trace."""
     async with opened(redis_url) as history:
         assert await ask(history, NOWHERE) is None
         assert await ask(history, NOWHERE) is None
@@ -95,15 +118,18 @@ async def test_what_followed_a_position_is_read_in_order(
 async def test_no_more_is_read_than_the_history_length(redis_url: str) -> None:
     """The rest is there to be asked for after that."""
     at = await publish(redis_url, 5)
-    async with opened(redis_url, history_length=2) as history:
+    async with opened(redis_url, entries_per_read=2) as history:
         record = await ask(history, Position(at.epoch, 1))
         assert record is not None
         assert sequences(record) == [2, 3]
-        assert record.position == at
+        assert (record.position, record.end) == (at, 3)
+        record = await ask(history, Position(at.epoch, 4))
+        assert record is not None
+        assert (sequences(record), record.end) == ([5], 5)
 
 
-async def test_of_another_epoch_the_newest_are_read(redis_url: str) -> None:
-    """Enough to tell the last known value of each kind."""
+async def test_the_newest_of_another_epoch_are_read(redis_url: str) -> None:
+    """They are enough to know the last value of each kind."""
     await publish(redis_url, 1, "stock:A:orderbook")
     at = await publish(redis_url, NEWEST_ENTRIES - 1)
     async with opened(redis_url) as history:
@@ -111,21 +137,19 @@ async def test_of_another_epoch_the_newest_are_read(redis_url: str) -> None:
         assert record is not None
         assert (record.position, record.follows) == (at, False)
         assert sequences(record) == list(range(1, NEWEST_ENTRIES + 1))
-        assert [(kind, sequence) for kind, sequence, _ in record.latest] == [
-            (Kind.ORDERBOOK, 1),
-            (Kind.PRICE, NEWEST_ENTRIES),
-        ]
+        kinds = [kind for kind, _, _ in record.entries]
+        assert kinds == [Kind.ORDERBOOK] + [Kind.PRICE] * (NEWEST_ENTRIES - 1)
 
 
-async def test_an_epoch_is_known_by_the_names_that_were_told(redis_url: str) -> None:
+async def test_an_epoch_is_known_by_the_names_that_were_announced(redis_url: str) -> None:
     """What another server called it before it knew; but only while that is the epoch."""
     at = await publish(redis_url, 2)
     async with opened(redis_url) as history:
-        await history.tell_names([(STOCK, "server-1", at.epoch)])
+        await history.announce_names([(STOCK, "server-1", at.epoch)])
         record = await ask(history, Position("server-1", 1))
         assert record is not None
         assert (record.position, record.follows, sequences(record)) == (at, True, [2])
-        await history.tell_names([(STOCK, "server-2", "an earlier one")])
+        await history.announce_names([(STOCK, "server-2", "an earlier one")])
         record = await ask(history, Position("server-2", 1))
         assert record is not None
         assert not record.follows
@@ -134,20 +158,20 @@ async def test_an_epoch_is_known_by_the_names_that_were_told(redis_url: str) -> 
 async def test_a_redis_that_lost_writes_begins_a_new_epoch_once(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """It stands behind what the reader has: its next sequences would be others' of that name."""
+    """It is behind the reader: its next sequences would be given to other publications."""
     at = await publish(redis_url, 3)
     redis.hset(position_key("stock:A"), "sequence", 1)
     async with opened(redis_url) as history:
         record = await ask(history, at)
         assert record is not None
         assert record.position == Position(at.epoch, 1)  # who missed nothing changes nothing
-        record = await ask(history, at, may_have_lost=True, new_epoch="new-1")
+        record = await ask(history, at, may_begin=True, new_epoch="new-1")
         assert record is not None
         assert (record.position, record.follows) == (Position("new-1", 0), False)
         assert not record.entries
         assert not redis.exists(history_key("stock:A"))
         # The next server that comes back with the old position joins the epoch of the first.
-        record = await ask(history, at, may_have_lost=True, new_epoch="new-2")
+        record = await ask(history, at, may_begin=True, new_epoch="new-2")
         assert record is not None
         assert record.position == Position("new-1", 0)
     assert (await publish(redis_url, 1)) == Position("new-1", 1)
@@ -156,9 +180,97 @@ async def test_a_redis_that_lost_writes_begins_a_new_epoch_once(
 async def test_an_empty_redis_begins_a_new_epoch_where_there_was_one(redis_url: str) -> None:
     """Restarted without its data, say."""
     async with opened(redis_url) as history:
-        record = await ask(history, Position("old", 7), may_have_lost=True)
+        assert await ask(history, Position("old", 7), may_begin=True) is None
+        record = await ask(history, Position("old", 7), may_begin=True, had_position=True)
         assert record is not None
         assert record.position == Position("new", 0)
+
+
+@pytest.mark.parametrize("after", [2, 4])
+async def test_another_publication_at_the_position_begins_a_new_epoch_once(
+    redis_url: str, redis: redis_py.Redis, after: int
+) -> None:
+    """Redis lost some and was given others in their place; those go on under the new name."""
+    at = await publish(redis_url, 4)
+    known = Position(at.epoch, after)
+    other = hashlib.sha1(b"lost", usedforsecurity=False).hexdigest()
+    async with opened(redis_url) as history:
+        same = digest_of(redis, after)
+        record = await ask(history, known, may_begin=True, digest=same)
+        assert record is not None
+        assert (record.position, record.follows) == (at, True)
+        record = await ask(history, known, may_begin=True, digest=other, new_epoch="new-1")
+        assert record is not None
+        assert (record.position, record.follows) == (Position("new-1", 4), False)
+        assert sequences(record) == [1, 2, 3, 4]
+        record = await ask(history, known, may_begin=True, digest=other, new_epoch="new-2")
+        assert record is not None
+        assert record.position == Position("new-1", 4)
+    assert (await publish(redis_url, 1)) == Position("new-1", 5)
+
+
+async def test_a_publication_that_the_history_has_lost_proves_nothing(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """It was trimmed or expired, as is usual; a new epoch for that would be a gap for nothing."""
+    at = await publish(redis_url, 4)
+    redis.xdel(history_key("stock:A"), "2-0")
+    other = hashlib.sha1(b"lost", usedforsecurity=False).hexdigest()
+    async with opened(redis_url) as history:
+        record = await ask(history, Position(at.epoch, 2), may_begin=True, digest=other)
+        assert record is not None
+        assert (record.position, sequences(record)) == (at, [3, 4])
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"k": "alerts"}, "alerts"),
+        ({"k": "unheard-of"}, "unheard-of"),
+        ({"k": b"\xff"}, "xff"),
+        ({}, "of kind b''"),
+    ],
+)
+async def test_an_entry_of_a_kind_that_is_not_known_is_left_out(
+    redis_url: str, redis: redis_py.Redis, fields: dict[Any, Any], reason: str
+) -> None:
+    """A newer publisher wrote it, or somebody else; what is around it is read."""
+    at = await publish(redis_url, 1)
+    now_ms = round(time.time() * 1000)  # else the publisher removes it as too old
+    redis.xadd(history_key("stock:A"), {"m": b"{}", "t": now_ms} | fields, id="2-0")
+    redis.hset(position_key("stock:A"), "sequence", 2)
+    at = await publish(redis_url, 1)
+    unreadable: list[str] = []
+    async with opened(redis_url, unreadable=unreadable) as history:
+        record = await ask(history, Position(at.epoch, 0))
+        assert record is not None
+        assert (sequences(record), record.end) == ([1, 3], 3)
+    assert len(unreadable) == 1
+    assert reason in unreadable[0]
+
+
+async def test_an_entry_beyond_the_position_is_left_out(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Only what is at a position that was given is the topic's."""
+    at = await publish(redis_url, 2)
+    redis.xadd(history_key("stock:A"), {"m": b"{}", "k": "price"}, id="7-0")
+    async with opened(redis_url, entries_per_read=1) as history:
+        record = await ask(history, at)
+        assert record is not None
+        assert (sequences(record), record.end) == ([], 2)
+
+
+@pytest.mark.parametrize("sequence", ["abc", str(2**53), "-1", "1e300", "inf", "nan"])
+async def test_a_position_that_is_none_is_no_position(
+    redis_url: str, redis: redis_py.Redis, sequence: str
+) -> None:
+    """Whoever wrote it: the topic is as if nobody gave positions."""
+    redis.hset(position_key("stock:A"), mapping={"epoch": "e", "sequence": sequence})
+    unreadable: list[str] = []
+    async with opened(redis_url, unreadable=unreadable) as history:
+        assert await ask(history, NOWHERE) is None
+    assert len(unreadable) == 1
 
 
 async def test_many_topics_are_answered_each_for_itself(redis_url: str) -> None:
@@ -192,21 +304,18 @@ async def test_a_redis_that_forgot_the_script_is_told_again(
 async def test_a_redis_that_refuses_scripts_keeps_no_positions(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """An ACL without EVALSHA is no outage: publications are numbered here, and a log line says so.
-
-    Redis' own words are in it.
-    """
+    """An ACL without EVALSHA is no outage: the server numbers publications, and it is reported."""
     await publish(redis_url, 1)
     redis.acl_setuser(
         "limited", enabled=True, nopass=True, keys="*", commands=["+@all", "-evalsha"]
     )
     limited = redis_url.replace("redis://", "redis://limited:x@")
     try:
-        async with opened(limited) as history:
-            with structlog.testing.capture_logs() as logs:
-                assert await ask(history, NOWHERE) is None
-            assert [line["event"] for line in logs] == ["position not read"]
-            assert "evalsha" in logs[0]["reason"]
+        unreadable: list[str] = []
+        async with opened(limited, unreadable=unreadable) as history:
+            assert await ask(history, NOWHERE) is None
+        assert len(unreadable) == 1
+        assert "evalsha" in unreadable[0]
     finally:
         redis.acl_deluser("limited")
 
@@ -222,8 +331,8 @@ async def test_a_redis_that_cannot_answer_now_is_asked_again_later(
         with own.connect() as redis:
             redis.replicaof("127.0.0.1", 1)
             with pytest.raises(RedisConnectionError, match="READONLY"):
-                await ask(history, ahead, may_have_lost=True)
+                await ask(history, ahead, may_begin=True)
             redis.replicaof("no", "one")
-        record = await ask(history, ahead, may_have_lost=True)
+        record = await ask(history, ahead, may_begin=True)
         assert record is not None
         assert record.position == Position("new", 0)

@@ -36,9 +36,13 @@ async def test_a_topic_has_positions_even_while_redis_cannot_tell_them(
     with redis.connect() as client:
         client.replicaof("127.0.0.1", 1)
     commands = RedisClient(redis.url, client_name="test")
-    archive = RedisHistory(commands, history_length=10)
+
+    def unreadable(topic: Topic, reason: str) -> None:
+        raise AssertionError(f"{topic}: {reason}")
+
+    history = RedisHistory(commands, unreadable, entries_per_read=10)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(commands.run)
         with pytest.raises(RedisConnectionError, match="MASTERDOWN"):
-            await archive.read([HistoryQuery(Topic.parse("stock:005930"), Position("e", 0))], "")
+            await history.read([HistoryQuery(Topic.parse("stock:005930"), Position("e", 0))], "")
         nursery.cancel_scope.cancel()

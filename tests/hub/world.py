@@ -506,8 +506,10 @@ class World:
     # What the hub calls
 
     def join(self, topic: Topic) -> None:
-        """Nothing has been missed so far."""
+        """The first client of a topic learns its position."""
         assert topic in self.logs
+        if topic == POSITIONED:
+            self.positioned.join()
 
     def want(self, stream: TopicStream) -> None:
         """Begin to keep what the topic carries."""
@@ -525,6 +527,8 @@ class World:
         """Nobody may want it any more."""
         assert not any(topic in client.holdings for client in self.clients)
         del self.logs[topic]
+        if topic == POSITIONED:
+            self.positioned.close()
 
     def find(self, value: int) -> tuple[Topic, int]:
         """Where a publication stands in its topic's log."""
@@ -562,6 +566,7 @@ class World:
         if POSITIONED in self.logs:
             self.positioned.begin_epoch(self._new_epoch())
             self.place([Kind.PRICE], 0, heard=True)
+            self.recover()
 
     def publish(self, topic: Topic, kind: Kind, size: int) -> None:
         """A producer publishes; nobody hears it where nobody wants the topic."""
@@ -577,12 +582,12 @@ class World:
         text = json.dumps({"type": kind, "value": value, "pad": "x" * size})
         self.hub.publish(log.stream, kind, text.encode())
 
-    def lose_source(self, topics: Iterable[Topic]) -> None:
-        """The source was away, and something of these topics may have been missed."""
+    def lose_source(self, topics: Iterable[Topic], *, times: int = 1) -> None:
+        """The source was away, so often, and something of these topics may have been missed."""
         for topic in topics:
             if log := self.logs.get(topic):
                 if topic == POSITIONED:
-                    self.positioned.lose()
+                    self.positioned.lose(times=times)
                     continue
                 epoch = self._new_epoch()
                 log.entries.append(Entry(None, epoch, 0, -1))

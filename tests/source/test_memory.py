@@ -30,14 +30,14 @@ class Heard:
         """Never called: there are no permissions."""
 
 
-async def test_only_what_is_subscribed_is_heard_and_its_last_message_at_once() -> None:
+def test_only_what_is_subscribed_is_heard_and_its_last_message_at_once() -> None:
     """`publish` tells how many heard it, as PUBLISH does; who subscribes gets the last value."""
     heard = Heard()
     bus = MemoryBus(heard)
     assert bus.connected
     assert bus.publish("a", b"1") == 0
     bus.subscribe(["a", "b"])
-    await bus.wait_subscribed(["a", "b"])
+    assert bus.is_settled(["a", "b"])
     assert heard.messages == [(b"a", b"1")]
     bus.subscribe(["a"])
     assert bus.publish("b", b"2") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 
@@ -15,19 +16,30 @@ from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.source.report import SourceReport
-from streamer.source.sequencer import Sequencer
+from streamer.source.sequencer import (
+    TRANSITIONS,
+    Event,
+    HeldRoom,
+    ImpossibleTransition,
+    Sequencer,
+    State,
+)
 from tests.hub.listener import Listener, Message, listening
 
 STOCK = Topic.parse("stock:A")
 
-MAX_HELD = 5
+INVALID = b"invalid"
 
 
 class House:
-    """An sequencer, the hub behind it, and maybe a client that hears what comes out."""
+    """A sequencer, the hub behind it, and maybe a client that receives what comes out."""
 
-    def __init__(self) -> None:
-        self.report = SourceReport()
+    def __init__(self, *, topic_bytes: int = 1 << 20, total_bytes: int = 1 << 20) -> None:
+        self.report = SourceReport(lambda: 0.0)
+        self.room = HeldRoom(topic_bytes=topic_bytes, total_bytes=total_bytes)
+        self.asks = False
+        """Whether the sequencer wants its position read."""
+        self.announced: list[str] = []
         self.hub = Hub(
             epoch="own",
             upstream=self,
@@ -41,32 +53,62 @@ class House:
         self.stream = self.hub.stream(STOCK)
         self.client: Listener | None = None
 
+    # What the hub calls
+
     def want(self, stream: TopicStream) -> None:
         """The topic is new."""
-        self.sequencer = Sequencer(self.hub, stream, self.report, max_held=MAX_HELD)
+        self.sequencer = Sequencer(
+            self.hub,
+            stream,
+            reads=self,
+            report=self.report,
+            room=self.room,
+            decode_entry=lambda _kind, _sequence, payload: None if payload == INVALID else payload,
+        )
+        self.sequencer.open()
 
     def join(self, topic: Topic) -> None:
         """The topic has its first client."""
+        assert topic == STOCK
+        self.sequencer.join()
 
     def release(self, topic: Topic) -> None:
         """Nobody wants the topic any more."""
 
-    def read(self) -> None:
-        """The position is about to be read."""
-        self.sequencer.reading = True
+    # What the sequencer calls
 
-    def plain(self, number: int) -> bool:
-        """A plain PUBLISH arrives."""
-        text = json.dumps({"type": "x", "n": number}).encode()
-        return self.sequencer.take(Kind.PRICE, DecodedPublication(text, None))
+    def add(self, sequencer: Sequencer) -> None:
+        """The position has to be read."""
+        assert sequencer.state is not State.LIVE
+        self.asks = True
 
-    def positioned(self, *sequences: int, epoch: str = "redis") -> bool:
-        """Publications with a position arrive; whether the last was taken."""
-        taken = True
+    def announce(self, stream: TopicStream) -> None:
+        """Clients know the epoch by another name."""
+        self.announced.append(stream.former_epoch)
+
+    # What the tests do
+
+    def answer(self, record: TopicHistory | None) -> bool:
+        """Have the position read; returns whether that was the end of it."""
+        assert self.asks
+        self.asks = False
+        self.sequencer.ask()
+        self.sequencer.answer(record)
+        assert self.asks == (self.sequencer.state is not State.LIVE)
+        return not self.asks
+
+    def plain(self, *numbers: int) -> None:
+        """Plain PUBLISHes arrive."""
+        for number in numbers:
+            text = json.dumps({"type": "x", "n": number}).encode()
+            self.sequencer.take(Kind.PRICE, DecodedPublication(text, None), text)
+
+    def positioned(self, *sequences: int, epoch: str = "redis", life: int = 1) -> None:
+        """Publications with a position arrive; those of another `life` differ."""
         for sequence in sequences:
-            publication = DecodedPublication(text_of(sequence, epoch), Position(epoch, sequence))
-            taken = self.sequencer.take(Kind.PRICE, publication)
-        return taken
+            text = text_of(sequence, epoch, life)
+            publication = DecodedPublication(text, Position(epoch, sequence))
+            self.sequencer.take(Kind.PRICE, publication, text)
 
     def heard(self) -> list[str]:
         """What the client has received since the last call, in short."""
@@ -74,9 +116,9 @@ class House:
         return [in_short(message) for message in self.client.heard()]
 
 
-def text_of(sequence: int, epoch: str) -> bytes:
+def text_of(sequence: int, epoch: str, life: int = 1) -> bytes:
     """A positioned publication, as Redis carries it."""
-    return json.dumps({"type": "x", "epoch": epoch, "sequence": sequence}).encode()
+    return json.dumps({"type": "x", "life": life, "epoch": epoch, "sequence": sequence}).encode()
 
 
 def entries(*sequences: int, epoch: str = "redis") -> list[Entry]:
@@ -84,9 +126,14 @@ def entries(*sequences: int, epoch: str = "redis") -> list[Entry]:
     return [(Kind.PRICE, sequence, text_of(sequence, epoch)) for sequence in sequences]
 
 
-def record(sequence: int, *held: int, epoch: str = "redis", follows: bool = True) -> TopicHistory:
+def record(
+    sequence: int, *held: int, epoch: str = "redis", follows: bool = True, end: int | None = None
+) -> TopicHistory:
     """What Redis knows of the topic: its last sequence, and the entries asked for."""
-    return TopicHistory(Position(epoch, sequence), follows, entries(*held, epoch=epoch))
+    position = Position(epoch, sequence)
+    return TopicHistory(
+        position, follows, entries(*held, epoch=epoch), sequence if end is None else end
+    )
 
 
 def in_short(message: Message) -> str:
@@ -100,13 +147,14 @@ def in_short(message: Message) -> str:
 
 @pytest.fixture
 def house() -> House:
-    """A topic that nobody hears yet."""
+    """A topic that no client holds yet, and whose position is not read."""
     return House()
 
 
 @pytest.fixture
 def heard_house(house: House) -> Iterator[House]:
-    """A topic with a client, which has been told position 0 of the server's own epoch."""
+    """A topic with a client at position 0 of the server's own epoch; Redis keeps no position."""
+    house.answer(None)
     with listening(house.hub) as house.client:
         house.client.subscribe(STOCK)
         yield house
@@ -114,27 +162,60 @@ def heard_house(house: House) -> Iterator[House]:
 
 @pytest.fixture
 def positioned_house(heard_house: House) -> House:
-    """A topic whose client has had the producers' first two publications."""
-    assert heard_house.positioned(1, 2)
+    """A topic whose client has received the producers' first two publications."""
+    heard_house.positioned(1, 2)
     assert heard_house.heard() == ["redis/1", "redis/2"]
-    heard_house.sequencer.renamed = False
     return heard_house
 
 
-def test_plain_publications_are_numbered_here(heard_house: House) -> None:
+# The machine
+
+
+@pytest.mark.parametrize("state", State)
+def test_each_state_says_what_every_event_means(state: State) -> None:
+    """Nothing is allowed once a topic is closed, and no answer while nothing is asked."""
+    allowed = TRANSITIONS[state].keys()
+    if state is State.CLOSED:
+        assert not allowed
+    elif state is State.LIVE:
+        assert set(Event) - allowed == {Event.OVERFLOWED, Event.READ, Event.PARTLY_READ}
+    else:
+        assert set(Event) == allowed
+
+
+def test_an_event_that_the_state_does_not_allow_raises(house: House) -> None:
+    """It is a bug of the caller, and must not pass."""
+    with pytest.raises(ImpossibleTransition, match="without a question"):
+        house.sequencer.answer(None)
+    house.sequencer.close()
+    with pytest.raises(ImpossibleTransition, match="stock:A: lost while closed"):
+        house.sequencer.lose()
+
+
+def test_an_answer_is_void_when_the_connection_was_lost_after_the_question(house: House) -> None:
+    """It may not know what was published in between."""
+    house.sequencer.ask()
+    assert house.sequencer.is_asked
+    house.sequencer.lose()
+    assert not house.sequencer.is_asked
+
+
+# Live
+
+
+def test_plain_publications_are_numbered_by_the_server(heard_house: House) -> None:
     """In the server's own epoch, from one."""
-    assert heard_house.plain(1)
-    assert heard_house.plain(2)
+    heard_house.plain(1, 2)
     assert heard_house.heard() == ["own/1", "own/2"]
     assert not heard_house.sequencer.positioned
 
 
-def test_the_first_placed_publication_of_all_names_the_epoch(heard_house: House) -> None:
-    """Nothing was published in the one clients were told, so it is the same place: no gap."""
+def test_the_first_positioned_publication_of_all_names_the_epoch(heard_house: House) -> None:
+    """Nothing was published in the epoch that clients know, so it is the same place: no gap."""
     former = heard_house.stream.epoch
-    assert heard_house.positioned(1)
+    heard_house.positioned(1)
     assert heard_house.heard() == ["redis/1"]
-    assert heard_house.sequencer.renamed
+    assert heard_house.announced == [former]
     for name in (former, "redis"):
         missed = heard_house.stream.missed(Position(name, 0))
         assert missed is not None
@@ -142,88 +223,166 @@ def test_the_first_placed_publication_of_all_names_the_epoch(heard_house: House)
     assert heard_house.stream.missed(Position("another", 0)) is None
 
 
-def test_a_placed_publication_after_plain_ones_is_a_gap(heard_house: House) -> None:
-    """And so is a plain one after positioned ones: neither says what lies between."""
+def test_a_change_of_producers_is_a_gap(heard_house: House) -> None:
+    """Neither plain publications nor positioned ones say what lies between the two."""
     heard_house.plain(1)
     heard_house.positioned(1, 2)
+    assert heard_house.answer(record(2, 1, 2, follows=False))
     heard_house.plain(2)
     heard_house.positioned(3)
-    second = heard_house.stream.epoch
+    assert heard_house.answer(record(3, 1, 2, 3, follows=False))
     heard = heard_house.heard()
-    assert heard[0] == "own/1"
-    assert heard[1:4] == ["gap source_reconnected redis/0", "redis/1", "redis/2"]
+    assert heard[:4] == ["own/1", "gap source_reconnected redis/0", "redis/1", "redis/2"]
     assert heard[4].startswith("gap source_reconnected own-")
-    assert heard[5:] == ["own/1", "gap source_reconnected redis/2", "redis/3"]
-    assert second == "redis"
-    assert not heard_house.sequencer.renamed
+    assert heard[5:7] == ["own/1", "gap source_reconnected redis/2"]
+    assert heard[-1] == "redis/3"
+    assert not heard_house.announced
 
 
-def test_a_stream_that_is_entered_in_its_middle_begins_there(heard_house: House) -> None:
-    """Whatever came before was not received, and a gap says so."""
-    assert heard_house.positioned(7)
-    assert heard_house.heard() == ["gap source_reconnected redis/6", "redis/7"]
-
-
-def test_what_was_had_before_is_dropped(positioned_house: House) -> None:
-    """A repeat is counted and goes no further."""
-    assert positioned_house.positioned(1, 2, 3, 3)
+def test_a_repeat_is_counted_and_dropped(positioned_house: House) -> None:
+    """Its text is the one that clients have had."""
+    positioned_house.positioned(1, 2, 3, 3)
     assert positioned_house.heard() == ["redis/3"]
     assert positioned_house.report.duplicates == 3
 
 
+# Holes
+
+
 def test_a_hole_is_filled_from_the_history(positioned_house: House) -> None:
-    """What comes behind it waits until then, and all arrives once and in order."""
-    assert not positioned_house.positioned(5)
-    positioned_house.read()
-    assert positioned_house.positioned(6)
+    """What comes behind it is held until then, and all arrives once and in order."""
+    positioned_house.positioned(5, 6)
     assert positioned_house.heard() == []
-    assert positioned_house.sequencer.query.after == Position("redis", 2)
-    assert positioned_house.sequencer.catch_up(record(6, 3, 4, 5, 6))
+    assert positioned_house.sequencer.ask().after == Position("redis", 2)
+    assert positioned_house.answer(record(6, 3, 4, 5, 6))
     assert positioned_house.heard() == ["redis/3", "redis/4", "redis/5", "redis/6"]
-    assert positioned_house.positioned(7)
+    positioned_house.positioned(7)
+    assert positioned_house.heard() == ["redis/7"]
     assert positioned_house.report.duplicates == 2
 
 
-def test_an_answer_that_has_a_part_is_no_end(positioned_house: House) -> None:
-    """More is asked for while the history holds more than was read, or what is held has a hole."""
-    positioned_house.read()
-    assert not positioned_house.sequencer.catch_up(record(6, 3, 4))
+def test_a_part_of_the_history_is_not_all(positioned_house: House) -> None:
+    """More is read while the history holds more than came."""
+    positioned_house.sequencer.lose()
+    assert not positioned_house.answer(record(6, 3, 4, end=4))
     assert positioned_house.heard() == ["redis/3", "redis/4"]
-    positioned_house.read()
-    positioned_house.positioned(8, 9)
-    assert not positioned_house.sequencer.catch_up(record(6, 5, 6))
-    positioned_house.read()
-    assert positioned_house.sequencer.catch_up(record(9, 7, 8, 9))
-    assert positioned_house.heard() == [f"redis/{number}" for number in (5, 6, 7, 8, 9)]
+    positioned_house.positioned(7)
+    assert positioned_house.answer(record(6, 5, 6))
+    assert positioned_house.heard() == ["redis/5", "redis/6", "redis/7"]
+
+
+def test_a_hole_behind_the_question_is_asked_for_again(positioned_house: House) -> None:
+    """Redis may have taken the publications after it answered."""
+    positioned_house.sequencer.lose()
+    positioned_house.sequencer.ask()
+    positioned_house.positioned(5)
+    positioned_house.sequencer.answer(record(3, 3))
+    assert positioned_house.heard() == ["redis/3"]
+    assert positioned_house.sequencer.state is State.CHECKING
+    assert positioned_house.answer(record(5, 4, 5))
+    assert positioned_house.heard() == ["redis/4", "redis/5"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "heard"),
+    ("kept", "heard"),
     [
-        (record(7, 6, 7), ["gap history_expired redis/5", "redis/6", "redis/7"]),
-        (record(7, 3, 6, 7), ["redis/3", "gap history_expired redis/5", "redis/6", "redis/7"]),
-        (record(7), ["gap history_expired redis/7"]),
+        ((5, 6), ["gap history_expired redis/4", "redis/5", "redis/6"]),
+        ((3, 6), ["redis/3", "gap history_expired redis/5", "redis/6"]),
+        ((), ["gap history_expired redis/6"]),
+        ((3, 4), ["redis/3", "redis/4", "gap history_expired redis/6"]),
     ],
-    ids=["its beginning", "its middle", "all of it"],
 )
 def test_what_the_history_has_lost_is_a_gap(
-    positioned_house: House, answer: TopicHistory, heard: list[str]
+    positioned_house: House, kept: tuple[int, ...], heard: list[str]
 ) -> None:
-    """At its place, with where the stream resumes; then it goes on without another."""
-    positioned_house.read()
-    assert positioned_house.sequencer.catch_up(answer)
-    assert positioned_house.positioned(8)
-    assert positioned_house.heard() == [*heard, "redis/8"]
+    """At the place where it is missing."""
+    positioned_house.sequencer.lose()
+    assert positioned_house.answer(record(6, *kept))
+    positioned_house.positioned(7)
+    assert positioned_house.heard() == [*heard, "redis/7"]
+
+
+def test_an_entry_that_is_not_valid_is_a_gap(positioned_house: House) -> None:
+    """It is not passed on, whichever way it comes: the position that it has is skipped."""
+    positioned_house.sequencer.lose()
+    damaged: list[Entry] = [(Kind.PRICE, 3, INVALID), *entries(4), (Kind.PRICE, 5, INVALID)]
+    assert positioned_house.answer(TopicHistory(Position("redis", 5), True, damaged, 5))
+    assert positioned_house.heard() == [
+        "gap history_expired redis/3",
+        "redis/4",
+        "gap history_expired redis/5",
+    ]
+
+
+# Positions that are not the next ones
+
+
+@pytest.mark.parametrize("sequence", [5, 2**53 - 1])
+def test_nothing_is_ever_beyond_what_redis_holds(positioned_house: House, sequence: int) -> None:
+    """A publication of somebody who may publish and should not: the honest ones go on."""
+    positioned_house.positioned(sequence)
+    assert positioned_house.answer(record(2))
+    positioned_house.positioned(3)
+    assert positioned_house.heard() == ["redis/3"]
+    rejected = positioned_house.report.statistics(received=0, unrouted=0)
+    assert rejected.rejected == 1
+    assert "Redis is at 2 of redis" in (rejected.last_rejection or "")
+
+
+def test_a_stale_publication_does_not_bring_its_epoch_back(positioned_house: House) -> None:
+    """Redis has begun another; a server that was cut off still published in the old one."""
+    positioned_house.positioned(1, epoch="next")
+    assert positioned_house.answer(record(1, 1, epoch="next", follows=False))
+    positioned_house.positioned(3)
+    assert positioned_house.answer(record(1, epoch="next"))
+    positioned_house.positioned(2, epoch="next")
+    assert positioned_house.heard() == ["gap source_reconnected next/0", "next/1", "next/2"]
+
+
+def test_a_taken_position_is_rejected_where_redis_has_not_gone_back(
+    positioned_house: House,
+) -> None:
+    """Another publication at a position that clients have had: dropped, and not in silence."""
+    positioned_house.positioned(1, life=2)
+    assert positioned_house.sequencer.ask().may_begin
+    assert positioned_house.answer(record(2))
+    assert positioned_house.heard() == []
+    assert positioned_house.report.statistics(received=0, unrouted=0).rejected == 1
+
+
+def test_a_producer_that_starts_again_begins_another_epoch(positioned_house: House) -> None:
+    """Where Redis keeps no position, nobody else can say: a gap, logged and counted."""
+    positioned_house.positioned(1, 2, life=2)
+    assert positioned_house.answer(None)
+    positioned_house.positioned(3, life=2)
+    gap, *heard = positioned_house.heard()
+    assert gap.startswith("gap source_reconnected own-")
+    assert gap.endswith("/0")
+    assert heard == ["redis/1", "redis/2", "redis/3"]
+    assert positioned_house.stream.epoch != "redis"
+    assert positioned_house.report.statistics(received=0, unrouted=0).steps_back == 1
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_each_life_of_a_producer_has_an_epoch_of_its_own(
+    positioned_house: House, times: int
+) -> None:
+    """Else a position would mean two things."""
+    epochs = {positioned_house.stream.epoch}
+    for life in range(2, 2 + times):
+        positioned_house.positioned(1, 2, life=life)
+        assert positioned_house.answer(None)
+        positioned_house.positioned(5, life=life)
+        assert positioned_house.answer(None)
+        epochs.add(positioned_house.stream.epoch)
+    assert len(epochs) == 1 + times
 
 
 def test_a_hole_that_nobody_can_fill_is_a_gap(positioned_house: House) -> None:
-    """A publication that Redis carried and forgot: those who hold on would wait for ever."""
-    assert not positioned_house.positioned(5)
-    positioned_house.read()
-    positioned_house.positioned(6)
-    assert not positioned_house.sequencer.catch_up(record(2))
-    positioned_house.sequencer.skip_hole()
-    assert positioned_house.positioned(7)
+    """Where Redis keeps no position, those who hold on would wait for ever."""
+    positioned_house.positioned(5, 6)
+    assert positioned_house.answer(None)
+    positioned_house.positioned(7)
     assert positioned_house.heard() == [
         "gap source_reconnected redis/4",
         "redis/5",
@@ -233,70 +392,145 @@ def test_a_hole_that_nobody_can_fill_is_a_gap(positioned_house: House) -> None:
 
 
 def test_a_hole_before_a_plain_publication_does_not_hold_it_up(positioned_house: House) -> None:
-    """It has no place to wait for."""
+    """It has no position to wait for."""
     positioned_house.positioned(5)
-    positioned_house.read()
     positioned_house.plain(1)
-    assert not positioned_house.sequencer.catch_up(record(2))
-    positioned_house.sequencer.skip_hole()
+    assert positioned_house.answer(None)
     heard = positioned_house.heard()
     assert heard[:2] == ["gap source_reconnected redis/4", "redis/5"]
     assert heard[2].startswith("gap source_reconnected own-")
     assert heard[3] == "own/1"
 
 
-def test_no_more_is_held_than_was_agreed(positioned_house: House) -> None:
-    """What has a place can be read again, so nothing is lost with it."""
-    positioned_house.read()
-    later = range(3, 3 + MAX_HELD + 1)
-    positioned_house.positioned(*later)
-    assert positioned_house.sequencer.unproven
-    assert positioned_house.sequencer.catch_up(record(later[-1], *later))
-    assert positioned_house.heard() == [f"redis/{number}" for number in later]
+# What is held
 
 
-def test_plain_publications_that_could_not_be_held_are_a_gap(heard_house: House) -> None:
+def test_what_is_held_is_bounded_in_bytes() -> None:
+    """What has a position can be read again, so nothing is lost with it."""
+    house = House(topic_bytes=2000)
+    house.answer(record(2, 1, 2, follows=False))
+    with listening(house.hub) as house.client:
+        house.client.subscribe(STOCK)
+        house.sequencer.lose()
+        later = range(3, 13)
+        house.positioned(*later)
+        assert house.room.used_bytes <= 2000
+        assert house.sequencer.state is State.RECOVERING
+        assert house.answer(record(12, *later))
+        assert house.heard() == [f"redis/{number}" for number in later]
+    assert house.room.used_bytes == 0
+
+
+def test_all_topics_share_one_bound() -> None:
+    """However many there are, a Redis that does not answer costs no more memory than that."""
+    house = House(total_bytes=1000)
+    house.room.used_bytes = 900
+    house.plain(1)
+    assert house.room.used_bytes == 900
+    house.room.used_bytes = 0
+    house.plain(2)
+    assert house.room.used_bytes > 0
+    house.sequencer.close()
+    assert house.room.used_bytes == 0
+
+
+def test_plain_publications_that_could_not_be_held_are_a_gap() -> None:
     """They are nowhere else."""
-    heard_house.read()
-    for number in range(MAX_HELD + 2):
-        heard_house.plain(number)
-    assert heard_house.sequencer.catch_up(None)
-    gap, message = heard_house.heard()
-    assert gap.startswith("gap source_reconnected own-")
-    assert message == "own/1"
+    house = House(topic_bytes=1000)
+    house.answer(None)
+    with listening(house.hub) as house.client:
+        house.client.subscribe(STOCK)
+        house.positioned(7)
+        house.plain(1, 2, 3, 4)
+        assert house.answer(None)
+        gap, message = house.heard()
+        assert gap.startswith("gap source_reconnected own-")
+        assert message == "own/1"
 
 
-@pytest.mark.parametrize("unproven", [False, True])
-def test_a_topic_without_a_position_goes_on_plain(heard_house: House, unproven: bool) -> None:
+# Lost connections
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_topic_without_a_position_goes_on_plain(heard_house: House, lost: bool) -> None:
     """With a gap exactly where something may have been missed."""
     heard_house.plain(1)
-    heard_house.sequencer.unproven = unproven
-    heard_house.read()
+    if lost:
+        heard_house.sequencer.lose()
+    else:
+        heard_house.sequencer.doubt()
     heard_house.plain(2)
     assert heard_house.heard() == ["own/1"]
-    assert heard_house.sequencer.catch_up(None)
+    assert heard_house.answer(None)
     heard = heard_house.heard()
-    assert heard[-1] == ("own/1" if unproven else "own/2")
-    assert len(heard) == 1 + unproven
-    assert not heard_house.sequencer.unproven
+    assert heard[-1] == ("own/1" if lost else "own/2")
+    assert len(heard) == 1 + lost
 
 
-def test_positions_that_redis_has_lost_are_a_gap(positioned_house: House) -> None:
-    """A Redis that came back empty, to which nobody has published yet."""
-    positioned_house.sequencer.unproven = True
-    positioned_house.read()
-    assert positioned_house.sequencer.catch_up(None)
-    (gap,) = positioned_house.heard()
-    assert gap.startswith("gap source_reconnected own-")
-    assert not positioned_house.sequencer.positioned
+def test_what_two_connections_brought_is_not_joined(heard_house: House) -> None:
+    """The connection is lost again before positions are read: a gap before each of the two."""
+    heard_house.plain(1)
+    heard_house.sequencer.lose()
+    heard_house.plain(3)
+    heard_house.sequencer.ask()
+    heard_house.sequencer.lose()
+    heard_house.plain(6)
+    assert heard_house.heard() == ["own/1"]
+    assert heard_house.answer(None)
+    first, three, second, six = heard_house.heard()
+    assert (three, six) == ("own/1", "own/1")
+    assert first.startswith("gap source_reconnected own-")
+    assert second.startswith("gap source_reconnected own-")
+    assert first != second
 
 
-def test_another_epoch_begins_with_a_gap_and_its_last_values(positioned_house: House) -> None:
-    """The new stream was at 4 when it was read; then it goes on live."""
-    positioned_house.read()
+def test_connections_that_brought_nothing_are_one_gap(heard_house: House) -> None:
+    """However often it was lost in a row; and one at the end, if the last one brought nothing."""
+    for _ in range(3):
+        heard_house.sequencer.lose()
+    heard_house.plain(1)
+    for _ in range(3):
+        heard_house.sequencer.lose()
+    assert heard_house.answer(None)
+    first, one, second = heard_house.heard()
+    assert one == "own/1"
+    assert first.startswith("gap")
+    assert second.startswith("gap")
+
+
+def test_positioned_publications_of_two_connections_are_joined_by_what_lies_between(
+    positioned_house: House,
+) -> None:
+    """Redis has all of it, so there is no gap."""
+    positioned_house.sequencer.lose()
+    positioned_house.positioned(4)
+    positioned_house.sequencer.lose()
+    positioned_house.positioned(6)
+    assert positioned_house.answer(record(6, 3, 4, 5, 6))
+    assert positioned_house.heard() == ["redis/3", "redis/4", "redis/5", "redis/6"]
+
+
+def test_a_client_that_could_not_wait_is_sent_a_gap(house: House) -> None:
+    """It was told a position before anybody knew what was published to the topic."""
+    with listening(house.hub) as house.client:
+        house.client.subscribe(STOCK)
+        house.plain(1)
+        assert house.answer(None)
+        gap, message = house.heard()
+        assert gap.startswith("gap source_reconnected own-")
+        assert message == "own/1"
+
+
+# Epochs
+
+
+def test_another_epoch_begins_where_its_publications_were_received(
+    positioned_house: House,
+) -> None:
+    """What was published in it before that are its last known values."""
+    positioned_house.sequencer.lose()
     positioned_house.positioned(5, epoch="next")
-    answer = record(4, 3, 4, epoch="next", follows=False)
-    assert positioned_house.sequencer.catch_up(answer)
+    assert positioned_house.answer(record(5, 3, 4, 5, epoch="next", follows=False))
     assert positioned_house.heard() == [
         "gap source_reconnected next/4",
         "snapshot next/4",
@@ -304,40 +538,82 @@ def test_another_epoch_begins_with_a_gap_and_its_last_values(positioned_house: H
     ]
 
 
-def test_nobody_is_told_of_what_was_before_the_first_client(house: House) -> None:
-    """The position is taken over as it stands, with the last known value for who comes."""
-    house.sequencer.unproven = True
-    house.read()
+def test_another_epoch_begins_at_its_end_where_its_history_does_not_reach_back(
+    positioned_house: House,
+) -> None:
+    """Else there would be a second hole."""
+    positioned_house.sequencer.lose()
+    positioned_house.positioned(3, epoch="next")
+    assert positioned_house.answer(record(5, 4, 5, epoch="next", follows=False))
+    assert positioned_house.heard() == ["gap source_reconnected next/5", "snapshot next/5"]
+
+
+def test_a_topic_without_clients_takes_the_position_over(house: House) -> None:
+    """Nobody knows another one, so no gap is sent; who comes gets the last known value."""
     house.positioned(5)
-    assert house.sequencer.catch_up(record(4, 3, 4, follows=False))
+    assert house.answer(record(5, 3, 4, 5, follows=False))
     with listening(house.hub) as house.client:
         subscription = house.client.subscribe(STOCK)
         assert house.hub.position(subscription) == Position("redis", 5)
-        (last,) = house.hub.snapshot(subscription, subscription.lane.kinds)
-        assert json.loads(last.snapshot_text)["sequence"] == 5
         house.positioned(6)
         assert house.heard() == ["redis/6"]
 
 
-@pytest.mark.parametrize("unproven", [False, True])
-def test_an_epoch_that_is_empty_on_both_sides_is_the_same(
-    heard_house: House, unproven: bool
-) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_epoch_that_is_empty_on_both_sides_is_the_same(heard_house: House, lost: bool) -> None:
     """Unless something may have been missed in between."""
-    heard_house.sequencer.unproven = unproven
-    heard_house.read()
-    assert heard_house.sequencer.catch_up(record(0, follows=False))
+    if lost:
+        heard_house.sequencer.lose()
+    else:
+        heard_house.sequencer.doubt()
+    assert heard_house.answer(record(0, follows=False))
     heard_house.positioned(1)
-    gap = ["gap source_reconnected redis/0"] if unproven else []
+    gap = ["gap source_reconnected redis/0"] if lost else []
     assert heard_house.heard() == [*gap, "redis/1"]
-    assert heard_house.sequencer.renamed is not unproven
+    assert bool(heard_house.announced) is not lost
 
 
-@pytest.mark.parametrize("positioned", [False, True])
-@pytest.mark.parametrize("unproven", [False, True])
-def test_redis_begins_anew_only_where_it_may_have_lost_something(
-    house: House, positioned: bool, unproven: bool
-) -> None:
-    """A reader that missed nothing and asks after a hole must not end everybody's epoch."""
-    house.sequencer.positioned, house.sequencer.unproven = positioned, unproven
-    assert house.sequencer.query.may_have_lost is (positioned and unproven)
+def test_positions_that_redis_has_lost_are_a_gap(positioned_house: House) -> None:
+    """A Redis that came back empty, to which nobody has published yet."""
+    positioned_house.sequencer.lose()
+    assert positioned_house.answer(None)
+    (gap,) = positioned_house.heard()
+    assert gap.startswith("gap source_reconnected own-")
+    assert not positioned_house.sequencer.positioned
+
+
+# The proof
+
+
+def test_a_question_proves_the_position_by_the_last_publication(positioned_house: House) -> None:
+    """As it was received, or read from the history; after a gap nothing is known to compare."""
+
+    def digest() -> str:
+        return positioned_house.sequencer.ask().digest
+
+    def expected(sequence: int) -> str:
+        return hashlib.sha1(text_of(sequence, "redis"), usedforsecurity=False).hexdigest()
+
+    assert digest() == expected(2)
+    positioned_house.sequencer.lose()
+    assert positioned_house.answer(record(4, 3, 4))
+    assert digest() == expected(4)
+    positioned_house.sequencer.lose()
+    assert positioned_house.answer(record(6))
+    assert digest() == ""
+    positioned_house.positioned(7)
+    assert digest() == expected(7)
+
+
+def test_redis_begins_anew_only_for_positions_that_it_had(house: House) -> None:
+    """Producers that number for themselves leave no position in Redis that could be lost."""
+    query = house.sequencer.ask()
+    assert (query.may_begin, query.had_position, query.digest) == (False, False, "")
+    house.answer(None)
+    house.positioned(1)
+    query = house.sequencer.ask()
+    assert (query.may_begin, query.had_position) == (True, False)
+    house.sequencer.lose()
+    house.answer(record(1))
+    query = house.sequencer.ask()
+    assert (query.may_begin, query.had_position) == (True, True)

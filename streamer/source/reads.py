@@ -1,0 +1,109 @@
+"""Which topics have to be read from Redis, as the router and the sequencers leave it to others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NoReturn, Protocol
+
+import trio
+
+from streamer.hub.streams import TopicStream
+from streamer.source.sequencer import Sequencer
+
+
+class TopicReads(Protocol):
+    """Where topics are to be read, and where to wait until they are."""
+
+    def add(self, sequencer: Sequencer) -> None:
+        """Have the position of a topic read."""
+
+    def discard(self, sequencer: Sequencer) -> None:
+        """Do not read the position of a topic that was closed."""
+
+    def announce(self, stream: TopicStream) -> None:
+        """Have other servers learn by which other name clients know the epoch of a stream."""
+
+    def note_connection(self) -> None:
+        """Take note that the bus was connected, or lost."""
+
+    async def wait_progress(self) -> None:
+        """Wait until topics have been read, or the bus was connected or lost."""
+
+
+class NoReads:
+    """Nobody keeps positions: each question is answered at once. A `TopicReads`."""
+
+    def add(self, sequencer: Sequencer) -> None:
+        """Answer that there is no position."""
+        sequencer.ask()
+        sequencer.answer(None)
+
+    def discard(self, sequencer: Sequencer) -> None:
+        """Do nothing: no topic ever waits."""
+
+    def announce(self, stream: TopicStream) -> None:
+        """Do nothing: no other server has these topics."""
+
+    def note_connection(self) -> None:
+        """Do nothing: nobody waits for it."""
+
+    async def wait_progress(self) -> NoReturn:
+        """Wait for ever: there is no progress to be made."""
+        await trio.sleep_forever()
+
+
+class ReadQueue:
+    """The topics whose positions are to be read, and the names to announce. A `TopicReads`."""
+
+    def __init__(self) -> None:
+        self._sequencers: dict[Sequencer, None] = {}
+        self._renamed: list[TopicStream] = []
+        self._filled = trio.Event()
+        self._progress = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        return len(self._sequencers)
+
+    def __iter__(self) -> Iterator[Sequencer]:
+        """Iterate over the topics to read, those that wait longest first."""
+        return iter(self._sequencers)
+
+    def __contains__(self, sequencer: Sequencer) -> bool:
+        return sequencer in self._sequencers
+
+    def add(self, sequencer: Sequencer) -> None:
+        """See `TopicReads`."""
+        self._sequencers[sequencer] = None
+        self._filled.set()
+
+    def discard(self, sequencer: Sequencer) -> None:
+        """See `TopicReads`."""
+        self._sequencers.pop(sequencer, None)
+
+    def announce(self, stream: TopicStream) -> None:
+        """See `TopicReads`."""
+        self._renamed.append(stream)
+        self._filled.set()
+
+    def take_renamed(self) -> list[TopicStream]:
+        """Return the streams to announce, and forget them."""
+        renamed, self._renamed = self._renamed, []
+        return renamed
+
+    def note_connection(self) -> None:
+        """See `TopicReads`."""
+        self._filled.set()
+        self.note_progress()
+
+    async def wait(self) -> None:
+        """Wait until there is something to read or to announce, or the bus was connected."""
+        await self._filled.wait()
+        self._filled = trio.Event()
+
+    def note_progress(self) -> None:
+        """Wake those in `wait_progress`."""
+        self._progress.unpark_all()
+
+    async def wait_progress(self) -> None:
+        """See `TopicReads`."""
+        await self._progress.park()

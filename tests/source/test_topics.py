@@ -1,0 +1,200 @@
+"""Topics are opened as clients want them, and what clients missed is recovered within a bound.
+
+Covers streamer.source.demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from streamer.hub.upstream import Recovery, RecoveryOutcome
+from streamer.protocol.messages import Position
+from streamer.protocol.topics import Topic
+from streamer.publisher import open_publisher
+from streamer.server import Server
+from tests.helpers.publications import price
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
+
+STOCKS = [Topic.parse(f"stock:{name}") for name in "ABCDEF"]
+STOCK = STOCKS[0]
+
+
+async def publish(url: str, count: int, topic: Topic = STOCK) -> Position:
+    """Publish so many prices; returns the position of the last."""
+    async with open_publisher(url) as publisher:
+        receipts = await publisher.publish_many(
+            [(f"{topic}:price", price(topic.target, number)) for number in range(1, count + 1)]
+        )
+    position = receipts[-1].position
+    assert position is not None
+    return position
+
+
+async def prepare(server: Server, since: dict[Topic, Position]) -> dict[Topic, Recovery]:
+    """Do what a session does for a client that names these positions."""
+    for topic in since:
+        server.hub.stream(topic)
+    return await server._source.prepare(list(since), since)
+
+
+@asynccontextmanager
+async def serving(url: str, **settings: float) -> AsyncIterator[Server]:
+    """A server that waits half a second for its source."""
+    async with running_server(redis=url, subscribe_timeout_seconds=0.5, **settings) as server:
+        yield server
+
+
+def positions_missed(server: Server, topic: Topic, since: Position) -> list[int]:
+    """The sequences that the hub would replay."""
+    missed = server.hub.stream(topic).missed(since)
+    assert missed is not None
+    return [publication.sequence for publication in missed]
+
+
+async def test_what_only_redis_knows_is_recovered_for_all_topics_at_once(redis_url: str) -> None:
+    """One round trip, whatever the number of topics."""
+    since = {}
+    for topic in STOCKS:
+        at = await publish(redis_url, 3, topic)
+        since[topic] = Position(at.epoch, 1)
+    async with running_server(redis=redis_url) as server:
+        recoveries = await prepare(server, since)
+        for topic, position in since.items():
+            assert recoveries[topic] == Recovery(RecoveryOutcome.RECOVERED, position)
+            assert positions_missed(server, topic, position) == [2, 3]
+
+
+async def test_what_nobody_keeps_is_expired(redis_url: str) -> None:
+    """Another epoch, a position that nobody has given, and a topic of plain producers."""
+    at = await publish(redis_url, 3)
+    since = {
+        STOCK: Position("unheard-of", 1),
+        STOCKS[1]: Position("plain", 7),
+    }
+    async with running_server(redis=redis_url) as server:
+        recoveries = await prepare(server, since)
+        assert {recovery.outcome for recovery in recoveries.values()} == {RecoveryOutcome.EXPIRED}
+        recoveries = await prepare(server, {STOCK: Position(at.epoch, 9)})
+        assert recoveries[STOCK].outcome is RecoveryOutcome.EXPIRED
+
+
+async def test_what_this_server_knows_needs_no_redis(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A client that comes back while the source is away gets what is there."""
+    own = own_redis_server()
+    async with serving(own.url) as server:
+        await prepare(server, {STOCK: Position("any", 0)})
+        at = await publish(own.url, 3)
+        await eventually(lambda: server.hub.stream(STOCK).sequence == 3)
+        await trio.to_thread.run_sync(own.kill)
+        await eventually(lambda: server._redis is not None and not server._redis.connected)
+        since = Position(at.epoch, 1)
+        recoveries = await prepare(server, {STOCK: since})
+        assert recoveries == {STOCK: Recovery(RecoveryOutcome.RECOVERED, since)}
+        assert positions_missed(server, STOCK, since) == [2, 3]
+
+
+async def test_a_position_beyond_a_server_that_is_cut_off_is_unavailable(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Another server was faster: what the client has had is not known here, and not expired."""
+    own = own_redis_server()
+    async with serving(own.url) as server:
+        await prepare(server, {STOCK: Position("any", 0)})
+        at = await publish(own.url, 3)
+        await eventually(lambda: server.hub.stream(STOCK).sequence == 3)
+        await trio.to_thread.run_sync(own.kill)
+        await eventually(lambda: server._redis is not None and not server._redis.connected)
+        since = Position(at.epoch, 7)
+        recoveries = await prepare(server, {STOCK: since})
+        assert recoveries == {STOCK: Recovery(RecoveryOutcome.UNAVAILABLE, since)}
+        assert server.hub.stream(STOCK).sequence == 3
+
+
+async def test_a_source_that_is_not_there_yet_is_waited_for(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A client with a position gets what it missed, and no epoch that the server invented."""
+    own = own_redis_server(appendonly="yes", appendfsync="always")
+    at = await publish(own.url, 3)
+    await trio.to_thread.run_sync(own.kill)
+    since = {STOCK: Position(at.epoch, 1)}
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
+        async with trio.open_nursery() as nursery:
+            recoveries: dict[Topic, Recovery] = {}
+
+            async def restore() -> None:
+                recoveries.update(await prepare(server, since))
+
+            nursery.start_soon(restore)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.to_thread.run_sync(own.restart)
+        assert recoveries[STOCK].outcome is RecoveryOutcome.RECOVERED
+        assert positions_missed(server, STOCK, since[STOCK]) == [2, 3]
+
+
+async def test_a_silent_redis_keeps_those_who_restore_waiting_once(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """All topics have one deadline, and who comes after a failure does not wait for another."""
+    own = own_redis_server()
+    since = {}
+    for topic in STOCKS:
+        at = await publish(own.url, 3, topic)
+        since[topic] = Position(at.epoch, 1)
+    async with serving(own.url, history_length=1) as server:
+        assert server._positions is not None
+        for topic in STOCKS:
+            server.hub.stream(topic)
+        await server._source.prepare(STOCKS, {})
+        own.pause()
+        try:
+            recoveries = await prepare(server, since)
+            assert {r.outcome for r in recoveries.values()} == {RecoveryOutcome.UNAVAILABLE}
+            assert server._positions.failing
+            # It does not even reach a checkpoint: nothing is asked.
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                recoveries = await prepare(server, since)
+            assert not scope.cancelled_caught
+            assert {r.outcome for r in recoveries.values()} == {RecoveryOutcome.UNAVAILABLE}
+        finally:
+            own.resume()
+
+
+async def test_without_positions_nothing_is_recovered() -> None:
+    """With the bus inside the process: what the hub does not know, nobody does."""
+    async with running_server() as server:
+        since = Position("e", 7)
+        assert await prepare(server, {STOCK: since}) == {
+            STOCK: Recovery(RecoveryOutcome.EXPIRED, since)
+        }
+
+
+async def test_least_and_no_history_recovers_what_redis_keeps(redis_url: str) -> None:
+    """A server that keeps nothing itself still fills its holes from Redis."""
+    async with running_server(redis=redis_url, history_length=0, history_seconds=0.001) as server:
+        await prepare(server, {STOCK: Position("any", 0)})
+        at = await publish(redis_url, 3)
+        await eventually(lambda: server.hub.stream(STOCK).sequence == 3)
+        server._router.on_lost("test")
+        assert (await prepare(server, {STOCK: at}))[STOCK].outcome is RecoveryOutcome.RECOVERED
+        at = await publish(redis_url, 2)
+        await eventually(lambda: server.hub.stream(STOCK).sequence == 5)
+        assert server.hub.stream(STOCK).epoch == at.epoch
+
+
+async def test_a_topic_that_is_released_and_wanted_again_is_read_anew(redis_url: str) -> None:
+    """Changes of demand are followed in their order."""
+    async with running_server(redis=redis_url, linger_seconds=0) as server:
+        at = await publish(redis_url, 1)
+        for _ in range(3):
+            recoveries = await prepare(server, {STOCK: at})
+            assert recoveries[STOCK].outcome is RecoveryOutcome.RECOVERED
+            server.hub.release_unused()
