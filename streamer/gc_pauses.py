@@ -1,15 +1,15 @@
-"""Keeps the garbage collector from holding up the event loop.
+"""Keep full garbage collections from holding up the event loop.
 
 A full collection visits every object there is. With 10,000 clients it takes 470 ms, and Python does
 one whenever a quarter more objects have survived: while 10,000 clients connected there were 11 of
 them, 2.7 s in all, and the longest turn of the loop was 296 ms (43 ms with what follows; processor
 time of a 2-core machine, Python 3.11).
 
-Nothing needs them. Connections and publications are freed by their reference counts: of 200
-clients that had come and gone, a full collection found not one object. The cycles that there are
-(exceptions with tracebacks, the statistics page) are young when they die, and young objects are
-collected as ever. For what grows old all the same there is a full collection now and then, while it
-takes no longer than anything else, since what was there at the start is frozen.
+Connections and publications need none: they are in no cycle once they have ended, so reference
+counts free them (tests/edge/test_acceptor.py proves it with the collector disabled). The remaining
+cycles (exceptions with tracebacks, HTTP requests) are young when they become garbage, and young
+objects are collected as usual. For old garbage there is a full collection once a minute, while
+there are few enough connections for it to be short; what existed at the start is frozen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import trio
 
 FULL_COLLECTION_INTERVAL_SECONDS: Final = 60.0
 MAX_CONNECTIONS: Final = 500
-"""A full collection takes 47 µs for each: with these, half of the 50 ms that the loop may pause."""
+"""Connections up to which there are full collections. One takes 47 µs for each connection: with
+these, half of the 50 ms that the event loop may pause."""
 
 _NEVER: Final = 2**31 - 1
 
@@ -31,12 +32,12 @@ class Serving(Protocol):
 
     @property
     def active_connections(self) -> int:
-        """How many clients are connected."""
+        """The number of clients connected to this process."""
         ...
 
 
 async def keep_collections_short(serving: Serving) -> NoReturn:
-    """From now until cancelled, once for a process that has started all that it is made of."""
+    """Avoid long collections until cancelled; once per process, when all else has started."""
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()

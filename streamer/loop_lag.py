@@ -1,13 +1,13 @@
-"""How long the event loop is held up.
+"""Measure how long the event loop is held up.
 
-What holds the loop holds everybody: a client that wants to connect, a ping, each update. A turn of
-Trio's loop runs every task that is ready and then looks for I/O and deadlines, so the time from one
-look to the next is what anything that happens in between has to wait at worst: a long flush, a
-storm of handshakes, a collection of the garbage collector, a call that blocks.
+Whatever holds up the loop delays every client: its handshake, its ping, each update. A turn of
+Trio's loop runs every task that is ready and then looks for I/O and deadlines, so the time between
+two looks is the longest that an event in between has to wait. A long flush, a storm of handshakes,
+a garbage collection or a call that blocks makes it long.
 
-Both hooks together cost 1 µs for each turn, and nothing while the loop is idle. Rejected: a task
-that sleeps for 5 ms and looks how late it woke. It took 5 % of a (busy) core in an idle server, and
-it misses up to 5 ms of each pause.
+Both hooks together cost 1 µs for each turn, and nothing while the loop is idle. A task that sleeps
+for 5 ms and measures how late it wakes was rejected: it took 5 % of a core in an idle server, and
+missed up to 5 ms of each pause.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import attrs
 import trio
 
 SHORTEST_PAUSE_SECONDS: Final = 0.002
-"""A turn that is shorter is no pause, so the hook of nearly every turn is one comparison. Waiting
-is rounded up to whole milliseconds by the system: less could not be told from a pause."""
+"""Shorter turns are not recorded, so the hook costs one comparison in nearly every turn. The system
+rounds waiting up to whole milliseconds, so shorter pauses could not be told apart from it."""
 
 _WINDOW_SECONDS: Final = 60.0
 
 
 @attrs.frozen
 class LoopStatistics:
-    """The longest that the event loop was held up; 0 where it was for less than 2 ms."""
+    """The longest pauses of the event loop; 0 where none took 2 ms."""
 
     longest_pause_seconds: float
     longest_pause_seconds_last_minute: float
@@ -51,7 +51,7 @@ class LoopLag(trio.abc.Instrument):
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> NoReturn:
-        """Watch until cancelled, from the next turn on: this one is part of a start."""
+        """Measure until cancelled, from the next turn on: the current one is part of the start."""
         await trio.lowlevel.checkpoint()
         self._turn_began_seconds = self._wait_began_seconds = self._clock()
         trio.lowlevel.add_instrument(self)
@@ -62,11 +62,11 @@ class LoopLag(trio.abc.Instrument):
             trio.lowlevel.remove_instrument(self)
 
     def turn_seconds(self) -> float:
-        """How long the turn of the loop has lasted that this is called in."""
+        """Return how long the current turn of the loop has lasted."""
         return self._clock() - self._turn_began_seconds
 
     def before_io_wait(self, timeout: float) -> None:
-        """A turn is over: its length is a pause for whoever came during it."""
+        """Record the turn that ends here."""
         del timeout
         now = self._clock()
         self._wait_began_seconds = now
@@ -74,7 +74,7 @@ class LoopLag(trio.abc.Instrument):
             self._record(now, now - self._turn_began_seconds)
 
     def after_io_wait(self, timeout: float) -> None:
-        """A turn begins, late where the process was not given the processor when it was due."""
+        """Note when the turn begins: early if the process got the processor late."""
         now = self._clock()
         self._turn_began_seconds = now
         late_seconds = now - self._wait_began_seconds - timeout
@@ -93,7 +93,7 @@ class LoopLag(trio.abc.Instrument):
             self._recent.popleft()
 
     def statistics(self) -> LoopStatistics:
-        """The longest pauses up to now."""
+        """Return the longest pauses until now."""
         self._expire(self._clock())
         return LoopStatistics(
             longest_pause_seconds=self._longest_seconds,

@@ -5,15 +5,19 @@
     ├── flush loop
     ├── heartbeat
     ├── confirmations     pings clients that receive much, between their heartbeats
-    ├── keeper            lets go of topics that nobody has any more
-    ├── watchdog          measures how long the loop is held up
-    ├── statistics page
+    ├── expiry            releases unused topics, and forgets old history
+    ├── sessions          saves and forgets sessions that can be restored
+    ├── HTTP listener     statistics, connections and health
+    ├── loop lag          measures how long the event loop is held up
+    ├── loop budget       puts off to later turns what would make a turn too long
     └── connections       outlives the listeners while draining
+        ├── handshakes    cuts those that take too long
         ├── listeners     cancelled first on drain
-        └── per client    session: reader, and a writer only while its socket is full
+        └── per client    one task that reads; others only while its socket is full, or while a
+                          request waits
 
-A client's failure ends at its own nursery and in the log. A fault of the source, the hub or the
-flush loop ends the server, loudly: to go on would be to lie.
+A failure of one client ends its own task and is logged. A bug in the source, the hub or the flush
+loop ends the server, with a traceback: otherwise clients could get a wrong stream unnoticed.
 """
 
 from __future__ import annotations
@@ -64,9 +68,9 @@ from streamer.wire.json import WebSocketJson
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
-"""For what clients confirmed while they were let go; the rest of their sessions is saved before."""
+"""For what clients confirmed during the drain; the rest of their sessions is saved before."""
 _CONNECTIONS_PER_TURN: Final = 100
-"""Described for the list of connections before others have their turn."""
+"""Connections described in a turn of the loop, for the list of connections."""
 
 log = structlog.get_logger()
 
@@ -276,7 +280,7 @@ class Server:
     # Statistics and readiness
 
     def readiness(self) -> Readiness:
-        """Whether clients should be sent here."""
+        """Return whether clients should be sent here."""
         if self._shutdown.is_set():
             return Readiness(ready=False, reason="shutting down")
         if self._redis is not None and not self._redis.ready:
@@ -285,15 +289,15 @@ class Server:
 
     @property
     def active_connections(self) -> int:
-        """How many clients are connected."""
+        """The number of clients connected."""
         return len(self._acceptor.sessions)
 
     def connections(self) -> list[ConnectionInfo]:
-        """Each connection as it is now."""
+        """Return each connection as it is now."""
         return [session.info() for session in self._acceptor.sessions.values()]
 
     def statistics(self) -> ServerStatistics:
-        """All counts up to now."""
+        """Return all counts until now."""
         hub = self.hub.statistics()
         acceptor = self._acceptor
         sessions = acceptor.sessions.values()

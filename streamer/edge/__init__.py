@@ -1,1 +1,1 @@
-"""Where clients arrive: listeners, handshake, sessions, limits, and the statistics page."""
+"""Connections of clients: listeners, handshake, WebSocket, sessions, requests and limits."""

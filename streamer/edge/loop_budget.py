@@ -1,9 +1,9 @@
 """Keeps a turn of the event loop short when thousands of clients have something at once.
 
-Trio hands over all that is ready in one turn: when a network comes back, or goes, that can be every
-client, and ten thousand closes in one turn held the loop for more than a second. So whoever comes
-late in a long turn is put off to one of the next, some at a time and in order; in between, the
-flush, the source and everybody else have theirs.
+Trio runs every task that is ready in one turn: when a network comes back, or fails, that can be
+those of all clients, and ten thousand closes in one turn held up the loop for more than a second.
+So a task that comes late in a long turn is put off to one of the next, some at a time and in order;
+in between, the flush, the source and all other tasks run.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Final, NoReturn
 import trio
 
 LONG_TURN_SECONDS: Final = 0.01
-"""A fifth of the pause that the loop may make."""
+"""A fifth of the longest pause that the event loop should make (50 ms)."""
 
 RELEASED_PER_TURN: Final = 32
-"""To carry out a request or to close a connection takes one or two tenths of a millisecond."""
+"""Tasks and calls released in a turn; a request or a close takes 0.1 to 0.2 ms."""
 
 
 class LoopBudget:
-    """Puts clients off that would make a turn too long."""
+    """Puts off work that would make a turn too long."""
 
     def __init__(self, turn_seconds: Callable[[], float]) -> None:
-        """`turn_seconds` tells how long the turn has lasted."""
+        """`turn_seconds` returns how long the current turn has lasted."""
         self._turn_seconds = turn_seconds
         self._lot = trio.lowlevel.ParkingLot()
         self._calls: deque[Callable[[], None]] = deque()
@@ -37,17 +37,17 @@ class LoopBudget:
         return self._turn_seconds() > LONG_TURN_SECONDS
 
     async def wait(self) -> None:
-        """Go on in another turn."""
+        """Wait for a later turn."""
         self._somebody_waits.set()
         await self._lot.park()
 
     def call_later(self, call: Callable[[], None]) -> None:
-        """Have something done in another turn: for those who cannot wait."""
+        """Call a function in a later turn: for callers that cannot wait."""
         self._calls.append(call)
         self._somebody_waits.set()
 
     async def run(self) -> NoReturn:
-        """Let some go on in each turn."""
+        """Release some tasks and calls in each turn, until cancelled."""
         while True:
             await self._somebody_waits.wait()
             self._somebody_waits = trio.Event()

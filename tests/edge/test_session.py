@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import trio
 from trio.testing import MockClock
+from wsproto.frame_protocol import Opcode
 
 from streamer.config import Settings
 from streamer.edge.limits import VIOLATION_WINDOW_SECONDS
+from streamer.source.topics import TopicSource
 from tests.helpers.clients import Client, client_frame, connected, open_client, raw_client
 from tests.helpers.publications import market_status, orderbook, price
 from tests.helpers.server import publish, running_server
@@ -344,3 +346,80 @@ async def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
             await anext(frames)  # the greeting
             for number in range(requests):
                 assert (await anext(frames))[1]["request_id"] == number
+
+
+@pytest.fixture
+def redis_answers(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Each subscribe waits for this event, as it does for a Redis that does not answer."""
+    answers = trio.Event()
+    prepare = TopicSource.prepare
+
+    async def wait_and_prepare(*arguments: Any) -> Any:
+        await answers.wait()
+        return await prepare(*arguments)
+
+    monkeypatch.setattr(TopicSource, "prepare", wait_and_prepare)
+    return answers
+
+
+async def test_a_client_is_read_from_while_its_request_waits(
+    redis_answers: trio.Event, mock_clock: MockClock
+) -> None:
+    """Its pings are answered and its pongs count; the requests behind keep their order."""
+    async with (
+        running_server() as server,
+        raw_client(server) as client,
+        aclosing(client.frames()) as frames,
+    ):
+        assert (await anext(frames))[1]["type"] == "connected"
+        await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+        for number in range(3):
+            await client.send(type="ping", request_id=number)
+        mock_clock.jump(25)
+        opcode, payload = await anext(frames)
+        assert opcode is Opcode.PING
+        await client.send_frame(0x89, b"mine")
+        assert await anext(frames) == (Opcode.PONG, b"mine")
+        await client.send_frame(0x8A, bytes(payload))
+        await eventually(lambda: server.connections()[0].idle_seconds == 0)
+        mock_clock.jump(11)
+        await client.send_frame(0x89, b"alive")
+        assert await anext(frames) == (Opcode.PONG, b"alive")
+        redis_answers.set()
+        assert (await anext(frames))[1]["type"] == "subscribed"
+        for number in range(3):
+            assert (await anext(frames))[1]["request_id"] == number
+
+
+async def test_a_client_may_close_while_its_request_waits(redis_answers: trio.Event) -> None:
+    """The close is answered at once, and nothing of the client remains."""
+    async with running_server() as server, raw_client(server) as client:
+        await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+        await client.send_frame(0x88, b"\x03\xe8")
+        _, code = await client.messages_until_close()
+        assert code == 1000
+        await eventually(lambda: server.statistics().active_connections == 0)
+        assert server.statistics().subscriptions == 0
+
+
+async def test_what_waits_behind_a_request_is_bounded(redis_answers: trio.Event) -> None:
+    """A client that sends on is not read from, and is served in order once the request is done."""
+    requests = 3000
+    async with running_server(rate_limit=0) as server, raw_client(server) as client:
+        await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+        (session,) = server._acceptor.sessions.values()
+        async with trio.open_nursery() as nursery:
+            data = b"".join(
+                client_frame(0x81, b'{"type":"ping","request_id":%d,"x":"%b"}' % (n, b"x" * 200))
+                for n in range(requests)
+            )
+            nursery.start_soon(client.stream.send_all, data)
+            await eventually(lambda: session._is_held_up)
+            assert session._work is not None
+            assert session._work.waiting_bytes < 2 * 65_536
+            redis_answers.set()
+            async with aclosing(client.frames()) as frames:
+                assert (await anext(frames))[1]["type"] == "connected"
+                assert (await anext(frames))[1]["type"] == "subscribed"
+                for number in range(requests):
+                    assert (await anext(frames))[1]["request_id"] == number

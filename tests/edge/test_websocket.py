@@ -113,10 +113,16 @@ async def test_a_close_is_answered_and_then_the_server_closes_first(close: bytes
 
 @pytest.mark.parametrize(
     "frame",
-    [client_frame(PING, b"flood"), client_frame(0x00, b""), client_frame(TEXT, PING_REQUEST)],
+    [
+        client_frame(PING, b"flood"),
+        client_frame(PONG, b"flood"),
+        client_frame(0x00, b""),
+        client_frame(0x00, b"x"),
+        client_frame(TEXT, PING_REQUEST),
+    ],
 )
 async def test_a_flood_of_any_frame_is_abuse(frame: bytes, mock_clock: MockClock) -> None:
-    """Pings and empty fragments cost something, too: in the end comes 1008."""
+    """Every frame counts against the rate limit, pongs and fragments too; then comes 1008."""
     async with running_server() as server, raw_client(server) as client:
         start = client_frame(0x01, b"") if frame[0] == 0 else b""
         await client.stream.send_all(start + frame * 400)
