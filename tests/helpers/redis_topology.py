@@ -6,6 +6,7 @@ import contextlib
 from types import TracebackType
 from typing import Any, Final, Self
 
+import redis
 from redis.crc import key_slot
 
 from streamer.broker.keys import sharded_channel
@@ -91,7 +92,13 @@ class SentinelService:
 
     def wait_failed_over(self) -> None:
         """Wait until the replica is the master."""
-        wait_until(lambda: _role(self.replica)[0] == b"master")
+        wait_until(self._is_promoted)
+
+    def _is_promoted(self) -> bool:
+        # Sentinel closes the connections of clients to what it promotes.
+        with contextlib.suppress(redis.exceptions.ConnectionError):
+            return bool(_role(self.replica)[0] == b"master")
+        return False
 
     @staticmethod
     def _knows_all(sentinel: RedisServer) -> bool:
