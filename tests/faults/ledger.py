@@ -7,10 +7,11 @@ This holds that word to the truth, which is in the payload: each publication car
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import attrs
 
-from streamer.client import Event, Gap, Position, PriceUpdate
+from streamer.client import Data, Event, Gap, Position, PriceUpdate
 from streamer.protocol.messages import GapReason
 
 
@@ -31,6 +32,8 @@ class TopicAccount:
     epochs: set[str] = attrs.field(factory=set)
     """Those that gaps have named."""
     problems: list[str] = attrs.field(factory=list)
+    may_lose_data: bool = False
+    """Whether Redis may forget what was published: publications behind a gap may then repeat."""
     _resumes: Position | None = None
     """Where the stream goes on behind a gap, while nothing has come after it."""
 
@@ -39,8 +42,8 @@ class TopicAccount:
         """Whether a gap was announced, and nothing has come since."""
         return self._resumes is not None
 
-    def take(self, event: PriceUpdate | Gap) -> None:
-        """Enter one message."""
+    def take(self, event: Data | Gap, number: int = 0) -> None:
+        """Enter one message; of a publication also the producer's number."""
         if isinstance(event, Gap):
             self.gaps[event.reason] += 1
             self.epochs.add(event.epoch)
@@ -49,11 +52,11 @@ class TopicAccount:
             self.snapshots += 1
             # The value of the place where the stream goes on is known: nothing is missing behind.
             if self._resumes is not None and self._resumes.sequence == event.sequence:
-                self._advance(int(event.volume), merged=0, what="snapshot")
+                self._advance(number, merged=0, what="snapshot")
         else:
             self.received += 1
             merged = event.sequence - event.follows - 1
-            self._advance(int(event.volume), merged=merged, what=f"sequence {event.sequence}")
+            self._advance(number, merged=merged, what=f"sequence {event.sequence}")
 
     def _advance(self, number: int, *, merged: int, what: str) -> None:
         missing = number - self.number - 1 - merged
@@ -61,7 +64,7 @@ class TopicAccount:
             pass  # the first one: what came before it was not asked for
         elif self._resumes is not None:
             # At a snapshot the last publication may be the one that is held already.
-            if missing < (-1 if what == "snapshot" else 0):
+            if missing < (-1 if what == "snapshot" else 0) and not self.may_lose_data:
                 self.problems.append(f"{what}: {number} after a gap behind {self.number}")
             self.lost += max(missing, 0)
         elif missing:
@@ -73,19 +76,30 @@ class TopicAccount:
         self.number = number
 
 
+def _volume(event: Data) -> int:
+    assert isinstance(event, PriceUpdate), event
+    return int(event.volume)
+
+
 class Ledger:
     """One client's accounts by topic."""
 
-    def __init__(self) -> None:
-        self.topics: defaultdict[str, TopicAccount] = defaultdict(TopicAccount)
+    def __init__(
+        self, number_of: Callable[[Data], int] = _volume, *, may_lose_data: bool = False
+    ) -> None:
+        """`number_of` returns the producer's number of a publication."""
+        self._number_of = number_of
+        self.topics: defaultdict[str, TopicAccount] = defaultdict(
+            lambda: TopicAccount(may_lose_data=may_lose_data)
+        )
 
     def take(self, event: Event) -> None:
         """Enter what the client was given."""
         if isinstance(event, Gap):
             self.topics[f"{event.subscription_type}:{event.target}"].take(event)
         else:
-            assert isinstance(event, PriceUpdate), event
-            self.topics[str(event.topic)].take(event)
+            assert isinstance(event, Data), event
+            self.topics[str(event.topic)].take(event, self._number_of(event))
 
     @property
     def problems(self) -> list[str]:

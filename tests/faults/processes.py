@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import cattrs
@@ -51,7 +52,8 @@ class ServerProcess:
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         self.port = _free_port()
-        self._arguments = arguments
+        self.arguments = arguments
+        """Of the next start."""
         self._log_path = directory / f"server-{self.port}.log"
         self._http_url = ""
         self.process: trio.Process | None = None
@@ -69,7 +71,7 @@ class ServerProcess:
     async def start(self) -> None:
         """Start, and return once it listens."""
         command = [sys.executable, "-m", "streamer", "serve", "--port", str(self.port)]
-        command += ["--http-port", "0", "--max-connections-per-address", "0", *self._arguments]
+        command += ["--http-port", "0", "--max-connections-per-address", "0", *self.arguments]
         with self._log_path.open("ab") as log:
             self.process = await trio.lowlevel.open_process(
                 command, stdout=subprocess.PIPE, stderr=log, env=_UNTRACED
@@ -95,6 +97,13 @@ class ServerProcess:
     async def __aexit__(self, *_error: object) -> None:
         with trio.CancelScope(shield=True):
             await self.kill()
+
+    @property
+    def http_port(self) -> int:
+        """The operator's port."""
+        port = urlsplit(self._http_url).port
+        assert port is not None
+        return port
 
     async def statistics(self) -> dict[str, Any]:
         """What its page says now."""

@@ -24,6 +24,10 @@ class Proxy:
         self.port = 0
         self.server_port = server_port
         self._ssl_context = ssl_context
+        self.delay_seconds = 0.0
+        """How long each piece is held back before it is forwarded."""
+        self.piece_bytes = 65536
+        """The most that is forwarded at once."""
         self._links: dict[_Link, None] = {}
         """Open connections, the oldest first."""
 
@@ -46,6 +50,11 @@ class Proxy:
         """Send bytes to the client of the oldest connection, as if the server had sent them."""
         await next(iter(self._links)).client.send_all(data)
 
+    @property
+    def open_connections(self) -> int:
+        """How many are neither silenced nor broken."""
+        return sum(not link.is_cut for link in self._links)
+
     def silence(self, count: int) -> None:
         """Forward nothing more, either way, on some of the connections, which stay open."""
         for link in self._some(count):
@@ -63,8 +72,13 @@ class Proxy:
         client: trio.abc.Stream = accepted
         if self._ssl_context is not None:
             client = trio.SSLStream(accepted, self._ssl_context, server_side=True)
-        async with client, await trio.open_tcp_stream("127.0.0.1", self.server_port) as server:
-            link = _Link(client, server, (accepted.socket, server.socket))
+        try:
+            server = await trio.open_tcp_stream("127.0.0.1", self.server_port)
+        except OSError:  # the server is down: so is the connection to it
+            await trio.aclose_forcefully(accepted)
+            return
+        async with client, server:
+            link = _Link(self, client, server, (accepted.socket, server.socket))
             self._links[link] = None
             await link.forward()
             del self._links[link]
@@ -72,6 +86,7 @@ class Proxy:
 
 @attrs.define(eq=False)
 class _Link:
+    proxy: Proxy
     client: trio.abc.Stream
     server: trio.abc.Stream
     sockets: tuple[trio.socket.SocketType, ...]
@@ -93,7 +108,8 @@ class _Link:
 
     async def _copy(self, source: trio.abc.Stream, sink: trio.abc.Stream) -> None:
         try:
-            while data := await source.receive_some(65536):
+            while data := await source.receive_some(self.proxy.piece_bytes):
+                await trio.sleep_until(trio.current_time() + self.proxy.delay_seconds)
                 if not (self.is_deaf and source is self.server):
                     await sink.send_all(data)
         except trio.BrokenResourceError:

@@ -13,9 +13,10 @@ These real pauses are left, each with the reason (`tests/test_layout.py` finds a
 - STOPPED_REDIS_SECONDS is how long a fault lasts in which, by its nature, nothing happens.
 - BLOCKED_LOOP_SECONDS is the fault that the measurement of event loop lag has to find.
 
-Besides, tests of time-outs give the code under test a time-out of some tenths of a second, where
-the other end never answers; only the passing of that time is waited for. What `bench` measures is
-real time, so that it pauses as its rates say.
+`Proxy.delay_seconds` is a fault that only programs of minutes ask for. Besides, tests of time-outs
+give the code under test a time-out of some tenths of a second, where the other end never answers;
+only the passing of that time is waited for. What `bench` measures is real time, so that it pauses
+as its rates say.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Attacks on a server by clients, producers and Redis, beside a client that must not notice."""

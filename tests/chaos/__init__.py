@@ -1,0 +1,1 @@
+"""Random faults of everything around a server, and clients whose accounts must add up."""
