@@ -96,6 +96,24 @@ FAMILIES: Final = (
         "Publications read from the history after Redis was lost.",
         counts=True,
     ),
+    Family(
+        "streamer_publications_duplicate",
+        ("ingest", "duplicates"),
+        "Publications that had been received before.",
+        counts=True,
+    ),
+    Family(
+        "streamer_source_steps_back",
+        ("ingest", "steps_back"),
+        "Times that the positions of a topic began anew within an epoch.",
+        counts=True,
+    ),
+    Family(
+        "streamer_history_unreadable",
+        ("ingest", "unreadable"),
+        "Positions and history entries in Redis that are not valid.",
+        counts=True,
+    ),
     Family("streamer_flushes", ("batching", "flushes"), "Flushes.", counts=True),
     Family(
         "streamer_flushes_stretched",
