@@ -14,7 +14,7 @@ import attrs
 
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
-from streamer.protocol import messages, schema
+from streamer.protocol import messages, publications, schema
 from streamer.protocol.endpoint import VERSION, WEBSOCKET_PATH
 from streamer.protocol.errors import CLOSE_REASONS, ERROR_MEANINGS, ErrorCode
 from streamer.protocol.topics import KINDS, TARGET_RULE, Topic
@@ -78,6 +78,9 @@ def _tables() -> dict[str, str]:
     return {
         "version": str(VERSION),
         "path": WEBSOCKET_PATH,
+        "max_depth": str(publications.MAX_DEPTH),
+        "max_number_characters": str(publications.MAX_NUMBER_CHARACTERS),
+        "max_exponent": str(publications.MAX_EXPONENT),
         "target_rule": TARGET_RULE,
         "topics": _topics(),
         "client_messages": sections(messages.CLIENT_MESSAGES),

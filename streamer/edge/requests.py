@@ -25,11 +25,8 @@ from streamer.protocol.messages import (
     RequestId,
     Subscribed,
 )
-from streamer.protocol.topics import TARGET_RULE, SubscriptionType, Topic, is_target
+from streamer.protocol.topics import SubscriptionType, Topic, target_problem
 from streamer.wire.format import WireFormat
-
-_MAX_ECHOED_CHARACTERS: Final = 80
-"""The most characters of a rejected target that are sent back."""
 
 _MAX_SESSION_ID_CHARACTERS: Final = 64
 """More than any session id has: a longer one is not looked up."""
@@ -147,17 +144,11 @@ class Requests:
         topics: dict[Topic, None] = {}
         rejected = []
         for target in message.targets:
-            if is_target(target):
+            problem = target_problem(target)
+            if problem is None:
                 topics[Topic(message.subscription_type, target)] = None
             else:
-                echo = target if isinstance(target, str) else repr(target)
-                rejected.append(
-                    RejectedTarget(
-                        echo[:_MAX_ECHOED_CHARACTERS],
-                        ErrorCode.INVALID_TARGET,
-                        f"a target is {TARGET_RULE}",
-                    )
-                )
+                rejected.append(RejectedTarget(target, ErrorCode.INVALID_TARGET, problem))
         return list(topics), rejected
 
     def _room_for(self, wants: Sequence[Want]) -> list[Want]:
@@ -233,7 +224,9 @@ class Requests:
         await self._enter(self._room_for(wants), answer, forbidden)
 
     async def _load(self, session_id: str) -> SessionRecord | None:
-        if session_id == self._outbox.name or len(session_id) > _MAX_SESSION_ID_CHARACTERS:
+        if session_id == self._outbox.name:
+            return None
+        if len(session_id) > _MAX_SESSION_ID_CHARACTERS or not session_id.isascii():
             return None
         return await self._services.sessions.load(session_id)
 

@@ -2,17 +2,15 @@
 
 Structuring is strict: a number is a JSON number and a string a JSON string. The usual leniency
 (`float("72500")`, `str(5)`) is how a wrong field passes every test and reaches a trader.
-
-A publication is validated but never re-encoded: the producer's own bytes go to the client, so every
-digit and every extra field is as it was written.
 """
 
 from __future__ import annotations
 
 import enum
+import json
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from reprlib import repr as short
@@ -26,21 +24,22 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from cattrs.preconf.orjson import make_converter
 
 from streamer.protocol import messages
-from streamer.protocol.errors import ErrorCode, InvalidPublicationError, ProtocolError
-from streamer.protocol.shapes import fits
-from streamer.protocol.topics import Kind
-
-_SERVER_ONLY: Final = frozenset({"previous", "snapshot"})
-RESERVED: Final = _SERVER_ONLY | {"sequence", "epoch"}
-"""Members of a data message that are the server's; a producer may give a whole position, though."""
-
-_RFC3339: Final = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)"
-    r"(\.\d+)?([Zz]|[+-]\d\d:\d\d)?",
-    re.ASCII,
-)
+from streamer.protocol.errors import ErrorCode, ProtocolError
+from streamer.protocol.json_text import find_items, find_members, is_utf8, loads
 
 StructureHook = Callable[[Any, Any], Any]
+
+MAX_ECHOED_BRACKETS: Final = 64
+"""Brackets in a target that comes back as it was sent: more could be nested too deeply for whoever
+reads the answer."""
+
+MAX_ECHOED_CHARACTERS: Final = 80
+"""The length of what comes back of such a target, as a string."""
+
+_MAX_EXACT_TARGETS: Final = 1000
+"""Targets of one request that come back exactly as they were sent: a bound of work."""
+
+_INTEGER: Final = re.compile(r"-?\d{1,200}", re.ASCII)
 
 _CLIENT_TYPES: Final = {model.type: model for model in messages.CLIENT_MESSAGES}
 
@@ -129,6 +128,19 @@ def _unstructure_hook(model: type[Any], converter: cattrs.Converter) -> Any:
     return lambda message: own | unstructure_fields(message)
 
 
+def _is_64_bit(value: int) -> bool:
+    return -(2**63) <= value < 2**64
+
+
+def exactly(value: object) -> object:
+    """A string or an integer for orjson: it writes no lone surrogate and no more than 64 bits."""
+    if type(value) is int and not _is_64_bit(value):
+        return orjson.Fragment(b"%d" % value)
+    if type(value) is str and not is_utf8(value):
+        return orjson.Fragment(json.dumps(value).encode())
+    return value
+
+
 def _make_converter() -> cattrs.Converter:
     converter = make_converter()
     for scalar in (str, bool, int):
@@ -137,9 +149,9 @@ def _make_converter() -> cattrs.Converter:
     # The hook of `str` serves its subclasses, too, and would take any string for an enum.
     converter.register_structure_hook(enum.StrEnum, _member)
     for identifier in (str | int, str | int | None):
-        converter.register_structure_hook_func(
-            partial(operator.eq, identifier), _strict(*get_args(identifier))
-        )
+        is_identifier = partial(operator.eq, identifier)
+        converter.register_structure_hook_func(is_identifier, _strict(*get_args(identifier)))
+        converter.register_unstructure_hook_func(is_identifier, exactly)
     for generic, factory in ((Sequence, _sequence_hook), (Mapping, _mapping_hook)):
         converter.register_structure_hook_factory(partial(_is_generic, generic), factory)
     converter.register_structure_hook_factory(attrs.has, _object_hook)
@@ -177,10 +189,7 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
 
     Raises ProtocolError with the code, the reason and, where it could be read, the request_id.
     """
-    try:
-        decoded = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise ProtocolError(ErrorCode.INVALID_JSON, f"not JSON: {error}") from None
+    decoded = _load_request(text)
     if type(decoded) is not dict:
         raise ProtocolError(
             ErrorCode.INVALID_MESSAGE,
@@ -214,10 +223,63 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
 def request_id_of(text: str | bytes) -> messages.RequestId | None:
     """The request_id of a message that is not carried out, if it can be read."""
     try:
-        decoded = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        decoded = _load_request(text)
+    except ProtocolError:
         return None
     return _readable_request_id(decoded) if type(decoded) is dict else None
+
+
+def _load_request(text: str | bytes) -> Any:
+    """Read a client's JSON, in which what comes back to it is kept exactly as it was sent.
+
+    That is a request_id of more digits than 64 bits hold, and targets that are no strings: numbers,
+    lists and objects become fragments of JSON, which are encoded as they are.
+    """
+    try:
+        decoded = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            decoded = loads(text if isinstance(text, str) else text.decode())
+        except ValueError:
+            raise ProtocolError(ErrorCode.INVALID_JSON, f"not JSON: {error}") from None
+    if type(decoded) is not dict:
+        return decoded
+    targets = decoded.get("targets")
+    targets = targets if type(targets) is list else []
+    has_odd_targets = not all(map(_is_exact, targets))
+    has_long_id = type(decoded.get("request_id")) is float
+    if has_odd_targets or has_long_id:
+        texts = find_members(text if isinstance(text, str) else text.decode())
+        if has_odd_targets and "targets" in texts:
+            decoded["targets"] = _with_fragments(targets, texts["targets"])
+        if has_long_id and _INTEGER.fullmatch(texts.get("request_id", "")):
+            decoded["request_id"] = int(texts["request_id"])
+    return decoded
+
+
+def _is_exact(target: object) -> bool:
+    """Whether what was read of a target is what was sent."""
+    return (
+        type(target) is str
+        or target is None
+        or type(target) is bool
+        or (type(target) is int and _is_64_bit(target))
+    )
+
+
+def _with_fragments(targets: list[object], text: str) -> list[object]:
+    texts = find_items(text, _MAX_EXACT_TARGETS)
+    exact = [
+        target if _is_exact(target) else _fragment(item)
+        for target, item in zip(targets, texts, strict=False)
+    ]
+    return exact + targets[len(exact) :]
+
+
+def _fragment(text: str) -> object:
+    if text.count("[") + text.count("{") > MAX_ECHOED_BRACKETS:
+        return text[:MAX_ECHOED_CHARACTERS]
+    return orjson.Fragment(text.encode())
 
 
 def _readable_request_id(decoded: dict[str, object]) -> messages.RequestId | None:
@@ -239,130 +301,3 @@ def encode(message: messages.ServerMessage | messages.ClientMessage, timestamp: 
 def encode_request(message: messages.ClientMessage) -> str:
     """The JSON of a client message."""
     return orjson.dumps(CONVERTER.unstructure(message)).decode()
-
-
-# Publications
-
-
-_KEY_FIELDS: Final[Mapping[Kind, str]] = {
-    Kind.PRICE: "stock_code",
-    Kind.ORDERBOOK: "stock_code",
-    Kind.STATUS: "market",
-}
-"""The field in which a data message names what its channel is about."""
-
-_FITS: Final = {kind: fits(model) for kind, model in messages.DATA_MESSAGES.items()}
-
-
-@attrs.frozen
-class DecodedPublication:
-    """A producer's message that fits its channel."""
-
-    text: bytes
-    """The JSON object as the client gets it; without `sequence` where `position` is None."""
-    position: messages.Position | None
-    """Where the producer placed it in the topic's stream; None: the server numbers it."""
-
-
-def decode_publication(kind: Kind, key: str | None, raw: bytes) -> DecodedPublication:
-    """Validate what a producer published on a channel of this kind.
-
-    `key` is what the channel is about (the stock code, the market) where its messages must say the
-    same; None where they may be about anything (a sector's stocks). A missing `type` or
-    `timestamp` is filled in: the channel tells the one, the clock the other. A timestamp with
-    another offset, or with none (it is UTC by contract), is rewritten in UTC.
-    Raises InvalidPublicationError.
-    """
-    try:
-        decoded = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidPublicationError(f"not JSON: {error}") from None
-    if type(decoded) is not dict:
-        raise InvalidPublicationError(f"not a JSON object but {type(decoded).__name__}")
-    model = messages.DATA_MESSAGES[kind]
-    named_type = decoded.get("type")
-    if named_type != model.type and "type" in decoded:
-        raise InvalidPublicationError(f"type {short(named_type)} where {model.type!r} belongs")
-    if not _FITS[kind](decoded):
-        try:
-            CONVERTER.structure(decoded, model)
-        except cattrs.BaseValidationError as error:
-            raise InvalidPublicationError("; ".join(explain(error)[:3])) from None
-    if key is not None and decoded[_KEY_FIELDS[kind]] != key:
-        raise InvalidPublicationError(
-            f"{_KEY_FIELDS[kind]} is {short(decoded[_KEY_FIELDS[kind]])} on the channel of {key!r}"
-        )
-    timestamp = decoded.get("timestamp")
-    timestamp_in_utc = utc_timestamp() if timestamp is None else _in_utc(timestamp)
-    position = _position(decoded)
-    not_the_producers = RESERVED if position is None else _SERVER_ONLY
-    # The usual case, complete and without such members, is forwarded as it came.
-    if (
-        timestamp_in_utc is timestamp
-        and named_type is not None
-        and not_the_producers.isdisjoint(decoded)
-    ):
-        return DecodedPublication(raw.strip(), position)
-    dropped = not_the_producers | {"type", "timestamp"}
-    # By name, so that of a member that is there twice the last stays: it is what was validated.
-    members = {name: text for name, text in _members(raw.decode()) if name not in dropped}
-    own = (f'"type":"{model.type}"', f'"timestamp":"{timestamp_in_utc}"')
-    return DecodedPublication(f"{{{','.join((*own, *members.values()))}}}".encode(), position)
-
-
-def _position(decoded: dict[str, Any]) -> messages.Position | None:
-    epoch, sequence = decoded.get("epoch"), decoded.get("sequence")
-    if type(epoch) is not str or type(sequence) is not int:
-        return None
-    if not sequence:
-        raise InvalidPublicationError("sequence 0 is where a stream begins: the first one has 1")
-    try:
-        return messages.Position(epoch, sequence)
-    except ValueError as error:
-        raise InvalidPublicationError(str(error)) from None
-
-
-def _in_utc(timestamp: str) -> str:
-    """The timestamp itself where it is RFC 3339 in UTC with T and Z; else the moment, written so.
-
-    A leap second (23:59:60) is refused, since hardly a client's date type could read it.
-    """
-    match = _RFC3339.fullmatch(timestamp)
-    if match is None:
-        raise InvalidPublicationError(f"timestamp {short(timestamp)} is not RFC 3339")
-    try:
-        if timestamp[10] == "T" and timestamp[-1] == "Z":
-            datetime.fromisoformat(timestamp)
-            return timestamp
-        date, time, fraction, offset = match.groups(default="")
-        is_utc = offset in {"", "Z", "z"}
-        moment = datetime.fromisoformat(f"{date}T{time}{'+00:00' if is_utc else offset}")
-        text = moment.astimezone(UTC).isoformat().removesuffix("+00:00")
-    except (ValueError, OverflowError) as error:
-        raise InvalidPublicationError(f"timestamp {short(timestamp)}: {error}") from None
-    # An offset is whole minutes, so the fraction stays, with as many digits as the producer has.
-    return f"{text}{fraction}Z"
-
-
-_STRING: Final = r'"[^"\\]*(?:\\.[^"\\]*)*"'
-_TOKEN: Final = re.compile(_STRING + r"|[{}\[\],]")
-_NAME: Final = re.compile(_STRING)
-
-
-def _members(text: str) -> Iterator[tuple[str, str]]:
-    """The members of a valid JSON object, each with its own text: `("price", '"price": 1.50')`.
-
-    The scanner of `json` would find their ends, too, but recurses, and so fails on depths that
-    orjson has let in.
-    """
-    depth = start = 0
-    for token in _TOKEN.finditer(text):
-        opens, closes = token[0] in "{[", token[0] in "}]"
-        depth += opens - closes
-        if opens and depth == 1:
-            start = token.end()
-        elif (depth == 1 and token[0] == ",") or depth == 0:
-            member = text[start : token.start()].strip()
-            if name := _NAME.match(member):  # else the object is empty
-                yield orjson.loads(name[0]), member
-            start = token.end()

@@ -8,13 +8,17 @@ name on the wire; `timestamp` of a server message is added by `codec.encode`.
 from __future__ import annotations
 
 import enum
+import json
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import attrs
+import orjson
 
 from streamer.protocol.errors import ErrorCode
+from streamer.protocol.json_text import is_utf8
 from streamer.protocol.topics import KINDS, Kind, SubscriptionType
 
 RequestId = str | int
@@ -22,9 +26,20 @@ RequestId = str | int
 
 MAX_REQUEST_ID_CHARACTERS: Final = 64
 
+MAX_EPOCH_CHARACTERS: Final = 64
+
+MAX_SEQUENCE: Final = 2**53
+"""What every sequence is below."""
+
+MIN_RATE: Final = 0.001
+MAX_RATE: Final = 1e9
+"""Bounds of `max_rate`: at least a message in 1,000 s, so that what a client waits for comes."""
+
 
 def _check_request_id(_instance: object, _attribute: object, value: RequestId | None) -> None:
-    if len(str(value)) > MAX_REQUEST_ID_CHARACTERS:
+    # The text of a very long integer is not made: Python refuses to.
+    too_long = isinstance(value, int) and abs(value) >= 10**MAX_REQUEST_ID_CHARACTERS
+    if too_long or len(str(value)) > MAX_REQUEST_ID_CHARACTERS:
         raise ValueError(f"request_id is longer than {MAX_REQUEST_ID_CHARACTERS} characters")
 
 
@@ -61,6 +76,16 @@ class GapReason(enum.StrEnum):
     SOURCE_UNAVAILABLE = "source_unavailable"
 
 
+def _check_epoch(_instance: object, _attribute: object, value: str) -> None:
+    if len(value) > MAX_EPOCH_CHARACTERS or not is_utf8(value):
+        raise ValueError(f"'epoch' must be a string of at most {MAX_EPOCH_CHARACTERS} characters")
+
+
+def _check_sequence(_instance: object, _attribute: object, value: int) -> None:
+    if not 0 <= value < MAX_SEQUENCE:
+        raise ValueError(f"'sequence' must be >= 0 and < {MAX_SEQUENCE}")
+
+
 @attrs.frozen
 class Position:
     """A place in a topic's stream.
@@ -69,8 +94,8 @@ class Position:
     new one. The epoch tells the two apart.
     """
 
-    epoch: str = attrs.field(validator=attrs.validators.max_len(64))
-    sequence: int = attrs.field(validator=[attrs.validators.ge(0), attrs.validators.lt(2**53)])
+    epoch: str = attrs.field(validator=_check_epoch)
+    sequence: int = attrs.field(validator=_check_sequence)
     """Below 2**53, so that a browser can count it by one (ECMAScript MAX_SAFE_INTEGER)."""
 
 
@@ -90,9 +115,12 @@ class Subscribe:
     mode: Mode = Mode.LATEST
     """What happens when the client is behind: merge (latest), or hold all and in the end close."""
     max_rate: float | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.gt(0))
+        default=None,
+        validator=attrs.validators.optional(
+            [attrs.validators.ge(MIN_RATE), attrs.validators.le(MAX_RATE)]
+        ),
     )
-    """At most so many messages a second of each target and kind; the newest are kept."""
+    """The most messages a second of each target and kind; the newest are kept."""
     snapshot: bool = True
     """Whether the last known value of each target follows the ack."""
     since: Mapping[str, Position] | None = None
@@ -175,8 +203,12 @@ class Connected:
 
 
 def _echo(target: object) -> object:
-    # A list may be nested as deep as JSON may be read, which is deeper than it may be written.
-    return reprlib.repr(target) if isinstance(target, list | dict) else target
+    """What can be encoded of a target; the server's own codec has made a fragment of any other."""
+    if isinstance(target, list | dict) or (isinstance(target, float) and not math.isfinite(target)):
+        return reprlib.repr(target)
+    if isinstance(target, str) and not is_utf8(target):
+        return orjson.Fragment(json.dumps(target).encode())
+    return target
 
 
 @attrs.frozen
@@ -184,7 +216,7 @@ class RejectedTarget:
     """One target of a request that was refused, and why."""
 
     target: Any = attrs.field(converter=_echo)
-    """As it was sent; of a list or an object the beginning, as a string."""
+    """As it was sent; of a target with more than 64 brackets the beginning, as a string."""
     code: ErrorCode
     message: str
 
@@ -243,6 +275,8 @@ class Reconnected:
     session_id: str
     """The new one."""
     restored_subscriptions: Mapping[SubscriptionType, Sequence[str]]
+    """Type -> targets. Those of the session that are missing here are ones that the client may not
+    have, or that the connection has no room for."""
     missed_messages_count: int
     """How many missed messages follow."""
     recovered: bool

@@ -61,11 +61,14 @@ _TARGET: Final = {"$ref": "#/$defs/Target"}
 _TIMESTAMP: Final = {"type": "string", "format": "date-time", "pattern": "Z$"}
 
 _BEYOND_ANNOTATIONS: Final[Mapping[tuple[type[Any], str], Schema]] = {
-    (messages.Position, "epoch"): {"maxLength": 64},
-    (messages.Position, "sequence"): {"minimum": 0, "exclusiveMaximum": 2**53},
+    (messages.Position, "epoch"): {"maxLength": messages.MAX_EPOCH_CHARACTERS},
+    (messages.Position, "sequence"): {"minimum": 0, "exclusiveMaximum": messages.MAX_SEQUENCE},
     (messages.Subscribe, "targets"): {"items": _TARGET},
     (messages.Subscribe, "kinds"): {"minItems": 1},
-    (messages.Subscribe, "max_rate"): {"exclusiveMinimum": 0},
+    (messages.Subscribe, "max_rate"): {
+        "minimum": messages.MIN_RATE,
+        "maximum": messages.MAX_RATE,
+    },
     (messages.Unsubscribe, "targets"): {"items": _TARGET},
 }
 """What the validators of the models demand, and the codec's tests hold both to."""
@@ -190,7 +193,12 @@ def _definitions() -> dict[str, Schema]:
         **{
             name: {"oneOf": [_ref(m.__name__) for m in members]} for name, members in unions.items()
         },
-        "Target": {"type": "string", "pattern": topics.TARGET_PATTERN},
+        "Target": {
+            "type": "string",
+            "description": f"{topics.TARGET_RULE}, in NFC; the pattern takes somewhat more.",
+            "maxLength": topics.MAX_TARGET_CHARACTERS,
+            "pattern": topics.TARGET_PATTERN,
+        },
         **{e.__name__: {"description": _summary(e), "enum": list(e)} for e in ENUMS},
         **{
             model.__name__: _object(model)

@@ -10,30 +10,30 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
 
-Fits = Callable[[Any], bool]
+Fits = Callable[[Any], int]
+"""How many of the model's members, other than null, an object has; 0 where it does not fit."""
 
 
 def fits(model: type[Any]) -> Fits:
-    """A check that is true only of objects that the converter takes for the model, or for a subset.
+    """A check that fits only objects that the converter takes for the model, or for a subset.
 
     It sees the annotations, not the validators of attrs: no data message has one.
     """
     hints = get_type_hints(model)
     names = tuple(attrs.fields_dict(model))
     annotations = {name: _options(hints[name]) for name in names}
-    allowed = frozenset(
-        itertools.product(
-            *(
-                [json_type for option in options for json_type in _json_types(option)]
-                for options in annotations.values()
-            )
+    combinations = itertools.product(
+        *(
+            [json_type for option in options for json_type in _json_types(option)]
+            for options in annotations.values()
         )
     )
+    allowed = {types: len(types) - types.count(NoneType) for types in combinations}
     inner = [
         (name, check)
         for name, options in annotations.items()
@@ -41,13 +41,16 @@ def fits(model: type[Any]) -> Fits:
         if (check := _inner_check(option)) is not None
     ]
 
-    def types_fit(decoded: dict[str, Any]) -> bool:
-        return tuple(map(type, map(decoded.get, names))) in allowed
+    def types_fit(decoded: dict[str, Any]) -> int:
+        return allowed.get(tuple(map(type, map(decoded.get, names))), 0)
 
-    def all_fits(decoded: dict[str, Any]) -> bool:
-        return types_fit(decoded) and all(
+    def all_fits(decoded: dict[str, Any]) -> int:
+        present = types_fit(decoded)
+        if present and all(
             (value := decoded.get(name)) is None or check(value) for name, check in inner
-        )
+        ):
+            return present
+        return 0
 
     return all_fits if inner else types_fit
 
@@ -69,7 +72,7 @@ def _json_types(annotation: Any) -> tuple[type, ...]:
     return (annotation,)
 
 
-def _inner_check(annotation: Any) -> Fits | None:
+def _inner_check(annotation: Any) -> Callable[[Any], bool] | None:
     """What the type of the JSON value alone does not tell."""
     if get_origin(annotation) is Sequence:
         (item_type,) = get_args(annotation)

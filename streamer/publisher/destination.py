@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import attrs
 
-from streamer.protocol.codec import decode_publication, encode, utc_timestamp
+from streamer.protocol.codec import encode, utc_timestamp
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import DataMessage, Position
+from streamer.protocol.publications import decode_publication
 from streamer.protocol.topics import Kind, Topic, parse_channel
 
 
@@ -46,7 +47,7 @@ class Destination:
         Raises `InvalidPublicationError` where the payload does not fit the channel.
         """
         raw = payload if isinstance(payload, bytes) else encode(payload, utc_timestamp())
-        publication = decode_publication(self.kind, self.topic.key, raw)
+        publication = decode_publication(self.kind, self.topic.key, raw, gets_position=True)
         if publication.position is not None:
             raise InvalidPublicationError("it has a position already: epoch and sequence")
         return publication.text

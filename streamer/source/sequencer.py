@@ -37,8 +37,8 @@ from typing import Final, Protocol
 from streamer.broker.history import Entry, HistoryQuery, TopicHistory
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
-from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import GapReason, Position
+from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind
 from streamer.source.report import SourceReport
 

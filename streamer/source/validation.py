@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from streamer.protocol.codec import DecodedPublication, decode_publication
 from streamer.protocol.errors import InvalidPublicationError
+from streamer.protocol.publications import DecodedPublication, decode_publication
 from streamer.protocol.topics import Kind, Topic
 from streamer.source.report import SourceReport
 

@@ -148,6 +148,52 @@ async def test_a_hostile_target_is_rejected_by_itself() -> None:
         assert len(answer["rejected"]) == 1
 
 
+async def test_what_was_sent_comes_back_exactly() -> None:
+    """Targets that are odd but JSON, and a request_id of 64 digits, beside good targets."""
+    odd = ["1e999", "123456789012345678901234567890", '[[1.50,"\\ud800"]]', '"\\ud800"', '"a*"']
+    request_id = "1234567890" * 6 + "1234"
+    async with running_server() as server, connected(server) as client:
+        for kind, answer in (("subscribe", "subscribed"), ("unsubscribe", "unsubscribed")):
+            await client.send_text(
+                f'{{"type":"{kind}","subscription_type":"stock","request_id":{request_id},'
+                f'"targets":["A",{",".join(odd)},"삼성전자"]}}'
+            )
+            text = await client.connection.get_message()
+            assert f'"type":"{answer}"' in text
+            assert '"targets":["A","삼성전자"]' in text
+            assert f'"request_id":{request_id}' in text
+            for target in odd:
+                assert f'{{"target":{target},"code":"INVALID_TARGET"' in text
+        await client.ping_pong()
+
+
+async def test_a_target_that_is_not_normalized_is_rejected_with_that_reason() -> None:
+    """An accent as a character of its own looks the same and would be another channel."""
+    async with running_server() as server, connected(server) as client:
+        answer = await client.subscribe("stock:Cafe\u0301", "stock:Café")
+        assert answer["targets"] == ["Café"]
+        (rejected,) = answer["rejected"]
+        assert "NFC" in rejected["message"]
+
+
+async def test_a_session_id_of_any_text_is_only_unknown() -> None:
+    """What no server has given out is not looked for, and costs nobody anything."""
+    async with running_server() as server, connected(server) as client:
+        for session_id in (r"\ud800", "é", ""):
+            await client.send_text(f'{{"type":"reconnect","session_id":"{session_id}"}}')
+            assert (await client.receive())["code"] == "SESSION_RESTORATION_FAILED"
+
+
+async def test_a_rate_that_is_next_to_nothing_is_refused() -> None:
+    """1 divided by it would be infinite, and end whoever waits for it."""
+    async with running_server() as server, connected(server) as client:
+        for rate in (1e-320, 1e-309, 0, -1, 1e300):
+            answer = await client.subscribe("stock:A", max_rate=rate)
+            assert (answer["type"], answer["code"]) == ("error", "INVALID_MESSAGE")
+        answer = await client.subscribe("stock:A", max_rate=0.001)
+        assert answer["targets"] == ["A"]
+
+
 async def test_too_many_targets_are_refused_as_a_whole() -> None:
     """10,000 targets in one request: TOO_MANY_TARGETS, and not one of them is held."""
     async with (

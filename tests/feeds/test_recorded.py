@@ -21,7 +21,7 @@ import pytest
 
 from streamer.feeds.feed import FeedError, FeedMessage
 from streamer.feeds.recorded import recorded_feed
-from streamer.protocol.codec import decode_publication
+from streamer.protocol.publications import decode_publication
 from streamer.protocol.topics import Kind, parse_channel
 from tests.feeds.recordings import (
     BTCUSDT,

@@ -14,7 +14,7 @@ import pytest
 from streamer.feeds.feed import FeedMessage
 from streamer.feeds.krx import daily_limits, tick_size
 from streamer.feeds.simulated import STOCKS, WATCHLIST, SimulatedMarket, Stock, TradingDay
-from streamer.protocol.codec import decode_publication
+from streamer.protocol.publications import decode_publication
 from streamer.protocol.topics import Kind, SubscriptionType, parse_channel
 
 STARTED_AT = datetime(2024, 8, 9, tzinfo=UTC)

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from streamer.broker.history import Entry, TopicHistory
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
-from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
+from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind
 from streamer.source.report import SourceReport
 from streamer.source.sequencer import HeldRoom, Sequencer, State

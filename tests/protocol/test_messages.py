@@ -78,9 +78,11 @@ def test_kinds_are_some_of_those_that_the_type_carries(
             Subscribe(subscription_type, ["A"], kinds=kinds)
 
 
-@pytest.mark.parametrize("max_rate", [0, -1, -0.5])
+@pytest.mark.parametrize(
+    "max_rate", [0, -1, -0.5, 1e-320, 0.00099, 1e10, float("inf"), float("nan"), 10**400]
+)
 def test_a_rate_is_above_zero(max_rate: float) -> None:
-    """A rate of nothing is no rate."""
+    """From one message in 1,000 s to what no client could notice."""
     with pytest.raises(ValueError, match="max_rate"):
         Subscribe(SubscriptionType.STOCK, ["A"], max_rate=max_rate)
 

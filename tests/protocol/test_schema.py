@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from docs.generate import REFERENCE, references
 from streamer.protocol import messages, schema
-from streamer.protocol.codec import decode_client, decode_publication, encode, encode_request
+from streamer.protocol.codec import decode_client, encode, encode_request
 from streamer.protocol.errors import ErrorCode, ProtocolError
 from streamer.protocol.messages import GapReason, Position, PriceLevel, RejectedTarget
+from streamer.protocol.publications import decode_publication
 from streamer.protocol.topics import Kind, SubscriptionType
 
 NOON = "2024-08-09T12:00:00Z"

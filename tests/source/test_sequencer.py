@@ -12,8 +12,8 @@ from streamer.broker.history import Entry, TopicHistory
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
-from streamer.protocol.codec import DecodedPublication
 from streamer.protocol.messages import Position
+from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind, Topic
 from streamer.source.report import SourceReport
 from streamer.source.sequencer import (

@@ -1,0 +1,143 @@
+r"""JSON as text: where its values begin and end, and the messages that orjson cannot read exactly.
+
+orjson reads all usual messages. It makes a float of an integer beyond 64 bits, and refuses a lone
+surrogate (`"\ud800"`) and a number beyond a double's range, which are JSON all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
+
+_MAX_MEMBERS: Final = 64
+"""Members of an object, or items of a list in it, per text that is looked for: a bound of work."""
+
+_STRING: Final = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_TOKEN: Final = re.compile(_STRING + r"|[{}\[\],]")
+_NAME: Final = re.compile(_STRING)
+_VALUE: Final = re.compile(_STRING + r"|[{}\[\]]|-?\d[\d.]*(?:[eE]([-+]?\d+))?")
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int | float:
+    # int() refuses very long numbers, on which its time grows with the square.
+    return int(digits) if len(digits) <= sys.int_info.default_max_str_digits else float(digits)
+
+
+_USUAL: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_LONG_INTEGERS: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer)
+_SPANS: Final = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
+"""For the end of a value: no number is converted."""
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a string can be encoded: it has no lone surrogate."""
+    return text.isascii() or _SURROGATE.search(text) is None
+
+
+def loads(text: str) -> Any:
+    """Read any JSON. Raises ValueError, also where it is nested too deeply to be read."""
+    try:
+        try:
+            return _USUAL.decode(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # an integer of thousands of digits
+            return _LONG_INTEGERS.decode(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def find_members(text: str) -> dict[str, str]:
+    """The members of a valid JSON object, by name each with the text of its value.
+
+    Empty where the object has more members than are worth looking at.
+    """
+    found: dict[str, str] = {}
+    at = _skip(text, _skip(text, 0) + 1)
+    while text[at] != "}":
+        name, at = _SPANS.raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + 1)
+        _, end = _SPANS.raw_decode(text, start)
+        found[name] = text[start:end]
+        at = _next(text, end)
+        if len(found) > _MAX_MEMBERS:
+            return {}
+    return found
+
+
+def find_items(text: str, limit: int) -> list[str]:
+    """The texts of the items of a valid JSON list, the first `limit` of them."""
+    found: list[str] = []
+    at = _skip(text, 1)
+    while text[at] != "]" and len(found) < limit:
+        _, end = _SPANS.raw_decode(text, at)
+        found.append(text[at:end])
+        at = _next(text, end)
+    return found
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None  # it matches nothing, too
+    return match.end()
+
+
+def _next(text: str, at: int) -> int:
+    """Past a comma, or at what closes the object or list."""
+    at = _skip(text, at)
+    return _skip(text, at + 1) if text[at] == "," else at
+
+
+def split_members(text: str) -> Iterator[tuple[str, str]]:
+    """The members of a valid JSON object, each with its own text: `("price", '"price": 1.50')`.
+
+    The scanner of `json` would find their ends, too, but recurses, and so fails on depths that
+    orjson has let in.
+    """
+    depth = start = 0
+    for token in _TOKEN.finditer(text):
+        opens, closes = token[0] in "{[", token[0] in "}]"
+        depth += opens - closes
+        if opens and depth == 1:
+            start = token.end()
+        elif (depth == 1 and token[0] == ",") or depth == 0:
+            member = text[start : token.start()].strip()
+            if name := _NAME.match(member):  # else the object is empty
+                yield _USUAL.decode(name[0]), member
+            start = token.end()
+
+
+def check_bounds(
+    text: str, *, max_depth: int, max_number_characters: int, max_exponent: int
+) -> None:
+    """Raise ValueError where a JSON text is nested more deeply, or has a number beyond these.
+
+    A number beyond the range of a double is refused, too.
+    """
+    depth = 0
+    for token in _VALUE.finditer(text):
+        first = token[0][0]
+        if first in "{[":
+            depth += 1
+            if depth > max_depth:
+                raise ValueError(f"nested more than {max_depth} deep")
+        elif first in "}]":
+            depth -= 1
+        elif first != '"':
+            exponent = (token[1] or "0").lstrip("+-").lstrip("0")
+            if len(token[0]) > max_number_characters:
+                raise ValueError(f"a number of more than {max_number_characters} characters")
+            if len(exponent) > len(str(max_exponent)) or int(exponent or 0) > max_exponent:
+                raise ValueError(f"a number with an exponent beyond {max_exponent}")
+            if math.isinf(float(token[0])):
+                raise ValueError("a number beyond the range of a double")
