@@ -29,7 +29,7 @@ MAX_REQUEST_ID_CHARACTERS: Final = 64
 MAX_EPOCH_CHARACTERS: Final = 64
 
 MAX_SEQUENCE: Final = 2**53
-"""What every sequence is below."""
+"""Every sequence is below this."""
 
 MIN_RATE: Final = 0.001
 MAX_RATE: Final = 1e9
@@ -44,7 +44,7 @@ def _check_request_id(_instance: object, _attribute: object, value: RequestId | 
 
 
 class Mode(enum.StrEnum):
-    """What happens to a subscription's messages when its client is behind."""
+    """The treatment of a subscription's messages when its client is behind."""
 
     LATEST = "latest"
     ALL = "all"
@@ -113,7 +113,7 @@ class Subscribe:
     kinds: Sequence[Kind] | None = None
     """Those wanted of the kinds that the topic carries; without it all."""
     mode: Mode = Mode.LATEST
-    """What happens when the client is behind: merge (latest), or hold all and in the end close."""
+    """When the client is behind: merge (latest), or hold all and in the end close."""
     max_rate: float | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(
@@ -199,11 +199,11 @@ class Connected:
     heartbeat_interval: float
     """Seconds between the server's WebSocket pings."""
     limits: Mapping[str, float]
-    """What the client may do, by the names of the server's settings."""
+    """The bounds of what the client may do, by the names of the server's settings."""
 
 
 def _echo(target: object) -> object:
-    """What can be encoded of a target; the server's own codec has made a fragment of any other."""
+    """Return what can be encoded of a target; the codec has made a fragment of any other."""
     if isinstance(target, list | dict) or (isinstance(target, float) and not math.isfinite(target)):
         return reprlib.repr(target)
     if isinstance(target, str) and not is_utf8(target):
@@ -232,7 +232,7 @@ class Subscribed:
     rejected: Sequence[RejectedTarget]
     """Those of the request that are not."""
     positions: Mapping[str, Position]
-    """Target -> the position that the next message of it follows: where its stream stands, or
+    """Target -> the position that the next message of it follows: where its stream is now, or
     that of `since` where what was missed follows."""
     request_id: RequestId | None = None
 
@@ -380,7 +380,7 @@ class MarketStatus:
 
 @attrs.frozen
 class Alert:
-    """A condition that a user asked to be told of has come true."""
+    """A condition that a user has set an alert for has come true."""
 
     type: ClassVar[str] = "alert"
     alert_id: str | int
@@ -415,7 +415,7 @@ DataMessage = PriceUpdate | OrderbookUpdate | MarketStatus | Alert | Notificatio
 
 @attrs.frozen
 class Batch:
-    """What one flush holds for a client, when that is more than one message, in order."""
+    """The messages that one flush holds for a client, when they are more than one, in order."""
 
     type: ClassVar[str] = "batch"
     messages: Sequence[DataMessage]
@@ -448,7 +448,7 @@ DATA_MESSAGES: Final[Mapping[Kind, type[DataMessage]]] = {
     Kind.ALERT: Alert,
     Kind.NOTIFICATION: Notification,
 }
-"""What each kind of channel carries."""
+"""The message that each kind of channel carries."""
 
 SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
     Connected,

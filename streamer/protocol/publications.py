@@ -1,4 +1,4 @@
-"""What producers publish: validated, and passed on as they wrote it.
+"""Publications of producers: validated, and passed on as they wrote them.
 
 A publication is never re-encoded: the producer's own bytes go to the client, so every digit and
 every extra member is as it was written.
@@ -28,11 +28,11 @@ MAX_DEPTH: Final = 32
 batch adds two."""
 
 MAX_NUMBER_CHARACTERS: Final = 1000
-"""Characters of a number: what Jackson reads unless told otherwise."""
+"""Characters of a number: the most that Jackson reads by default."""
 
 MAX_EXPONENT: Final = 400
-"""Of a number, either way: beyond it the number is 0 or infinite to whoever has doubles, and a
-decimal of hundreds of digits to others."""
+"""The exponent of a number, either way: beyond it the number is 0 or infinite to whoever has
+doubles, and a decimal of hundreds of digits to others."""
 
 _SERVER_ONLY: Final = frozenset({"previous", "snapshot"})
 _POSITION: Final = frozenset({"sequence", "epoch"})

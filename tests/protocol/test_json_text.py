@@ -49,7 +49,7 @@ def test_of_a_member_that_is_there_twice_the_last_is_found() -> None:
 
 
 def test_an_object_of_very_many_members_is_not_looked_through() -> None:
-    """What a client sends costs a bounded amount of work."""
+    """A message of a client costs a bounded amount of work."""
     assert find_members(json.dumps({str(n): n for n in range(64)}))["63"] == "63"
     assert find_members(json.dumps({str(n): n for n in range(100)})) == {}
 

@@ -70,7 +70,7 @@ def price_ending_in(text: str) -> bytes:
 
 @every_kind
 def test_a_complete_publication_is_forwarded_byte_for_byte(kind: Kind) -> None:
-    """What is complete is not rewritten; only the whitespace around it goes."""
+    """A complete message is not rewritten; only the whitespace around it goes."""
     raw = publication(kind)
     for text in (raw, b" \r\n\t" + raw + b"\n", json.dumps(json.loads(raw), indent=2).encode()):
         decoded = decode_publication(kind, None, text)
