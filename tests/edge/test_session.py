@@ -177,7 +177,7 @@ async def test_a_target_that_is_not_normalized_is_rejected_with_that_reason() ->
 
 
 async def test_a_session_id_of_any_text_is_only_unknown() -> None:
-    """What no server has given out is not looked for, and costs nobody anything."""
+    """An id that no server has given out is not looked for, and costs nobody anything."""
     async with running_server() as server, connected(server) as client:
         for session_id in (r"\ud800", "é", ""):
             await client.send_text(f'{{"type":"reconnect","session_id":"{session_id}"}}')
