@@ -97,7 +97,7 @@ def surface(session: nox.Session) -> None:
     What is checked are the programs of tests/typing, moved away from the sources. A mistake that a
     type checker has to find is marked there, and a mark that is not needed fails as well.
     """
-    directory = Path(session.create_tmp())
+    directory = Path(session.create_tmp()).absolute()
     shutil.rmtree(directory, ignore_errors=True)
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), ".")
     programs = directory / "programs"

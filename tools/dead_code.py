@@ -33,6 +33,7 @@ USED: Final = {
 
 PUBLIC: Final = {
     "ended_bytes": "the bound that tests measure",
+    "wait_subscribed": "the moment that tests wait for",
     "is_ahead": "asked by the model of tests/hub",
     "step_back": "reports a producer that begins again within its epoch",
     "subscribers": "for whoever runs a server in a program of their own",
