@@ -166,11 +166,14 @@ class View:
     """Something of earlier options may be missing."""
     replayed: int = 0
     """Up to this entry, everything that it has missed must come, and before anything else."""
+    replayed_kinds: frozenset[Kind] = frozenset()
+    """The kinds that this holds for: those it asked for when it came back, and ever since."""
 
     @property
     def replaying(self) -> bool:
         """Whether something that it has missed is still to come."""
-        return any(map(self.options.carries, self.log.entries[self.index : self.replayed]))
+        missed = self.log.entries[self.index : self.replayed]
+        return any(entry.kind in self.replayed_kinds for entry in missed)
 
 
 class Client:
@@ -358,7 +361,8 @@ class Client:
                     assert position["epoch"] == ack.log.epoch(ack.index)
                     view.index, view.sequence = ack.index, position["sequence"]
                     view.narrowed = False
-                view.options, view.answered, view.replayed = ack.options, ack.index, 0
+                view.options, view.answered = ack.options, ack.index
+                view.replayed_kinds &= ack.options.kinds
                 if topic in self._after_gap:
                     self._after_gap[topic] = list(
                         filter(ack.options.carries, self._after_gap[topic])
@@ -380,7 +384,13 @@ class Client:
                 missed += sum(map(ack.options.carries, ack.log.entries[index : ack.index]))
             assert at.epoch == ack.log.epoch(ack.index)
             self.views[topic] = View(
-                ack.log, ack.options, index, at.epoch, at.sequence, replayed=ack.index
+                ack.log,
+                ack.options,
+                index,
+                at.epoch,
+                at.sequence,
+                replayed=ack.index,
+                replayed_kinds=ack.options.kinds,
             )
         assert (message["missed_messages_count"], message["recovered"]) == (missed, recovered)
 
