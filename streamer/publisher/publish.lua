@@ -46,7 +46,14 @@ redis.call('XADD', history, 'MAXLEN', '~', ARGV[11], digits .. '-0',
   'm', text .. '}', 't', now_ms, 'k', ARGV[7])
 -- Two for each that is added: what is too old goes sooner than new comes.
 for _, entry in ipairs(redis.call('XRANGE', history, '-', '+', 'COUNT', 2)) do
-  if now_ms - entry[2][4] > age_ms then
+  -- By name: an entry that another program has left here must not stop the topic.
+  local published_ms = 0
+  for at = 1, #entry[2], 2 do
+    if entry[2][at] == 't' then
+      published_ms = tonumber(entry[2][at + 1]) or 0
+    end
+  end
+  if now_ms - published_ms > age_ms then
     redis.call('XDEL', history, entry[1])
   end
 end

@@ -760,3 +760,18 @@ async def test_a_bad_url_is_told_at_once() -> None:
     with pytest.raises(ValueError, match="not a Redis URL"):
         async with open_publisher("localhost:6379"):
             pass
+
+
+async def test_a_strange_entry_in_the_history_does_not_stop_a_topic(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Another program left an entry without the fields that the script writes; it goes as old."""
+    async with open_publisher(redis_url) as publisher:
+        for number in (1, 2, 3):
+            receipt = await publisher.publish(*numbered_publication(number))
+            assert receipt.position is not None
+            assert receipt.position.sequence == number
+            if number == 1:
+                redis.delete(history_key(TOPIC))
+                redis.xadd(history_key(TOPIC), {"strange": "entry"}, id="1-1")
+    assert [sequence for sequence, _ in history(redis)] == [2, 3]
