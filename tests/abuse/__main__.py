@@ -35,6 +35,7 @@ from streamer.publisher.publisher import Publisher, open_publisher
 from tests.abuse.attack import ATTACKS, Attack, Target
 from tests.abuse.flood import price
 from tests.faults.processes import ServerProcess
+from tests.helpers.memory import memory_bytes
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import DEADLINE_SECONDS
 
@@ -58,7 +59,7 @@ async def _nothing(target: Target) -> None:
 
 @attrs.define
 class Outcome:
-    """What was measured of one attack."""
+    """The measurements of one attack."""
 
     delay_seconds: float = 0.0
     """From the publication of a message to its arrival at the neighbour, the longest."""
@@ -144,13 +145,6 @@ class Neighbour:
             if self._measures:
                 self.ping_seconds = max(self.ping_seconds, trio.current_time() - began)
             await trio.sleep(1 / _PINGS_PER_SECOND)
-
-
-def memory_bytes(pid: int) -> int:
-    """The memory that a process has for itself, and its part of what it shares (PSS)."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("Pss:"))
-    return int(kibibytes) * 1024
 
 
 async def measure(attack: Attack, cores: Sequence[int]) -> Outcome:

@@ -46,7 +46,7 @@ class Attack:
 
     @property
     def line(self) -> str:
-        """What is done."""
+        """A sentence on the attack."""
         return (self.function.__doc__ or "").partition("\n")[0]
 
 

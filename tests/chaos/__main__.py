@@ -18,8 +18,8 @@ from typing import Final
 import trio
 
 from tests.chaos.plan import plan
-from tests.chaos.world import World, open_world
-from tests.helpers.timing import FLOW_DEADLINE_SECONDS, SLOW_POLL_SECONDS
+from tests.chaos.world import World, open_world, wait_up_to_date
+from tests.helpers.timing import FLOW_DEADLINE_SECONDS
 
 QUIET_SECONDS: Final = 20.0
 """After the last fault is healed, and before the producers end."""
@@ -43,10 +43,7 @@ async def run(seed: int, seconds: float, directory: Path) -> list[str]:
         await trio.sleep(QUIET_SECONDS)
         await world.finish_producers()
         with trio.move_on_after(FLOW_DEADLINE_SECONDS):
-            while not all(  # noqa: ASYNC110 - messages set no event of ours
-                member.is_up_to_date(world.numbers) for member in world.members
-            ):
-                await trio.sleep(SLOW_POLL_SECONDS)
+            await wait_up_to_date(world.members, world.numbers)
         for member in world.members:
             if not member.is_up_to_date(world.numbers):
                 held = {topic: member.ledger.topics[topic].number for topic in member.topics}

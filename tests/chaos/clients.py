@@ -30,7 +30,9 @@ from streamer.protocol import messages
 from streamer.protocol.codec import encode_request
 from streamer.protocol.topics import SubscriptionType, Topic
 from tests.faults.ledger import Ledger
+from tests.helpers.timing import SLOW_POLL_SECONDS
 
+_SETTLING_SECONDS: Final = 30.0
 CLOSED: Final = (trio_websocket.ConnectionClosed, trio_websocket.HandshakeError)
 
 
@@ -49,7 +51,11 @@ class Member:
     """
 
     def __init__(
-        self, name: str, topics: Sequence[str], passing: Sequence[str], mode: Mode
+        self,
+        name: str,
+        topics: Sequence[str],
+        passing: Sequence[str],
+        mode: Mode = Mode.LATEST,
     ) -> None:
         self.name = name
         self.topics = topics
@@ -104,11 +110,33 @@ class Member:
         self._stalled.set()
         self._stalled = None
 
+    def wake(self) -> None:
+        """End a stall that was cancelled."""
+        if self._stalled is not None:
+            self._stalled.set()
+            self._stalled = None
+
     async def change_kinds(self, seconds: float) -> None:
         """Leave order books out for a while."""
-        await self._request(self.topics, kinds=[Kind.PRICE])
+        await self._change_kinds(kinds=[Kind.PRICE])
         await trio.sleep(seconds)
-        await self._request(self.topics)
+        await self._change_kinds()
+
+    async def _change_kinds(self, **options: Any) -> None:
+        accounts = [self.ledger.topics[topic] for topic in self.topics]
+        for account in accounts:
+            account.may_skip = True
+        await self._request(self.topics, **options)
+        seen = [account.received + account.snapshots for account in accounts]
+        with trio.move_on_after(_SETTLING_SECONDS):
+            # What came before the answer may wait to be taken, and the next message follows it.
+            while self.client.statistics().buffered_messages or seen == [  # noqa: ASYNC110
+                account.received + account.snapshots for account in accounts
+            ]:
+                await trio.sleep(SLOW_POLL_SECONDS)
+        await trio.sleep(SLOW_POLL_SECONDS)
+        for account in accounts:
+            account.may_skip = False
 
     async def change_topics(self, seconds: float) -> None:
         """Hold other topics for a while."""
@@ -130,7 +158,7 @@ class Member:
         return all(self.ledger.topics[topic].number == numbers[topic] for topic in self.topics)
 
     def problems(self) -> list[str]:
-        """What does not add up."""
+        """Return a line for each thing that does not add up."""
         account = self.client.account()
         found = [*self.failures, *self.ledger.problems, *map(str, account.first_violations)]
         if account.outstanding:
@@ -206,5 +234,5 @@ class Returner:
         await connection.send_message(encode_request(request))
 
     def problems(self) -> list[str]:
-        """What does not add up."""
+        """Return a line for each thing that does not add up."""
         return self._violations

@@ -9,25 +9,39 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import attrs
 import cattrs
 import trio
 
-from streamer.publisher.publisher import Publisher, open_publisher
+from streamer.broker.connect import RedisConnectionError
+from streamer.broker.requests import RedisClient
+from streamer.publisher.publisher import open_publisher
 
 HOLD_SECONDS: Final = 300.0
 """Longer than any fault: a producer that gave up would make holes of its own."""
 _PACE_SECONDS: Final = 0.05
 _BOOK_EVERY: Final = 5
 
+_NUMBER: Final = "number"
+_PUBLISH_ONCE: Final = """
+if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[3]) then
+  redis.call('PUBLISH', ARGV[1], ARGV[2])
+  redis.call('SET', KEYS[1], ARGV[3])
+end
+"""
+"""A PUBLISH that can be sent again when its answer was lost. With PUBLISH alone the producer itself
+would not know which of its publications there were."""
+
 Publications = list[tuple[str, bytes]]
+Publish = Callable[[Publications], Awaitable[object]]
 
 
 @attrs.frozen
 class Order:
-    """What to publish."""
+    """The topics to publish to, and how fast."""
 
     redis_url: str
     positioned: dict[str, int]
@@ -42,7 +56,7 @@ class Order:
 def publication(topic: str, number: int) -> tuple[str, bytes]:
     """The channel and the text of one publication."""
     code = topic.partition(":")[2]
-    head = f'"stock_code":"{code}","timestamp":"2024-08-09T05:00:00.123456Z"'
+    head = f'"stock_code":"{code}","number":{number},"timestamp":"2024-08-09T05:00:00.123456Z"'
     if number % _BOOK_EVERY:
         return f"{topic}:price", (
             f'{{"type":"price_update",{head},"price":{70_000 + number % 500},"change":-120,'
@@ -60,6 +74,7 @@ async def produce(order: Order) -> None:
     first = dict(numbers)
     began_seconds = trio.current_time()
     ending = trio.Event()
+    client = RedisClient(order.redis_url, client_name="producer")
 
     def due(topics: dict[str, int]) -> Publications:
         count = int((trio.current_time() - began_seconds) * order.rate)
@@ -69,35 +84,51 @@ async def produce(order: Order) -> None:
             for number in range(numbers[topic] + 1, first[topic] + count + 1)
         ]
 
-    async def run(topics: dict[str, int], *, positioned: bool) -> None:
-        # A publisher even for what gets no positions: a PUBLISH whose answer is lost may have
-        # arrived or not, and then the producer itself would not know what is true.
-        async with open_publisher(
-            order.redis_url,
-            positioned=positioned,
-            history_length=order.history_length,
-            hold_seconds=HOLD_SECONDS,
-        ) as publisher:
-            await publish(publisher, topics)
-
-    async def publish(publisher: Publisher, topics: dict[str, int]) -> None:
+    async def run(topics: dict[str, int], publish: Publish) -> None:
         while topics and not ending.is_set():
             publications = due(topics)
-            await publisher.publish_many(publications)
+            await publish(publications)
             for topic in topics:
                 numbers[topic] += sum(sent[0].startswith(f"{topic}:") for sent in publications)
             with trio.move_on_after(_PACE_SECONDS):
                 await ending.wait()
 
-    async with trio.lowlevel.FdStream(sys.stdin.fileno()) as stdin:
+    async def publish_plain(publications: Publications) -> None:
+        commands = [
+            ("EVAL", _PUBLISH_ONCE, 1, f"published:{topic}", channel, text, number)
+            for channel, text in publications
+            for topic, number in [(channel.rpartition(":")[0], json.loads(text)[_NUMBER])]
+        ]
+        while commands:
+            try:
+                replies = await client.execute_many(commands)
+            except RedisConnectionError:
+                await trio.sleep(_PACE_SECONDS)
+            else:
+                # Where Redis still loads its data, say, or was emptied in between.
+                commands = [
+                    command
+                    for command, reply in zip(commands, replies, strict=True)
+                    if isinstance(reply, Exception)
+                ]
+
+    async with (
+        open_publisher(
+            order.redis_url, history_length=order.history_length, hold_seconds=HOLD_SECONDS
+        ) as publisher,
+        trio.open_nursery() as outer,
+        trio.lowlevel.FdStream(sys.stdin.fileno()) as stdin,
+    ):
+        outer.start_soon(client.run)
         async with trio.open_nursery() as flows:
-            flows.start_soon(lambda: run(order.positioned, positioned=True))
-            flows.start_soon(lambda: run(order.plain, positioned=False))
+            flows.start_soon(run, order.positioned, publisher.publish_many)
+            flows.start_soon(run, order.plain, publish_plain)
             while await stdin.receive_some():
                 pass
             ending.set()
-        sys.stdout.write(json.dumps(numbers) + "\n")
-        sys.stdout.flush()
+        outer.cancel_scope.cancel()
+    sys.stdout.write(json.dumps(numbers) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

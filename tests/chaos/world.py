@@ -25,7 +25,7 @@ from tests.chaos.producer import HOLD_SECONDS, Order
 from tests.faults.processes import Output, ServerProcess
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
-from tests.helpers.timing import DEADLINE_SECONDS
+from tests.helpers.timing import DEADLINE_SECONDS, SLOW_POLL_SECONDS
 
 POSITIONED: Final = tuple(f"stock:positioned{number}" for number in range(8))
 PLAIN: Final = tuple(f"stock:plain{number}" for number in range(4))
@@ -44,14 +44,15 @@ _DRIP_BYTES: Final = 200
 Problems = list[str]
 
 
-class _ProducerProcess:
+class ProducerProcess:
     """One process of `tests.chaos.producer`."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
 
     @classmethod
-    async def start(cls, order: Order) -> _ProducerProcess:
+    async def start(cls, order: Order) -> ProducerProcess:
+        """Start it."""
         command = [sys.executable, "-m", "tests.chaos.producer"]
         return cls(
             await trio.lowlevel.open_process(
@@ -78,8 +79,14 @@ class _ProducerProcess:
             await self._process.wait()
 
 
+async def wait_up_to_date(members: Sequence[Member], numbers: dict[str, int]) -> None:
+    """Wait until members have the last publication of each of their topics."""
+    while not all(member.is_up_to_date(numbers) for member in members):  # noqa: ASYNC110
+        await trio.sleep(SLOW_POLL_SECONDS)
+
+
 class World:
-    """What `open_world` gives."""
+    """Redis, servers, producers and clients, and the faults of all of them."""
 
     def __init__(self, redis: RedisServer, directory: Path) -> None:
         self.redis = redis
@@ -108,7 +115,7 @@ class World:
         self.problems: Problems = []
         self.done: Counter[str] = Counter()
         """Faults so far."""
-        self._producers: list[_ProducerProcess] = []
+        self._producers: list[ProducerProcess] = []
         self._dump = directory / "older"
         self._locks: dict[str, trio.Lock] = {}
 
@@ -141,16 +148,16 @@ class World:
     def _url(self, number: int) -> str:
         return f"ws://127.0.0.1:{self.networks[number % len(self.networks)].port}/v1/ws"
 
-    async def _start_producer(self) -> _ProducerProcess:
+    async def _start_producer(self) -> ProducerProcess:
         numbers = self.numbers
         positioned = {topic: numbers[topic] for topic in (*POSITIONED, *PASSING, *SHARED)}
         plain = {topic: numbers[topic] for topic in PLAIN}
         order = Order(self.redis.url, positioned, plain, RATE, HISTORY_LENGTH)
-        return await _ProducerProcess.start(order)
+        return await ProducerProcess.start(order)
 
-    async def _start_second(self) -> _ProducerProcess:
+    async def _start_second(self) -> ProducerProcess:
         order = Order(self.redis.url, dict.fromkeys(SHARED, 0), {}, RATE, HISTORY_LENGTH)
-        return await _ProducerProcess.start(order)
+        return await ProducerProcess.start(order)
 
     async def finish_producers(self) -> None:
         """End the flow; `numbers` are final."""

@@ -34,6 +34,8 @@ class TopicAccount:
     problems: list[str] = attrs.field(factory=list)
     may_lose_data: bool = False
     """Whether Redis may forget what was published: publications behind a gap may then repeat."""
+    may_skip: bool = False
+    """Whether the client changes its subscription: the answer then says where the stream begins."""
     _resumes: Position | None = None
     """Where the stream goes on behind a gap, while nothing has come after it."""
 
@@ -67,7 +69,7 @@ class TopicAccount:
             if missing < (-1 if what == "snapshot" else 0) and not self.may_lose_data:
                 self.problems.append(f"{what}: {number} after a gap behind {self.number}")
             self.lost += max(missing, 0)
-        elif missing:
+        elif missing and not (self.may_skip and missing > 0):
             self.problems.append(
                 f"{what}: {number} comes after {self.number}, and {merged} were merged"
             )

@@ -53,7 +53,7 @@ class ServerProcess:
     def __init__(self, directory: Path, *arguments: str) -> None:
         self.port = _free_port()
         self.arguments = arguments
-        """Of the next start."""
+        """Used at the next start."""
         self._log_path = directory / f"server-{self.port}.log"
         self._http_url = ""
         self.process: trio.Process | None = None
