@@ -1,8 +1,8 @@
-"""What Redis keeps for a topic's readers: its position and its recent publications.
+"""Read from Redis a topic's position and its recent publications.
 
-Producers that use `streamer.publisher` write both, in one step with the publication; this reads
-them. One script per topic returns position and publications of one moment. Anybody may have written
-to these keys: what is not valid is reported, and left out.
+Producers that use `streamer.publisher` write both in one step with the publication. One script per
+topic returns position and publications as of the same moment. Anybody may have written to these
+keys, so invalid entries are reported and left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Entry = tuple[Kind, int, bytes]
 
 @attrs.frozen
 class TopicHistory:
-    """What Redis knew of a topic at one moment."""
+    """The position and the publications that Redis had of a topic at one moment."""
 
     position: Position
     follows: bool

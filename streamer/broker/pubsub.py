@@ -29,12 +29,12 @@ Message: TypeAlias = tuple[bytes, bytes]
 """Channel and payload."""
 
 _SHOWN_CHARACTERS: Final = 100
-"""Of a name in an error message."""
+"""Characters of a channel's name that an error message shows."""
 
 
 @attrs.define
 class Traffic:
-    """What came over the pub/sub connections of a reader, former ones included."""
+    """Totals of a reader's pub/sub connections, former ones included."""
 
     messages: int = 0
     bytes_received: int = 0
@@ -43,7 +43,10 @@ class Traffic:
 
 @attrs.frozen
 class PubSubContext:
-    """What the pub/sub connections of a reader share. Channels are named as in Redis."""
+    """Settings and callbacks shared by a reader's pub/sub connections.
+
+    Channels are named as in Redis.
+    """
 
     client_name: str
     connect_timeout_seconds: float

@@ -29,9 +29,9 @@ from streamer.protocol.errors import ABUSE, SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
 
 UNSENT_BYTES: Final = 64 * 1024
-"""What the kernel may hold unsent for one client (TCP_NOTSENT_LOWAT). Its own measure, the send
-buffer, grows to megabytes: a client that stalls would then be sent seconds of stale prices where it
-should get the newest."""
+"""Bytes that the kernel may hold unsent for one client (TCP_NOTSENT_LOWAT). Its default limit, the
+send buffer, grows to megabytes: a client that stalls would then receive seconds of stale prices
+before the newest."""
 
 PROBE_SECONDS: Final = 3.0
 """How long a connection has to answer a ping while a new one waits for its place."""

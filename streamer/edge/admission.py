@@ -20,7 +20,8 @@ from streamer.protocol.errors import CloseReason
 log = structlog.get_logger()
 
 _IPV6_PREFIX_BITS: Final = 64
-"""What one customer of an IPv6 network has for itself: each may use 2^64 addresses."""
+"""The prefix that counts as one address. A customer of an IPv6 network usually has a /64, so one
+client may connect from 2^64 addresses."""
 
 
 class Cause(enum.StrEnum):

@@ -36,10 +36,11 @@ _USUAL_BYTES: Final = 4096
 """The size of an ordinary client message: 100 targets fit."""
 
 _MAX_WAITING_BYTES: Final = 64 * 1024
-"""What a client may send behind a request that waits, beyond which it is not read from."""
+"""Bytes of messages that may wait behind a request under way; beyond it, the client's socket is not
+read."""
 
 _ENTRY_BYTES: Final = 64
-"""What each waiting message takes beside itself: a tuple and its place in the queue."""
+"""Memory that each waiting message takes besides its text: a tuple and its place in the queue."""
 
 log = structlog.get_logger()
 

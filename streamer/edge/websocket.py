@@ -24,8 +24,9 @@ from streamer.protocol import errors
 
 _RECEIVE_BYTES: Final = 16 * 1024
 _MAX_DISCARDED_BYTES: Final = 16 * 1024 * 1024
-"""What a client may still send after our close before its connection is cut. To close with unread
-bytes makes the kernel reset the connection, and the client might never see why."""
+"""Bytes that a client may send after our close frame before its connection is cut. Closing a socket
+with unread bytes makes the kernel reset the connection, and the client might never see the close
+frame."""
 
 NO_CLOSE_FRAME: Final = 1006
 """The code for a connection that ended without a close frame (RFC 6455, 7.4.1)."""

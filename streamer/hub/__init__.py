@@ -1,1 +1,1 @@
-"""Topics, clients and the flush that serves them: synchronous, so that it can be reasoned about."""
+"""Topics, clients and the flush that writes to them: synchronous, so each call is one step."""

@@ -34,9 +34,10 @@ class Backlog(Generic[S]):
         self._replays: ReplayQueue[S] | None = None
         """Missed messages; None unless the client came back."""
         self._pending: dict[object, Entry[S]] = {}
-        """By subscription and kind what may be merged, by publication what may not."""
+        """Pending messages: those that may be merged by subscription and kind, others by
+        publication."""
         self._pending_bytes = 0
-        """The size of what is pending and may not be merged."""
+        """The size of the pending messages that may not be merged."""
         self._limited: RateQueue[S] | None = None
         """Messages of subscriptions with a limited rate; most clients have none."""
 
@@ -46,7 +47,7 @@ class Backlog(Generic[S]):
 
     @property
     def queued_bytes(self) -> int:
-        """The size of what waits and may not be merged, replays aside."""
+        """The size of the waiting messages that may not be merged, replays aside."""
         return self._pending_bytes + (0 if self._limited is None else self._limited.size_bytes)
 
     @property
@@ -55,11 +56,11 @@ class Backlog(Generic[S]):
         return None if self._limited is None else self._limited.due_seconds
 
     def is_behind(self, subscription: S) -> bool:
-        """Whether anything of the client waits that could be of a subscription."""
+        """Whether messages wait that may belong to a subscription."""
         return bool(self._pending or subscription.waiting or self._replays)
 
     def waiting_gap(self, subscription: S) -> Publication | None:
-        """Return the last gap that waits of a subscription."""
+        """Return the last waiting gap of a subscription."""
         waiting = [p for owner, p in self._pending.values() if owner is subscription]
         waiting += (subscription.waiting or {}).values()
         return max((p for p in waiting if p.epoch is not None), key=_ORDER, default=None)
@@ -68,7 +69,7 @@ class Backlog(Generic[S]):
 
     def put(self, subscription: S, publication: Publication, *, merge: bool) -> bool:
         """Let one publication wait; return whether, with `merge`, it replaced an older one."""
-        # What has no rate of its own (a gap) does not overtake what has.
+        # A message without a rate (a gap) does not overtake those that wait for their rate.
         if subscription.interval_seconds and (publication.merges or subscription.waiting):
             if self._limited is None:
                 self._limited = RateQueue()
@@ -86,9 +87,9 @@ class Backlog(Generic[S]):
         return replaced
 
     def release_limited(self, subscription: S) -> int:
-        """Let what waits for its rate be sent with the next flush: the rate changes.
+        """Send the messages that wait for their rate with the next flush, since the rate changes.
 
-        Returns how many older messages are replaced by it.
+        Returns how many older messages they replace.
         """
         replaced = 0
         subscription.due_seconds = 0.0
@@ -102,25 +103,25 @@ class Backlog(Generic[S]):
         return replaced
 
     def replay(self, subscription: S, missed: Sequence[Publication]) -> None:
-        """Let what a subscription has missed wait in front of everything else."""
+        """Queue the missed messages of a subscription in front of everything else."""
         if self._replays is None:
             self._replays = ReplayQueue()
         self._replays.add(subscription, missed)
 
     def insert(self, subscription: S, publication: Publication) -> bool:
-        """Insert a publication among what is to be replayed; return whether it belongs there."""
+        """Insert a publication into the replay; return whether it belongs there."""
         return self._replays is not None and self._replays.insert(subscription, publication)
 
     # Taking
 
     @property
     def replaying(self) -> bool:
-        """Whether there is still something to be replayed."""
+        """Whether missed messages are still to be replayed."""
         return bool(self._replays)
 
     @property
     def replay_bytes(self) -> int:
-        """The size of what is still to be replayed."""
+        """The size of the missed messages that are still to be replayed."""
         return 0 if self._replays is None else self._replays.size_bytes
 
     def take_replay(self, portion_bytes: int) -> list[tuple[S, list[Publication]]]:
@@ -133,7 +134,7 @@ class Backlog(Generic[S]):
         return portion
 
     def take(self, now_seconds: float) -> list[Entry[S]]:
-        """Remove and return what may be sent now, in order of publication."""
+        """Remove and return the messages that may be sent now, in order of publication."""
         limited = self._limited
         due_seconds = None if limited is None else limited.due_seconds
         due = due_seconds is not None and due_seconds <= now_seconds
@@ -152,9 +153,9 @@ class Backlog(Generic[S]):
     def discard(
         self, subscriptions: Collection[S], unwanted: Callable[[S, Publication], bool]
     ) -> int:
-        """Drop what waits of `subscriptions` and is `unwanted`, in one pass for all of them.
+        """Drop the `unwanted` messages of `subscriptions`, in one pass for all of them.
 
-        Returns how many messages that were, replays aside.
+        Returns how many messages were dropped, replays aside.
         """
         count = 0
         for key, entry in tuple(self._pending.items()):
@@ -170,7 +171,7 @@ class Backlog(Generic[S]):
         return count
 
     def clear(self) -> int:
-        """Drop everything; return how many messages that were, replays aside."""
+        """Drop everything; return how many messages were dropped, replays aside."""
         count = len(self)
         self._pending.clear()
         self._pending_bytes = 0

@@ -1,10 +1,10 @@
 """Groups of clients that are sent the same bytes, and the flush that writes to them.
 
-What is done per client decides the cost of everything, so clients that would be sent the same bytes
-are kept together. A *group* is all the clients of one wire format that hold the same lanes and have
-been sent the same of them: a flush makes one frame for the group and writes it to each member. Any
-other client (its socket is full, it has just joined, it has a rate of its own) is a *solo*: it has
-a position of its own in every stream, and what it is still to be sent waits in its outbox.
+The work per client dominates the cost of a flush, so clients that would be sent the same bytes are
+kept together. A *group* is all the clients of one wire format that hold the same lanes and have
+been sent the same messages of them: a flush makes one frame for the group and writes it to each
+member. Any other client (its socket is full, it has just joined, it has a rate of its own) is a
+*solo*: it has a position of its own in every stream, and its unsent messages wait in its outbox.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from streamer.wire.format import Part
 _FIRST: Final = itemgetter(0)
 _ENTRY: Final = attrgetter("entry")
 _FAILED: Final = -1
-"""Stands for the number of bytes that a socket took, where it is dead."""
+"""In place of the number of bytes that a socket took: the socket is dead."""
 
 WRITES_PER_TURN: Final = 128
 """Writes before a flush hands control back: about a millisecond, so that a flush to 10,000
@@ -52,7 +52,7 @@ class FlushProgress:
     batched_messages: int = 0
 
     def count(self, messages: int, writes: int = 1) -> None:
-        """Add writes, each to one client and of so many messages."""
+        """Add a number of writes, each to one client and of `messages` messages."""
         self.writes += writes
         self.messages += writes * messages
         if messages > 1:
@@ -76,7 +76,7 @@ class FanOut:
         self._groups: dict[GroupKey, Group] = {}
         self._dirty: list[TopicStream] = []
         self.opened_seconds: float | None = None
-        """When the first of what waits for a flush was published, on the hub's clock."""
+        """When the first publication that waits for a flush was published, on the hub's clock."""
         self._due: dict[Outbox, float] = {}
         """When the rate of a client allows something that waits for it."""
         self._due_heap: list[tuple[float, int, Outbox]] = []
@@ -84,9 +84,9 @@ class FanOut:
         self._flush_number = 0
         self._entries = itertools.count(1)
         self._last_entry = 0
-        """Whoever entered its group later has everything that the flush under way writes."""
+        """Clients with a later `entry` have everything that the flush under way writes."""
         self._lanes: tuple[Lane, ...] = ()
-        """The lanes that the flush under way has something of."""
+        """The lanes that have messages in the flush under way."""
         self._touched: dict[Group, None] = {}
         """The groups that it writes to."""
         self._frames: dict[GroupKey, tuple[bytes, int]] = {}
@@ -122,7 +122,7 @@ class FanOut:
         """Add a client to the group of those that have been sent the same, if it may join one."""
         subscriptions = outbox.subscriptions.values()
         if outbox.group is not None:
-            return  # an answer had filled its socket, and no flush has come since
+            return  # an answer has filled its socket, and no flush has run since
         if not subscriptions or not outbox.may_join or not all(map(_in_step, subscriptions)):
             return
         lanes = tuple(sorted((subscription.lane for subscription in subscriptions), key=id))
@@ -179,7 +179,7 @@ class FanOut:
         return heap[0][0] if heap else None
 
     def flush(self, progress: FlushProgress, *, stretched: bool) -> Iterator[None]:
-        """Send every client what was published since the last flush.
+        """Send the publications since the last flush to every client.
 
         With `stretched`, clients in mode latest are sent only the newest of each kind of a topic.
 
@@ -204,10 +204,10 @@ class FanOut:
             yield from self._flush_solos(solos, progress)
 
     def _cut(self, progress: FlushProgress, *, stretched: bool) -> dict[Outbox, None]:
-        """Close the window: what is published from here on belongs to the next flush.
+        """Close the window: publications from here on belong to the next flush.
 
-        One step for all topics, or a flush could bring a client one topic's newest and not
-        another's. Groups are only marked here; what is done for each of them is done in turn.
+        This is one step for all topics: otherwise a flush could contain newer publications of one
+        topic than of another. Groups are only marked here; their frames are made in turn.
         """
         dirty, self._dirty = self._dirty, []
         self.opened_seconds = None
@@ -230,7 +230,7 @@ class FanOut:
         return solos
 
     def _open(self, group: Group) -> tuple[bytes, int]:
-        """Return what the flush under way sends each member: one frame, and its messages.
+        """Return the frame that the flush under way sends to each member, and its message count.
 
         The frame is made once for all groups that share it, and counted once for all members.
         """
@@ -303,8 +303,8 @@ class FanOut:
     ) -> int:
         """Make solos of the members whose sockets did not take the frame.
 
-        `sent` are the bytes that each took, as `_write_to_all` returns them. Returns how many have
-        taken the frame or will.
+        `sent` are the bytes that each took, as `_write_to_all` returns them. Returns how many
+        members have taken the frame or hold it.
         """
         for outbox, count in zip(members, sent, strict=True):
             if count == len(frame):
@@ -327,7 +327,7 @@ class FanOut:
                 yield
 
     def _flush_solo(self, outbox: Outbox) -> int:
-        """Write what waits for one client, and let it join a group if nothing is left."""
+        """Write one client's waiting messages, and let it join a group if none is left."""
         messages = outbox.flush(self._clock())
         due = outbox.backlog.due_seconds
         if due is not None and not outbox.blocked and self._due.get(outbox) != due:
@@ -338,7 +338,7 @@ class FanOut:
         return messages
 
     def start_replays(self, outbox: Outbox) -> None:
-        """Begin to send what a client has missed; its writer task does the rest."""
+        """Begin to send a client its missed messages; its writer task does the rest."""
         if outbox.backlog.replaying and not outbox.blocked:
             self._flush_solo(outbox)
 
@@ -358,9 +358,9 @@ class FanOut:
 def _write_to_all(descriptors: Sequence[int], frame: bytes) -> list[int]:
     """Write a frame to each; return how many bytes each took, `_FAILED` where it is dead.
 
-    This is all that is done per client, so it is done in C. A loop over the members would cost
-    more, and more still to look at each of thousands of members, which no cache holds: together a
-    tenth of the frames/s (`python -m bench compare --scenario frames`).
+    This is all the work per client, so `map` does it in C. A Python loop over the members, and the
+    look at each of thousands of objects that no cache holds, would together cost a tenth of the
+    frames/s (`python -m bench compare --scenario frames`).
     """
     sent: list[int] = []
     rest = iter(descriptors)
@@ -375,7 +375,7 @@ def _write_to_all(descriptors: Sequence[int], frame: bytes) -> list[int]:
 
 
 def _in_step(subscription: Subscription) -> bool:
-    """Whether a client has been sent exactly what the groups of its lane have."""
+    """Whether a client has been sent exactly the same as the groups of its lane."""
     lane = subscription.lane
     return (
         subscription.seen_order == lane.stream.flushed_order
@@ -386,5 +386,5 @@ def _in_step(subscription: Subscription) -> bool:
 
 
 def _group(outbox: Outbox) -> Group | None:
-    # An outbox knows of its group only what it needs, or the two modules would import each other.
+    # An outbox knows its group by a protocol only, or the two modules would import each other.
     return cast("Group | None", outbox.group)

@@ -1,13 +1,13 @@
-"""The batch flush loop: when to send.
+"""The batch flush loop: it decides when to send.
 
-It flushes at once when idle, and then not again before the interval is over: a quiet topic sees no
-window, a busy one is batched. A flush that takes longer than the interval is followed by the next
-one at once, so the interval stretches by itself instead of a queue growing; with an interval of 0
-that means: whatever arrived during a flush is sent in one write.
+It flushes at once when idle, and then not again before the interval is over: a quiet topic has no
+delay, a busy one is batched. A flush that takes longer than the interval is followed by the next
+one at once, so the interval stretches instead of a queue growing; with an interval of 0, everything
+that arrived during a flush is sent in one write.
 
-Where there is little to write, the caller that published writes it in the same call (`release`): to
-wake the task of the loop for it would cost more than everything else that a publication to a few
-clients does. The task continues flushes that take more than one turn, and those that have to wait.
+If there is little to write, the caller that published writes it in the same call (`release`):
+waking the loop's task would cost more than all other work for a publication to a few clients. The
+task continues flushes that take more than one turn, and runs those that have to wait.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from streamer.hub.fanout import FanOut, FlushProgress
 from streamer.hub.wakeup import Wakeup
 
 FLUSH_SHARE: Final = 3.0
-"""How much longer than all others a flush may take in each turn: when thousands of clients come at
-once, those that are there go on to receive."""
+"""How much longer than all other tasks a flush may take in each turn: when thousands of clients
+connect at once, those that are connected still receive."""
 LONGEST_STEP_SECONDS: Final = 0.015
-"""Most of a flush in one turn all the same: a third of the pause that the loop may make."""
+"""The longest step of a flush in any case: a third of the pause that the event loop may make."""
 
 
 @attrs.frozen
@@ -71,7 +71,7 @@ class FlushLoop:
         self._interval_seconds = interval_seconds
         self._stretch_limit_seconds = stretch_limit_seconds
         self._idle = False
-        """Whether the task waits for something to flush, and for nothing else."""
+        """Whether the task only waits for something to flush, not for the end of an interval."""
         self._steps: Iterator[None] | None = None
         """The rest of the flush under way."""
         self._began_seconds = float("-inf")
@@ -97,7 +97,7 @@ class FlushLoop:
         self._wakeup.held = True
 
     def release(self) -> None:
-        """Flush what was published, at once if nothing forbids it, or leave it to the task."""
+        """Flush the publications: at once if nothing forbids it, otherwise by the task."""
         self._wakeup.held = False
         if not self._fanout.dirty:
             return
@@ -110,7 +110,7 @@ class FlushLoop:
         self._wakeup.set()
 
     async def run(self) -> NoReturn:
-        """Flush whatever is published, until cancelled."""
+        """Flush all publications, until cancelled."""
         while True:
             await self._wait()
             if not self.flushing:
@@ -124,7 +124,7 @@ class FlushLoop:
                 finished = self._step(min(FLUSH_SHARE * others_seconds, LONGEST_STEP_SECONDS))
 
     async def _wait(self) -> None:
-        """Wait until there is something to flush, or a rate allows something that waits."""
+        """Wait until there is something to flush, or a rate allows a waiting message."""
         fanout = self._fanout
         while not fanout.dirty and not self.flushing:
             due = fanout.due_seconds
@@ -150,7 +150,7 @@ class FlushLoop:
         self._steps = self._fanout.flush(self._total, stretched=self._stretching)
 
     def _step(self, seconds: float = 0.0) -> bool:
-        """Go on with the flush under way for so long; return whether it is over."""
+        """Continue the flush under way for `seconds`; return whether it is over."""
         assert self._steps is not None
         deadline = trio.current_time() + seconds
         for _ in self._steps:
@@ -167,7 +167,7 @@ class FlushLoop:
         return True
 
     def statistics(self, *, updates_conflated: int) -> FlushStatistics:
-        """Counts and times up to now; the hub knows what was conflated."""
+        """Return counts and times up to now; `updates_conflated` comes from the hub."""
         total = self._total
         return FlushStatistics(
             flushes=self._flushes,

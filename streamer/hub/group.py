@@ -36,7 +36,7 @@ class Group:
         self.changes = 0
         """Counts changes of the members: a copy made before the last one is out of date."""
         self.flush_number = 0
-        """The last flush that is in the account."""
+        """The number of the last flush that the account includes."""
         self.written = 0
         """The `entry` of the last member that this flush has written to."""
         self.offered = 0
@@ -59,5 +59,5 @@ class Group:
 
     @property
     def account(self) -> tuple[int, int, int]:
-        """Offered, delivered and conflated so far."""
+        """Return the messages offered, delivered and conflated so far."""
         return self.offered, self.delivered, self.conflated

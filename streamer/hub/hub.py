@@ -1,7 +1,7 @@
 """Topics and their subscribers.
 
-Nothing here waits, so whatever a method does is one step for everybody else: no publication comes
-between looking and registering. Sending publications to clients is the business of `fanout`.
+Nothing here waits, so each method is one step for all other tasks: no publication arrives between
+a check and the registration that relies on it. `fanout` sends publications to clients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from streamer.protocol.messages import Gap, GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
 
 Replay = tuple[Position, Sequence[Publication]]
-"""A position that a client is at, and everything that was published to it since."""
+"""A client's position, and the publications that it has missed since."""
 
 _NO_REPLAYS: Final[Mapping[Topic, Replay]] = {}
 
@@ -103,7 +103,7 @@ class Hub:
     # Publications
 
     def publish(self, stream: TopicStream, kind: Kind, text: bytes) -> None:
-        """Take a publication from a producer that gives no position: it gets the next one."""
+        """Publish a message whose producer gives no position; it gets the next one."""
         sequence = stream.sequence + 1
         self.publish_positioned(
             stream, kind, b'%b,"sequence":%d}' % (text[:-1], sequence), sequence
@@ -112,7 +112,7 @@ class Hub:
     def publish_positioned(
         self, stream: TopicStream, kind: Kind, text: bytes, sequence: int
     ) -> None:
-        """Take the publication that follows the last one, its `sequence` already in its text."""
+        """Publish the message that follows the last one; its text contains its `sequence`."""
         stream.sequence = sequence
         text = stream.named(text)
         publication = Publication(kind, sequence, next(self._orders), text)
@@ -149,10 +149,10 @@ class Hub:
     ) -> None:
         """Announce a hole: the stream resumes at `position`, in an epoch that may be new.
 
-        The gap comes between what was published before the hole and after it. The last known values
-        are forgotten, since after a hole nobody knows whether they are still true; `latest` are the
-        new ones (kind, sequence, JSON) where they are known. Subscriptions get those of the kinds
-        that they ask for.
+        The gap is sent between the publications before the hole and those after it. The last known
+        values are forgotten, since they may have changed in the hole; `latest` are the new ones
+        (kind, sequence, JSON), if they are known. Subscriptions get those of the kinds that they
+        ask for.
         """
         self.adopt(stream, position, latest)
         known = stream.last_values(stream.topic.kinds)
@@ -182,7 +182,7 @@ class Hub:
             stream.window.clear()
 
     def rename_epoch(self, stream: TopicStream, epoch: str) -> None:
-        """Take the producers' name for the epoch, where nothing was published in it so far.
+        """Adopt the producers' name for the epoch, in which nothing has been published so far.
 
         There is no gap: in a `since`, the former name still means the same (`TopicStream.missed`).
         """
@@ -195,10 +195,10 @@ class Hub:
     def extend_history(
         self, stream: TopicStream, earlier: Sequence[tuple[Kind, int, bytes]]
     ) -> None:
-        """Put what was published just before the oldest publication kept in front of it."""
+        """Prepend publications that come just before the oldest one kept."""
         maxlen = stream.history.maxlen or 0
         for kind, sequence, text in reversed(earlier):
-            # They are old, but only known now: they are kept as long as if they were new.
+            # They are old but only known from now on, so they are kept as long as new ones.
             publication = Publication(kind, sequence, self.order, stream.named(text))
             history_bytes = self._history_bytes + len(publication.text)
             if len(stream.history) == maxlen or history_bytes > self._max_history_bytes:
@@ -207,7 +207,7 @@ class Hub:
             stream.history.appendleft(publication)
 
     def expire_history(self, last_order: int) -> None:
-        """Forget what was published up to that order, of all topics."""
+        """Forget the publications of all topics up to an order."""
         for stream in self.streams.values():
             while stream.history and stream.history[0].order <= last_order:
                 self._forget_oldest(stream)
@@ -226,7 +226,7 @@ class Hub:
         return Publication(publication.kind, sequence, next(self._orders), text, notice=True)
 
     def owns_epoch(self, epoch: str) -> bool:
-        """Whether this hub has named an epoch: nobody else publishes in it."""
+        """Whether this hub has made an epoch, so that no producer publishes in it."""
         return epoch.startswith(f"{self._epoch}-")
 
     def new_epoch(self) -> str:
@@ -247,7 +247,7 @@ class Hub:
             self._remove(subscription)
 
     def remove(self, outbox: Outbox) -> None:
-        """Remove a client that is gone; only its account remains.
+        """Remove a client whose connection is over; only its account remains.
 
         Call it before the socket is closed: the descriptor may be another socket's after that.
         """
@@ -266,8 +266,8 @@ class Hub:
     ) -> list[tuple[Subscription, frozenset[Kind]]]:
         """Subscribe a client to topics, each with the kinds whose last values it is to be sent.
 
-        Of topics that it does not hold yet, `replays` says what is sent before anything live.
-        Topics that it holds already are brought up to date first, so that their streams have no
+        `replays` has the publications of new topics that are sent before anything live. Topics
+        that the client holds already are brought up to date first, so that their streams have no
         hole where the options change. If this fails half way, none of the new ones is held.
         """
         self.fanout.catch_up(outbox)
@@ -289,7 +289,7 @@ class Hub:
                 elif subscription.lane is not lane:
                     kinds = self._change_options(subscription, lane, snapshot=request.snapshot)
                 elif not subscription.caught_up:
-                    kinds = frozenset()  # what waits is newer
+                    kinds = frozenset()  # the waiting messages are newer
                 if subscription.interval_seconds != request.interval_seconds:
                     outbox.release_limited(subscription)
                     subscription.interval_seconds = request.interval_seconds
@@ -314,16 +314,16 @@ class Hub:
     def _change_options(
         self, subscription: Subscription, lane: Lane, *, snapshot: bool
     ) -> frozenset[Kind]:
-        """Continue with other options; what the former ones left out is no hole.
+        """Continue with other options; publications that the former ones left out are no hole.
 
-        A client that has everything goes to the end of the stream as the new options see it, but
-        never back. One that is behind keeps its position: what waits of kinds that it gave up is
-        dropped, and where it wants snapshots, the last values of kinds that are new to it wait as
-        well. Returns the kinds whose last values are to be sent with the answer.
+        A client that has everything moves to the end of the stream as the new options see it, but
+        never back. One that is behind keeps its position: waiting messages of kinds that it no
+        longer asks for are dropped, and if it wants snapshots, the last values of new kinds are
+        queued. Returns the kinds whose last values are to be sent with the answer.
         """
         stream = lane.stream
         outbox = subscription.outbox
-        # A client restored from an older position has all that it asked for when nothing waits.
+        # A client restored from an older position has caught up once nothing waits.
         behind = outbox.blocked or outbox.backlog.is_behind(subscription)
         caught_up = subscription.caught_up or not behind
         added = lane.kinds - subscription.lane.kinds
@@ -339,7 +339,7 @@ class Hub:
             if gap is None and latest.sequence <= subscription.position:
                 received.add(latest.kind)
             elif gap is not None and latest.sequence <= gap.sequence:
-                # It was known when the stream resumed, so it is no message that follows the gap.
+                # It was known when the stream resumed, so it does not count as following the gap.
                 outbox.put(subscription, self.last_value(latest, gap.sequence))
             else:
                 outbox.put(subscription, latest)
@@ -368,13 +368,13 @@ class Hub:
             self._linger(stream, subscription.outbox.name)
 
     def mark_ping(self, outbox: Outbox) -> None:
-        """Remember what a client has been sent before the ping that follows now."""
+        """Remember the client's positions before the ping that is sent next."""
         if not self.fanout.is_owed(outbox):
             for subscription in outbox.subscriptions.values():
                 subscription.pinged = self.position(subscription)
 
     def mark_pong(self, outbox: Outbox) -> None:
-        """Note that a client has received what it was sent before the last ping."""
+        """Note that a client has received everything that was sent before the last ping."""
         for subscription in outbox.subscriptions.values():
             subscription.confirmed = subscription.pinged
 
@@ -383,9 +383,8 @@ class Hub:
     ) -> None:
         """Send a client that has just subscribed a gap, and the last known values after it.
 
-        It resumes at `position`: the end of its stream, or ahead of that, where another server was
-        ahead of this one. Then the values here are old, and what is published up to `position` is
-        not sent.
+        The stream resumes at `position`: its end, or further ahead if another server was ahead of
+        this one. Then the values here are old, and publications up to `position` are not sent.
         """
         outbox = subscription.outbox
         stream = subscription.lane.stream
@@ -400,7 +399,10 @@ class Hub:
         outbox.backlog.replay(subscription, notices)
 
     def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
-        """Return what a subscription has missed since a position; None where it is not known."""
+        """Return the publications that a subscription has missed since a position.
+
+        None if they are not known any more.
+        """
         missed = self.stream(request.topic).missed(since)
         if missed is None or not request.kinds:
             return missed
@@ -416,9 +418,9 @@ class Hub:
         return subscription.lane.stream.last_values(kinds)
 
     def stream(self, topic: Topic) -> TopicStream:
-        """Return the stream of a topic; a new one is asked for upstream.
+        """Return the stream of a topic; a new one is requested from the source.
 
-        It is released after the linger time unless somebody subscribes.
+        It is released after the linger time unless a client subscribes.
         """
         stream = self.streams.get(topic)
         if stream is None:
@@ -436,13 +438,13 @@ class Hub:
             self._release(surplus)
 
     def release_unused(self) -> None:
-        """Release the topics that nobody has been subscribed to for the linger time."""
+        """Release the topics that have had no subscriber for the linger time."""
         for stream in self._unused.take_due(self._clock()):
             self._release(stream)
 
     def _release(self, stream: TopicStream) -> None:
         self._forget_history(stream)
-        stream.lanes.clear()  # which refer to the stream: nothing may need the collector
+        stream.lanes.clear()  # lanes refer to the stream: no cycle for the garbage collector
         del self.streams[stream.topic]
         self._upstream.release(stream.topic)
 
@@ -459,7 +461,7 @@ class Hub:
         dropped = Counter(self._departed_dropped)
         blocked = 0
         delivered_now = conflated_now = queued = 0
-        for outbox in self._outboxes:  # 10,000 of them, so nothing is made for each
+        for outbox in self._outboxes:  # up to 10,000, so no object is made for each
             _, delivered, conflated = outbox.account
             delivered_now += delivered
             conflated_now += conflated

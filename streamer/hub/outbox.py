@@ -1,9 +1,9 @@
-"""The way to one client: what it is still to be sent, and a write that needs no task switch.
+"""The outbox of one client: its unsent messages, and a write that needs no task switch.
 
 Bytes go straight to the socket while it takes them. When it is full, the rest of the write is
-held, the client's writer task is started, and what is published meanwhile waits here: the newest of
-each kind of a topic in mode latest, everything up to a bound in mode all. Answers and heartbeats
-overtake waiting data, but never the inside of a write.
+held, the client's writer task is started, and new publications wait here: the newest of each kind
+of a topic in mode latest, everything up to a bound in mode all. Answers and heartbeats overtake
+waiting data, but never interrupt a write.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ INDIRECT_BUFFER_BYTES: Final = 64 * 1024
 behind: as much as a plain socket holds unsent (`edge.acceptor.UNSENT_BYTES`)."""
 
 REPLAY_PORTION_BYTES: Final = 64 * 1024
-"""The texts of a replay that are encoded for one write: the socket's buffer takes about as much,
-and it bounds what a client that reads slowly makes the server hold in encoded form."""
+"""Bytes of replayed texts that are encoded for one write: about as much as a socket's buffer takes.
+It bounds the memory for encoded messages of a client that reads slowly."""
 
 
 class OutboxOwner(Protocol):
@@ -91,8 +91,8 @@ class Subscription:
         """The order of the last publication that was offered, or published before the client
         subscribed."""
         self.skip_sequence = 0
-        """Publications of this epoch up to this sequence are not sent: the client had them from
-        another server, which was ahead of this one."""
+        """Publications of this epoch up to this sequence are not sent: the client has received them
+        from another server, which was ahead of this one."""
         self.epoch = lane.stream.epoch
         """The epoch of `position`."""
         self.pinged = self.confirmed = lane.stream.position_at(self.epoch, self.position)
@@ -129,7 +129,7 @@ class OutboxStatistics:
     delivered: int
     """Messages put on the connection."""
     replayed: int
-    """Messages put on it again, or late, because the client asked for what it had missed."""
+    """Messages put on it again, or late, because the client asked for its missed messages."""
     conflated: int
     """Publications that a newer one replaced."""
     queued: int
@@ -183,8 +183,8 @@ class Outbox:
         self.name = name
         """The session id."""
         self.descriptor = descriptor
-        """The descriptor of a non-blocking socket; -1 where bytes must pass through TLS: then
-        every write waits for the writer task."""
+        """The descriptor of a non-blocking socket; -1 for TLS: then every write waits for the
+        writer task."""
         self._owner = owner
         self.wire = wire
         self._max_queued_bytes = max_queued_bytes
@@ -193,11 +193,11 @@ class Outbox:
         self.group: Membership | None = None
         self._group_start = (0, 0, 0)
         self.entry = 0
-        """Which entry into any group its last one was: entries count up."""
+        """The number of its last entry into a group; entries into all groups count up."""
         self.blocked = False
         self.closed = False
         self._held: bytes | memoryview = b""
-        """The unsent rest of the write that found the socket full."""
+        """The unsent rest of the write that filled the socket."""
         self._held_messages = 0
         self._control: list[bytes] = []
         self.control_bytes = 0
@@ -213,7 +213,7 @@ class Outbox:
     # Membership of a group: the accounts are kept by the group and settled here.
 
     def enter(self, group: Membership, entry: int) -> None:
-        """Join the clients that are at the same position in the same lanes."""
+        """Join a group: the clients that are at the same position in the same lanes."""
         self.group = group
         self.entry = entry
         self._group_start = group.account
@@ -235,7 +235,7 @@ class Outbox:
     # Writing
 
     def write(self, data: bytes | memoryview, messages: int = 0) -> bool:
-        """Put bytes on the connection, behind what is held; return whether the socket took them.
+        """Write bytes after those that are held; return whether the socket took all of them.
 
         Never waits. A dead socket is reported to the owner.
         """
@@ -259,7 +259,7 @@ class Outbox:
         return False
 
     def hold(self, data: bytes | memoryview, sent: int, messages: int) -> None:
-        """Hold what the socket did not take after `sent` bytes, and start the writer task."""
+        """Hold the bytes after the first `sent`, which the socket took; start the writer task."""
         self._held = memoryview(data)[sent:]
         self._held_messages = messages
         if not self.blocked:
@@ -269,13 +269,13 @@ class Outbox:
             self._owner.on_blocked()
 
     def unblock(self) -> None:
-        """Note that the socket has taken everything that was held."""
+        """Note that the socket has taken all held bytes."""
         self.blocked = False
         if self.group is not None:
             self.group.put(self, self.descriptor)
 
     def fail(self, messages: int) -> None:
-        """Report that the socket died under a write of so many data messages."""
+        """Report that the socket died during a write of `messages` data messages."""
         self._held_messages += messages
         if not self.closed:
             self._owner.on_broken()
@@ -295,7 +295,7 @@ class Outbox:
     def offer(
         self, subscription: Subscription, window: Iterable[Publication], *, stretched: bool
     ) -> None:
-        """Let publications of a topic wait for the next `flush`."""
+        """Queue publications of a topic for the next `flush`."""
         lane = subscription.lane
         latest = lane.mode is Mode.LATEST
         merging = stretched or subscription.interval_seconds > 0
@@ -316,29 +316,28 @@ class Outbox:
         if publication.epoch is not None and (
             publication.epoch != subscription.epoch or not leads_back
         ):
-            subscription.skip_sequence = 0  # a gap: what follows it is new
+            subscription.skip_sequence = 0  # a gap: all publications after it are new
         return leads_back and bool(subscription.skip_sequence)
 
     def _is_full(self, publication: Publication) -> bool:
-        """Whether one more fits only in place of another."""
+        """Whether there is room for one more only in place of another."""
         if self.descriptor >= 0:
             return self.blocked
-        # There is no socket buffer of ours to look into, so a little is kept before anything is
-        # merged. Half of the room stays free for what may not be merged, or a gap would be one too
-        # many.
+        # TLS shows no socket buffer, so a bounded amount is kept before anything is merged. Half of
+        # the room stays free for messages that may not be merged, or a gap would exceed it.
         limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes // 2)
         size = self.backlog.queued_bytes + len(publication.text)
         return self.blocked and size > limit
 
     def put(self, subscription: Subscription, publication: Publication) -> None:
-        """Let one publication wait that was published before the client asked for its kind."""
+        """Queue one publication that was published before the client asked for its kind."""
         if self.backlog.insert(subscription, publication):
             return
         merge = subscription.lane.mode is Mode.LATEST and publication.merges
         self._put(subscription, publication, merge=merge)
 
     def _put(self, subscription: Subscription, publication: Publication, *, merge: bool) -> None:
-        """Let one publication wait; with `merge` it replaces an older one of its kind."""
+        """Queue one publication; with `merge` it replaces an older one of its kind."""
         self._offered += 1
         if self._overflowed:
             self.dropped["overflow"] += 1  # nothing may follow the hole
@@ -353,17 +352,17 @@ class Outbox:
         self._conflated += self.backlog.put(subscription, publication, merge=merge)
 
     def release_limited(self, subscription: Subscription) -> None:
-        """Let what waits for its rate be sent with the next flush: the rate changes."""
+        """Send messages that wait for their rate with the next flush, since the rate changes."""
         self._conflated += self.backlog.release_limited(subscription)
 
     def forget(self, subscriptions: AbstractSet[Subscription], reason: str) -> None:
-        """Drop everything that waits of these subscriptions."""
+        """Drop all waiting messages of these subscriptions."""
         self._count_dropped(
             self.backlog.discard(subscriptions, lambda owner, _: owner in subscriptions), reason
         )
 
     def forget_kinds(self, subscription: Subscription, reason: str) -> None:
-        """Drop what waits of kinds that a subscription does not ask for any more."""
+        """Drop waiting messages of kinds that a subscription no longer asks for."""
         kinds = subscription.lane.kinds
 
         def unwanted(owner: Subscription, publication: Publication) -> bool:
@@ -391,7 +390,7 @@ class Outbox:
             self._replayed += sum(not publication.notice for publication in missed)
         return self.wire.data(parts)
 
-    # Taking what waits
+    # Taking waiting messages
 
     def take(self, now_seconds: float) -> tuple[bytes | memoryview, int]:
         """Return the next bytes to write, and how many data messages they finish; empty: none.
@@ -422,7 +421,7 @@ class Outbox:
         return self.wire.data(parts), len(parts)
 
     def flush(self, now_seconds: float) -> int:
-        """Write what waits until it is written or the socket is full; return how many messages."""
+        """Write waiting messages until the socket is full; return how many were written."""
         total = 0
         while not self.closed:
             data, messages = self.take(now_seconds)
@@ -436,14 +435,14 @@ class Outbox:
 
     @property
     def may_join(self) -> bool:
-        """Whether nothing of its own keeps the client from joining a group."""
+        """Whether the client has no state of its own that keeps it from joining a group."""
         backlog = self.backlog
         return not (
             self.blocked or self.closed or self.descriptor < 0 or backlog or backlog.replaying
         )
 
     def close(self, reason: str = "disconnected") -> None:
-        """Write nothing more, ever: the descriptor may soon be somebody else's socket."""
+        """Stop writing for good: the descriptor may soon belong to another socket."""
         if self.closed:
             return
         self.closed = True
@@ -457,12 +456,12 @@ class Outbox:
         self._owner = _NO_OWNER
 
     def clear(self, reason: str) -> None:
-        """Drop everything that waits, of all subscriptions at once."""
+        """Drop all waiting messages, of all subscriptions together."""
         self._count_dropped(self.backlog.clear(), reason)
 
     @property
     def account(self) -> tuple[int, int, int]:
-        """Offered, delivered and conflated up to now."""
+        """Return the messages offered, delivered and conflated up to now."""
         if self.group is None:
             return self._offered, self._delivered, self._conflated
         offered, delivered, conflated = self.group.account
@@ -474,7 +473,7 @@ class Outbox:
         )
 
     def statistics(self) -> OutboxStatistics:
-        """The account up to now, and what waits."""
+        """Return the account up to now, with the messages that wait."""
         offered, delivered, conflated = self.account
         return OutboxStatistics(
             offered=offered,

@@ -1,4 +1,4 @@
-"""One publication: decoded, validated, positioned and encoded once, whoever receives it."""
+"""One publication: decoded, validated, positioned and encoded once for all receivers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Publication:
         """The epoch that begins with this publication, which is then a `gap`. A gap is no data
         message, so it is never part of a batch."""
         self.notice = notice
-        """Whether it is no publication of a producer but a message about the stream: a `gap`, or
-        a last known value after one. It is never merged and its text never changes."""
+        """Whether it is a message of the server about the stream: a `gap`, or a last known value
+        after one. It is never merged and its text never changes."""
         self.sequence = sequence
-        """Its sequence; of a notice, the sequence that its receivers are at afterwards."""
+        """Its sequence; for a notice, the sequence at which its receivers are afterwards."""
         self.order = order
         """Its place among the publications of all topics: the order inside a batch."""
         self.text = text

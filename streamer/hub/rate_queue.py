@@ -49,7 +49,7 @@ class RateQueue(Generic[S]):
         return self._heap[0][0] if self._heap else None
 
     def put(self, subscription: S, publication: Publication, *, merge: bool) -> bool:
-        """Let a message wait; return whether, with `merge`, it replaced an older one."""
+        """Queue a message; return whether, with `merge`, it replaced an older one."""
         waiting = subscription.waiting
         if waiting is None:
             waiting = subscription.waiting = {}

@@ -1,10 +1,10 @@
 """Planning of recoveries: the messages that a client is sent before the live flow of a topic.
 
-A client that names a position is sent what it has missed since, or a gap where that is not known
-any more; a client that names none is sent the last known values. All of it is decided in one
-synchronous step, with the subscriptions: no publication comes between the answer and the live flow.
-Missed publications are held in the outbox from then on, so what an answer promises is sent even if
-the topic's history goes on meanwhile.
+A client that names a position is sent the publications that it has missed, or a gap if they are not
+known any more; a client that names none is sent the last known values. The plan is made in the same
+synchronous step as the subscriptions: no publication comes between the answer and the live flow.
+Missed publications are held in the outbox from then on, so they are sent as the answer promises
+even if the topic's history drops them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Want:
     since: Position | None = None
     """The position that the client names; None: it holds none."""
     unavailable: bool = False
-    """Whether the source could not be asked what followed that position."""
+    """Whether the source could not be asked for the publications after that position."""
 
     @property
     def topic(self) -> Topic:
@@ -38,7 +38,7 @@ class Want:
 
 @attrs.define
 class RecoveryPlan:
-    """The contents of the answer to a client, and the messages right behind it."""
+    """The contents of the answer to a client, and the messages right after it."""
 
     positions: dict[Topic, Position] = attrs.field(factory=dict)
     """For each topic, the position that its next message follows."""
@@ -47,17 +47,17 @@ class RecoveryPlan:
     recovered: bool = True
     """Whether these are all that it has missed."""
     snapshots: list[Publication] = attrs.field(factory=list)
-    """The last known values that are sent right behind the answer."""
+    """The last known values that are sent right after the answer."""
 
 
 def subscribe(
     hub: Hub, outbox: Outbox, wants: Sequence[Want], *, max_replay_bytes: int
 ) -> RecoveryPlan:
-    """Subscribe a client, and begin the recovery of what it has missed.
+    """Subscribe a client, and begin the recovery of its missed messages.
 
     The caller sends the answer and the snapshots, and then calls `FanOut.start_replays`: missed
     messages and gaps are in the outbox by now. At most `max_replay_bytes` of them are held for the
-    client; what is more becomes a gap.
+    client; the rest becomes a gap.
     """
     held = {subscription.lane.stream.topic for subscription in outbox.subscriptions.values()}
     replays = _plan(hub, wants, held, max_replay_bytes - outbox.backlog.replay_bytes)
@@ -81,9 +81,9 @@ def subscribe(
 def _plan(
     hub: Hub, wants: Sequence[Want], held: set[Topic], room_bytes: int
 ) -> Mapping[Topic, Replay]:
-    """Find what can be replayed of each topic; there is no entry for a topic with a hole.
+    """Find the publications to replay for each topic; a topic with a hole has no entry.
 
-    What the client holds already has no hole: it continues as it is.
+    A topic that the client holds already has no hole: its subscription continues unchanged.
     """
     replays: dict[Topic, Replay] = {}
     for want in wants:
@@ -102,7 +102,7 @@ def _plan(
 def _hole(
     hub: Hub, subscription: Subscription, since: Position, want: Want
 ) -> tuple[GapReason, Position]:
-    """Say why it is not known what followed `since`, and where the stream resumes: never before."""
+    """Return the reason for a hole after `since`, and the position, never earlier, that resumes."""
     at = hub.position(subscription)
     same_epoch = since.epoch == at.epoch
     # Another server was ahead of this one, unless the epoch is this server's own.

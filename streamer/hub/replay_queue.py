@@ -14,7 +14,7 @@ S = TypeVar("S", bound=Hashable)
 class ReplayQueue(Generic[S]):
     """Missed publications, one subscription after the other, each in order.
 
-    They are held here because the client was promised them, whatever becomes of the history.
+    They are held here because the client was promised them, even if the history drops them.
     """
 
     __slots__ = ("_missed", "size_bytes")
@@ -25,17 +25,17 @@ class ReplayQueue(Generic[S]):
         """The size of all the texts."""
 
     def __len__(self) -> int:
-        """How many subscriptions have something to be replayed."""
+        """How many subscriptions have messages to be replayed."""
         return len(self._missed)
 
     def add(self, subscription: S, missed: Sequence[Publication]) -> None:
-        """Append what a subscription has missed; it has nothing in the queue yet."""
+        """Append the missed messages of a subscription that is not in the queue yet."""
         if missed:
             self._missed[subscription] = deque(missed)
             self.size_bytes += _size_bytes(missed)
 
     def insert(self, subscription: S, publication: Publication) -> bool:
-        """Insert a publication of a newly wanted kind; return whether it belongs into the queue."""
+        """Insert a publication of a newly wanted kind; return whether it belongs in the queue."""
         missed = self._missed.get(subscription)
         if not missed or missed[-1].sequence <= publication.sequence:
             return False

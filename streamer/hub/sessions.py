@@ -1,4 +1,4 @@
-"""Records of sessions: what it takes to restore the subscriptions of a client."""
+"""Records of sessions, from which the subscriptions of a client are restored."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class HeldSubscription:
     interval_seconds: float
     """The least time between two messages of a kind; 0: no limit."""
     confirmed: Position
-    """The position that the client has confirmed: of the last message that was sent before the
-    last ping that it answered."""
+    """The position that the client has confirmed: that of the last message sent before the last
+    ping that it answered."""
 
 
 @attrs.frozen

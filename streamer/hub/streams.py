@@ -1,4 +1,4 @@
-"""A topic's stream, and its lanes: the topic as subscriptions with the same options see it."""
+"""A topic's stream and its lanes, one for each choice of options of its subscriptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ORDER: Final = attrgetter("order")
 
 
 class Lane:
-    """A topic as the subscriptions with one mode and one choice of kinds see it."""
+    """The part of a topic that subscriptions with one mode and one choice of kinds receive."""
 
     __slots__ = (
         "_cut_position",
@@ -49,16 +49,15 @@ class Lane:
         self.epoch = stream.epoch
         """The epoch of `position`."""
         self.groups: dict[Any, None] = {}
-        """The groups of clients that hold the lane. `Any`, since a group knows its lanes and a
-        stream knows nothing of groups but this."""
+        """The groups of clients that hold the lane. `Any`, since `group` imports this module."""
         self.offered = 0
         """How many publications the flush under way has for the lane's groups, those merged away
         included; 0 between flushes."""
         self._window: list[Publication] = []
         self._cut_position = 0
-        """The publications that this flush sends, and the sequence that its receivers are at."""
+        """The publications that this flush sends, and the sequence at which its receivers are."""
         self._parts: dict[WireFormat, list[Part]] = {}
-        """The same encoded, once for each format that asked."""
+        """The publications of this flush encoded, once for each format in use."""
 
     @property
     def head(self) -> int:
@@ -71,7 +70,7 @@ class Lane:
         )
 
     def cut(self, window: list[Publication], *, stretched: bool) -> None:
-        """Take what was published since the last flush into the one that begins."""
+        """Take the publications since the last flush into the one that begins."""
         if not self.whole:
             kinds = self.kinds
             window = [p for p in window if p.kind in kinds or p.kind is None]
@@ -95,7 +94,7 @@ class Lane:
         self.offered = 0
 
     def parts(self, wire: WireFormat) -> list[Part]:
-        """Return what the flush under way sends to groups of this format."""
+        """Return the messages that the flush under way sends to groups of this format."""
         parts = self._parts.get(wire)
         if parts is None:
             parts = self._parts[wire] = wire.parts(self._window, self._cut_position)
@@ -159,7 +158,7 @@ class TopicStream:
         return b"%b%b}" % (text[:-1], self._naming) if self._naming else text
 
     def position_at(self, epoch: str, sequence: int) -> Position:
-        """Return a position, as one object for all subscriptions that are there."""
+        """Return a position, one shared object for all subscriptions at it."""
         if self._position.sequence != sequence or self._position.epoch != epoch:
             self._position = Position(epoch, sequence)
         return self._position
@@ -171,14 +170,14 @@ class TopicStream:
         return sorted(known, key=_ORDER)
 
     def count_missed(self, since: Position) -> int | None:
-        """Count what was published after a position; None where it is not known any more."""
+        """Count the publications after a position; None if they are not known any more."""
         if since.epoch not in (self.epoch, self.former_epoch) or since.sequence > self.sequence:
             return None
         count = self.sequence - since.sequence
         return None if count > len(self.history) else count
 
     def missed(self, since: Position) -> list[Publication] | None:
-        """Return what was published after a position; None where it is not known any more."""
+        """Return the publications after a position; None if they are not known any more."""
         count = self.count_missed(since)
         if count is None:
             return None

@@ -1,4 +1,4 @@
-"""Topics without a subscriber, kept for a while since many clients come straight back."""
+"""Topics without a subscriber, kept for a while since many clients return soon."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from streamer.hub.streams import TopicStream
 
 
 class UnusedTopics:
-    """Unused topics in the order in which their time is over; bounded in all and per client.
+    """Unused topics, ordered by the end of their time; bounded in total and per client.
 
-    A client that subscribes to ever new topics and leaves them makes room for its new ones at the
-    expense of its own.
+    A client that subscribes to ever more topics and leaves them displaces only its own.
     """
 
     def __init__(self, *, maximum: int, maximum_per_client: int) -> None:
         self._maximum = maximum
         self._maximum_per_client = maximum_per_client
         self._topics: dict[TopicStream, tuple[float, str | None]] = {}
-        """By topic, when its time is over and the name of the client that left it."""
+        """Topic -> when its time is over, and the name of the client that left it."""
         self._by_client: dict[str, dict[TopicStream, None]] = {}
 
     def __len__(self) -> int:
@@ -28,9 +27,9 @@ class UnusedTopics:
     def add(
         self, stream: TopicStream, deadline_seconds: float, client: str | None
     ) -> Iterator[TopicStream]:
-        """Keep a topic, last in order; yield those that there is no room for any more, removed.
+        """Keep a topic, last in order; remove and yield those for which there is no room.
 
-        `client` is the name of the client that left it, None where nobody has had it yet.
+        `client` is the name of the client that left it, None if no client has held it yet.
         """
         self.discard(stream)
         self._topics[stream] = (deadline_seconds, client)

@@ -21,29 +21,29 @@ class Upstream(Protocol):
     """Where the hub records which topics are wanted."""
 
     def want(self, stream: TopicStream) -> None:
-        """Record that a topic is wanted which nobody had; its publications go to `stream`."""
+        """Record that a new topic is wanted; its publications go to `stream`."""
 
     def join(self, topic: Topic) -> None:
         """Record that a topic has its first subscriber, which learns the stream's position."""
 
     def release(self, topic: Topic) -> None:
-        """Record that nobody has had the topic for the linger time."""
+        """Record that the topic has had no subscriber for the linger time."""
 
 
 class RecoveryOutcome(enum.Enum):
-    """Whether a client that names a position can go on from it."""
+    """Whether a client that names a position can continue from it."""
 
     RECOVERED = "recovered"
-    """The hub knows all that followed the position: `Hub.missed` returns it."""
+    """The hub knows all publications after the position: `Hub.missed` returns them."""
     EXPIRED = "expired"
-    """Nothing keeps what followed the position, or it is a position of another stream."""
+    """The publications after the position are no longer kept, or it is of another stream."""
     UNAVAILABLE = "unavailable"
-    """The source cannot be asked now: what followed may still be kept there."""
+    """The source cannot be asked now: it may still keep the publications after the position."""
 
 
 @attrs.frozen
 class Recovery:
-    """Where a client that names a position goes on in a topic."""
+    """The position from which a client that names one continues in a topic."""
 
     outcome: RecoveryOutcome
     position: Position
@@ -56,14 +56,14 @@ class Source(Protocol):
     async def prepare(
         self, topics: Collection[Topic], since: Mapping[Topic, Position]
     ) -> dict[Topic, Recovery]:
-        """Wait until these topics are live, and fetch what followed the positions in `since`.
+        """Wait until these topics are live, and fetch the history after the positions in `since`.
 
         `topics` must have been wanted before (`Hub.stream`); those in `since` are among them. One
         deadline holds for all of it: `subscribe_timeout_seconds`. When it is over, or while the
         source is away, a topic without a position counts as ready, and one whose position cannot
-        be looked up as unavailable. Returns one `Recovery` for each topic in `since`. Nothing may
-        wait between this call and what relies on its result.
+        be looked up as unavailable. Returns one `Recovery` for each topic in `since`. The caller
+        must not wait between this call and the use of its result.
         """
 
     def is_forbidden(self, topic: Topic) -> bool:
-        """Whether the server itself may not read a topic that is wanted, so that nothing comes."""
+        """Whether the server's own Redis user may not read a wanted topic."""

@@ -1,4 +1,4 @@
-"""A wake-up for the flush loop, made before the fan-out, which sets it, and the loop."""
+"""The wake-up of the flush loop; the fan-out sets it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Wakeup:
     def __init__(self) -> None:
         self._event = trio.Event()
         self.held = False
-        """Whether `set` does nothing: whoever holds it flushes by itself."""
+        """Whether `set` does nothing: the holder flushes by itself."""
 
     def set(self) -> None:
         """Wake the task that waits, or keep it from waiting."""
@@ -21,7 +21,7 @@ class Wakeup:
             self._event.set()
 
     def clear(self) -> None:
-        """Let the next `wait` wait for the next `set`."""
+        """Make the next `wait` wait for the next `set`."""
         self._event = trio.Event()
 
     async def wait(self) -> None:

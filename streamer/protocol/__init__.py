@@ -1,1 +1,1 @@
-"""What is said on the wire: topics, messages, frames, errors. No I/O, no trio, no sockets."""
+"""The protocol: topics, messages, publications, errors. No I/O, no trio, no sockets."""

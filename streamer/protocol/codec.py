@@ -30,14 +30,14 @@ from streamer.protocol.json_text import find_items, find_members, is_utf8, loads
 StructureHook = Callable[[Any, Any], Any]
 
 MAX_ECHOED_BRACKETS: Final = 64
-"""Brackets in a target that comes back as it was sent: more could be nested too deeply for whoever
-reads the answer."""
+"""Brackets in a target that is returned as it was sent: more could be nested too deeply for the
+client's parser."""
 
 MAX_ECHOED_CHARACTERS: Final = 80
-"""The length of what comes back of such a target, as a string."""
+"""Characters that are returned, as a string, of a target with more brackets."""
 
 _MAX_EXACT_TARGETS: Final = 1000
-"""Targets of one request that come back exactly as they were sent: a bound of work."""
+"""Targets of one request that are returned exactly as they were sent; it bounds the work."""
 
 _INTEGER: Final = re.compile(r"-?\d{1,200}", re.ASCII)
 
@@ -102,7 +102,7 @@ def _mapping_hook(target: Any, converter: cattrs.BaseConverter) -> StructureHook
 
 
 def _object_hook(model: type[Any], converter: cattrs.Converter) -> StructureHook:
-    """Name what is no object; cattrs would index it and report how that failed."""
+    """Reject a value that is not an object by its type; cattrs would report a failed index."""
     structure_object = make_dict_structure_fn(model, converter)
 
     def structure(value: object, _type: object) -> Any:
@@ -133,7 +133,10 @@ def _is_64_bit(value: int) -> bool:
 
 
 def exactly(value: object) -> object:
-    """A string or an integer for orjson: it writes no lone surrogate and no more than 64 bits."""
+    """Make a string or an integer writable by orjson.
+
+    It refuses a lone surrogate and an integer of more than 64 bits.
+    """
     if type(value) is int and not _is_64_bit(value):
         return orjson.Fragment(b"%d" % value)
     if type(value) is str and not is_utf8(value):
@@ -160,7 +163,7 @@ def _make_converter() -> cattrs.Converter:
 
 
 CONVERTER: Final = _make_converter()
-"""The one converter. It explains what is wrong, field by field."""
+"""The converter of all messages. It reports errors for each field."""
 
 
 def utc_timestamp(moment: datetime | None = None) -> str:
@@ -170,7 +173,7 @@ def utc_timestamp(moment: datetime | None = None) -> str:
 
 
 def explain(error: BaseException) -> list[str]:
-    """What is wrong, a line for each field: `$.price: expected int or float, got str`."""
+    """Describe a validation error, a line per field: `$.price: expected int or float, got str`."""
 
     def describe(exception: BaseException, _type: type[Any] | None) -> str:
         if isinstance(exception, KeyError):
@@ -185,7 +188,7 @@ def explain(error: BaseException) -> list[str]:
 
 
 def decode_client(text: str | bytes) -> messages.ClientMessage:
-    """Read what a client sent.
+    """Decode a client's message.
 
     Raises ProtocolError with the code, the reason and, where it could be read, the request_id.
     """
@@ -221,7 +224,7 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
 
 
 def request_id_of(text: str | bytes) -> messages.RequestId | None:
-    """The request_id of a message that is not carried out, if it can be read."""
+    """Return the request_id of a message that is rejected, if it can be read."""
     try:
         decoded = _load_request(text)
     except ProtocolError:
@@ -230,10 +233,10 @@ def request_id_of(text: str | bytes) -> messages.RequestId | None:
 
 
 def _load_request(text: str | bytes) -> Any:
-    """Read a client's JSON, in which what comes back to it is kept exactly as it was sent.
+    """Parse a client's JSON; values that the answer repeats are kept exactly as they were sent.
 
-    That is a request_id of more digits than 64 bits hold, and targets that are no strings: numbers,
-    lists and objects become fragments of JSON, which are encoded as they are.
+    These are a request_id of more than 64 bits, and targets that are not strings: numbers, lists
+    and objects become `orjson.Fragment`s, which are encoded unchanged.
     """
     try:
         decoded = orjson.loads(text)
@@ -258,7 +261,7 @@ def _load_request(text: str | bytes) -> Any:
 
 
 def _is_exact(target: object) -> bool:
-    """Whether what was read of a target is what was sent."""
+    """Whether the parsed target would be encoded as it was sent."""
     return (
         type(target) is str
         or target is None
@@ -293,11 +296,11 @@ def _readable_request_id(decoded: dict[str, object]) -> messages.RequestId | Non
 
 
 def encode(message: messages.ServerMessage | messages.ClientMessage, timestamp: str) -> bytes:
-    """The JSON of a message of our own."""
+    """Return the JSON of a message."""
     first = {"type": message.type, "timestamp": timestamp}
     return orjson.dumps(first | CONVERTER.unstructure(message))
 
 
 def encode_request(message: messages.ClientMessage) -> str:
-    """The JSON of a client message."""
+    """Return the JSON of a client's message."""
     return orjson.dumps(CONVERTER.unstructure(message)).decode()

@@ -1,4 +1,4 @@
-"""What can go wrong on the wire, by whose fault it is, and what a client should do about it."""
+"""Error codes and close codes, whose fault each is, and how a client should react to it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ERROR_MEANINGS: Final[Mapping[ErrorCode, str]] = {
 class ProtocolError(Exception):
     """A client's message that cannot be carried out.
 
-    It is answered with an `error` message and costs nobody else anything.
+    It is answered with an `error` message; no other client is affected.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ProtocolError(Exception):
 
 
 class InvalidPublicationError(ValueError):
-    """What a producer published does not fit its channel; the text says why."""
+    """A publication does not fit its channel; the text says why."""
 
 
 @attrs.frozen

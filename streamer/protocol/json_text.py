@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 _MAX_MEMBERS: Final = 64
-"""Members of an object, or items of a list in it, per text that is looked for: a bound of work."""
+"""Members of an object, or items of a list in it, that are examined; it bounds the work."""
 
 _STRING: Final = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _TOKEN: Final = re.compile(_STRING + r"|[{}\[\],]")
@@ -36,7 +36,7 @@ def _integer(digits: str) -> int | float:
 _USUAL: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 _LONG_INTEGERS: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer)
 _SPANS: Final = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
-"""For the end of a value: no number is converted."""
+"""Finds the end of a value; no number is converted."""
 
 
 def is_utf8(text: str) -> bool:
@@ -58,9 +58,9 @@ def loads(text: str) -> Any:
 
 
 def find_members(text: str) -> dict[str, str]:
-    """The members of a valid JSON object, by name each with the text of its value.
+    """Return the members of a valid JSON object: name -> text of the value.
 
-    Empty where the object has more members than are worth looking at.
+    Empty if the object has too many members.
     """
     found: dict[str, str] = {}
     at = _skip(text, _skip(text, 0) + 1)
@@ -76,7 +76,7 @@ def find_members(text: str) -> dict[str, str]:
 
 
 def find_items(text: str, limit: int) -> list[str]:
-    """The texts of the items of a valid JSON list, the first `limit` of them."""
+    """Return the texts of the first `limit` items of a valid JSON list."""
     found: list[str] = []
     at = _skip(text, 1)
     while text[at] != "]" and len(found) < limit:
@@ -88,21 +88,21 @@ def find_items(text: str, limit: int) -> list[str]:
 
 def _skip(text: str, at: int) -> int:
     match = _SPACE.match(text, at)
-    assert match is not None  # it matches nothing, too
+    assert match is not None  # it also matches the empty string
     return match.end()
 
 
 def _next(text: str, at: int) -> int:
-    """Past a comma, or at what closes the object or list."""
+    """Return the index after a comma, or that of the bracket that closes the object or list."""
     at = _skip(text, at)
     return _skip(text, at + 1) if text[at] == "," else at
 
 
 def split_members(text: str) -> Iterator[tuple[str, str]]:
-    """The members of a valid JSON object, each with its own text: `("price", '"price": 1.50')`.
+    """Yield the members of a valid JSON object, each with its text: `("price", '"price": 1.50')`.
 
-    The scanner of `json` would find their ends, too, but recurses, and so fails on depths that
-    orjson has let in.
+    The scanner of `json` would find their ends, too, but it recurses, and so fails at depths that
+    orjson accepts.
     """
     depth = start = 0
     for token in _TOKEN.finditer(text):
@@ -120,7 +120,7 @@ def split_members(text: str) -> Iterator[tuple[str, str]]:
 def check_bounds(
     text: str, *, max_depth: int, max_number_characters: int, max_exponent: int
 ) -> None:
-    """Raise ValueError where a JSON text is nested more deeply, or has a number beyond these.
+    """Raise ValueError if a JSON text is nested too deeply, or has a number beyond the bounds.
 
     A number beyond the range of a double is refused, too.
     """

@@ -22,7 +22,7 @@ from streamer.protocol.json_text import is_utf8
 from streamer.protocol.topics import KINDS, Kind, SubscriptionType
 
 RequestId = str | int
-"""Comes back in the answer to the request: a string or an integer of at most 64 characters."""
+"""Returned in the answer to the request: a string or an integer of at most 64 characters."""
 
 MAX_REQUEST_ID_CHARACTERS: Final = 64
 
@@ -33,11 +33,11 @@ MAX_SEQUENCE: Final = 2**53
 
 MIN_RATE: Final = 0.001
 MAX_RATE: Final = 1e9
-"""Bounds of `max_rate`: at least a message in 1,000 s, so that what a client waits for comes."""
+"""Bounds of `max_rate`: at least a message in 1,000 s, so that every message is sent in the end."""
 
 
 def _check_request_id(_instance: object, _attribute: object, value: RequestId | None) -> None:
-    # The text of a very long integer is not made: Python refuses to.
+    # Compared as a number: Python refuses to convert a very long integer to a string.
     too_long = isinstance(value, int) and abs(value) >= 10**MAX_REQUEST_ID_CHARACTERS
     if too_long or len(str(value)) > MAX_REQUEST_ID_CHARACTERS:
         raise ValueError(f"request_id is longer than {MAX_REQUEST_ID_CHARACTERS} characters")
@@ -90,8 +90,8 @@ def _check_sequence(_instance: object, _attribute: object, value: int) -> None:
 class Position:
     """A place in a topic's stream.
 
-    A sequence alone would lie after a restart: counting starts again, and an old 17 looks like a
-    new one. The epoch tells the two apart.
+    A sequence alone is ambiguous after a restart: counting starts again, and an old 17 looks like a
+    new one. The epoch distinguishes the two.
     """
 
     epoch: str = attrs.field(validator=_check_epoch)
@@ -109,22 +109,23 @@ class Subscribe:
     type: ClassVar[str] = "subscribe"
     subscription_type: SubscriptionType
     targets: Sequence[Any]
-    """Strings; anything else is rejected one by one, so that it does not spoil the others."""
+    """Strings; any other value is rejected alone and does not affect the other targets."""
     kinds: Sequence[Kind] | None = None
-    """Those wanted of the kinds that the topic carries; without it all."""
+    """The kinds that are wanted, of those that the topic carries; all by default."""
     mode: Mode = Mode.LATEST
-    """When the client is behind: merge (latest), or hold all and in the end close."""
+    """When the client is behind: merge messages (latest), or hold all, up to a limit at which the
+    connection is closed (all)."""
     max_rate: float | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(
             [attrs.validators.ge(MIN_RATE), attrs.validators.le(MAX_RATE)]
         ),
     )
-    """The most messages a second of each target and kind; the newest are kept."""
+    """The most messages per second of each target and kind; the newest are kept."""
     snapshot: bool = True
-    """Whether the last known value of each target follows the ack."""
+    """Whether the last known value of each target follows the answer."""
     since: Mapping[str, Position] | None = None
-    """Target -> the last position the client holds; what was missed since follows the ack."""
+    """Target -> the last position that the client holds; the missed messages follow the answer."""
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
 
     def __attrs_post_init__(self) -> None:
@@ -137,7 +138,7 @@ class Subscribe:
 
 @attrs.frozen
 class Unsubscribe:
-    """Give topics up; answered with `unsubscribed`."""
+    """End subscriptions; answered with `unsubscribed`."""
 
     type: ClassVar[str] = "unsubscribe"
     subscription_type: SubscriptionType
@@ -164,7 +165,7 @@ class RefreshToken:
 
 @attrs.frozen
 class Reconnect:
-    """Restore a session: its subscriptions, and what was missed since `positions`."""
+    """Restore a session: its subscriptions, and the messages missed since `positions`."""
 
     type: ClassVar[str] = "reconnect"
     session_id: str
@@ -199,11 +200,11 @@ class Connected:
     heartbeat_interval: float
     """Seconds between the server's WebSocket pings."""
     limits: Mapping[str, float]
-    """The bounds of what the client may do, by the names of the server's settings."""
+    """The limits that hold for the client, by the names of the server's settings."""
 
 
 def _echo(target: object) -> object:
-    """Return what can be encoded of a target; the codec has made a fragment of any other."""
+    """Make a target encodable: the codec has wrapped those that orjson would alter."""
     if isinstance(target, list | dict) or (isinstance(target, float) and not math.isfinite(target)):
         return reprlib.repr(target)
     if isinstance(target, str) and not is_utf8(target):
@@ -216,7 +217,7 @@ class RejectedTarget:
     """One target of a request that was refused, and why."""
 
     target: Any = attrs.field(converter=_echo)
-    """As it was sent; of a target with more than 64 brackets the beginning, as a string."""
+    """The target as it was sent; one with more than 64 brackets is cut and given as a string."""
     code: ErrorCode
     message: str
 
@@ -228,18 +229,18 @@ class Subscribed:
     type: ClassVar[str] = "subscribed"
     subscription_type: SubscriptionType
     targets: Sequence[str]
-    """Those of the request that are now held."""
+    """The targets of the request that are now subscribed to."""
     rejected: Sequence[RejectedTarget]
-    """Those of the request that are not."""
+    """The targets of the request that were refused, each with the reason."""
     positions: Mapping[str, Position]
-    """Target -> the position that the next message of it follows: where its stream is now, or
-    that of `since` where what was missed follows."""
+    """Target -> the position that its next message follows: the stream's present position, or that
+    of `since` if missed messages follow."""
     request_id: RequestId | None = None
 
 
 @attrs.frozen
 class Unsubscribed:
-    """The answer to `unsubscribe`; nothing of these targets comes after it."""
+    """The answer to `unsubscribe`; no message of these targets follows it."""
 
     type: ClassVar[str] = "unsubscribed"
     subscription_type: SubscriptionType
@@ -273,17 +274,16 @@ class Reconnected:
 
     type: ClassVar[str] = "reconnected"
     session_id: str
-    """The new one."""
+    """The id of the new session."""
     restored_subscriptions: Mapping[SubscriptionType, Sequence[str]]
-    """Type -> targets. Those of the session that are missing here are ones that the client may not
-    have, or that the connection has no room for."""
+    """Type -> targets. A target of the former session that is missing here is not permitted, or
+    exceeds the connection's limits."""
     missed_messages_count: int
     """How many missed messages follow."""
     recovered: bool
     """True only if every missed message follows."""
     positions: Mapping[str, Position] = attrs.field(factory=dict)
-    """Topic as `type:target` -> the position that the next message of it follows, be it one that
-    was missed or a live one."""
+    """Topic as `type:target` -> the position that its next message follows, missed or live."""
     request_id: RequestId | None = None
 
 
@@ -320,10 +320,10 @@ class ServerShutdown:
 
     type: ClassVar[str] = "server_shutdown"
     retry_after_ms: int
-    """This client's own delay before it reconnects: spread, so that not all come at once."""
+    """The delay before this client should reconnect: spread, so that not all come at once."""
 
 
-# Server -> client: data. Producers write these to Redis; what they add is passed through.
+# Server -> client: data. Producers write these to Redis; members that they add are passed on.
 
 
 @attrs.frozen
@@ -380,7 +380,7 @@ class MarketStatus:
 
 @attrs.frozen
 class Alert:
-    """A condition that a user has set an alert for has come true."""
+    """The condition of a user's alert is met."""
 
     type: ClassVar[str] = "alert"
     alert_id: str | int

@@ -31,8 +31,8 @@ MAX_NUMBER_CHARACTERS: Final = 1000
 """Characters of a number: the most that Jackson reads by default."""
 
 MAX_EXPONENT: Final = 400
-"""The exponent of a number, either way: beyond it the number is 0 or infinite to whoever has
-doubles, and a decimal of hundreds of digits to others."""
+"""The exponent of a number, positive or negative. A larger one makes 0 or infinity as a double, and
+hundreds of digits as a decimal."""
 
 _SERVER_ONLY: Final = frozenset({"previous", "snapshot"})
 _POSITION: Final = frozenset({"sequence", "epoch"})
@@ -40,7 +40,7 @@ _NAMING: Final = frozenset({"subscription_type", "target"})
 
 _LOOKED_AT: Final = _SERVER_ONLY | _POSITION | _NAMING
 _LOOKED_AT_BESIDE_POSITION: Final = _SERVER_ONLY | _NAMING
-"""Members which, where a producer writes them, may have to go."""
+"""Members that may have to be removed if a producer writes them."""
 
 _NOTHING: Final[frozenset[str]] = frozenset()
 
@@ -49,7 +49,7 @@ _TYPES: Final = frozenset(SubscriptionType)
 _BOM: Final = b"\xef\xbb\xbf"
 _NUMBER: Final = b"0123456789+-.eE"
 
-# Of the first 28 days, which every month has: no date of it need be looked up in a calendar.
+# Only days 1 to 28, which every month has: such a date is valid without a look at the calendar.
 _USUAL_UTC: Final = re.compile(
     r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
     r"T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?Z",
@@ -66,7 +66,7 @@ _KEY_FIELDS: Final[Mapping[Kind, str]] = {
     Kind.ORDERBOOK: "stock_code",
     Kind.STATUS: "market",
 }
-"""The field in which a data message names what its channel is about."""
+"""The field in which a data message names its channel's subject, such as the stock."""
 
 _FLAT: Final = frozenset({Kind.PRICE, Kind.STATUS, Kind.NOTIFICATION})
 """Kinds whose messages have neither lists nor objects in them."""
@@ -79,7 +79,7 @@ class DecodedPublication:
     """A producer's message that fits its channel."""
 
     text: bytes
-    """The JSON object as the client gets it; without `sequence` where `position` is None."""
+    """The JSON object that clients receive; without `sequence` if `position` is None."""
     position: messages.Position | None
     """The position that the producer gave it; None: the server numbers it."""
 
@@ -87,14 +87,14 @@ class DecodedPublication:
 def decode_publication(
     kind: Kind, key: str | None, raw: bytes, *, gets_position: bool = False
 ) -> DecodedPublication:
-    """Validate what a producer published on a channel of this kind.
+    """Validate a producer's publication on a channel of this kind.
 
-    `key` is what the channel is about (the stock code, the market) where its messages must say the
-    same; None where they may be about anything (a sector's stocks). A missing `type` or
-    `timestamp` is filled in: the channel tells the one, the clock the other. A timestamp with
-    another offset, or with none (it is UTC by contract), is rewritten in UTC. Members that are the
-    server's are removed; `gets_position` says that `epoch` is one of them, since the publisher adds
-    a position. Raises InvalidPublicationError.
+    `key` is the channel's subject (the stock code, the market) that its messages must name; None if
+    they may name others (a sector's stocks). A missing `type` is taken from the channel, a missing
+    `timestamp` from the clock. A timestamp with another offset, or with none (it is UTC by
+    contract), is rewritten in UTC. Members that only the server may write are removed; with
+    `gets_position`, `epoch` is one of them, since the publisher adds a position. Raises
+    InvalidPublicationError.
     """
     try:
         decoded = orjson.loads(raw)
@@ -110,8 +110,8 @@ def decode_publication(
     present = _FITS[kind](decoded)
     if not present:
         _check_fields(model, decoded, raw)
-    # Where it has only members of the model, besides type and epoch, nothing can be nested, and a
-    # number that is not 0 has not underflowed.
+    # If it has only members of the model, besides type and epoch, nothing can be nested, and a
+    # number other than 0 has not underflowed.
     if (
         len(decoded) > present + 1 + ("epoch" in decoded)
         or kind not in _FLAT
@@ -131,18 +131,18 @@ def decode_publication(
     dropped = _NOTHING
     if not looked_at.isdisjoint(decoded):
         dropped = _dropped(kind, key, decoded, position, gets_position=gets_position)
-    # The usual case, complete and without such members, is forwarded as it came.
+    # The usual case: complete and without such members, it is forwarded unchanged.
     if timestamp_in_utc is timestamp and named_type is not None and not dropped:
         return DecodedPublication(raw.strip(), position)
     dropped |= {"type", "timestamp"}
-    # By name, so that of a member that is there twice the last stays: it is what was validated.
+    # By name: if a member occurs twice, the last one is kept, which is the one that was validated.
     members = {name: text for name, text in split_members(raw.decode()) if name not in dropped}
     own = (f'"type":"{model.type}"', f'"timestamp":"{timestamp_in_utc}"')
     return DecodedPublication(f"{{{','.join((*own, *members.values()))}}}".encode(), position)
 
 
 def _load_leniently(raw: bytes, refusal: Exception) -> Any:
-    """Read what orjson refuses and is JSON: a byte order mark before it, lone surrogates in it."""
+    """Parse JSON that orjson refuses: with a byte order mark before it or lone surrogates in it."""
     try:
         text = raw.decode()
         decoded = loads(text)
@@ -153,11 +153,11 @@ def _load_leniently(raw: bytes, refusal: Exception) -> Any:
 
 
 def _check_fields(model: type[Any], decoded: dict[str, Any], raw: bytes) -> None:
-    """Raise InvalidPublicationError, with the reasons, where an object is no such message."""
+    """Raise InvalidPublicationError, with the reasons, if an object does not fit the model."""
     try:
         CONVERTER.structure(decoded, model)
     except cattrs.BaseValidationError:
-        # Once more with integers as they are, of which orjson makes floats beyond 64 bits.
+        # Once more with exact integers: orjson makes floats of those beyond 64 bits.
         try:
             CONVERTER.structure(loads(raw.decode()), model)
         except cattrs.BaseValidationError as error:
@@ -167,7 +167,7 @@ def _check_fields(model: type[Any], decoded: dict[str, Any], raw: bytes) -> None
 
 
 def _check_suspicious(kind: Kind, decoded: dict[str, Any], raw: bytes) -> None:
-    """Look at what could be beyond the bounds, and closely only where that is not ruled out."""
+    """Check the bounds of depth and numbers, in full only if a cheap test does not rule it out."""
     depth = raw.count(b"{") + raw.count(b"[")
     if kind is Kind.ORDERBOOK:
         depth -= len(decoded["bids"]) + len(decoded["asks"])  # side by side, not nested
@@ -176,15 +176,15 @@ def _check_suspicious(kind: Kind, decoded: dict[str, Any], raw: bytes) -> None:
 
 
 def _has_exponent(raw: bytes) -> bool:
-    """Whether there may be a large exponent: of a number below 1, or of 0.
+    """Whether a number below 1, or 0, may have a large exponent.
 
-    Any other large exponent makes a number that is infinite to orjson.
+    Any other number with a large exponent is infinite to orjson.
     """
     return b"e-" in raw or b"0e" in raw or (b"E" in raw and (b"E-" in raw or b"0E" in raw))
 
 
 def _has_long_number(raw: bytes) -> bool:
-    """Whether there is so long a run of digits; one covers a place that is looked at."""
+    """Whether there may be a number beyond the bound: a run so long covers a sampled byte."""
     for place in range(MAX_NUMBER_CHARACTERS, len(raw), MAX_NUMBER_CHARACTERS):
         if raw[place] in _NUMBER:
             before = raw[place - MAX_NUMBER_CHARACTERS : place]
@@ -216,10 +216,11 @@ def _dropped(
     *,
     gets_position: bool,
 ) -> frozenset[str]:
-    """The members of a producer that are not passed on.
+    """Return the producer's members that are not passed on.
 
-    `epoch` alone is the producer's own. So are `subscription_type` and `target` on the topic of a
-    stock or a market, unless both together would name another topic.
+    `epoch` without `sequence` is the producer's own member and passed on. So are
+    `subscription_type` and `target` on the topic of a stock or a market, unless both together would
+    name another topic.
     """
     dropped = _SERVER_ONLY
     if position is None:
@@ -250,9 +251,9 @@ def _position(decoded: dict[str, Any]) -> messages.Position | None:
 
 
 def _in_utc(timestamp: str) -> str:
-    """The timestamp itself where it is RFC 3339 in UTC with T and Z; else the moment, written so.
+    """Return the timestamp as RFC 3339 in UTC with T and Z; unchanged if it is already.
 
-    A leap second (23:59:60) is refused, since hardly a client's date type could read it.
+    A leap second (23:59:60) is refused, since few date types of clients could read it.
     """
     if _USUAL_UTC.fullmatch(timestamp):
         return timestamp
@@ -269,5 +270,5 @@ def _in_utc(timestamp: str) -> str:
         text = moment.astimezone(UTC).isoformat().removesuffix("+00:00")
     except (ValueError, OverflowError) as error:
         raise InvalidPublicationError(f"timestamp {short(timestamp)}: {error}") from None
-    # An offset is whole minutes, so the fraction stays, with as many digits as the producer has.
+    # An offset is whole minutes, so the fraction is unchanged, with the producer's digits.
     return f"{text}{fraction}Z"

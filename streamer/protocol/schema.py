@@ -46,7 +46,7 @@ ANSWERS: Final[Mapping[type[Any], type[Any]]] = {
     messages.RefreshToken: messages.TokenRefreshed,
     messages.Reconnect: messages.Reconnected,
 }
-"""What answers each client message that is carried out; `error` answers the others."""
+"""The answer to each client message that succeeds; `error` answers those that do not."""
 
 _SERVER_FIELDS: Final = {
     "timestamp": "RFC 3339, in UTC with Z.",
@@ -71,7 +71,7 @@ _BEYOND_ANNOTATIONS: Final[Mapping[tuple[type[Any], str], Schema]] = {
     },
     (messages.Unsubscribe, "targets"): {"items": _TARGET},
 }
-"""What the validators of the models demand, and the codec's tests hold both to."""
+"""The constraints that the models' validators enforce; the codec's tests compare the two."""
 
 _SUBSCRIBE_RULES: Final = [
     {
@@ -89,7 +89,7 @@ _SUBSCRIBE_RULES: Final = [
 
 
 def json_schema() -> Schema:
-    """One document: each message under $defs by its class name, any message at the root."""
+    """Return one document: each message under $defs by its class name, any message at the root."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"streamer protocol {VERSION}",
@@ -100,7 +100,7 @@ def json_schema() -> Schema:
 
 
 def async_api() -> Schema:
-    """The AsyncAPI document, in which the server is the application: it receives requests."""
+    """Return the AsyncAPI document; the application is the server, which receives requests."""
     client, server = _names(messages.CLIENT_MESSAGES), _names(messages.SERVER_MESSAGES)
     channel = {"$ref": "#/channels/v1"}
     answers = {request.type: answer.type for request, answer in ANSWERS.items()}
@@ -176,7 +176,7 @@ def async_api() -> Schema:
 
 
 def field_descriptions(model: type[Any]) -> dict[str, str]:
-    """What each field of a message says on the wire, where that is more than its name."""
+    """Descriptions of a message's fields, for those whose name does not say it all."""
     common = {} if model in PARTS else {"request_id": _REQUEST_ID}
     if model in messages.DATA_MESSAGES.values():
         common |= _SERVER_FIELDS
@@ -222,7 +222,7 @@ def _object(model: type[Any]) -> Schema:
     for field in attrs.fields(model):
         if field.name in properties:
             continue
-        # What the server says it leaves out rather than says null; what others write may be null.
+        # The server omits a field rather than write null; clients and producers may write null.
         schema = _type(hints[field.name], nullable=not from_server or field.name == "data")
         schema |= _BEYOND_ANNOTATIONS.get((model, field.name), {})
         if field.name == "request_id":

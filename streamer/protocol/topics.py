@@ -12,7 +12,7 @@ import attrs
 
 MAX_TARGET_CHARACTERS: Final = 64
 MAX_TARGET_BYTES: Final = 192
-"""In UTF-8: three bytes for each character, which is what Korean and Chinese take."""
+"""The longest target in UTF-8: 64 characters of Korean or Chinese, which take three bytes each."""
 
 TARGET_RULE: Final = (
     f"1 to {MAX_TARGET_CHARACTERS} letters, marks, digits, punctuation or symbols and single inner"
@@ -28,21 +28,21 @@ TARGET_PATTERN: Final = (
 """The part of the rule that every JSON Schema validator can check.
 
 Many have no `\\p{…}`, and in Python's `re`, which some use, `$` matches before a last newline. It
-takes some more than the rule: unassigned characters, what is not in NFC, more than 192 bytes.
+accepts more than the rule: unassigned characters, text that is not in NFC, more than 192 bytes.
 """
 
 _USUAL_TARGET: Final = re.compile(r"[!#-)+->@-Z^-z|~]{1,64}")
-"""Printable ASCII without what the rule excludes: in no need of a look at each character."""
+"""Printable ASCII without the excluded characters: valid without a check of each character."""
 
 _CATEGORIES: Final = ("L", "M", "Nd", "P", "S")
-"""Unicode's general categories (or what they begin with) of the characters a target may have."""
+"""Unicode's general categories, or their first letters, of characters that a target may have."""
 
 _EXCLUDED: Final = frozenset('*?[]{}\\"')
-"""Globs and the escape of Redis' patterns, the hash tag of a Cluster, and what JSON escapes."""
+"""Characters special in Redis' patterns, in a Cluster's hash tags, and in JSON strings."""
 
 
 class SubscriptionType(enum.StrEnum):
-    """What a client may subscribe to."""
+    """The types of topics that a client may subscribe to."""
 
     STOCK = "stock"
     MARKET = "market"
@@ -62,7 +62,7 @@ class SubscriptionType(enum.StrEnum):
 
 
 class Kind(enum.StrEnum):
-    """What a channel carries, by the word for it in the channel's name."""
+    """The kinds of publications; the value is the word for it in a channel's name."""
 
     PRICE = "price"
     ORDERBOOK = "orderbook"
@@ -94,15 +94,15 @@ _USER_KINDS: Final = frozenset(KINDS[SubscriptionType.USER])
 
 
 def is_target(value: object) -> bool:
-    """Whether `value` may name a target: checked before anything of it reaches Redis."""
+    """Whether `value` is a valid target; checked before any of it reaches Redis."""
     return target_problem(value) is None
 
 
 def target_problem(value: object) -> str | None:
-    """Why `value` cannot name a target, for people; None where it can.
+    """Return why `value` is not a valid target, for people; None if it is.
 
-    Two spellings of one visible name (a letter with its accent, or followed by it) would be two
-    channels, and a subscriber to the wrong one would wait for ever: so only NFC is taken.
+    Only NFC is accepted: two encodings of the same visible name would be two channels, and a
+    subscriber to the wrong one would wait for ever.
     """
     if not isinstance(value, str):
         return "a target is a string"
@@ -132,7 +132,7 @@ def _has_target_size(text: str) -> bool:
 
 @attrs.frozen(cache_hash=True)
 class Topic:
-    """What a subscription is to: a type and a target, such as stock 005930."""
+    """The subject of a subscription: a type and a target, such as stock 005930."""
 
     subscription_type: SubscriptionType = attrs.field(converter=SubscriptionType)
     target: str = attrs.field()
@@ -162,7 +162,7 @@ class Topic:
 
     @property
     def key(self) -> str | None:
-        """What each of its messages must say that it is about; None where that may differ."""
+        """The name that each of its messages must carry; None where that may differ."""
         return self.target if self.subscription_type.names_itself else None
 
     def channel(self, kind: Kind) -> str:
@@ -181,9 +181,9 @@ class Topic:
 
 
 def parse_channel(channel: str) -> tuple[Topic, Kind]:
-    """The topic and kind that a channel carries: the inverse of `Topic.channel`.
+    """Return the topic and kind that a channel carries: the inverse of `Topic.channel`.
 
-    Raises ValueError where no topic has that channel.
+    Raises ValueError if no topic has that channel.
     """
     first, _, user_id = channel.partition(":")
     if first in _USER_KINDS:

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class Bus(Protocol):
-    """What carries channels: Redis, or the bus inside the process."""
+    """A carrier of channels: Redis, or the bus inside the process."""
 
     @property
     def connected(self) -> bool:

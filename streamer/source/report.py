@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 @attrs.frozen
 class SourceStatistics:
-    """What came from the bus; counters begin when the server starts."""
+    """Counters of the publications received from the bus, since the server started."""
 
     received: int
     rejected: int

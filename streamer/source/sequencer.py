@@ -46,10 +46,10 @@ TOPIC_HELD_BYTES: Final = 1 << 20
 """Held of one topic while its position is read: some seconds of a busy one."""
 
 TOTAL_HELD_BYTES: Final = 64 << 20
-"""Held of all topics together, while Redis is slow to answer."""
+"""Bytes held for all topics together while Redis is slow to answer."""
 
 _HELD_OVERHEAD_BYTES: Final = 300
-"""What a held publication takes beside its payload."""
+"""Memory that a held publication takes besides its payload."""
 
 
 class State(enum.Enum):
@@ -68,7 +68,7 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What happens to a topic."""
+    """Events that change a topic's state."""
 
     JOINED = "joined"
     """A first client learned the position."""
@@ -77,7 +77,7 @@ class Event(enum.Enum):
     LOST = "lost"
     """The connection was lost."""
     OVERFLOWED = "overflowed"
-    """What was held became too much, and was dropped."""
+    """The held publications became too many, and were dropped."""
     READ = "read"
     """The position was read, and all up to it is published."""
     PARTLY_READ = "partly read"
@@ -204,10 +204,10 @@ class Sequencer:
         self._recorded = False
         """Whether Redis had a position for the topic when it was last asked."""
         self._held: list[_Held | None] = []
-        """What waits for the position; None where the connection was lost in between."""
+        """Publications that wait for the position; None where the connection was lost between."""
         self._held_bytes = 0
         self._asked: int | None = None
-        """How much was held when Redis was asked; None while there is no question."""
+        """Length of `_held` when Redis was asked; None while no question is under way."""
 
     @property
     def state(self) -> State:

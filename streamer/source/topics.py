@@ -141,7 +141,7 @@ class TopicSource:
     # What clients have missed
 
     def _questions(self, since: Mapping[Topic, Position]) -> list[HistoryQuery]:
-        """What to ask Redis: what followed the positions that the hub has forgotten."""
+        """Queries to Redis for the history after positions that the hub no longer keeps."""
         if self._positions is None or self._positions.failing:
             return []
         return [

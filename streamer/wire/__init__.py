@@ -1,1 +1,1 @@
-"""How messages become bytes for one receiver. No I/O."""
+"""Encoding of messages into bytes for one receiver. No I/O."""

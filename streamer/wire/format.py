@@ -1,7 +1,7 @@
-"""The wire format of a receiver: how what it is sent becomes bytes.
+"""The wire format of a receiver: how its messages become bytes.
 
-Hub and session say what a client is sent; its format says in which bytes. Clients that share a
-format object and hold the same lanes form a group, whose frames are made once. A new format (a
+Hub and session decide which messages a client is sent; its format encodes them. Clients that share
+a format object and hold the same lanes form a group, whose frames are made once. A new format (a
 compressed one, deltas, server-sent events) is a new subclass, chosen when a connection is accepted.
 """
 
