@@ -1,1 +1,1 @@
-"""Redis, spoken from Trio: connections, pub/sub, Sentinel, Cluster, histories and sessions."""
+"""Access to Redis from Trio: connections, pub/sub, Sentinel, Cluster, histories and sessions."""

@@ -33,7 +33,7 @@ class Handover:
         self._abandoned = False
 
     def give(self, sock: socket.socket) -> None:
-        """Hand over a connected socket; close it where nobody waits for it."""
+        """Hand over a connected socket; close it if no task waits for it."""
         with self._lock:
             if not self._abandoned:
                 self._sock = sock
@@ -48,7 +48,7 @@ class Handover:
         return sock
 
     def abandon(self) -> None:
-        """Close the socket unless it has been taken, now or when it comes."""
+        """Close the socket, now or when it is handed over, unless it has been taken."""
         with self._lock:
             self._abandoned = True
             sock, self._sock = self._sock, None
@@ -71,7 +71,7 @@ class BlockingConnector:
             _ = redis.connection.parse_url(server_url.partition("?")[0])  # type: ignore[no-untyped-call]
             _check_database(server_url)
         except ValueError:
-            # The cause is dropped: what urllib quotes in its messages can be part of the password.
+            # The cause is dropped: urllib's messages may quote parts of the password.
             raise ValueError(
                 "not a Redis URL: expected redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://…,"
                 " unix://PATH, redis+sentinel://[USER:PASSWORD@]HOST[:PORT],…/MASTERNAME[/DB] or"
@@ -85,7 +85,7 @@ class BlockingConnector:
         options |= {
             # RESP3 wraps each message in a push type of its own: a fifth more CPU per message.
             "protocol": 2,
-            # Reconnecting is the caller's: redis-py would sleep in the worker thread.
+            # The caller reconnects: redis-py would sleep in the worker thread.
             "retry": Retry(NoBackoff(), 0),
             # No CLIENT SETINFO: two more round trips that older servers answer with an error.
             "driver_info": None,
@@ -102,9 +102,9 @@ class BlockingConnector:
     def connect(self, handover: Handover) -> None:
         """Connect and give the socket to `handover`.
 
-        No step takes longer than what is left until the deadline, so that a thread that nobody
-        waits for ends soon; only name resolution has a time of its own. Raises RedisTimeoutError
-        and RedisConnectionError.
+        No step takes longer than the time left until the deadline, so that an abandoned thread ends
+        soon; only name resolution has its own timeout. Raises RedisTimeoutError and
+        RedisConnectionError.
         """
         blocking = self._blocking
         try:
@@ -123,7 +123,7 @@ class BlockingConnector:
             self._disconnect()
             raise RedisConnectionError(str(error)) from error
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # redis-py takes the shape of a reply for granted.
+            # redis-py does not check the shape of a reply.
             self._disconnect()
             raise RedisConnectionError(f"unexpected reply while connecting: {error!r}") from error
         # There is no public way to take the socket over. Its place must be empty afterwards:

@@ -4,8 +4,8 @@ Everything about a topic is in one slot: the braces in its keys (`streamer.broke
 channels are a hash tag. So a command goes to one server, and one script may use all of it. The
 specification: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/.
 
-When a slot has moved or a master has failed, the answer is an error or none. Then all connections
-are closed and the Cluster is asked anew: a topology is used as a whole or not at all.
+When a slot has moved or a master has failed, the answer is an error, or there is none. Then all
+connections are closed and the Cluster is asked again: a topology is used as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULT_PORT: Final = 6379
 
 @attrs.frozen
 class Topology:
-    """Which master serves which slot, as a server of the Cluster knew it."""
+    """The master of each slot, as one server of the Cluster reported it."""
 
     masters: tuple[str, ...] = attrs.field(repr=False)
     """Their URLs."""
@@ -63,7 +63,7 @@ class Topology:
             ]
         except (AttributeError, TypeError, ValueError):
             raise unexpected_reply(slots) from None
-        # Sorted, so that what two servers say is equal where they mean the same.
+        # Sorted, so that the replies of two servers compare equal if they mean the same.
         masters = sorted({master for _, _, master in ranges})
         by_slot = [-1] * REDIS_CLUSTER_HASH_SLOTS
         for first, end, master in ranges:
@@ -82,7 +82,7 @@ def check_cluster_url(url: str) -> None:
     except ValueError:
         parts = None
     if parts is None or parts.path:
-        # The cause is dropped: what urllib quotes in its messages can be part of the password.
+        # The cause is dropped: urllib's messages may quote parts of the password.
         raise ValueError(
             "not a Redis URL: expected redis+cluster://[USER:PASSWORD@]HOST[:PORT],… without a"
             " database, of which a Cluster has only one"
@@ -120,8 +120,8 @@ async def _read_topology(connection: Connection, parts: HostsURL, host: str) -> 
     information = await connection.execute("CLUSTER", "INFO")
     if not isinstance(information, bytes):
         raise unexpected_reply(information)
-    # A server that is cut off from most of the others knows that it is, but not what has become of
-    # them.
+    # A server that is cut off from most of the others reports that, but its slots may be out of
+    # date.
     if b"cluster_state:ok" not in information:
         raise RedisConnectionError("the Cluster is not working")
     return Topology.parse(await connection.execute("CLUSTER", "SLOTS"), parts, host)
@@ -151,7 +151,7 @@ class ClusterConnection:
         return self
 
     def gets(self) -> Any:
-        """Return the next reply; `INCOMPLETE` where more has to be received."""
+        """Return the next reply; `INCOMPLETE` if more bytes have to be received."""
         while self._awaited:
             connection, wanted = self._awaited[0]
             reply = connection.reader.gets()
@@ -209,7 +209,7 @@ async def open_cluster(
 ) -> AsyncIterator[ClusterConnection]:
     """Connect to all masters of the Cluster that the servers of `url` belong to.
 
-    `timeout_seconds` bounds all of it. Raises what `open_server` does, also where only one master
+    `timeout_seconds` bounds all of it. Raises the errors of `open_server`, also if only one master
     cannot be reached.
     """
     deadline = trio.current_time() + timeout_seconds

@@ -1,12 +1,12 @@
 """The reader of a Redis Cluster: sharded channels, over one pub/sub connection to each master.
 
-What is published with SPUBLISH stays within the shard that serves the channel's slot, so a Cluster
+Messages published with SPUBLISH stay within the shard that serves the channel's slot, so a Cluster
 carries as much as its masters together. `sharded_channel` gives the names of the channels.
 
 When one of the connections is lost, or a slot with a wanted channel moves, all connections are
-closed and made anew with what the Cluster then says of itself. Topics of the other masters count as
-possibly missed, too; that costs those with a history one look into it, and saves an account of
-which topics are whole.
+closed and opened again with the Cluster's new topology. The topics of the other masters count as
+possibly missed, too: those with a history are read from it once, and no record is needed of which
+topics are complete.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class ClusterReader(PubSubReader):
         """Close the connections when the Cluster has changed since they were made.
 
         The probes do not notice that: a master that is cut off from the others still delivers
-        sharded messages, its own probe among them, while publishers have gone on to its replica.
+        sharded messages, its own probe among them, while publishers already use its replica.
         """
         while True:
             await trio.sleep(self._context.probe_interval_seconds)

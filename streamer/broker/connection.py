@@ -1,9 +1,9 @@
 """Connections to one Redis server that Trio waits on.
 
-redis-py has no Trio client, but its blocking one knows how to reach a Redis: TLS, AUTH and ACL
-users, unix sockets, Sentinel. So it connects, in a worker thread (`streamer.broker.blocking`), and
-hands over the socket; from then on Trio waits and hiredis parses. Draining redis-py's own
-`get_message` instead costs fourteen times the CPU per message.
+redis-py has no Trio client, but its blocking one supports TLS, AUTH, ACL users and unix sockets. So
+it connects, in a worker thread (`streamer.broker.blocking`), and hands over the socket; from then
+on Trio waits and hiredis parses. Reading with redis-py's own `get_message` would cost fourteen
+times the CPU per message.
 """
 
 import socket
@@ -55,7 +55,7 @@ class Replies(Protocol):
     """Replies as they come in."""
 
     def gets(self) -> Any:
-        """Return the next one, a `RedisReplyError` as such; `INCOMPLETE` where more is to come."""
+        """Return the next one, a `RedisReplyError` as such; `INCOMPLETE` if none is complete."""
 
 
 class RequestConnection(Protocol):
@@ -171,14 +171,14 @@ async def open_server(
     resolution, the sentinels, TCP, TLS and AUTH together. `client_name` is shown by CLIENT LIST.
 
     Raises `RedisTimeoutError` when Redis is silent, `RedisConnectionError` when it cannot be
-    reached or refuses us, `ValueError` for a URL that is not one of Redis.
+    reached or refuses the connection, `ValueError` for a URL that is not one of Redis.
     """
     connector = BlockingConnector(url, timeout_seconds=timeout_seconds, client_name=client_name)
     handover = Handover()
     try:
         with trio.fail_after(timeout_seconds):
-            # Abandoned on cancel: name resolution cannot be interrupted, and need not be waited
-            # for. A thread that is too late closes its socket.
+            # Abandoned on cancel: name resolution cannot be interrupted, and its result is not
+            # needed. A thread that is too late closes its socket.
             await trio.to_thread.run_sync(connector.connect, handover, abandon_on_cancel=True)
         sock = handover.take()
     except trio.TooSlowError:

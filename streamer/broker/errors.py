@@ -1,4 +1,4 @@
-"""Errors of talking to Redis."""
+"""Errors of communication with Redis."""
 
 from typing import Any, Final
 
@@ -18,8 +18,8 @@ class RedisReplyError(Exception):
 
 
 def unexpected_reply(reply: Any) -> RedisConnectionError:
-    """Return the error for a reply that Redis never gives to what was sent.
+    """Return the error for a reply that Redis never gives to the command.
 
-    The peer is no Redis, or replies and commands no longer match: the connection is of no use.
+    The peer is not Redis, or replies and commands no longer match: the connection is unusable.
     """
     return RedisConnectionError(f"unexpected reply from Redis: {reply!r:.{_SHOWN_CHARACTERS}}")

@@ -23,10 +23,11 @@ from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
 
 NEWEST_ENTRIES: Final = 32
-"""How far back the last known value of each kind is looked for."""
+"""Newest entries among which the last known value of each kind is searched."""
 
 LEAST_ENTRIES_PER_READ: Final = 100
-"""However little a server keeps itself: what it missed is read in few round trips."""
+"""A lower bound, so that missed publications are read in few round trips even if the server itself
+keeps a short history."""
 
 Entry = tuple[Kind, int, bytes]
 """Kind, sequence and JSON text of one publication."""
@@ -40,25 +41,25 @@ class TopicHistory:
     follows: bool
     """Whether the position that was asked for is in the same epoch, maybe by another name."""
     entries: Sequence[Entry]
-    """If so, what was published after it, oldest first, up to the limit; else the newest. Their
-    texts are as they were published: not validated."""
+    """If `follows`, the publications after that position, oldest first, up to the limit; otherwise
+    the newest. Their texts are as they were published: not validated."""
     end: int
-    """The sequence up to which `entries` are all that Redis has."""
+    """The sequence up to which `entries` has everything that Redis has."""
 
 
 @attrs.frozen
 class HistoryQuery:
-    """A question about one topic: its position, and what followed the position `after`."""
+    """A question about one topic: its position, and the publications after `after`."""
 
     topic: Topic
     after: Position
     digest: str = ""
     """SHA-1 in hex of the publication at `after`, as Redis carried it, if it is known."""
     may_begin: bool = False
-    """Whether Redis must begin a new epoch if it is behind `after`, or has another publication
-    there than `digest` says."""
+    """Whether Redis must begin a new epoch if it is behind `after`, or has a publication there
+    whose digest is not `digest`."""
     had_position: bool = False
-    """Whether it must begin one, too, if it has no position any more."""
+    """Whether it must also begin one if it has no position any more."""
 
 
 class RedisHistory:
@@ -71,7 +72,7 @@ class RedisHistory:
         *,
         entries_per_read: int,
     ) -> None:
-        """`on_unreadable` is called with a topic, and why something of it in Redis is not valid."""
+        """`on_unreadable` is called with a topic and the reason why its data is invalid."""
         self._commands = commands
         self._on_unreadable = on_unreadable
         self._entries_per_read = entries_per_read
@@ -83,7 +84,7 @@ class RedisHistory:
     ) -> list[TopicHistory | None]:
         """Return the records of topics, None for those that have no valid position.
 
-        `new_epoch` begins where Redis has lost what it had. Raises RedisConnectionError.
+        `new_epoch` begins for topics of which Redis has lost data. Raises RedisConnectionError.
         """
         commands = [self._command(query, new_epoch) for query in queries]
         replies = await self._commands.execute_many(commands)
@@ -93,12 +94,14 @@ class RedisHistory:
         records = []
         for query, reply in zip(queries, replies, strict=True):
             records.append(self._record(query, reply))
-            # A long history takes a millisecond, and there may be a hundred.
+            # Decoding a long history takes a millisecond, and there may be a hundred.
             await trio.lowlevel.checkpoint()
         return records
 
     async def announce_names(self, names: Sequence[tuple[Topic, str, str]]) -> None:
-        """Let other servers know by which other name clients know an epoch: (topic, name, epoch).
+        """Store another name by which clients know an epoch, for other servers.
+
+        `names` has (topic, name, epoch) for each.
 
         Raises RedisConnectionError.
         """
@@ -130,10 +133,10 @@ class RedisHistory:
         topic = query.topic
         if isinstance(reply, RedisReplyError):
             if is_passing(reply):
-                # It may have positions, and will say so: a Redis that still loads its data, say,
-                # already lets one subscribe.
+                # It may have positions and return them later: a Redis that still loads its data
+                # already accepts subscriptions.
                 raise RedisConnectionError(f"Redis cannot read positions now: {reply}")
-            # An ACL without scripts, or a key of another type: as if there were no position.
+            # An ACL without scripts, or a key of another type: treated as no position.
             self._on_unreadable(topic, f"position not read: {reply}")
             return None
         if not reply:

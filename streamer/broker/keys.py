@@ -1,4 +1,4 @@
-"""The names of what Redis has for a topic, in one place for those who write and who read it.
+"""Names of a topic's keys and channels in Redis, shared by publishers and servers.
 
 The braces are a hash tag: in a Redis Cluster all keys and channels of a topic are in one slot,
 where one script may use them. No target can contain a brace.
@@ -16,7 +16,7 @@ _USER_TAG: Final = f"{{{SubscriptionType.USER}:".encode()
 def position_key(topic: str) -> str:
     """Return the key of the hash with a topic's position, which never expires.
 
-    Its fields: `epoch`; `sequence`, of the last publication in it; `was:NAME`, the epoch that some
+    Its fields: `epoch`; `sequence`, that of the last publication; `was:NAME`, the epoch that some
     clients know as NAME.
     """
     return f"streamer:{{{topic}}}:position"
@@ -32,7 +32,7 @@ def history_key(topic: str) -> str:
 
 
 def published_key(topic: str, publisher_id: str) -> str:
-    """Return the key of the hash that tells a publisher's retries from new publications."""
+    """Return the key of the hash by which a publisher's retries are recognized."""
     return f"streamer:{{{topic}}}:published:{publisher_id}"
 
 

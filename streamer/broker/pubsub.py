@@ -58,9 +58,9 @@ class PubSubContext:
     on_refused: Callable[[bytes, str], None]
     """Called with a channel that Redis begins to refuse, and the reason."""
     on_accepted: Callable[[bytes], None]
-    """Called with a channel that Redis refuses no longer."""
+    """Called with a channel that Redis no longer refuses."""
     on_probe_failed: Callable[[str], None]
-    """Called when Redis does not take a probe, which says nothing against what it delivers."""
+    """Called when Redis refuses a probe, which does not mean that publications are missed."""
     refused: dict[bytes, str] = attrs.field(factory=dict)
     """The wanted channels that Redis refuses, each with the reason."""
     traffic: Traffic = attrs.field(factory=Traffic)
@@ -71,8 +71,8 @@ class PubSubContext:
 class PubSubConnection:
     """Reads the wanted channels from one server; `run` is called again after a connection is lost.
 
-    A channel that Redis forbids is refused alone: the others go on. It is tried again after each
-    probe, since permissions may change.
+    A channel that Redis forbids does not affect the others. It is tried again after each probe,
+    since permissions may change.
     """
 
     def __init__(
@@ -156,7 +156,8 @@ class PubSubConnection:
             try:
                 self._context.on_messages(messages)
             except Exception:
-                # Types are looked at only now: a check of each message would cost the hot path.
+                # Types are checked only after a failure: a check of each message would slow the
+                # hot path.
                 for message in messages:
                     if not all(isinstance(word, bytes) for word in message):
                         raise unexpected_reply(message) from None
@@ -164,7 +165,7 @@ class PubSubConnection:
         return []
 
     def _on_error(self, reply: Any) -> None:
-        """Take a reply that is no message and no confirmation."""
+        """Take a reply that is neither a message nor a confirmation."""
         if not isinstance(reply, RedisReplyError):
             raise unexpected_reply(reply)
         reason = str(reply)
@@ -179,7 +180,7 @@ class PubSubConnection:
         if kind not in self._dialect.confirmations or not isinstance(channel, bytes):
             raise unexpected_reply((kind, channel))
         if not self.state.confirm(channel):
-            # A Cluster unsubscribes from what moves to another of its servers.
+            # A Cluster unsubscribes clients from a slot that moves to another server.
             name = channel.decode(errors="replace")[:_SHOWN_CHARACTERS]
             raise RedisConnectionError(f"unsubscribed by Redis: {name} has moved")
         refused = self._context.refused
@@ -203,12 +204,12 @@ class PubSubConnection:
             await self._state_changed.wait()
 
     async def _probe(self) -> None:
-        """Prove again and again that what is published to this Redis arrives here.
+        """Prove periodically that publications to this Redis arrive here.
 
         A PING on the pub/sub connection is not enough: a replica that lost its primary answers it.
         A publishing connection that is kept open is not enough either: after a failover behind a
-        DNS name or a virtual address it would go on to the same wrong server. So each probe
-        connects anew.
+        DNS name or a virtual address it would still be one to the old server. So each probe opens a
+        new connection.
         """
         timeout_seconds = self._context.probe_timeout_seconds
         while True:
@@ -220,8 +221,8 @@ class PubSubConnection:
                     f"probe timeout: nothing came back within {timeout_seconds:g} s"
                 ) from None
             except (RedisConnectionError, RedisReplyError) as error:
-                # A clear no (too many clients, an ACL without PUBLISH) says nothing against the
-                # subscription. Giving that up as well would turn a broken probe into an outage.
+                # A refusal (too many clients, an ACL without PUBLISH) does not mean that the
+                # subscription is broken: ending it would turn a broken probe into an outage.
                 self.ready = False
                 self._context.on_probe_failed(f"probe not published: {error}")
             else:

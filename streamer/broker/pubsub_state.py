@@ -1,4 +1,4 @@
-"""The state of one pub/sub connection: what is wanted, what was sent, what Redis has answered."""
+"""The state of one pub/sub connection: wanted channels, commands sent, and answers of Redis."""
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterable
@@ -8,8 +8,8 @@ from typing import Final
 import attrs
 
 CHANNELS_PER_COMMAND: Final = 500
-"""Channels in one SUBSCRIBE: enough that a big resubscription is few commands, few enough that
-Redis, which runs one command at a time, serves others between them."""
+"""Channels in one SUBSCRIBE: a large resubscription needs few commands, and Redis, which runs one
+command at a time, still serves other clients between them."""
 
 
 @attrs.frozen
@@ -64,14 +64,14 @@ class _Sent:
 
 
 class PubSubState:
-    """Bookkeeping between the wanted channels and the connection that subscribes to them.
+    """Tracks the wanted channels and the commands and replies that subscribe to them.
 
     No I/O: `next_commands` returns what to send; `confirm` and `refuse` take the replies, which
     come in the order of the commands. Redis refuses a SUBSCRIBE as a whole where a user may not
     read one of its channels, so the channels of a refused command are sent again one by one.
 
     `probe_channel` is always wanted. It is sent once every channel that was wanted at the restart
-    is confirmed or refused, so its own confirmation speaks for all of them.
+    is confirmed or refused, so its own confirmation implies theirs.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class PubSubState:
         self._refused = refused
         self.wanted: set[bytes] = set()
         self._subscribed: set[bytes] = set()
-        """Channels that Redis holds once it has carried out all that was sent."""
+        """Channels that are subscribed once Redis has carried out all commands sent."""
         # Always the channels that are either wanted or subscribed, not both, without those in
-        # `_single` and `_refused`: a channel that is wanted back before the writer came to
-        # unsubscribe from it causes no traffic.
+        # `_single` and `_refused`: a channel that is wanted again before the writer has
+        # unsubscribed from it causes no traffic.
         self._unsent: set[bytes] = set()
         self._single: dict[bytes, None] = {}
         """Channels to subscribe to with a command of their own."""
@@ -116,11 +116,11 @@ class PubSubState:
                 self._unsent ^= {channel}
 
     def restart(self) -> None:
-        """Forget the connection: it is lost or new, and Redis holds nothing for it."""
+        """Forget the connection: it is lost or new, and has no subscriptions."""
         self._subscribed.clear()
         self._unanswered.clear()
         self._sent.clear()
-        # A channel that was refused would only have its command refused again.
+        # A channel that was refused would make Redis refuse its whole command again.
         self._single = {channel: None for channel in self.wanted if channel in self._refused}
         self._unsent = self.wanted - self._single.keys()
         self._unsettled = self.wanted.copy()
@@ -180,7 +180,7 @@ class PubSubState:
         """Take an error reply, with its reason, to the oldest command.
 
         Returns the channel that it newly refuses, if there is one. None means that the connection
-        is of no use: the command was no SUBSCRIBE, or it named the probe's channel.
+        is unusable: the command was no SUBSCRIBE, or it named the probe's channel.
         """
         if not self._sent:
             return None
@@ -190,7 +190,7 @@ class PubSubState:
         refused = []
         for channel in command.channels:
             if not self._count_answer(channel):
-                continue  # the answer to a later command about it decides
+                continue  # the answer to a later command for it counts
             self._subscribed.discard(channel)
             if channel not in self.wanted:
                 self._unsent.discard(channel)

@@ -1,4 +1,4 @@
-"""Readers of publications: each message on the wanted channels, as fast as Redis sends them.
+"""Readers of publications: they pass on each message on the wanted channels.
 
 While `ServerReader.run` runs there is at most one `PubSubConnection`. When it is lost, the reader
 waits (full jitter) and connects again. `streamer.broker.cluster_reader` has one to each master of a
@@ -20,7 +20,7 @@ from streamer.broker.pubsub import Message, PubSubConnection, PubSubContext
 
 
 class MessageHandler(Protocol):
-    """Takes what a reader reads. Each call is made on the event loop and must not wait."""
+    """Takes a reader's messages and events. Its methods run on the event loop and must not wait."""
 
     def on_messages(self, messages: list[Message]) -> None:
         """Take the publications of one read, in the order in which Redis sent them.
@@ -35,7 +35,7 @@ class MessageHandler(Protocol):
         """
 
     def on_lost(self, reason: str) -> None:
-        """Take note that what is published until the next `on_connected` is missed.
+        """Take note that publications until the next `on_connected` are missed.
 
         `on_lost` and `on_connected` alternate: attempts that fail in between are not reported.
         """
@@ -74,7 +74,7 @@ class PubSubReader(abc.ABC):
     back after `probe_timeout_seconds` ends the connection. `connect_timeout_seconds` bounds all
     steps of connecting together. Before it reconnects, the reader waits a random time between 0 and
     a bound that doubles with each failure in a row, from `backoff_seconds` to `max_backoff_seconds`
-    (full jitter: the servers that lost a Redis together must not come back together).
+    (full jitter: servers that lost a Redis together must not reconnect together).
 
     Raises `ValueError` for a URL that is not one of Redis.
     """
@@ -160,8 +160,8 @@ class PubSubReader(abc.ABC):
         """Wait until Redis has confirmed or refused each of `channels`.
 
         From then on nothing published to the confirmed ones is missed while the reader stays
-        connected; `refusal` tells the refused ones. Waits through lost connections too, and for
-        ever where a channel is unsubscribed meanwhile.
+        connected; `refusal` gives the reason for a refused one. Waits through lost connections too,
+        and for ever if a channel is unsubscribed meanwhile.
         """
         names = [self._name(channel) for channel in channels]
         await trio.lowlevel.checkpoint()
@@ -174,7 +174,7 @@ class PubSubReader(abc.ABC):
 
     def is_refused(self, channel: str) -> bool:
         """Whether Redis refuses a wanted channel."""
-        # Most of the time none is refused, and the name is not even made.
+        # Usually none is refused, and the name need not be made.
         return bool(self._context.refused) and self.refusal(channel) is not None
 
     def _is_settled(self, name: bytes) -> bool:

@@ -20,19 +20,19 @@ from streamer.broker.connect import (
 )
 
 _CLOSE_SECONDS: Final = 1.0
-"""More than enough: closing a socket waits for nothing."""
+"""A generous bound: closing a socket does not wait."""
 
 _COMMANDS_PER_SEND: Final = 100
-"""Few enough that Redis never waits with its replies for us to read them while we still send."""
+"""Few enough that Redis never waits for its replies to be read while commands are still sent."""
 
 
 class RedisClient:
     """A connection for requests, opened when first needed and again after it failed.
 
-    One caller at a time has it; others wait in line. A caller bounds its own wait with a cancel
-    scope. When Redis fails one caller, those in line behind it fail at once, and so does everybody
-    until a delay (exponential backoff, full jitter) is over: a Redis that is silent costs the time
-    of one caller, not of one after another.
+    One caller at a time uses it; others wait in line. A caller bounds its own wait with a cancel
+    scope. When a request of one caller fails, those in line fail at once, and so do new ones until
+    a delay (exponential backoff, full jitter) is over: with a silent Redis, callers do not wait for
+    a timeout each, one after another.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class RedisClient:
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and return their replies in order, a `RedisReplyError` as such.
 
-        They are sent again over a new connection where the old one turns out to be dead, so only
-        for commands that may be carried out twice. Raises RedisConnectionError.
+        They are sent again over a new connection if the old one turns out to be dead, so they must
+        be commands that may be carried out twice. Raises RedisConnectionError.
         """
         if trio.current_time() < self._closed_until:
             await trio.lowlevel.checkpoint()
@@ -95,8 +95,8 @@ class RedisClient:
             for start in range(0, len(commands), _COMMANDS_PER_SEND):
                 replies += await self._exchange(commands[start : start + _COMMANDS_PER_SEND])
         except BaseException:
-            # Cancelled or failed half way, the connection would answer the next question with the
-            # reply to the last one.
+            # After a cancellation or failure half way, the next request would get the replies to
+            # this one.
             with trio.move_on_after(_CLOSE_SECONDS, shield=True):
                 await self._close()
             raise
@@ -111,7 +111,7 @@ class RedisClient:
                 reply = connection.reader.gets()
                 if reply is INCOMPLETE:
                     await connection.receive()
-                    # Long histories over a slow network take long, and are coming.
+                    # Long histories over a slow network take long: wait as long as bytes arrive.
                     patience.deadline = trio.current_time() + self._timeout_seconds
                 else:
                     replies.append(reply)
@@ -131,7 +131,7 @@ class RedisClient:
             await self._opened.__aexit__(None, None, None)
 
     async def run(self) -> NoReturn:
-        """Close the connection when cancelled: whoever makes an instance keeps this running."""
+        """Close the connection when cancelled; must run as long as the instance is used."""
         try:
             await trio.sleep_forever()
         finally:

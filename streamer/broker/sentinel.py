@@ -1,8 +1,8 @@
 """Find the master that Sentinel names.
 
-The sentinels are asked anew for every connection, as the guidelines for Sentinel clients say
-(https://redis.io/docs/latest/develop/reference/sentinel-clients/): a failover is then no more than
-a lost connection. Asking blocks; it runs in the worker thread that connects.
+The sentinels are asked again for every connection, as the guidelines for Sentinel clients say
+(https://redis.io/docs/latest/develop/reference/sentinel-clients/), so a failover is handled like
+any lost connection. Asking blocks; it runs in the worker thread that connects.
 """
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ class MasterFinder:
         self._options = {name: v for name, v in options.items() if name not in _MASTER_OPTIONS}
         self._options |= {**url.credentials, "ssl": url.encrypted}
         self._master_name = url.master_name
-        # In an order of its own each time: one that is cut off from the others may be wrong for as
-        # long as it is, and who always asks it first would not find out.
+        # In random order: a sentinel that is cut off from the others may give a wrong answer, and a
+        # client that always asked it first would not notice.
         self._hosts = random.sample(url.hosts, len(url.hosts))
 
     def find(self, deadline: float) -> tuple[str, int]:
         """Return the master's host and port.
 
-        `deadline` is a time of `time.monotonic`. Each sentinel gets an equal share of what is left,
-        and so does the connection to the master: a silent sentinel does not take the time of the
-        others. Raises redis.exceptions.ConnectionError where no sentinel knows a master that is up.
+        `deadline` is a time of `time.monotonic`. Each sentinel, and the connection to the master,
+        gets an equal share of the time left: a silent sentinel does not take the time of the
+        others. Raises redis.exceptions.ConnectionError if no sentinel knows a master that is up.
         """
-        # Not by redis-py's Sentinel.discover_master: for a reason it gives the repr of its clients,
-        # and one sentinel that answers with an error keeps it from asking the next.
+        # Not with redis-py's Sentinel.discover_master: its error only has the repr of its clients,
+        # and after one sentinel that answers with an error it does not ask the next.
         problems = []
         for asked, (host, port) in enumerate(self._hosts):
             left_seconds = max(0.001, deadline - time.monotonic())
@@ -97,7 +97,7 @@ class MasterFinder:
             except redis.exceptions.RedisError as error:
                 problems.append(f"{host}:{port}: {error}")
             except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-                # redis-py takes the shape of a reply for granted.
+                # redis-py does not check the shape of a reply.
                 problems.append(f"{host}:{port}: unexpected reply: {error!r}")
         raise redis.exceptions.ConnectionError(
             f"no sentinel knows of a master {self._master_name!r} that is up: {'; '.join(problems)}"

@@ -41,7 +41,7 @@ class RedisSessions:
         await self._execute([("DEL", session_key(session_id)) for session_id in session_ids])
 
     async def load(self, session_id: str) -> bytes | None:
-        """Return the record of a session, or None where there is none.
+        """Return the record of a session, or None if there is none.
 
         Raises StoreUnavailableError.
         """

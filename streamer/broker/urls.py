@@ -41,7 +41,7 @@ class HostsURL:
     def parse(cls, url: str, *, default_port: int) -> Self:
         """Take `url` apart. Raises ValueError where a host is missing or a port is no number."""
         parts = urlsplit(url)
-        # The last @: a password may hold one. A host may not.
+        # Split at the last @: a password may contain one, a host may not.
         credentials, at, hosts = parts.netloc.rpartition("@")
         located = []
         for host in hosts.split(","):
@@ -102,10 +102,10 @@ _TLS_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], bool]]]] = {
 
 
 def check_options(url: str) -> None:
-    """Raise ValueError, with a line that names the option, for one that is not honoured.
+    """Raise ValueError, with a line that names the option, for an unsupported option.
 
-    redis-py takes more: options of its pool of connections, of decoding and of retries, which mean
-    nothing here. The line repeats no value: it may be a password.
+    redis-py supports more: options of its connection pool, of decoding and of retries, which have
+    no meaning here. The line repeats no value, since it may be a password.
     """
     parts = urlsplit(url)
     if parts.fragment or url.endswith("#"):

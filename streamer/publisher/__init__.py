@@ -1,4 +1,4 @@
-"""For producers: publish with a position, once and in order, through whatever befalls Redis.
+"""For producers: publish with positions, once and in order, also when Redis fails over.
 
 async with open_publisher("redis://127.0.0.1") as publisher:
 await publisher.publish("stock:005930:price", PriceUpdate("005930", 72500, 0, 0, 0))

@@ -17,7 +17,7 @@ _SCRIPT: Final = files(__package__).joinpath("publish.lua").read_bytes()
 _SCRIPT_SHA1: Final = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 
 WINDOW: Final = 128
-"""Publications sent and not yet answered: enough to keep Redis busy over a network's delay."""
+"""Publications that may be sent and unanswered: enough to keep Redis busy despite latency."""
 
 _POSITION_BYTES: Final = 128
 """More than epoch and sequence add to the text of a publication."""
@@ -77,7 +77,7 @@ class PlainCommands:
         self._name = "SPUBLISH" if sharded else "PUBLISH"
 
     def keys(self, topic: str) -> tuple[str, ...]:  # noqa: ARG002
-        """Return nothing: Redis keeps nothing of a topic."""
+        """Return no keys: Redis stores nothing for a topic."""
         return ()
 
     def begin(self) -> None:
@@ -98,7 +98,7 @@ class ScriptCommands:
     """One call of `publish.lua` for each publication, which gives it the topic's next position.
 
     Redis keeps records of a publisher's last publications, so a retry gets the receipt of the first
-    time.
+    attempt.
     """
 
     retries = True
@@ -134,7 +134,7 @@ class ScriptCommands:
     def command(self, publication: Numbered, *, oldest: int) -> Command:
         """Make the command; `oldest` is the number of the oldest one without an answer."""
         number, stream = publication.number, publication.stream
-        # What is answered need not have gone before: Redis may have lost it since.
+        # Only unanswered ones must precede it: Redis may have lost an answered one since.
         prior = self._last_sent.get(stream, 0)
         prior = prior if prior >= oldest else 0
         self._last_sent[stream] = number
@@ -153,7 +153,7 @@ class ScriptCommands:
             publication.destination.channel,
             publication.text[:-1],
             publication.destination.kind,
-            # No two are alike, even if Redis loses everything twice on one connection.
+            # Unique, even if Redis loses everything twice during one connection.
             f"{self._candidate_epoch}.{number}",
             *((known.epoch, known.sequence) if known else ("", 0)),
             *self._history,
@@ -163,7 +163,7 @@ class ScriptCommands:
         """Read the reply to its command. Raises RedisConnectionError."""
         stream = publication.stream
         if self._last_sent.get(stream) == publication.number:
-            del self._last_sent[stream]  # of no use any more, and topics may be many
+            del self._last_sent[stream]  # not needed any more, and there may be many topics
         try:
             epoch, sequence, receivers = reply
             stream.position = Position(epoch.decode(), int(sequence))

@@ -1,4 +1,4 @@
-"""Where a publication goes: its channel, the topic it belongs to, and the rules it must meet."""
+"""The destination of a publication: its channel, topic and rules."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Destination:
     def parse(cls, channel: str) -> Destination:
         """Return the destination of publications on a channel.
 
-        Raises `InvalidPublicationError` where no data message belongs on such a channel.
+        Raises `InvalidPublicationError` if no data message belongs on such a channel.
         """
         try:
             topic, kind = parse_channel(channel)
@@ -44,7 +44,7 @@ class Destination:
     def check(self, payload: bytes | DataMessage) -> bytes:
         """Return the text to publish for a payload: JSON, complete except for its position.
 
-        Raises `InvalidPublicationError` where the payload does not fit the channel.
+        Raises `InvalidPublicationError` if the payload does not fit the channel.
         """
         raw = payload if isinstance(payload, bytes) else encode(payload, utc_timestamp())
         publication = decode_publication(self.kind, self.topic.key, raw, gets_position=True)

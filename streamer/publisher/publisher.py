@@ -1,16 +1,16 @@
-"""A publisher over one connection, which it keeps and regains.
+"""A publisher over one connection, which it reopens when it is lost.
 
-A plain PUBLISH is gone when nobody received it. Here one script per publication takes the topic's
-next position, keeps the text in the topic's history and publishes it, so that every server sees the
-same positions and can fetch what it missed.
+A plain PUBLISH is lost to every server that is not connected. Here one script per publication takes
+the topic's next position, stores the text in the topic's history and publishes it, so that all
+servers see the same positions and can fetch publications that they missed.
 
     open_publisher
     └── run             connect; when the connection is lost, wait (full jitter) and connect again
-        ├── send        what is held, up to a window of commands without an answer
+        ├── send        held publications, up to a window of commands without an answer
         └── receive     answers, in the order of the commands; each settles one publication
 
-The callers of `publish` only wait. They do not touch the connection, so a caller that is cancelled
-leaves nothing half written or half read.
+The callers of `publish` only wait. They do not use the connection, so a cancelled caller leaves
+nothing half written or half read.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from streamer.publisher.destination import Destination, Stream
 from streamer.publisher.receipts import PublishFailedError, PublishRefusedError, Receipt
 
 _RECORD_SECONDS: Final = 600
-"""How long Redis remembers a publisher's last publications, beyond the time that they are held."""
+"""How long Redis keeps records of a publisher's last publications, beyond the hold time."""
 
 _BACKOFF_SECONDS: Final = 0.1
 _MAX_BACKOFF_SECONDS: Final = 3.0
 
 _MAX_DESTINATIONS: Final = 10_000
-"""Channels that are remembered. A publisher to more of them forgets those it used longest ago, and
-with a topic the position by which it would notice that Redis has lost writes of it."""
+"""Channels that are remembered. A publisher to more of them forgets the least recently used, and
+the position of their topics, by which it would notice that Redis has lost writes."""
 
 
 @attrs.frozen
@@ -80,7 +80,7 @@ class _Call:
     unsettled: int
     refusal: str | None = None
     failure: str | None = None
-    """Why publications that Redis has not refused were given up."""
+    """Why publications were given up that Redis has not refused."""
     abandoned: bool = False
     settled: trio.Event = attrs.field(factory=trio.Event)
 
@@ -94,7 +94,7 @@ class _Call:
 @attrs.define(eq=False)
 class _Publication:
     number: int
-    """Counted by the publisher, over all topics."""
+    """Its number among the publisher's publications, over all topics."""
     destination: Destination
     stream: Stream
     text: bytes
@@ -105,8 +105,7 @@ class _Publication:
 class Publisher:
     """Publishes over a connection of its own; made by `open_publisher`.
 
-    Any number of tasks may call it. What one task publishes after another, on one topic, stays in
-    that order.
+    Any number of tasks may call it. Publications of one task to one topic stay in order.
     """
 
     def __init__(
@@ -141,9 +140,9 @@ class Publisher:
         self._timeout_seconds = timeout_seconds
 
         self._destinations: OrderedDict[str, tuple[Destination, Stream]] = OrderedDict()
-        """By channel, the one used longest ago first."""
-        # A stream is kept by its destinations and by publications that are held: those that follow
-        # in it must come after them.
+        """By channel, the least recently used first."""
+        # A stream lives as long as its destinations and its held publications, since later ones of
+        # it must follow these.
         self._streams: WeakValueDictionary[str, Stream] = WeakValueDictionary()
 
         self._numbers = 0
@@ -156,7 +155,7 @@ class Publisher:
 
         self._connected = False
         self._away = False
-        """The last attempt to connect failed: longer than a reconnect, nothing makes room."""
+        """Whether the last attempt to connect failed, so that there may be no room for long."""
         self._connections = 0
         self._acknowledged = 0
         self._last_error: str | None = None
@@ -187,12 +186,12 @@ class Publisher:
 
         While Redis is away, they are held, and sent again when it is back, never twice.
 
-        Raises `InvalidPublicationError` before anything is sent, where one of them does not fit its
+        Raises `InvalidPublicationError`, before anything is sent, if one of them does not fit its
         channel or is too large. Raises `PublishFailedError` when Redis has acknowledged nothing for
-        the hold time, or at once where it is away and as many publications are held as may be.
-        Without positions it is raised as well where the connection is lost before an answer: the
-        publication may have been published, and is not sent again. Raises `PublishRefusedError`
-        when Redis refuses some of them, which stops none of the others.
+        the hold time, or at once if it is away and the maximum number of publications is held.
+        Without positions it is also raised if the connection is lost before an answer: the
+        publication may have been published, and is not sent again. Raises `PublishRefusedError` if
+        Redis refuses some of them; the others are published.
 
         After a cancelled call it is unknown how much of it was published.
         """
@@ -203,7 +202,7 @@ class Publisher:
             self.check_size(text)
             checked.append((destination, stream, text))
             if not len(checked) % WINDOW:
-                await trio.lowlevel.checkpoint()  # a long call holds nobody up
+                await trio.lowlevel.checkpoint()  # a long call must not hold up other tasks
         await self._wait_for_room(len(checked))
         if not checked:
             return []
@@ -219,7 +218,7 @@ class Publisher:
         return [receipt for receipt in call.receipts if receipt is not None]  # none is None
 
     def check_size(self, text: bytes) -> None:
-        """Raise `InvalidPublicationError` where a text is too large to be published."""
+        """Raise `InvalidPublicationError` if a text is too large to be published."""
         if len(text) > self._max_text_bytes:
             raise InvalidPublicationError(
                 f"{len(text)} bytes, where servers take {self._max_text_bytes} without a position"
@@ -254,11 +253,11 @@ class Publisher:
             raise PublishFailedError(call.failure, call.receipts)
 
     def _give_up_at(self, call: _Call) -> float:
-        # Progress counts, not age: a call of a million takes its time.
+        # Measured from the last progress: a call with a million publications takes long.
         return max(call.began_seconds, self._answered_seconds) + self._hold_seconds
 
     def _withdraw(self, call: _Call) -> None:
-        """Send nothing more of a call that nobody waits for."""
+        """Send nothing more of a call whose caller no longer waits."""
         if not call.settled.is_set():
             call.abandoned = True
             self._unsent = deque(held for held in self._unsent if held.call is not call)
@@ -285,7 +284,7 @@ class Publisher:
     # The connection
 
     async def run(self) -> None:
-        """Keep a connection and send what is held, until cancelled; `open_publisher` runs it."""
+        """Keep a connection and send held publications until cancelled (see `open_publisher`)."""
         backoff = Backoff(_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS)
         while True:
             answered_seconds, connections = self._answered_seconds, self._connections
@@ -322,7 +321,7 @@ class Publisher:
         return reason
 
     def _give_up_or_retry(self, reason: str) -> None:
-        """Send what was not answered again, in its order, where that cannot publish it twice."""
+        """Resend unanswered publications in order, unless that might publish them twice."""
         unanswered = [held for held in self._sent if not held.call.abandoned]
         self._sent.clear()
         if self._commands.retries:
@@ -356,7 +355,7 @@ class Publisher:
                 self._room.unpark_all()
 
     def _next_commands(self) -> list[Command]:
-        """Take what the window has room for, and count it as sent."""
+        """Return commands for the publications that fit the window, and count them as sent."""
         commands: list[Command] = []
         while self._unsent:
             publication = self._unsent[0]
@@ -372,7 +371,7 @@ class Publisher:
         if not self._sent:
             raise unexpected_reply(reply)
         if isinstance(reply, RedisReplyError) and is_passing(reply):
-            # What follows in the pipeline is sent again too, in its order.
+            # The commands after it in the pipeline are sent again, too, in order.
             raise RedisConnectionError(f"Redis cannot publish now: {reply}")
         self._answered_seconds = trio.current_time()
         publication = self._sent[0]
@@ -402,15 +401,15 @@ async def open_publisher(
     """Open a publisher to the Redis at `url` (see `open_connection`) for the length of the block.
 
     Redis may be away, at the beginning too. Each topic's history in Redis keeps `history_length`
-    publications (or up to a hundred more: Redis trims by the block) for `history_seconds`. While
-    Redis is away, `hold_messages` publications are held (and what is left of the call that passes
-    that) for `hold_seconds`. A publication over `max_publication_bytes`, its position included, is
-    refused, as by the servers whose setting has that name. `timeout_seconds` is how long Redis may
+    publications (or up to a hundred more: Redis trims in blocks) for `history_seconds`. While Redis
+    is away, up to `hold_messages` publications (and the rest of the call that exceeds that) are
+    held for `hold_seconds`. A publication over `max_publication_bytes`, its position included, is
+    refused, as by servers with the setting of that name. `timeout_seconds` is how long Redis may
     take to accept a connection or to answer.
 
     With `positioned` false, each publication is a plain PUBLISH (SPUBLISH in a Cluster), which
     needs no other permission: it has no position and no history, and one whose answer is lost is
-    not sent again, since nothing tells a retry from a new publication.
+    not sent again, since Redis could not tell the retry from a new publication.
 
     Raises `ValueError` for a URL that is not one of Redis.
     """

@@ -1,4 +1,4 @@
-"""The outcome of publications: a receipt for each, or an error with those that there are."""
+"""The outcome of publications: a receipt for each, or an error with the receipts so far."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Receipt:
     """Redis' answer to one publication."""
 
     position: Position | None
-    """Its position in the topic's stream; None where the publisher gives no positions."""
+    """Its position in the topic's stream; None if the publisher gives no positions."""
     receivers: int
     """Subscriptions that received it: servers, not their clients."""
 
@@ -24,7 +24,7 @@ class PublishFailedError(Exception):
 
     `receipts` has one for each that was acknowledged and None for the others, in the order of the
     call; `unacknowledged` has the indexes of the others. An unacknowledged publication may still
-    have been published: the answer can be what was lost. Publishing it again is a new publication.
+    have been published, with only the answer lost. Publishing it again is a new publication.
     """
 
     def __init__(self, reason: str, receipts: Sequence[Receipt | None]) -> None:
@@ -39,4 +39,4 @@ class PublishFailedError(Exception):
 
 
 class PublishRefusedError(PublishFailedError):
-    """Redis answered that it will not publish, and would again (permissions, a wrong key)."""
+    """Redis refused publications for a lasting reason (permissions, a key of another type)."""

@@ -1,1 +1,1 @@
-"""Where publications come from."""
+"""The source of publications: from the bus, in order and validated, into the hub."""

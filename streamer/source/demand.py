@@ -1,6 +1,6 @@
-"""Which topics are wanted: recorded by the hub, taken by the source.
+"""The record of wanted topics, which the hub writes and the source reads.
 
-The record is made before both, so that neither has to know the other first.
+It is made before both, so that neither needs the other in its constructor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bus inside the process: for the demo, for tests in virtual time, and for one machine.
 
-It keeps the last message of each channel, so that the first subscriber of a topic gets its last
-known value too.
+It keeps the last message of each channel, so that the first subscriber of a topic receives its last
+known value, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MemoryBus:
         return 1
 
     def subscribe(self, channels: Iterable[str]) -> None:
-        """Want these channels; the last message of each is delivered at once."""
+        """Subscribe to channels; the last message of each is delivered at once."""
         new = [channel for channel in channels if channel not in self._channels]
         self._channels.update(new)
         self._listener.on_messages(
@@ -41,15 +41,15 @@ class MemoryBus:
         )
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
-        """Want them no more."""
+        """Unsubscribe from channels."""
         self._channels.difference_update(channels)
 
     def is_settled(self, channels: Iterable[str]) -> bool:
-        """Whether all of these channels are wanted: nobody has to confirm it."""
+        """Whether all of these channels are subscribed; no confirmation is needed."""
         return self._channels.issuperset(channels)
 
     async def wait_answer(self) -> None:
-        """Return at once: nothing is ever unconfirmed."""
+        """Return at once: no channel is ever unconfirmed."""
 
     def is_refused(self, channel: str) -> bool:  # noqa: ARG002 - the interface of a bus
         """Return False: there are no permissions."""

@@ -1,8 +1,8 @@
 """Read positions and histories from Redis for the topics that need them.
 
 A topic needs it when it is new, when the source was lost, and when a publication arrived that does
-not follow the last one. Its sequencer puts it into the `ReadQueue`; the `PositionReader` reads many
-in one round trip, and tries again for as long as Redis does not answer.
+not follow the last one. Its sequencer adds it to the `ReadQueue`; the `PositionReader` reads many
+topics in one round trip, and tries again for as long as Redis does not answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOPICS_PER_READ: Final = 100
 """Topics whose positions are read in one round trip."""
 
 _RETRY_SECONDS: Final = 0.2
-"""The pause before positions that could not be read are asked for again."""
+"""The pause before positions that could not be read are requested again."""
 
 log = structlog.get_logger()
 
@@ -37,13 +37,13 @@ class Bus(Protocol):
         """Whether publications arrive."""
 
     def subscribe(self, channels: Iterable[str]) -> None:
-        """Want these channels."""
+        """Subscribe to channels."""
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
-        """Want them no more."""
+        """Unsubscribe from channels."""
 
     def is_settled(self, channels: Iterable[str]) -> bool:
-        """Whether nothing published to these channels can be missed, refused ones apart."""
+        """Whether no publication to these channels can be missed, except to refused ones."""
 
     async def wait_answer(self) -> None:
         """Wait until one more channel is settled."""
@@ -53,12 +53,12 @@ class Bus(Protocol):
 
 
 def channels_of(*topics: Topic) -> list[str]:
-    """The channels of topics."""
+    """Return the channels of topics."""
     return [topic.channel(kind) for topic in topics for kind in topic.kinds]
 
 
 class PositionReader:
-    """Reads what is in a `ReadQueue`, and what clients have missed."""
+    """Reads the topics in a `ReadQueue`, and the publications that clients have missed."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class PositionReader:
         new_epoch: Callable[[], str],
         subscribe_timeout_seconds: float,
     ) -> None:
-        """`new_epoch` returns an epoch that no topic has had, for one that Redis has lost."""
+        """`new_epoch` returns an unused epoch, to begin after Redis has lost data."""
         self._queue = queue
         self._bus = bus
         self._history = history
@@ -79,7 +79,7 @@ class PositionReader:
 
     @property
     def failing(self) -> bool:
-        """Whether Redis did not answer lately: those who ask should not wait for it again."""
+        """Whether Redis did not answer lately, so that callers should not wait for it again."""
         return trio.current_time() < self._failed_seconds + self._subscribe_timeout_seconds
 
     def note_failure(self) -> None:
@@ -100,7 +100,7 @@ class PositionReader:
         return records
 
     async def run(self) -> NoReturn:
-        """Read the positions of new topics, and what was missed while the source was lost."""
+        """Read positions of new topics, and publications missed while the source was lost."""
         queue = self._queue
         while True:
             await queue.wait()
@@ -117,7 +117,7 @@ class PositionReader:
         try:
             await self._history.announce_names(names)
         except RedisConnectionError as error:
-            # Clients that come to another server with the old name will be sent a gap.
+            # Clients that reconnect to another server with the old name will be sent a gap.
             log.warning("names of epochs not announced", reason=str(error))
 
     async def _read_some(self) -> None:
@@ -134,7 +134,7 @@ class PositionReader:
             await trio.sleep(_RETRY_SECONDS)
             return
         for sequencer, record in zip(sequencers, records, strict=True):
-            # While Redis was asked, the topic may have been closed, or the connection lost.
+            # During the request, the topic may have been closed, or the connection lost.
             if sequencer in self._queue and sequencer.is_asked:
                 self._queue.discard(sequencer)
                 sequencer.answer(record)
@@ -144,8 +144,8 @@ class PositionReader:
     def _settled(self) -> list[Sequencer]:
         """Return those in the queue whose channels are settled, as many as are read at once.
 
-        Only what is published after that is sure to arrive, so only what is read after that leaves
-        no hole. One topic that Redis does not answer for holds up no other.
+        Only publications after that are sure to arrive, so only a read after that leaves no hole.
+        A topic for which Redis gives no answer does not hold up the others.
         """
         settled = (
             sequencer

@@ -1,4 +1,4 @@
-"""Which topics have to be read from Redis, as the router and the sequencers leave it to others."""
+"""The topics whose positions are to be read from Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streamer.source.sequencer import Sequencer
 
 
 class TopicReads(Protocol):
-    """Where topics are to be read, and where to wait until they are."""
+    """Takes requests to read topics, and lets callers wait until they are read."""
 
     def add(self, sequencer: Sequencer) -> None:
         """Have the position of a topic read."""
@@ -21,7 +21,7 @@ class TopicReads(Protocol):
         """Do not read the position of a topic that was closed."""
 
     def announce(self, stream: TopicStream) -> None:
-        """Have other servers learn by which other name clients know the epoch of a stream."""
+        """Announce to other servers another name by which clients know a stream's epoch."""
 
     def note_connection(self) -> None:
         """Take note that the bus was connected, or lost."""
@@ -31,7 +31,7 @@ class TopicReads(Protocol):
 
 
 class NoReads:
-    """Nobody keeps positions: each question is answered at once. A `TopicReads`."""
+    """A `TopicReads` without stored positions: each request is answered at once."""
 
     def add(self, sequencer: Sequencer) -> None:
         """Answer that there is no position."""
@@ -45,15 +45,15 @@ class NoReads:
         """Do nothing: no other server has these topics."""
 
     def note_connection(self) -> None:
-        """Do nothing: nobody waits for it."""
+        """Do nothing: no task waits for it."""
 
     async def wait_progress(self) -> NoReturn:
-        """Wait for ever: there is no progress to be made."""
+        """Wait for ever: there is never any progress."""
         await trio.sleep_forever()
 
 
 class ReadQueue:
-    """The topics whose positions are to be read, and the names to announce. A `TopicReads`."""
+    """A `TopicReads` that queues the topics to read and the names to announce."""
 
     def __init__(self) -> None:
         self._sequencers: dict[Sequencer, None] = {}
@@ -65,7 +65,7 @@ class ReadQueue:
         return len(self._sequencers)
 
     def __iter__(self) -> Iterator[Sequencer]:
-        """Iterate over the topics to read, those that wait longest first."""
+        """Iterate over the topics to read, the longest waiting first."""
         return iter(self._sequencers)
 
     def __contains__(self, sequencer: Sequencer) -> bool:
@@ -96,7 +96,7 @@ class ReadQueue:
         self.note_progress()
 
     async def wait(self) -> None:
-        """Wait until there is something to read or to announce, or the bus was connected."""
+        """Wait until there are topics to read or names to announce, or the bus was connected."""
         await self._filled.wait()
         self._filled = trio.Event()
 

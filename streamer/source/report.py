@@ -1,4 +1,4 @@
-"""Count what went wrong on the way in, and log it at a bounded rate."""
+"""Counters of faulty publications, and their log lines at a bounded rate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SourceStatistics:
 
     received: int
     rejected: int
-    """Publications that were not passed on: invalid, too large, or at a position not theirs."""
+    """Publications that were not passed on: invalid, too large, or at a wrong position."""
     last_rejection: str | None
     recovered: int
     """Publications read from the history that had not been received."""
@@ -34,7 +34,7 @@ class SourceStatistics:
     unreadable: int
     """Positions and history entries in Redis that are not valid."""
     steps_back: int
-    """Times that the positions of a topic began anew within an epoch."""
+    """How often the positions of a topic restarted within an epoch."""
 
 
 class _BoundedLog:
@@ -80,23 +80,23 @@ class SourceReport:
         self._rejection_log.write(channel=channel, reason=reason)
 
     def unreadable(self, topic: Topic, reason: str) -> None:
-        """Count something in Redis that is not valid; the first of a topic is logged."""
+        """Count invalid data in Redis; the first of a topic is logged."""
         self._unreadable += 1
         if topic not in self._unreadable_topics:
             self._unreadable_topics.add(topic)
             self._unreadable_log.write(topic=str(topic), reason=reason)
 
     def step_back(self, topic: Topic, reason: str) -> None:
-        """Count that the positions of a topic began anew within an epoch."""
+        """Count a restart of a topic's positions within an epoch."""
         self._steps_back += 1
         self._step_back_log.write(topic=str(topic), reason=reason)
 
     def forget(self, topic: Topic) -> None:
-        """Log a topic again that was released and comes back."""
+        """Forget a released topic, so that it is logged again if it is reopened."""
         self._unreadable_topics.discard(topic)
 
     def statistics(self, *, received: int, unrouted: int) -> SourceStatistics:
-        """The counts up to now, with those of the router."""
+        """Return the counts up to now, with those of the router."""
         return SourceStatistics(
             received=received,
             rejected=self._rejected,

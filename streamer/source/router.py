@@ -1,7 +1,7 @@
 """From the bytes of a channel to a publication in the hub.
 
-Each message is looked up, validated and handed on once. What does not fit its channel is counted by
-reason, logged at a bounded rate, and never forwarded.
+Each message is routed, validated and handed on once. One that does not fit its channel is counted,
+logged at a bounded rate, and never forwarded.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from streamer.source.sequencer import HeldRoom, Sequencer
 from streamer.source.validation import Validator
 
 _REFUSAL_LOG_INTERVAL_SECONDS: Final = 1.0
-"""Between two log lines about refused channels: clients may ask for thousands."""
+"""Least time between two log lines about refused channels: clients may ask for thousands."""
 
 log = structlog.get_logger()
 
 
 class Router:
-    """Takes what the bus carries to the sequencer of its topic: the bus' `MessageHandler`."""
+    """Passes the messages of the bus to the sequencers of their topics: a `MessageHandler`."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Router:
         self._refused = 0
         self._log_refusals_at = -math.inf
 
-    # Which topics there are
+    # Topics
 
     def open(self, stream: TopicStream) -> None:
         """Route the channels of a topic to its stream."""
@@ -88,13 +88,13 @@ class Router:
         sequencer.close()
 
     def sequencer(self, topic: Topic) -> Sequencer | None:
-        """The sequencer of a topic that is open."""
+        """Return the sequencer of a topic; None if it is not open."""
         return self._sequencers.get(topic)
 
     # Called by the bus
 
     def on_messages(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take what has come at once (channel, payload), and have it flushed together: hot."""
+        """Take the messages of one read (channel, payload) and flush them together. Hot."""
         routes, decode = self._routes, self.validator.decode
         self._flush_loop.hold()
         try:
@@ -115,19 +115,19 @@ class Router:
             self._flush_loop.release()
 
     def on_connected(self) -> None:
-        """Every channel is subscribed (again): what was missed can be read."""
+        """Take note that all channels are subscribed (again); missed publications can be read."""
         log.info("source connected")
         self._reads.note_connection()
 
     def on_lost(self, reason: str) -> None:
-        """The bus is gone: what is published from now on may be missed."""
+        """Take note that the bus is lost: publications from now on may be missed."""
         log.warning("source lost", reason=reason)
         for sequencer in self._sequencers.values():
             sequencer.lose()
         self._reads.note_connection()
 
     def on_refused(self, channel: bytes, reason: str) -> None:
-        """Redis forbids a channel: what is published there is missed."""
+        """Take note that Redis forbids a channel, whose publications are missed."""
         self._refused += 1
         route = self._routes.get(channel)
         if route is not None and (stream := route[0].stream).subscriptions:
@@ -144,12 +144,12 @@ class Router:
             )
 
     def on_accepted(self, channel: bytes) -> None:
-        """A refused channel is subscribed after all: read what was missed."""
+        """Take note that a refused channel is subscribed after all; read its missed messages."""
         log.info("channel no longer refused", channel=channel.decode(errors="replace"))
         route = self._routes.get(channel)
         if route is not None:
             route[0].lose()
 
     def statistics(self) -> SourceStatistics:
-        """The counts up to now."""
+        """Return the counts up to now."""
         return self._report.statistics(received=self._received, unrouted=self._unrouted)

@@ -1,30 +1,30 @@
-"""How the publications of one topic come in: in order, each once, and every hole announced.
+"""The sequencer of one topic: publications in order, each once, and every hole announced.
 
 There are two kinds of producer. One that does a plain PUBLISH gives no positions: the server
-numbers what it reads, in an epoch of its own, and what it did not read is lost to it. One that uses
-`streamer.publisher` gives each publication a position, in an epoch that Redis keeps together with a
-history: what was missed can be read from there. A topic may change from one kind to the other;
-clients learn of that as of any other new epoch, by a gap.
+numbers the publications that it reads, in an epoch of its own, and cannot recover those that it
+misses. One that uses `streamer.publisher` gives each publication a position, in an epoch that Redis
+keeps together with a history, from which missed ones are read. A topic may change from one kind to
+the other; clients are sent a gap then, as for any other new epoch.
 
 Theory of operation
 -------------------
-A sequencer passes a publication on only where it is the next one. Any other position is doubtful: a
-hole, a repeat, a producer that started again, or somebody who may publish and should not. The
-sequencer holds it, and all that arrives after it, and has the topic's position read from Redis
+A sequencer passes a publication on only if it is the next one. Any other position is doubtful: a
+hole, a repeat, a producer that restarted, or a faulty publisher. The sequencer holds that
+publication and all that arrive after it, and requests the topic's position from Redis
 (`Reads.add`). The answer decides:
 
-- What Redis holds and clients have not had is published, and what its history has lost of that
-  becomes a gap.
-- The question carries a digest of the last publication. Redis begins a new epoch where it has
-  another publication at that position, or is behind it: it has lost what clients have had, and its
-  positions would mean two things.
-- What was held before Redis was asked, and is beyond what Redis holds, is rejected: producers write
-  position and publication in one step, so no honest one can be ahead of Redis.
-- Where Redis has no position for the topic, its producers number for themselves. Then nobody can
-  say more than they do: a hole is a gap, and a step back is a gap into an epoch of another name.
+- Publications in Redis' history that clients have not received are published; those that it no
+  longer has become a gap.
+- The question carries a digest of the last publication. Redis begins a new epoch if it has another
+  publication at that position, or is behind it: it has lost publications that clients have
+  received, and its positions would be ambiguous.
+- Publications that were held before the question, and are beyond the position in Redis, are
+  rejected: producers write position and publication in one step, so none can be ahead of Redis.
+- If Redis has no position for the topic, its producers number by themselves. Then only their
+  positions count: a hole is a gap, and a step back is a gap into an epoch of another name.
 
-`State` says what may be missing while publications are held; `TRANSITIONS` is the machine. An event
-that a state does not allow is a bug, and raises `ImpossibleTransition`.
+`State` says what may be missing while publications are held; `TRANSITIONS` is the state machine. An
+event that a state does not allow is a bug, and raises `ImpossibleTransition`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from streamer.protocol.topics import Kind
 from streamer.source.report import SourceReport
 
 TOPIC_HELD_BYTES: Final = 1 << 20
-"""Held of one topic while its position is read: some seconds of a busy one."""
+"""Bytes held for one topic while its position is read: some seconds of a busy one."""
 
 TOTAL_HELD_BYTES: Final = 64 << 20
 """Bytes held for all topics together while Redis is slow to answer."""
@@ -62,7 +62,7 @@ class State(enum.Enum):
     CHECKING = "checking"
     """The connection lost nothing, but a position was named that is not the next one."""
     RECOVERING = "recovering"
-    """Something may have been missed."""
+    """Publications may have been missed."""
     CLOSED = "closed"
     """The topic was released."""
 
@@ -125,7 +125,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
 
 
 _LIVE: Final = State.LIVE
-"""Looked up for each publication: a global is found faster than a member of an enumeration."""
+"""Compared for each publication: a global is looked up faster than a member of an enum."""
 
 
 class ImpossibleTransition(Exception):  # noqa: N818 - a bug of the caller, named by what it is
@@ -133,7 +133,7 @@ class ImpossibleTransition(Exception):  # noqa: N818 - a bug of the caller, name
 
 
 class HeldRoom:
-    """Counts the bytes that the sequencers of a server hold together."""
+    """Counts the bytes that all sequencers of a server hold."""
 
     def __init__(
         self, *, topic_bytes: int = TOPIC_HELD_BYTES, total_bytes: int = TOTAL_HELD_BYTES
@@ -144,13 +144,13 @@ class HeldRoom:
 
 
 class Reads(Protocol):
-    """Where a sequencer asks for what it needs of Redis."""
+    """Takes a sequencer's requests to Redis."""
 
     def add(self, sequencer: Sequencer) -> None:
-        """Have the position of a topic read: `ask`, then `answer`."""
+        """Request the position of a topic: the reader calls `ask`, then `answer`."""
 
     def announce(self, stream: TopicStream) -> None:
-        """Have other servers learn by which other name clients know the epoch of a stream."""
+        """Announce to other servers another name by which clients know a stream's epoch."""
 
 
 DecodeEntry = Callable[[Kind, int, bytes], bytes | None]
@@ -160,7 +160,7 @@ _Held = tuple[Kind, DecodedPublication, bytes]
 
 
 class Sequencer:
-    """The way of one topic into the hub."""
+    """Passes the publications of one topic to the hub, in order."""
 
     __slots__ = (
         "_asked",
@@ -188,7 +188,7 @@ class Sequencer:
         room: HeldRoom,
         decode_entry: DecodeEntry,
     ) -> None:
-        """Make it in state OPENING; `open` asks for the position."""
+        """Create it in state OPENING; `open` requests the position."""
         self._hub = hub
         self.stream = stream
         self._reads = reads
@@ -197,10 +197,10 @@ class Sequencer:
         self._decode_entry = decode_entry
         self._state = State.OPENING
         self._epoch: str | None = None
-        """The name that producers give the epoch; None: they give no positions. Clients may know
-        it by another name: `stream.epoch`."""
+        """The producers' name of the epoch; None: they give no positions. Clients may know it by
+        another name: `stream.epoch`."""
         self._last_payload: bytes | None = None
-        """The last publication as Redis has it, if it is known: the proof of the position."""
+        """The last publication as Redis has it, if known; its digest proves the position."""
         self._recorded = False
         """Whether Redis had a position for the topic when it was last asked."""
         self._held: list[_Held | None] = []
@@ -238,7 +238,7 @@ class Sequencer:
         self._move(Event.JOINED)
 
     def doubt(self) -> None:
-        """Read the position again: a client has had more than was received here."""
+        """Read the position again: a client has received more than this server."""
         self._move(Event.DOUBTED)
         self._reads.add(self)
 
@@ -251,14 +251,14 @@ class Sequencer:
         self._reads.add(self)
 
     def close(self) -> None:
-        """Drop what is held: nobody wants the topic any more."""
+        """Drop the held publications: the topic is not wanted any more."""
         self._move(Event.CLOSED)
         self._take_held()
 
     # Publications
 
     def take(self, kind: Kind, publication: DecodedPublication, payload: bytes) -> None:
-        """Pass a publication on, or hold it until its place is known: hot.
+        """Pass a publication on, or hold it until its place is known. Hot.
 
         `payload` is the publication as Redis carried it.
         """
@@ -288,9 +288,9 @@ class Sequencer:
         self._hub.publish(self.stream, kind, publication.text)
 
     def _names_epoch(self, position: Position) -> bool:
-        """Whether this is the first publication of all; then its epoch is that of the stream.
+        """Whether this is the stream's first publication, so that its epoch names the stream's.
 
-        Nothing was published in the epoch that clients know, so it is the same place: no gap.
+        Nothing was published in the epoch that clients know, so no gap is needed.
         """
         if self._epoch is None and position.sequence == 1 and self.stream.sequence == 0:
             self._rename(position.epoch)
@@ -298,7 +298,7 @@ class Sequencer:
         return False
 
     def _is_repeat(self, publication: DecodedPublication, payload: bytes) -> bool | None:
-        """Whether clients have had this publication; None where what they had is not kept."""
+        """Whether clients have received this publication; None if that is not known any more."""
         position, stream = publication.position, self.stream
         assert position is not None
         if position.sequence == stream.sequence and self._last_payload is not None:
@@ -348,7 +348,7 @@ class Sequencer:
         return self._asked is not None
 
     def answer(self, record: TopicHistory | None) -> None:
-        """Go on from what Redis knows; None: it has no position for the topic."""
+        """Continue from the record in Redis; None: it has no position for the topic."""
         if self._asked is None:
             raise ImpossibleTransition(f"{self.stream.topic}: an answer without a question")
         asked, self._asked = self._asked, None
@@ -372,9 +372,9 @@ class Sequencer:
             self._reads.add(self)
 
     def _fill(self, entries: Iterable[Entry], end: int) -> int:
-        """Publish what was missed up to sequence `end`; what is not in `entries` becomes a gap.
+        """Publish the missed publications up to sequence `end`; those not in `entries` are a gap.
 
-        Returns how many publications that were.
+        Returns how many were published.
         """
         hub, stream = self._hub, self.stream
         count = 0
@@ -418,10 +418,10 @@ class Sequencer:
         self._fill(record.entries, position.sequence)
 
     def _start(self, record: TopicHistory) -> int:
-        """Where to begin in another epoch: just before the first publication that was received.
+        """Return the sequence to begin at in another epoch: before the first one received.
 
-        If the entries do not reach back to there, at the position of the record: what was
-        received before is then part of the gap.
+        If the entries do not reach back to it, it is that of the record: publications received
+        before are then part of the gap.
         """
         last = record.position.sequence
         first = next(
@@ -439,7 +439,7 @@ class Sequencer:
         return first - 1 if known == list(range(first, last + 1)) else last
 
     def _latest(self, entries: Iterable[Entry], upto: int) -> list[Entry]:
-        """The newest valid entry of each kind that has a last known value, as the hub takes it."""
+        """Return the newest valid entry of each kind that has a last known value, for the hub."""
         latest: dict[Kind, Entry] = {}
         for kind, sequence, payload in entries:
             if sequence <= upto and not kind.is_event:
@@ -449,11 +449,11 @@ class Sequencer:
         return list(latest.values())
 
     def _pass_held_on(self, record: TopicHistory | None, asked: int) -> bool:
-        """Publish what was held; False where some is doubtful that came after the question."""
+        """Publish the held publications; False if one that came after the question is doubtful."""
         held = self._take_held()
         for index, item in enumerate(held):
             if item is None:
-                # What positions do not prove to follow does not follow what was held before.
+                # Without positions, nothing proves that it follows the one held before.
                 if self._epoch is None and self.stream.sequence:
                     self._begin_own_epoch()
                 continue
@@ -482,7 +482,7 @@ class Sequencer:
     def _may_pass(
         self, publication: DecodedPublication, payload: bytes, record: TopicHistory | None
     ) -> bool:
-        """Whether a publication that was held comes next; where nobody can say, it does."""
+        """Whether a held publication is passed on next; if its place cannot be known, it is."""
         stream, position = self.stream, publication.position
         assert position is not None
         known = position.epoch == self._epoch or self._names_epoch(position)
@@ -501,7 +501,7 @@ class Sequencer:
                 f"sequence {position.sequence} of epoch {position.epoch} after {stream.sequence}"
             )
             self._report.step_back(stream.topic, reason)
-            # Clients must be able to tell the two apart.
+            # A new epoch, so that clients can distinguish the two publications.
             self._begin(Position(self._hub.new_epoch(), position.sequence - 1))
         else:
             epoch = stream.epoch if known else position.epoch
@@ -539,5 +539,5 @@ class Sequencer:
 
 
 def _digest(payload: bytes) -> str:
-    """The proof that Redis has the same publication, as its scripts compute it."""
+    """Return the digest of a publication, as Redis' scripts compute it."""
     return hashlib.sha1(payload, usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Open and close topics as clients want them, and recover what clients have missed."""
+"""Open and close topics on demand, and recover the publications that clients have missed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TopicSource:
         positions: PositionReader | None,
         subscribe_timeout_seconds: float,
     ) -> None:
-        """`positions` is None where nobody keeps any: with the bus inside the process."""
+        """`positions` is None if none are stored, as with the bus inside the process."""
         self._hub = hub
         self._demand = demand
         self._router = router
@@ -54,7 +54,7 @@ class TopicSource:
             self.follow_demand()
 
     def follow_demand(self) -> None:
-        """Open and close topics for what has been recorded up to now."""
+        """Open and close topics for the demand recorded up to now."""
         for change in self._demand.take():
             match change:
                 case Wanted(stream):
@@ -104,13 +104,13 @@ class TopicSource:
             outcome = RecoveryOutcome.UNAVAILABLE
         return Recovery(outcome, position)
 
-    # What a topic's readiness depends on
+    # Readiness of topics
 
     async def _wait_ready(self, topics: Collection[Topic], since: Mapping[Topic, Position]) -> None:
-        """Wait until nothing published to these topics can be missed.
+        """Wait until no publication to these topics can be missed.
 
-        Not while the source is away, except for a topic with a position that only the source
-        knows: a client is better off with its subscription and a gap later than with no answer.
+        While the source is away, only topics with a position that only the source knows are waited
+        for: a subscription with a later gap serves a client better than no answer.
         """
         while not all(self._is_ready(topic, since.get(topic)) for topic in topics):
             await self._reads.wait_progress()
@@ -130,7 +130,7 @@ class TopicSource:
         return sequencer.stream.count_missed(since) is not None
 
     def _check_positions_ahead(self, since: Mapping[Topic, Position]) -> None:
-        """Read topics again of which a client has had more: another server was faster."""
+        """Read topics again if a client has received more of them: another server was faster."""
         for topic, position in since.items():
             sequencer = self._router.sequencer(topic)
             if sequencer is not None and sequencer.positioned:
@@ -138,7 +138,7 @@ class TopicSource:
                 if position.epoch == stream.epoch and position.sequence > stream.sequence:
                     sequencer.doubt()
 
-    # What clients have missed
+    # Missed publications
 
     def _questions(self, since: Mapping[Topic, Position]) -> list[HistoryQuery]:
         """Queries to Redis for the history after positions that the hub no longer keeps."""
@@ -154,7 +154,7 @@ class TopicSource:
         ]
 
     async def _read_missed(self, queries: Sequence[HistoryQuery]) -> dict[Topic, Position]:
-        """Read what followed positions; return them by the names that their epochs have here."""
+        """Read the history after positions; return these by the names of their epochs here."""
         assert self._positions is not None  # without it, nothing is asked
         sequencers = [self._router.sequencer(query.topic) for query in queries]
         try:
@@ -176,7 +176,7 @@ class TopicSource:
         return answers
 
     def _extend(self, stream: TopicStream, after: int, record: TopicHistory) -> None:
-        """Put what followed `after` in front of what the hub keeps, if there is no hole between."""
+        """Prepend the entries after `after` to the hub's history, if there is no hole between."""
         oldest = stream.history[0].sequence if stream.history else stream.sequence + 1
         decode = self._router.validator.decode_entry
         earlier = [

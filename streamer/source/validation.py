@@ -1,4 +1,4 @@
-"""One rule for what is passed on, whichever way it comes: live, or out of the history."""
+"""Validation of publications, the same for live ones and those of the history."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from streamer.source.report import SourceReport
 
 
 class Validator:
-    """Decodes publications, and tells those that must not reach clients."""
+    """Decodes publications, and rejects those that must not reach clients."""
 
     def __init__(self, report: SourceReport, *, max_publication_bytes: int) -> None:
         self._report = report
