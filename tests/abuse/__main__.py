@@ -95,7 +95,7 @@ class Neighbour:
     @property
     def missing(self) -> int:
         """Messages that were published and have not come."""
-        return self.published - len(self.received)
+        return len(set(range(1, self.published + 1)) - self.received)
 
     def begin(self) -> None:
         """Begin to measure."""

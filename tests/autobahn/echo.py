@@ -32,12 +32,17 @@ class EchoSession(Session):
     def _greeting(self) -> bytes:
         return b""
 
-    async def _receive(self, message: str | bytes) -> None:
+    async def _take(self, message: str | bytes) -> None:
         if isinstance(message, str):
             frame = text_frame(message.encode())
         else:
             frame = _BINARY + text_frame(message)[1:]
         self.outbox.send_control(frame)
+        await self._websocket.wait_room()
+
+
+# Where the session no longer has one of these, its own would answer, and every case fail.
+assert vars(EchoSession).keys() & vars(Session).keys() >= {"_greeting", "_take"}
 
 
 async def main(*certificate_and_key: str) -> None:
