@@ -1,4 +1,4 @@
-"""From an accepted connection to a session, and the table of all sessions."""
+"""Make sessions of accepted connections, and keep the table of all sessions."""
 
 from __future__ import annotations
 
@@ -37,31 +37,31 @@ PROBE_SECONDS: Final = 3.0
 """How long a connection has to answer a ping while a new one waits for its place."""
 
 _FRESH_SECONDS: Final = 1.0
-"""A client that was heard from so recently is not asked whether it is still there."""
+"""A client that sent bytes so recently is not pinged to see whether it is alive."""
 
 _MAX_PROBED: Final = 16
-"""Connections that are asked on behalf of one that waits: the longest silent ones."""
+"""Connections that are pinged for one that waits for a place: the longest silent ones."""
 
 _MIN_PENDING_PER_ADDRESS: Final = 16
 _PENDING_PER_PLACE: Final = 4
-"""Unfinished handshakes that an address may have for each connection that it may have."""
+"""Unfinished handshakes that an address may have per connection that it may have."""
 
 _RESERVED_DESCRIPTORS: Final = 64
-"""File descriptors that no client gets: for Redis, the HTTP listener and what they need."""
+"""File descriptors reserved for Redis, the HTTP listener and the server's own files."""
 
 _LATE_HANDSHAKE_SECONDS: Final = 1.0
-"""How long a handshake may go on once the server stops accepting."""
+"""How long a handshake may take once the server stops accepting."""
 
 _TLS_CLOSE_SECONDS: Final = 1.0
 
 _DISMISSED_PER_TURN: Final = 100
-"""Sessions ended before others have a turn."""
+"""Sessions ended before other tasks have a turn."""
 
 log = structlog.get_logger()
 
 
 class Acceptor:
-    """Accepts connections and keeps the sessions that come of them."""
+    """Accepts connections and keeps their sessions."""
 
     def __init__(self, services: Services, heartbeat: Heartbeat) -> None:
         settings = services.settings
@@ -93,7 +93,7 @@ class Acceptor:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accept and serve connections; returns when the last has gone after `stop_accepting`."""
+        """Accept and serve connections; returns when the last has ended after `stop_accepting`."""
         async with trio.open_nursery() as helpers:
             helpers.start_soon(self._pending.run)
             async with trio.open_nursery() as connections:
@@ -136,7 +136,7 @@ class Acceptor:
                 stream = await listener.accept()
                 try:
                     address = _remote_address(stream)
-                except OSError:  # it has gone already
+                except OSError:  # the client has closed it already
                     await trio.aclose_forcefully(stream)
                     continue
                 if not self._has_descriptor() and not self._pending.cut_slowest():
@@ -152,7 +152,7 @@ class Acceptor:
         return len(self.sessions) + len(self._pending) < self._max_descriptors
 
     def on_exhausted(self, address: str = "") -> None:
-        """Count a connection that was closed at once for want of a file descriptor."""
+        """Count a connection that was closed at once for lack of a file descriptor."""
         self.refusals.add(Cause.DESCRIPTORS, address)
         self._pending.cut_slowest()
 
@@ -166,7 +166,7 @@ class Acceptor:
         pending: Pending,
         start_task: Callable[..., None],
     ) -> None:
-        """Serve one connection, from accept to close. Whatever goes wrong in it ends here."""
+        """Serve one connection, from accept to close. No exception of it leaves this method."""
         try:
             descriptor = _prepare_socket(stream)
             admitted = None
@@ -183,7 +183,7 @@ class Acceptor:
                 await self._serve(stream, descriptor, admitted, address, start_task)
                 if isinstance(stream, trio.SSLStream):
                     with trio.move_on_after(_TLS_CLOSE_SECONDS):
-                        await stream.aclose()  # sends what tells the end from a cut connection
+                        await stream.aclose()  # TLS sends close_notify: the end is no truncation
         except HandshakeFailedError as error:
             if error.is_refused:
                 self.refusals.add(Cause.HANDSHAKE, address, str(error))
@@ -198,11 +198,11 @@ class Acceptor:
     # Admission
 
     async def _admit(self, address: str, request: Request) -> Cause | None:
-        """Take a place for a client, that of a silent one where there is no other.
+        """Take a place for a client, that of a silent one if there is no other.
 
-        Where its address or the server is full, the session that the client names gives way at
-        once. Otherwise the longest silent connections of its address are pinged, and if one does
-        not answer within 3 s, the longest silent gives way. Returns why there is no place.
+        If its address or the server is full, the session that the client names is ended at once.
+        Otherwise the longest silent connections of its address are pinged, and if one does not
+        answer within 3 s, the longest silent is ended. Returns why there is no place.
         """
         if not self._origins.allow(request.origin):
             return Cause.ORIGIN
@@ -225,7 +225,7 @@ class Acceptor:
         return cause
 
     def _probe(self, address: str, request: Request) -> Sequence[Session]:
-        """Ask connections that might give way whether they are there; the longest silent first."""
+        """Ping connections that might be ended for a new one; return the longest silent first."""
         sessions = self._admission.sessions(address)
         named = self.sessions.get(request.query.get("session_id", ""))
         if named is not None and named in sessions:
@@ -312,7 +312,7 @@ def _remote_address(stream: ClientStream) -> str:
 
 
 def _prepare_socket(stream: ClientStream) -> int:
-    """Set the socket's options; returns the descriptor for direct writes, -1 where TLS forbids."""
+    """Set the socket's options; return the descriptor for direct writes, -1 with TLS."""
     client_socket = _socket(stream)
     with suppress(AttributeError):  # not on every system
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)

@@ -48,7 +48,7 @@ CLOSE_REASONS: Final[Mapping[Cause, CloseReason]] = MappingProxyType(
         Cause.ADDRESS_FULL: errors.ADDRESS_FULL,
     }
 )
-"""How a connection that is refused after its handshake is closed."""
+"""The close codes and reasons of connections that are refused after their handshake."""
 
 
 class Refusals:
@@ -66,18 +66,18 @@ class Refusals:
 
 
 class Admission:
-    """Counts the connections that are served, in all and by address (IPv6: by /64 network)."""
+    """Counts the connections that are served, in total and by address (IPv6: /64 network)."""
 
     def __init__(self, settings: Settings) -> None:
         self._max_connections = settings.max_connections
         self._max_connections_per_address = settings.max_connections_per_address
         self._by_address: dict[str, list[Session | None]] = {}
-        """The sessions of each address, None while one has only got its place."""
+        """The sessions of each address; None for a place whose session has not begun."""
         self._total = 0
         self._left = trio.Event()
 
     def enter(self, address: str) -> Cause | None:
-        """Take a place, to be given back with `leave`; returns why there is none instead."""
+        """Take a place, to be given back with `leave`; return the cause if there is none."""
         places = self._by_address.get(address, ())
         limit = self._max_connections_per_address
         if limit and len(places) >= limit:
@@ -89,12 +89,12 @@ class Admission:
         return None
 
     def serve(self, address: str, session: Session) -> None:
-        """Put a session on the place that its connection has taken."""
+        """Assign a session to the place that its connection has taken."""
         places = self._by_address[address]
         places[places.index(None)] = session
 
     def leave(self, address: str, session: Session | None) -> None:
-        """Give back a place; None where no session has been put on it."""
+        """Give back a place; `session` is None if none has been assigned to it."""
         self._total -= 1
         places = self._by_address[address]
         places.remove(session)
@@ -113,7 +113,7 @@ class Admission:
 
 
 def counted_address(address: str) -> str:
-    """The address that limits are counted by: of IPv6 the /64 network."""
+    """Return the address by which limits are counted: for IPv6 the /64 network."""
     if ":" not in address:
         return address
     parsed = ip_address(address)

@@ -1,9 +1,9 @@
 """Pings between heartbeats, for clients that receive much.
 
-A session that is restored by its URL goes on from what its client had been sent before the last
-ping that it answered. At 40 messages a second, 25 s are 1,000 messages that would be sent again, or
-more than the history has. The clients are looked at in turn, a bounded number of them at a time, by
-counters that exist anyway: a message that is sent costs nothing more.
+A session that is restored by its URL continues from the last message sent before the last ping that
+its client answered. At 40 messages a second, 25 s are 1,000 messages that would be sent again, or
+more than the history has. The clients are checked in rounds, a bounded number at a time, by
+counters that exist anyway, so sending a message costs nothing more.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from streamer.edge.session import Session
 
 _INTERVAL_SECONDS: Final = 0.25
 _SESSIONS_PER_TURN: Final = 1000
-"""Sessions that are looked at without a checkpoint: a millisecond of work."""
+"""Sessions that are checked without a checkpoint: a millisecond of work."""
 _PINGS_PER_TURN: Final = 50
-"""A ping and its answer cost some 200 µs, the new record of the session in Redis included: with
-that many clients that receive much, a part of them waits for the next turn, or the heartbeat."""
+"""A ping and its answer cost some 200 µs, the new record of the session in Redis included. If more
+clients receive much, some of them wait for the next turn, or the heartbeat."""
 
 
 class Confirmations:
@@ -32,10 +32,10 @@ class Confirmations:
         """`sessions` are those connected now, by their ids."""
         self._sessions = sessions
         self._remaining: Iterator[str] = iter(())
-        """The ids of the sessions that are still to be looked at in this round."""
+        """The ids of the sessions that are still to be checked in this round."""
 
     async def run(self) -> NoReturn:
-        """Look at the sessions, round after round, for ever."""
+        """Check the sessions, round after round, until cancelled."""
         while True:
             await trio.sleep(_INTERVAL_SECONDS)
             self._take_turn(trio.current_time())
@@ -48,6 +48,6 @@ class Confirmations:
                 session.ping()
                 pings += 1
                 if pings == _PINGS_PER_TURN:
-                    return  # the next turn goes on here
+                    return  # the next turn continues here
         if not length_hint(self._remaining):
             self._remaining = iter(list(self._sessions))

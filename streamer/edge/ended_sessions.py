@@ -10,10 +10,10 @@ import attrs
 import trio
 
 _OVERHEAD_BYTES: Final = 400
-"""The memory of a record beside its own bytes, roughly."""
+"""The memory of a record besides its own bytes, roughly."""
 _KEPT_AFTER_CLEANUP: Final = 0.9
-"""The part of the bytes that is kept when there are too many: not each new record has to look for
-the address that holds the most."""
+"""The share of the bytes that is kept when there are too many, so that not every new record has to
+search for the address that holds the most."""
 
 
 @attrs.frozen
@@ -31,8 +31,8 @@ class _Ended:
 class EndedSessions:
     """Keeps encoded records for their lifetime, or until all are more than `max_bytes`.
 
-    Then the oldest ones of the address that holds the most are dropped first: a client that comes
-    and goes all the time loses its own records rather than those of others.
+    Then the oldest ones of the address that holds the most are dropped first: a client that
+    reconnects all the time loses its own records rather than those of others.
     """
 
     def __init__(self, *, lifetime_seconds: float, max_bytes: int) -> None:
@@ -56,7 +56,7 @@ class EndedSessions:
         return self._bytes
 
     def get(self, session_id: str) -> bytes | None:
-        """Return a record, or None where it has expired."""
+        """Return a record, or None if it has expired."""
         ended = self._ended.get(session_id)
         return None if ended is None or ended.deadline <= trio.current_time() else ended.record
 

@@ -1,8 +1,8 @@
 """Parse the frames that a client sends: RFC 6455, section 5.
 
 wsproto's parser takes some 18 µs for each frame, and a read of 16 KiB can hold 2,340 frames of one
-byte each: the event loop was held up for 40 ms. This one takes about 4 µs. It also counts in bytes:
-of a message that is not finished yet, it keeps at most `max_message_bytes`.
+byte each, which held up the event loop for 40 ms. This one takes about 4 µs. It also bounds memory:
+it keeps at most `max_message_bytes` of an unfinished message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PING: Final = 0x9
 PONG: Final = 0xA
 
 NO_STATUS: Final = 1005
-"""The code of a close frame that has none (RFC 6455, 7.4.1)."""
+"""The code for a close frame without one (RFC 6455, 7.4.1)."""
 
 Event = tuple[int, str | bytes]
 """An opcode and its payload.
@@ -42,7 +42,7 @@ _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class FrameError(Exception):
-    """The bytes break a rule of RFC 6455; `reason` is the close reason that says which."""
+    """The bytes violate RFC 6455; `reason` is the close reason that names the rule."""
 
     def __init__(self, reason: CloseReason, problem: str) -> None:
         super().__init__(problem)
@@ -54,9 +54,9 @@ class MessageTooLargeError(Exception):
 
 
 class FrameReader:
-    """Turns bytes into messages and control frames, one connection's.
+    """Turns the bytes of one connection into messages and control frames.
 
-    After `next_event` has raised, what is fed is discarded.
+    After `next_event` has raised, further bytes are discarded.
     """
 
     __slots__ = (
@@ -76,11 +76,11 @@ class FrameReader:
         self._max_message_bytes = max_message_bytes
         self._data = b""
         self._at = 0
-        """Where in `_data` the next frame begins."""
+        """The index in `_data` at which the next frame begins."""
         self._opcode = 0
         """TEXT or BINARY while a message is not finished, else 0."""
         self._message: bytearray | None = None
-        """The payload so far of a message that did not arrive in one piece."""
+        """The payload so far of a message that arrives in several pieces."""
         self._decoder: codecs.IncrementalDecoder | None = None
         """Validates the text of `_message` as it arrives."""
         self._remaining = 0
@@ -97,7 +97,7 @@ class FrameReader:
             self._at = 0
 
     def next_event(self) -> Event | None:
-        """The next message or control frame; None where more bytes are needed.
+        """Return the next message or control frame; None if more bytes are needed.
 
         Raises FrameError and MessageTooLargeError, as early as the bytes show it.
         """
@@ -186,7 +186,7 @@ class FrameReader:
         return opcode, payload
 
     def _read_payload(self) -> Event | None:
-        """Move what has arrived of a data frame's payload into the message."""
+        """Move the available payload of a data frame into the message."""
         chunk = self._data[self._at : self._at + self._remaining]
         self._at += len(chunk)
         self._remaining -= len(chunk)
@@ -214,7 +214,7 @@ class FrameReader:
 
 
 def close_code(payload: bytes) -> int:
-    """The code of a close frame's payload that a FrameReader has returned."""
+    """Return the close code in the payload of a CLOSE event."""
     return int.from_bytes(payload[:2]) if payload else NO_STATUS
 
 

@@ -1,8 +1,8 @@
 """The opening handshake: RFC 6455, section 4.2, over h11.
 
-h11 reads the request, so that a plain HTTP request, another path and bytes that are not HTTP each
-get their answer at once. wsproto's own handshake is not used: it refuses a request before its path
-can be seen.
+h11 reads the request, so that a plain HTTP request, another path and bytes that are not HTTP are
+each answered at once. wsproto's own handshake is not used: it refuses a request before its path is
+known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from streamer.edge.websocket import close_lingering, receive_some
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 
 _MAX_REQUEST_BYTES: Final = 16 * 1024
-"""Request line and headers, h11's own default: cookies and tokens fit, a flood does not."""
+"""Request line and headers, h11's own default: enough for cookies and tokens."""
 _KEY_CHARACTERS: Final = 24
 """A Sec-WebSocket-Key is 16 bytes in base64 (RFC 6455, 4.1)."""
 
@@ -28,7 +28,7 @@ _KEY_CHARACTERS: Final = 24
 class HandshakeFailedError(Exception):
     """The peer did not open a WebSocket.
 
-    `is_refused`: it asked for something else and has had its answer; otherwise it went away.
+    `is_refused`: it requested something else and was answered; otherwise it disconnected.
     """
 
     def __init__(self, reason: str, *, is_refused: bool) -> None:
@@ -45,7 +45,7 @@ class Request:
     user_agent: str | None
     accept_token: bytes
     trailing: bytes
-    """The bytes that came behind the request: the first frames."""
+    """The bytes after the request: the first frames."""
 
     def accept(self) -> bytes:
         """The response that opens the connection."""
@@ -56,10 +56,10 @@ class Request:
 
 
 async def receive_request(stream: trio.abc.Stream, descriptor: int) -> Request:
-    """Read the request, and refuse one that is not for a WebSocket here. Callers have a deadline.
+    """Read the request; refuse one that is not for a WebSocket here. Callers set a deadline.
 
-    `descriptor`: of the stream's socket, -1 where there is none to read from (TLS).
-    Raises HandshakeFailedError, and what the stream raises.
+    `descriptor` is that of the stream's socket, -1 if it cannot be read directly (TLS).
+    Raises HandshakeFailedError and the errors of the stream.
     """
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
     try:
@@ -148,8 +148,9 @@ async def _refuse(
             *headers,
         ],
     )
-    # By hand: h11 would refuse a body in the answer to HEAD, and the connection ends here anyway.
+    # Not by h11: it would refuse a body in the answer to HEAD, and the connection ends here anyway.
     await stream.send_all((http.send(response) or b"") + body)
-    # Who sends too much has more on its way: to close now would reset the connection under it.
+    # A client that sends too much may still be sending: closing now would reset the connection
+    # before it reads the answer.
     await close_lingering(stream)
     raise HandshakeFailedError(f"{status}: {reason}", is_refused=True)

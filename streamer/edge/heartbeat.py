@@ -1,8 +1,8 @@
 """The heartbeat of all connections, from one task.
 
-A task for each client that only waits would cost more memory than all else that a quiet client
-needs. All intervals are equal, so two queues in order of time are enough: who is pinged next, and
-who has to have answered next.
+A task per client that only waits would cost more memory than everything else that a quiet client
+needs. All intervals are equal, so two queues in order of time are enough: one of clients to ping,
+and one of clients that must answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Pinged(Protocol):
 
     @property
     def session_id(self) -> str:
-        """Its name."""
+        """The id of the session."""
 
     @property
     def is_ending(self) -> bool:
@@ -47,14 +47,14 @@ class Heartbeat:
     def __init__(self, *, interval_seconds: float, timeout_seconds: float) -> None:
         self._interval_seconds = interval_seconds
         self._timeout_seconds = timeout_seconds
-        # Both in the order of their times: what is added is always due after all the others.
+        # Both in the order of their times: an added entry is always due after all others.
         self._to_ping: dict[Pinged, float] = {}
         """When each client is pinged next."""
         self._to_answer: dict[Pinged, float] = {}
-        """When each client was pinged whose answer is not due yet."""
+        """Clients whose answer is not due yet, with the time of their ping."""
 
     def add(self, session: Pinged) -> None:
-        """Begin with a client that has just connected."""
+        """Add a client that has just connected."""
         self._to_ping[session] = trio.current_time() + self._interval_seconds
 
     def remove(self, session: Pinged) -> None:
@@ -73,7 +73,7 @@ class Heartbeat:
             if self._to_answer:
                 asked = next(iter(self._to_answer.values()))
                 soonest = min(soonest, asked + self._timeout_seconds)
-            # Whoever is added while this sleeps is due later than it wakes.
+            # A client that is added during the sleep is due after its end.
             await trio.sleep_until(soonest)
 
     async def _ping_due(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 VIOLATION_WINDOW_SECONDS: Final = 10.0
-"""Refusals are forgiven after this long without one: a burst is a mistake, going on is abuse."""
+"""Refusals are forgotten after this long without one: one burst is a mistake, more are abuse."""
 
 
 class RateLimiter:
-    """A token bucket for the frames of one connection: `rate` a second, `burst` of them at once."""
+    """A token bucket for the frames of one connection: `rate` per second, `burst` at once."""
 
     __slots__ = (
         "_burst",
@@ -35,15 +35,15 @@ class RateLimiter:
         self.refused = 0
         """Refusals since the beginning."""
         self.violations = 0
-        """Refusals with never VIOLATION_WINDOW_SECONDS between two of them."""
+        """Refusals without a pause of VIOLATION_WINDOW_SECONDS between two of them."""
 
     @property
     def is_abused(self) -> bool:
-        """Whether the client went on after so many refusals that its connection should end."""
+        """Whether the client was refused so often that its connection should end."""
         return self.violations > self._max_violations
 
     def allow(self, now_seconds: float) -> bool:
-        """Take one token; False where there is none, which counts as a refusal."""
+        """Take one token; False if there is none, which counts as a refusal."""
         if not self._rate:
             return True
         elapsed = now_seconds - self._refilled_seconds

@@ -22,10 +22,10 @@ ACCEPTS_PER_TURN: Final = 16
 """Connections accepted before other tasks have a turn: half a millisecond."""
 
 _RETRY_SECONDS: Final = 0.1
-"""Before another attempt to accept where not even the reserved descriptor is free."""
+"""The delay before another attempt to accept if not even the reserved descriptor is free."""
 
 _PORT_ATTEMPTS: Final = 10
-"""How often a free port is looked for that several addresses can have."""
+"""Attempts to find a port that is free on several addresses."""
 
 _OF_THE_CONNECTION: Final = frozenset(
     {
@@ -41,10 +41,10 @@ _OF_THE_CONNECTION: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Errors of accept(2) that concern a connection which is gone, not the listening socket."""
+"""Errors of accept(2) about a connection that has ended, not about the listening socket."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of accept(2) for want of descriptors or memory."""
+"""Errors of accept(2) for lack of descriptors or memory."""
 
 _UNAVAILABLE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """Errors of bind(2) for an address that this machine does not have."""
@@ -53,20 +53,19 @@ ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class BurstListener(trio.abc.Listener[trio.SocketStream]):
-    """Accepts what has arrived, several connections in a turn of the event loop.
+    """Accepts several waiting connections in a turn of the event loop.
 
-    `trio.SocketListener` takes one in each turn. Where many come at once, the number of turns was
-    the limit: 2,300 handshakes a second where this has 2,800 (`python -m bench compare --scenario
-    idle`).
+    `trio.SocketListener` accepts one in each turn. With many connections at once, that limits it to
+    2,300 handshakes a second, against 2,800 here (`python -m bench compare --scenario idle`).
 
-    It holds one file descriptor in reserve. Where there are no others, that is freed to accept a
-    connection and close it at once: the client learns it now instead of waiting in the backlog.
+    It holds one file descriptor in reserve. If there are no others, that is freed to accept a
+    connection and close it at once, so that the client does not wait in the backlog.
     """
 
     def __init__(self, listening: socket.socket, on_exhausted: Callable[[], object]) -> None:
         """Take over a socket that listens.
 
-        `on_exhausted` is called for each connection that was closed for want of a descriptor.
+        `on_exhausted` is called for each connection that was closed for lack of a descriptor.
         """
         listening.setblocking(False)
         self.socket = listening
@@ -76,9 +75,9 @@ class BurstListener(trio.abc.Listener[trio.SocketStream]):
         """How many more this turn may take."""
 
     async def accept(self) -> trio.SocketStream:
-        """Wait for the next connection; other tasks have a turn only now and then.
+        """Wait for the next connection; a checkpoint only once in ACCEPTS_PER_TURN connections.
 
-        Raises OSError where the listening socket is broken.
+        Raises OSError if the listening socket is broken.
         """
         while True:
             if not self._left:
@@ -107,7 +106,7 @@ class BurstListener(trio.abc.Listener[trio.SocketStream]):
         self._on_exhausted()
         try:
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # something else was quicker
+        except OSError:  # the freed descriptor has been taken meanwhile
             await trio.sleep(_RETRY_SECONDS)
 
     def _free_reserve(self) -> None:
@@ -126,14 +125,14 @@ ClientListener = BurstListener | trio.SSLListener[trio.SocketStream]
 
 
 async def bind_sockets(host: str, port: int, *, shared: bool) -> list[socket.socket]:
-    """Bind a socket for each address of a host, or of several that commas separate.
+    """Bind a socket for each address of a host, or of several hosts separated by commas.
 
-    They all get the same port, a free one where `port` is 0. `::` alone is all of IPv4 as well.
-    Addresses of a name that this machine does not have are left out, while there are others.
+    They all get the same port, a free one if `port` is 0. `::` alone includes IPv4. Addresses of a
+    name that this machine does not have are left out if there are others.
 
-    `shared` lets several processes of one user listen there at once (SO_REUSEPORT): the kernel
-    spreads connections over those sockets that listen, by a hash of both addresses. Done here since
-    `trio.open_tcp_listeners` has no such choice. Raises ListenError.
+    `shared` lets several processes of one user listen there (SO_REUSEPORT): the kernel spreads
+    connections over the sockets that listen, by a hash of both addresses.
+    `trio.open_tcp_listeners` does not offer that. Raises ListenError.
     """
     addresses = [
         address
@@ -221,10 +220,10 @@ def close_sockets(sockets: Iterable[socket.socket]) -> None:
 async def open_listeners(
     settings: Settings, on_exhausted: Callable[[], object]
 ) -> list[ClientListener]:
-    """Listen where the settings say, beside other processes where they name several workers.
+    """Listen on the addresses of the settings, together with other processes if there are workers.
 
-    `on_exhausted` is called for each connection that was closed for want of a file descriptor.
-    Raises ListenError, and ssl.SSLError for a certificate that does not fit.
+    `on_exhausted` is called for each connection that was closed for lack of a file descriptor.
+    Raises ListenError, and ssl.SSLError for a certificate that does not match its key.
     """
     context: ssl.SSLContext | None = None
     if settings.tls_certificate is not None:
@@ -248,7 +247,7 @@ async def open_listeners(
 
 
 def listener_port(listener: ClientListener) -> int:
-    """The port that a listener is bound to."""
+    """Return the port that a listener is bound to."""
     inner = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
     assert isinstance(inner, BurstListener)
     port: int = inner.socket.getsockname()[1]

@@ -1,9 +1,9 @@
-"""Keeps a turn of the event loop short when thousands of clients have something at once.
+"""Keep a turn of the event loop short when thousands of clients become active together.
 
-Trio runs every task that is ready in one turn: when a network comes back, or fails, that can be
-those of all clients, and ten thousand closes in one turn held up the loop for more than a second.
-So a task that comes late in a long turn is put off to one of the next, some at a time and in order;
-in between, the flush, the source and all other tasks run.
+Trio runs every task that is ready in one turn: when a network fails or recovers, that can be those
+of all clients, and ten thousand closes in one turn held up the loop for more than a second. So a
+task that is late in a long turn is deferred to a later one, some at a time and in order; in
+between, the flush, the source and all other tasks run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RELEASED_PER_TURN: Final = 32
 
 
 class LoopBudget:
-    """Puts off work that would make a turn too long."""
+    """Defers work that would make a turn too long."""
 
     def __init__(self, turn_seconds: Callable[[], float]) -> None:
         """`turn_seconds` returns how long the current turn has lasted."""
@@ -33,7 +33,7 @@ class LoopBudget:
 
     @property
     def is_long(self) -> bool:
-        """Whether the turn has lasted long enough."""
+        """Whether the turn is already long."""
         return self._turn_seconds() > LONG_TURN_SECONDS
 
     async def wait(self) -> None:

@@ -1,8 +1,8 @@
 """Connections that are accepted and not served yet: their handshake is not finished.
 
 Each costs a descriptor and a task before anything is known of the client, so they are bounded, in
-all and by address. Where there are too many, the slowest is cut: a client that does its handshake
-as clients do is done long before those who only hold connections open.
+total and by address. If there are too many, the slowest is cut: an ordinary client finishes its
+handshake long before those that only hold connections open.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Pending:
     """One connection whose handshake is not finished."""
 
     address: str
-    """As limits are counted by."""
+    """The address by which limits are counted (`admission.counted_address`)."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
@@ -37,13 +37,13 @@ class PendingConnections:
         timeout_seconds: float,
         on_cut: Callable[[Pending], None],
     ) -> None:
-        """With 0 there is no limit. `on_cut` is called for each connection that is cut."""
+        """A limit of 0 is none. `on_cut` is called for each connection that is cut."""
         self._max_total = max_total
         self._max_per_address = max_per_address
         self._timeout_seconds = timeout_seconds
         self._on_cut = on_cut
         self._deadlines: dict[Pending, float] = {}
-        """In the order in which the connections came, and so of their deadlines."""
+        """In the order of arrival, and so of the deadlines."""
         self._by_address: dict[str, dict[Pending, None]] = {}
         self._earlier = trio.Event()
 
@@ -51,7 +51,7 @@ class PendingConnections:
         return len(self._deadlines)
 
     def enter(self, address: str) -> Pending:
-        """Add a connection, and cut the slowest where there are now too many."""
+        """Add a connection, and cut the slowest if there are now too many."""
         pending = Pending(address)
         self._deadlines[pending] = trio.current_time() + self._timeout_seconds
         same = self._by_address.setdefault(address, {})
@@ -71,7 +71,7 @@ class PendingConnections:
                 del self._by_address[pending.address]
 
     def cut_slowest(self) -> bool:
-        """Cut the connection that has taken the longest; False where there is none."""
+        """Cut the connection that has taken the longest; False if there is none."""
         if not self._deadlines:
             return False
         self._cut(next(iter(self._deadlines)))
@@ -83,7 +83,7 @@ class PendingConnections:
         self._on_cut(pending)
 
     def shorten(self, timeout_seconds: float) -> None:
-        """Give those that are there, and those that come, less time than they had."""
+        """Shorten the timeout, for present and later connections."""
         self._timeout_seconds = min(self._timeout_seconds, timeout_seconds)
         latest = trio.current_time() + self._timeout_seconds
         for pending, deadline in self._deadlines.items():
@@ -91,7 +91,7 @@ class PendingConnections:
         self._earlier.set()
 
     async def run(self) -> NoReturn:
-        """Cut those that take too long, some in each turn, until cancelled."""
+        """Cut connections that take too long, some in each turn, until cancelled."""
         while True:
             now = trio.current_time()
             cut = 0
@@ -100,7 +100,7 @@ class PendingConnections:
                 cut += 1
                 if cut % _CUT_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
-            # Whoever comes while this sleeps is due later than it wakes.
+            # A connection that arrives during the sleep is due after its end.
             until = next(iter(self._deadlines.values()), now + self._timeout_seconds)
             with trio.move_on_at(until):
                 await self._earlier.wait()

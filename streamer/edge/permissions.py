@@ -1,7 +1,7 @@
-"""Which topics a client may have.
+"""Permissions: the topics that a client may subscribe to.
 
-The answer never waits, so a topic is asked for and subscribed to in one step. There is no identity
-yet: everything is public but what is sent to a user.
+The check never waits, so a topic is checked and subscribed to in one step. Clients have no identity
+yet: every topic is public, except those of users.
 """
 
 from __future__ import annotations
@@ -10,5 +10,5 @@ from streamer.protocol.topics import SubscriptionType, Topic
 
 
 def may_have(topic: Topic) -> bool:
-    """Whether a client may subscribe to the topic, restore it, and be sent what it missed of it."""
+    """Whether a client may subscribe to the topic, restore it, and recover its missed messages."""
     return topic.subscription_type is not SubscriptionType.USER

@@ -29,7 +29,7 @@ from streamer.protocol.topics import SubscriptionType, Topic, target_problem
 from streamer.wire.format import WireFormat
 
 _MAX_SESSION_ID_CHARACTERS: Final = 64
-"""More than any session id has: a longer one is not looked up."""
+"""Characters of a session id; a longer one is not looked up."""
 
 
 @attrs.frozen
@@ -42,7 +42,7 @@ class Services:
     sessions: RestorableSessions
     loop_budget: LoopBudget
     wire: WireFormat
-    """The wire format of clients that ask for no other."""
+    """The wire format of clients that do not ask for another."""
 
 
 class Requests:
@@ -55,7 +55,7 @@ class Requests:
         self._services = services
 
     async def carry_out(self, message: messages.ClientMessage) -> None:
-        """Carry out a message and answer it. Raises ProtocolError where it cannot be done."""
+        """Carry out a message and answer it. Raises ProtocolError if that is impossible."""
         match message:
             case messages.Subscribe():
                 await self._subscribe(message)
@@ -132,7 +132,7 @@ class Requests:
     def _topics(
         self, message: messages.Subscribe | messages.Unsubscribe
     ) -> tuple[list[Topic], list[RejectedTarget]]:
-        """Return the topics that a request names, and the targets that name none."""
+        """Return the topics of a request, and its targets that are rejected."""
         limit = self._services.settings.max_targets_per_request
         if len(message.targets) > limit:
             raise ProtocolError(
@@ -152,7 +152,7 @@ class Requests:
         return list(topics), rejected
 
     def _room_for(self, wants: Sequence[Want]) -> list[Want]:
-        """Return those that the connection has room for, in order; held ones need none."""
+        """Return the wants that fit the connection's limit, in order; held topics always do."""
         held = {subscription.lane.stream.topic for subscription in self._subscriptions}
         room = self._services.settings.max_subscriptions - len(held)
         admitted = []
@@ -179,10 +179,10 @@ class Requests:
         positions: Mapping[str, Position],
         request_id: RequestId | None = None,
     ) -> None:
-        """Restore a session. Raises ProtocolError where it is not known.
+        """Restore a session. Raises ProtocolError if it is not known.
 
-        `positions` (topic as `type:target`) are those that the client says it holds; for other
-        topics it is the position that the session is known to have received.
+        `positions` (topic as `type:target`) are those that the client names; for other topics the
+        last confirmed position of the session is used.
         """
         record = await self._load(session_id)
         if record is None:
@@ -238,9 +238,9 @@ class Requests:
         answer: Callable[[RecoveryPlan], Subscribed | Reconnected],
         forbidden: list[Topic],
     ) -> None:
-        """Subscribe, answer, and begin to send what comes before the live flow of each topic.
+        """Subscribe, answer, and begin to send the messages before the live flow of each topic.
 
-        Topics that the server itself may not read are added to `forbidden` before it answers.
+        Topics that the server itself may not read are added to `forbidden` before the answer.
         """
         wants = await self._ready(wants)
         forbidden += filter(self._services.source.is_forbidden, [want.topic for want in wants])
@@ -257,12 +257,12 @@ class Requests:
         self._services.sessions.changed(outbox.name)
 
     async def _ready(self, wants: Sequence[Want]) -> list[Want]:
-        """Wait until the topics are live; fetch what was missed from Redis."""
+        """Wait until the topics are live; fetch missed publications from Redis."""
         hub = self._services.hub
         since: dict[Topic, Position] = {}
         for want in wants:
             stream = hub.stream(want.topic)
-            # What is held already continues as it is: it has missed nothing.
+            # A topic that is held already continues unchanged: it has missed nothing.
             if want.since is not None and stream not in self._outbox.subscriptions:
                 since[want.topic] = want.since
         recoveries = await self._services.source.prepare([want.topic for want in wants], since)

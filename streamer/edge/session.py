@@ -30,7 +30,8 @@ from streamer.protocol.errors import CloseReason, ErrorCode, ProtocolError
 
 _UNCONFIRMED_MESSAGES: Final = 250
 _UNCONFIRMED_SECONDS: Final = 5.0
-"""After so many messages, or so long with any, a client is pinged before its heartbeat is due."""
+"""A client that has received so many messages since its last ping, or any in so long, is pinged
+before its heartbeat is due."""
 
 _USUAL_BYTES: Final = 4096
 """The size of an ordinary client message: 100 targets fit."""
@@ -50,7 +51,7 @@ class ConnectionInfo:
     """One connection, as the list of connections shows it."""
 
     session: str
-    """A short hash of the session's id, which lets nobody restore it; logs have the same."""
+    """A short hash of the session's id, which cannot be used to restore it; logs show the same."""
     remote_address: str
     user_agent: str | None
     connected_at: str
@@ -66,7 +67,7 @@ class ConnectionInfo:
 
 @attrs.define(eq=False)
 class _Work:
-    """A request that may wait, and the messages that came behind it meanwhile."""
+    """A request that may wait, and the messages that have arrived after it."""
 
     waiting: deque[tuple[str | bytes, bool]] = attrs.field(factory=deque)
     """Messages, each with whether it is within the rate limit."""
@@ -77,12 +78,12 @@ class _Work:
     ended: trio.Event = attrs.field(factory=trio.Event)
 
     def put(self, message: str | bytes, *, is_admitted: bool) -> None:
-        """Let a message wait for its turn."""
+        """Queue a message."""
         self.waiting.append((message, is_admitted))
         self.waiting_bytes += _held_bytes(message)
 
     def take(self) -> tuple[str | bytes, bool]:
-        """The message whose turn it is."""
+        """Remove and return the first message."""
         message, is_admitted = self.waiting.popleft()
         self.waiting_bytes -= _held_bytes(message)
         self.taken.set()
@@ -91,12 +92,12 @@ class _Work:
 
 
 def _held_bytes(message: str | bytes) -> int:
-    """The memory that a waiting message takes, its entry included."""
+    """Return the memory that a waiting message takes, its entry included."""
     return sys.getsizeof(message) + _ENTRY_BYTES
 
 
 class Session:
-    """Carries out what one client asks, in the order in which it asks.
+    """Carries out the requests of one client, in order.
 
     One task reads. A request that may wait (for Redis, or for the client to read its answers) is
     carried out by a second task, so that pings, pongs and a close are read meanwhile.
@@ -143,9 +144,9 @@ class Session:
     ) -> None:
         """Take over a connection whose handshake is read and not yet answered.
 
-        `descriptor`: of its socket, or -1 where bytes must go through the stream (TLS).
+        `descriptor` is that of its socket, or -1 if bytes must go through the stream (TLS).
         `start_task` starts a task in a nursery that all connections share: one of its own would
-        double what a quiet client costs, and a writer or a waiting request is rare.
+        double the memory of a quiet client, and a writer or a waiting request is rare.
         """
         settings = services.settings
         now = trio.current_time()
@@ -197,13 +198,13 @@ class Session:
         self._is_closing = False
         """Whether a close frame has been sent or received: none may follow it."""
         self._is_held_up = False
-        """Whether the client is not read from, since it has sent much behind a waiting request."""
+        """Whether the socket is not read, since much has arrived after a waiting request."""
 
     async def run(self, opening: bytes) -> CloseReason | None:
-        """Serve the client until one side ends it; nothing of it remains in the hub.
+        """Serve the client until one side closes; afterwards the hub has no trace of it.
 
-        `opening` is the answer to its handshake, which goes out with the first message. Returns why
-        the server closed the connection; None where the client did, or its connection broke.
+        `opening` is the answer to its handshake, which is sent with the first message. Returns why
+        the server closed the connection; None if the client did, or the connection broke.
         """
         self._hub.add(self.outbox)
         try:
@@ -227,7 +228,7 @@ class Session:
     async def _finish(self, reason: CloseReason, farewell: bytes) -> None:
         self.outbox.send_control(farewell)
         if reason is errors.SHUTTING_DOWN:
-            # A client that does as it is asked still gets what it has not read yet.
+            # A client that follows the protocol still receives everything written before.
             await self._websocket.wait_written()
         self._services.sessions.ended(self.outbox, address=self._remote_address)
         self._hub.retire(self.outbox, reason.reason)
@@ -244,7 +245,7 @@ class Session:
                     self._on_pong(message.payload)
                     continue
                 await self._take(message)
-                # One read can hold hundreds of requests, and others want their turn.
+                # One read can hold hundreds of requests, and other tasks must have a turn.
                 await trio.lowlevel.checkpoint()
         except PeerClosedError as closed:
             await self._answer_close(closed.code)
@@ -272,7 +273,7 @@ class Session:
     # Requests
 
     async def _take(self, message: str | bytes) -> None:
-        """Carry out a message now, or let it wait behind the request that is under way."""
+        """Carry out a message now, or queue it behind the request that is under way."""
         self._messages_received += 1
         is_admitted = self._websocket.admit()
         work = self._work
@@ -286,7 +287,7 @@ class Session:
         self._is_held_up = False
 
     async def _begin(self, message: str | bytes, *, is_admitted: bool) -> None:
-        """Carry out a message, in a task of its own where it may wait."""
+        """Carry out a message, in a task of its own if it may wait."""
         try:
             request = self._decode(message, is_admitted=is_admitted)
         except ProtocolError as error:
@@ -313,7 +314,7 @@ class Session:
         self._start_task(self._run_work, self._work, request)
 
     async def _run_work(self, work: _Work, request: Awaitable[None] | None) -> None:
-        """Carry out a request, if any, and then what came behind it, at the client's pace."""
+        """Carry out a request, if any, and then the messages after it, at the client's pace."""
         try:
             with work.scope:
                 if request is not None:
@@ -344,10 +345,10 @@ class Session:
             )
 
     async def _stop_work(self) -> None:
-        """Cancel the request under way, and wait until it is: it may hold the hub's objects."""
+        """Cancel the request under way, and wait for its end: it may use the hub's objects."""
         if self._work is not None:
             self._work.scope.cancel()
-            # No deadline: what the work awaits ends as soon as it is cancelled.
+            # No deadline: the work ends as soon as it is cancelled.
             with trio.CancelScope(shield=True):
                 await self._work.ended.wait()
 
@@ -365,17 +366,17 @@ class Session:
 
     @property
     def messages_refused(self) -> int:
-        """Those over the rate limit."""
+        """Messages over the rate limit."""
         return self._limiter.refused
 
-    # What the outbox reports
+    # Reports of the outbox
 
     def on_blocked(self) -> None:
         """Start the writer task, which runs while the socket is full."""
         self._start_task(self._websocket.write_blocked)
 
     def on_broken(self) -> None:
-        """Nothing can be written any more, a close frame included."""
+        """End the session: nothing can be written any more, not even a close frame."""
         self._is_broken = True
         self._services.loop_budget.call_later(self._cancel)
 
@@ -383,7 +384,7 @@ class Session:
         self._scope.cancel()
 
     def on_overflow(self) -> None:
-        """More waits than the settings allow."""
+        """Close the connection with 4008: more messages wait than the settings allow."""
         self.end(errors.TOO_SLOW)
 
     # Heartbeat
@@ -401,8 +402,8 @@ class Session:
     def is_silent_since(self, seconds: float) -> bool:
         """Whether the client has given no sign of life since then, on trio's clock.
 
-        One whose messages are not read, since it has sent too many behind a request that waits, may
-        have answered all the same: it is alive while its socket takes what is written to it.
+        One whose socket is not read, since it has sent too many messages after a request that
+        waits, may have answered all the same: it is alive while its socket takes bytes.
         """
         websocket = self._websocket
         if self._is_held_up:
@@ -419,7 +420,7 @@ class Session:
             self.outbox.send_control(self.outbox.wire.ping(self._ping_payload))
 
     def is_confirmation_due(self, now_seconds: float) -> bool:
-        """Whether much has been delivered since the last ping, which has been answered."""
+        """Whether the last ping has been answered, and much has been delivered since."""
         if self._pongs != self._pings or self.is_ending:
             return False
         delivered = self.outbox.account[1] - self._pinged_delivered
@@ -432,7 +433,7 @@ class Session:
 
     def _on_pong(self, payload: bytes) -> None:
         if self._pongs == self._pings or payload != self._ping_payload:
-            self._websocket.admit()  # what nobody asked for counts against the rate limit
+            self._websocket.admit()  # an unsolicited pong counts against the rate limit
             return
         self._pongs = self._pings
         self._hub.mark_pong(self.outbox)
@@ -476,12 +477,12 @@ class Session:
                 "rate_limit": settings.rate_limit,
                 "rate_limit_burst": settings.rate_limit_burst,
             },
-            # To read it costs something, which a message of usual size is worth.
+            # Parsing a rejected message costs time, so only one of usual size is parsed.
             request_id=request_id_of(message) if len(message) <= _USUAL_BYTES else None,
         )
 
     def info(self) -> ConnectionInfo:
-        """The connection as it is now."""
+        """Return the present state of the connection."""
         now = trio.current_time()
         return ConnectionInfo(
             session=short_hash(self.session_id),

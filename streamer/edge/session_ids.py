@@ -1,4 +1,4 @@
-"""Ids of sessions: secrets, since whoever knows one can restore the session."""
+"""Ids of sessions: secrets, since a session can be restored by its id alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import secrets
 
 
 def new_session_id() -> str:
-    """An id that nobody can guess."""
+    """Return an id that cannot be guessed."""
     return f"s-{secrets.token_urlsafe(12)}"
 
 
 def short_hash(session_id: str) -> str:
-    """Eight hexadecimal digits that tell sessions apart in logs and lists, without their ids."""
+    """Return eight hexadecimal digits that identify a session in logs without revealing its id."""
     return hashlib.sha256(session_id.encode()).hexdigest()[:8]

@@ -1,9 +1,8 @@
-"""Sessions that can be restored: records of the clients of now, and of those that have left.
+"""Sessions that can be restored: records of connected clients, and of those that have left.
 
-A record has the subscriptions of a client, and the positions up to which it is known to have
-received them: what was sent before the last ping that it answered. Records are kept here, and where
-there is a Redis also there, so that another server can restore the session, or this one after a
-crash.
+A record has the subscriptions of a client, and the positions that it is known to have received:
+those sent before the last ping that it answered. Records are kept here, and also in Redis if there
+is one, so that another server can restore the session, or this one after a crash.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from streamer.hub.sessions import (
 from streamer.session_store import SessionStore, StoreUnavailableError
 
 _SAVE_INTERVAL_SECONDS: Final = 0.1
-"""How long changes of live sessions are collected before they are saved: what a crash can cost."""
+"""How long changes of live sessions are collected before they are saved; a crash loses them."""
 _RETRY_SECONDS: Final = 1.0
-"""The pause after the store was away."""
+"""The pause after the store was unavailable."""
 _SETTLE_SECONDS: Final = 0.15
 """How long another server may take to save the record of a client that has just left it: more than
 the save interval, and the way through the store."""
 _BYTES_PER_SAVE: Final = 100_000
-"""The bytes of records that are made and written without a checkpoint: about 10 ms of work."""
+"""Bytes of records that are encoded and written without a checkpoint: about 10 ms of work."""
 
 log = structlog.get_logger()
 
@@ -83,12 +82,12 @@ class RestorableSessions:
         session_id = outbox.name
         self._changed.pop(session_id, None)
         if session_id in self._ended or not self._lifetime_seconds:
-            return  # where it was closed in two steps, its subscriptions are gone by the second
+            return  # the second step of a close: its subscriptions have already ended
         record = record_session(outbox, ended=True)
         if not record.subscriptions:
             self._dropped[session_id] = None
             return
-        # As JSON: one object where the record is dozens, for each client that has ever left.
+        # As JSON: one object instead of dozens, for each client that has left.
         dropped = self._ended.add(session_id, encode_record(record), address=address)
         self._unsaved[session_id] = None
         self._dropped |= dict.fromkeys(dropped)
@@ -97,10 +96,10 @@ class RestorableSessions:
         self._session_ended.set()
 
     async def load(self, session_id: str) -> SessionRecord | None:
-        """Return the record of a session, or None where there is none.
+        """Return the record of a session, or None if there is none.
 
-        Another server may be about to save a newer one: where its record is of a live session, or
-        missing, it is loaded twice.
+        Another server may be about to save a newer one, so a record that is of a live session, or
+        missing, is loaded a second time.
         """
         record = self._load_here(session_id)
         if record is not None or self._store is None:
@@ -115,7 +114,7 @@ class RestorableSessions:
         return record
 
     def _load_here(self, session_id: str) -> SessionRecord | None:
-        # A client that is being closed has ended, though it is still found: its outbox is empty.
+        # A client that is being closed has ended, although `live` still finds its empty outbox.
         if session_id in self._ended:
             record = self._ended.get(session_id)
             return None if record is None else decode_record(record)
@@ -123,18 +122,18 @@ class RestorableSessions:
         return None if outbox is None else record_session(outbox)
 
     async def save(self) -> None:
-        """Save all changes; where the store is away, they are kept for later."""
+        """Save all changes; if the store is unavailable, they are kept for later."""
         await self._save(self._unsaved)
         await self._save(self._changed)
 
     async def _save(self, changed: dict[str, None]) -> bool:
-        """Save these changes; return False where the store is away."""
+        """Save these changes; return False if the store is unavailable."""
         dropped, self._dropped = list(self._dropped), {}
         if self._store is None:
             changed.clear()
             return True
         try:
-            if dropped:  # where the store is away, they expire there
+            if dropped:  # if the store is unavailable, they expire there
                 await self._store.forget(dropped)
             while changed:
                 records = self._take(changed)
@@ -169,7 +168,7 @@ class RestorableSessions:
         return None if outbox is None else encode_record(record_session(outbox))
 
     async def run(self) -> NoReturn:
-        """Save changes and forget what has expired, for ever."""
+        """Save changes and forget expired records, until cancelled."""
         save_at = trio.current_time() + _SAVE_INTERVAL_SECONDS
         while True:
             with trio.move_on_at(save_at):

@@ -33,7 +33,7 @@ NO_CLOSE_FRAME: Final = 1006
 
 
 class ConnectionEndedError(Exception):
-    """The connection is to be closed, for a reason that goes into the close frame."""
+    """The connection is to be closed, with a reason for the close frame."""
 
     def __init__(self, reason: errors.CloseReason) -> None:
         super().__init__(reason.reason)
@@ -56,7 +56,7 @@ class Pong:
 
 
 class WebSocket:
-    """Reads messages, answers pings, writes what the socket did not take at once."""
+    """Reads messages, answers pings, and writes bytes that the socket did not take at once."""
 
     __slots__ = (
         "_fanout",
@@ -83,7 +83,7 @@ class WebSocket:
         limiter: RateLimiter,
         loop_budget: LoopBudget,
     ) -> None:
-        """Take over an open connection; `trailing` are the bytes that came after the handshake."""
+        """Take over an open connection; `trailing` are the bytes after the handshake."""
         self._stream = stream
         self._fanout = fanout
         self.outbox = outbox
@@ -94,7 +94,7 @@ class WebSocket:
         self._reader.feed(trailing)
         self._progress: trio.Event | None = None
         self.last_received_seconds = self.last_written_seconds = trio.current_time()
-        """When bytes last came from the client, and when its full socket last took some."""
+        """When bytes were last received, and when the full socket last took some."""
 
     # Reading
 
@@ -102,8 +102,8 @@ class WebSocket:
         """Wait for the next message (text as str, binary as bytes) or pong. Pings are answered.
 
         Every frame counts against the rate limit; messages and pongs are counted by the caller.
-        Raises ConnectionEndedError where the peer broke a rule of RFC 6455 or goes on sending after
-        too many refusals, MessageTooLargeError, and PeerClosedError.
+        Raises ConnectionEndedError if the peer violates RFC 6455 or still sends after too many
+        refusals, MessageTooLargeError, and PeerClosedError.
         """
         while True:
             try:
@@ -128,7 +128,7 @@ class WebSocket:
                 self.outbox.send_control(self.outbox.wire.pong(control))
 
     def admit(self) -> bool:
-        """Count a frame against the rate limit: whether it is within it.
+        """Count a frame against the rate limit; return whether it is within it.
 
         Raises ConnectionEndedError after too many refusals.
         """
@@ -150,7 +150,7 @@ class WebSocket:
     # Writing
 
     async def write_blocked(self) -> None:
-        """Write what the outbox holds until all is out: the writer task of a full socket."""
+        """Write the outbox' bytes until none is left: the writer task of a full socket."""
         outbox = self.outbox
         try:
             if outbox.descriptor >= 0:
@@ -181,23 +181,23 @@ class WebSocket:
 
     @property
     def has_room(self) -> bool:
-        """Whether the client has read enough of its answers to be given more."""
+        """Whether the client has read enough of its answers to be sent more."""
         return self.outbox.control_bytes <= self._max_unread_bytes
 
     async def wait_room(self) -> None:
-        """Wait until the client has read enough of its answers to be given more."""
+        """Wait until the client has read enough of its answers to be sent more."""
         while not self.has_room:
             await self.wait_progress()
 
     async def wait_written(self) -> None:
-        """Wait until nothing waits for the socket any more."""
+        """Wait until all bytes are written to the socket."""
         while self.outbox.blocked and not self.outbox.closed:
             await self.wait_progress()
 
     # Ending
 
     async def finish(self, reason: errors.CloseReason) -> None:
-        """Send a close frame and wait until the peer has closed, too. Callers have a deadline."""
+        """Send a close frame and wait until the peer has closed, too. Callers set a deadline."""
         self.outbox.send_control(self.outbox.wire.close(reason.code, reason.reason))
         await self.wait_written()
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -209,7 +209,7 @@ class WebSocket:
         while discarded < _MAX_DISCARDED_BYTES:
             try:
                 while (event := self._reader.next_event()) is not None:
-                    # Some wait for the server to close the connection (RFC 6455, 7.1.1).
+                    # Some clients wait for the server to close first (RFC 6455, 7.1.1).
                     if event[0] == frame_reader.CLOSE:
                         return
             except (FrameError, MessageTooLargeError):
@@ -223,7 +223,7 @@ class WebSocket:
     async def answer_close(self, code: int) -> None:
         """Answer the peer's close frame: the server then closes first (RFC 6455, 7.1.1).
 
-        Waits until the answer is written; callers have a deadline.
+        Waits until the answer is written; callers set a deadline.
         """
         if code != NO_CLOSE_FRAME:
             code = 1000 if code == frame_reader.NO_STATUS else code
@@ -234,20 +234,20 @@ class WebSocket:
 async def receive_some(
     stream: trio.abc.Stream, descriptor: int, loop_budget: LoopBudget | None = None
 ) -> bytes:
-    """Bytes from the peer, empty at its end; read from the socket itself where there is one.
+    """Return bytes from the peer, empty at its end; read directly from the socket if possible.
 
-    Where the turn is long already, they are read in a later one. Raises BrokenResourceError.
+    If the turn is already long, they are read in a later one. Raises BrokenResourceError.
     """
     if descriptor < 0:
         data = bytes(await stream.receive_some(_RECEIVE_BYTES))
         if loop_budget is not None and loop_budget.is_long:
             await loop_budget.wait()
         return data
-    # What a client sends is rare and small: to wait first is right nearly always, and leaves out
-    # the attempt, the context managers and the checkpoint of a socket's own recv.
+    # Clients send rarely and little, so waiting first is nearly always right, and saves the
+    # attempt, the context managers and the checkpoint of a socket's own recv.
     while True:
         await trio.lowlevel.wait_readable(descriptor)
-        # Before the read: ten thousand reads alone would make a long turn.
+        # Before the read: ten thousand reads would make a long turn.
         if loop_budget is not None and loop_budget.is_long:
             await loop_budget.wait()
         try:
@@ -259,7 +259,7 @@ async def receive_some(
 
 
 async def close_lingering(stream: trio.abc.Stream) -> None:
-    """Close our side and read what the peer still sends, until it closes, too."""
+    """Close this side and discard the peer's bytes until it closes, too."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await _send_eof(stream)
         discarded = 0
@@ -268,10 +268,10 @@ async def close_lingering(stream: trio.abc.Stream) -> None:
 
 
 async def _send_eof(stream: trio.abc.Stream) -> None:
-    """Close our side of the TCP connection, under TLS where there is any.
+    """Close this side of the TCP connection, under TLS if there is any.
 
     A TLS stream cannot be closed on one side, and a client that waits for the server to close
-    would wait for ever.
+    first would wait for ever.
     """
     transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     if isinstance(transport, trio.abc.HalfCloseableStream):
