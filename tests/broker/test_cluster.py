@@ -206,7 +206,7 @@ async def test_a_slot_that_moves_is_followed(cluster: ClusterService) -> None:
     """Resharding under way costs a reconnect, and no publication."""
     channel = f"stock:{CODES[0]}:price"
     target = (cluster.index(channel) + 1) % 3
-    # Told by Redis, not found out by asking: there is no probe in the time of this test.
+    # Redis itself reports the move: no probe is due during this test.
     async with world(cluster, probe_interval_seconds=600) as w:
         await w.publish(range(1, 51))
         await w.receive_until(50)

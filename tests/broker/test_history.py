@@ -142,7 +142,7 @@ async def test_the_newest_of_another_epoch_are_read(redis_url: str) -> None:
 
 
 async def test_an_epoch_is_known_by_the_names_that_were_announced(redis_url: str) -> None:
-    """What another server called it before it knew; but only while that is the epoch."""
+    """Another server's former name of the epoch is accepted, but only while that is the epoch."""
     at = await publish(redis_url, 2)
     async with opened(redis_url) as history:
         await history.announce_names([(STOCK, "server-1", at.epoch)])

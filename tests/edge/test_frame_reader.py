@@ -33,7 +33,7 @@ Outcome = tuple[list[tuple[int, str | bytes]], int]
 
 
 def read(pieces: list[bytes], max_message_bytes: int = 1 << 20) -> Outcome:
-    """What our reader makes of the bytes."""
+    """The outcome of reading the bytes with FrameReader."""
     reader = FrameReader(max_message_bytes=max_message_bytes)
     events: list[tuple[int, str | bytes]] = []
     try:
@@ -48,7 +48,7 @@ def read(pieces: list[bytes], max_message_bytes: int = 1 << 20) -> Outcome:
 
 
 def read_with_wsproto(data: bytes) -> Outcome:
-    """What wsproto makes of them."""
+    """The outcome of reading the bytes with wsproto."""
     parser = FrameProtocol(client=False, extensions=[])
     parser.receive_bytes(data)
     events: list[tuple[int, str | bytes]] = []

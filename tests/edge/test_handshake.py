@@ -1,4 +1,4 @@
-"""What is no WebSocket handshake is told so at once, and costs nobody anything."""
+"""A request that is no WebSocket handshake is refused at once and affects no other client."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UPGRADE = (
 async def test_what_asks_for_no_websocket_gets_its_answer_at_once(
     request_bytes: bytes, status: bytes, mock_clock: MockClock
 ) -> None:
-    """Time stands still until the answer is there and the connection closed."""
+    """The answer and the close of the connection come before any virtual time passes."""
     async with running_server() as server, raw_client(server, opened=False) as client:
         await client.stream.send_all(request_bytes)
         response = await client.response()

@@ -1,4 +1,4 @@
-"""What was missed: brought after `since` and on restoring a session, or announced as a gap."""
+"""Missed messages are sent after `since` and after restoring a session, or announced as a gap."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def confirm(server: Server, mock_clock: MockClock) -> None:
 
 
 def held(answer: Message) -> dict[str, list[str]]:
-    """What was restored."""
+    """The subscriptions that were restored: type -> targets."""
     assert answer["type"] == "reconnected", answer
     restored: dict[str, list[str]] = answer["restored_subscriptions"]
     return restored
@@ -158,7 +158,7 @@ async def test_kinds_that_are_not_asked_for_are_not_brought_either(mock_clock: M
 async def test_a_position_that_nothing_is_known_to_follow_is_a_gap(
     since: dict[str, Any], reason: str, mock_clock: MockClock
 ) -> None:
-    """With where the stream stands and its last known value, even if none was asked for."""
+    """The gap has the stream's position; the last known value follows, even if not requested."""
     async with following(history_length=2) as (server, _first, position):
         publish_prices(server, 1, 2, 3, 4)
         async with connected(server) as client:
@@ -249,7 +249,7 @@ async def test_an_epoch_is_known_on_another_server_by_the_name_that_clients_were
 async def test_a_history_that_redis_has_trimmed_is_a_gap_on_another_server(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """No part of what was missed, but where the stream stands and its last known value."""
+    """No missed message is sent; the gap has the position, and the last known value follows."""
     async with (
         two_servers(redis_url) as (first_server, second_server, publisher),
         connected(first_server) as first,
@@ -417,7 +417,7 @@ async def test_recovered_is_true_only_if_every_missed_message_follows(
 
 
 async def test_more_than_the_connection_has_room_for_is_left_out(mock_clock: MockClock) -> None:
-    """What it holds already takes none."""
+    """Topics that the connection holds already take no more room."""
     async with running_server(max_subscriptions=2, **AT_ONCE) as server:
         async with connected(server) as client:
             await client.subscribe("stock:A", "stock:B")

@@ -1,4 +1,4 @@
-"""What a client may ask for and what it gets, over a real socket; time stands still unless told.
+"""Requests of a client and their answers, over a real socket; time is virtual and set by the tests.
 
 Covers streamer.edge.ended_sessions, streamer.edge.limits and streamer.edge.session_ids.
 """
@@ -322,7 +322,7 @@ async def test_the_last_known_value_follows_the_answer_and_joins_the_stream(
 
 
 async def test_kinds_are_left_out_and_previous_says_so(mock_clock: MockClock) -> None:
-    """Who asked for prices gets no order book, and is told what a price follows."""
+    """A client that asked for prices gets no order book; `previous` accounts for the rest."""
     async with running_server(flush_interval_ms=0) as server, connected(server) as client:
         await _subscribed(client, "stock:A", kinds=["price"])
         publish(server, "stock:A:price", price("A", 1))
@@ -337,7 +337,7 @@ async def test_kinds_are_left_out_and_previous_says_so(mock_clock: MockClock) ->
 async def test_subscribing_again_changes_the_options_without_a_hole(
     mock_clock: MockClock,
 ) -> None:
-    """What is under way comes before the answer, and the stream goes on from its position."""
+    """Messages under way come before the answer, and the stream continues from its position."""
     async with running_server() as server, connected(server) as client:
         await _subscribed(client, "stock:A")
         publish(server, "stock:A:price", price("A", 1))

@@ -143,7 +143,7 @@ async def _stop_and_start(own: RedisServer) -> None:
 async def test_losing_redis_is_a_gap_and_the_flow_goes_on(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """What is published while it is away may be missed, so every stream says so when it is back."""
+    """Publications during the outage may be missed, so every stream has a gap after it."""
     own = own_redis_server()
     async with running_server(redis=own.url) as server, connected(server) as client:
         answer = await client.subscribe("stock:A")
@@ -165,7 +165,7 @@ async def test_losing_redis_is_a_gap_and_the_flow_goes_on(
 async def test_without_redis_the_server_serves_and_becomes_ready_when_it_appears(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Not ready until then; who has subscribed meanwhile is told of the gap, and then served."""
+    """It is not ready until then; clients that subscribed meanwhile get a gap, then messages."""
     own = own_redis_server()
     await trio.to_thread.run_sync(own.kill)
     async with running_server(redis=own.url, probe_interval_seconds=0.05) as server:

@@ -121,7 +121,7 @@ async def test_twenty_of_a_hundred_stop_reading_and_the_others_notice_nothing(
 
 
 async def test_in_mode_all_too_slow_is_4008(redis_url: str, redis: redis_py.Redis) -> None:
-    """What was sent before is whole and in order, nothing follows the hole, the code says why."""
+    """Messages sent before are whole and in order; nothing but the close follows the hole."""
     async with (
         running_server(redis=redis_url, max_outbound_bytes=50_000, **WITHOUT_HEARTBEAT) as server,
         raw_client(server, receive_buffer_bytes=4096) as client,

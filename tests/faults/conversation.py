@@ -1,4 +1,4 @@
-"""A client that says what it is told to, over a real socket, and hides nothing that it gets."""
+"""A client that sends the messages it is given, over a real socket, and returns all it receives."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,7 @@
-"""What one client received of the producer's numbers, against what the messages say of it.
+"""Check the producer's numbers that one client received against the stream's positions.
 
-The Verifier of `streamer.client` holds a stream to its own word: `sequence`, `previous` and `gap`.
-This holds that word to the truth, which is in the payload: each publication carries its number.
+The Verifier of `streamer.client` checks that a stream is consistent: `sequence`, `previous`, `gap`.
+This checks that it is also true, by the payload: each publication carries its number.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        """What it has written so far."""
+        """The output so far."""
         return self._log_path.read_text()
 
     async def start(self) -> None:
@@ -106,7 +106,7 @@ class ServerProcess:
         return port
 
     async def statistics(self) -> dict[str, Any]:
-        """What its page says now."""
+        """Return the present statistics, from its HTTP page."""
         url = f"{self._http_url}/v1/ws/stats"
         body: bytes = await trio.to_thread.run_sync(lambda: urlopen(url).read())
         statistics: dict[str, Any] = json.loads(body)

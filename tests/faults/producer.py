@@ -35,7 +35,7 @@ Publications = list[tuple[str, bytes]]
 
 @attrs.frozen
 class Order:
-    """What to publish."""
+    """The publications to make, and where."""
 
     redis_url: str
     positioned: dict[str, float]

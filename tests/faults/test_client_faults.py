@@ -71,7 +71,7 @@ async def test_clients_vanish_without_a_fin(
 async def test_history_trimmed_while_a_client_is_away(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
-    """It is told that it has not recovered, where the stream goes on, and what is the newest."""
+    """The answer says that it has not recovered; a gap with the position and the newest follow."""
     redis = own_redis_server()
     async with open_world(redis, tmp_path, "--history-length", "100") as world:
         await world.flow(1)

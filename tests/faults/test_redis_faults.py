@@ -19,7 +19,7 @@ from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import SLOW_POLL_SECONDS, STOPPED_REDIS_SECONDS
 
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
-"""What is acknowledged is on the disk. With the default, everysec, a second of it may not be."""
+"""Acknowledged writes are on the disk. With the default, everysec, the last second may not be."""
 
 
 async def wait_lost(world: World) -> None:

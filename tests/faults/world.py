@@ -114,7 +114,7 @@ class Witness:
         return f"at {numbers} in mode {self.mode}, {self.client.statistics()}"
 
     def problems(self) -> list[str]:
-        """What does not add up."""
+        """Violations of the contract that this client has seen."""
         account = self.client.account()
         return [
             *self.ledger.problems,
@@ -157,7 +157,7 @@ class Totals:
 
 
 class World:
-    """What `open_world` gives."""
+    """The server, the producer and the clients of a test; made by `open_world`."""
 
     def __init__(
         self,
@@ -226,7 +226,7 @@ class World:
         )
 
     def totals(self, topics: Iterable[str]) -> Totals:
-        """What came of some topics."""
+        """The totals of some topics over all clients."""
         wanted = set(topics)
         accounts = [
             account
@@ -281,7 +281,7 @@ async def open_world(
 
 
 def server_arguments(redis_port: int) -> tuple[str, ...]:
-    """What every server here is told."""
+    """The command line arguments of every server of these tests."""
     return (
         *("--redis", f"redis://127.0.0.1:{redis_port}/0"),
         *("--history-length", str(HISTORY_LENGTH)),
@@ -302,7 +302,7 @@ def check_nothing_lost(world: World, topics: Iterable[str] = POSITIONED) -> None
 
 
 def check_gap_announced(world: World, topics: Iterable[str]) -> None:
-    """Every client was told of a hole in each of these that it holds, and of the new epoch."""
+    """Assert that every client got a gap, into a new epoch, in each of these topics it holds."""
     accounts = world.totals(topics).accounts
     assert accounts
     for account in accounts:

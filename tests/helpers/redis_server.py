@@ -88,7 +88,7 @@ class RedisServer:
 
     minimum_version = (6, 2)
     port_directive = "port"
-    """What in redis.conf names `port`."""
+    """The directive of redis.conf that sets `port`."""
     arguments: tuple[str, ...] = ()
     """After the configuration file."""
     sign_of_life = "Ready to accept connections"
@@ -134,7 +134,7 @@ class RedisServer:
 
     @property
     def log(self) -> str:
-        """What the server has written since its last start."""
+        """The server's log since its last start."""
         path = self.directory / "redis.log"
         return path.read_text(errors="replace") if path.exists() else ""
 

@@ -12,7 +12,7 @@ Factory = Callable[..., RedisServer]
 
 @pytest.mark.parametrize("turn", [1, 2])
 def test_each_test_gets_an_empty_server(redis: redis_py.Redis, redis_url: str, turn: int) -> None:
-    """What one test stores is gone for the next."""
+    """Data that one test stores is gone for the next."""
     assert redis.dbsize() == 0, redis_url
     redis.set("left behind", turn)
 

@@ -67,7 +67,7 @@ class Listener:
         return self.outbox.subscriptions[self.hub.stream(topic)]
 
     def heard(self) -> list[Message]:
-        """What has come since the last call, batches unpacked."""
+        """Return the messages since the last call, batches unpacked."""
         for _ in self.hub.fanout.flush(FlushProgress(), stretched=False):
             pass
         self._frames.receive_bytes(self.waiting())

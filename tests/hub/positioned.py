@@ -27,7 +27,7 @@ MAX_READ = 4
 """So few that it takes several reads to catch up."""
 
 Came = Callable[[Kind | None, Position, int], None]
-"""What the hub must have been given: a publication with its value, or a gap (no kind)."""
+"""Called with what the hub must have received: a publication and its value, or a gap (no kind)."""
 
 
 class PositionedProducer:

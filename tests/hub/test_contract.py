@@ -56,7 +56,7 @@ def _someone(machine: ContractMachine) -> bool:
 
 
 class ContractMachine(RuleBasedStateMachine):
-    """What the source, the clients and the event loop may do to a hub."""
+    """Anything that the source, the clients and the event loop may do to a hub, in any order."""
 
     world: World
 

@@ -22,7 +22,7 @@ WINDOW_SECONDS = 0.030
 
 
 async def test_a_lone_publication_arrives_bare_and_at_once(mock_clock: MockClock) -> None:
-    """A quiet topic waits for no window: time stands still until the client has it."""
+    """A message of a quiet topic waits for no window: it arrives before virtual time passes."""
     async with running_server() as server, connected(server) as client:
         await client.subscribe("stock:A")
         publish(server, "stock:A:price", price("A", 72500))
@@ -53,7 +53,7 @@ async def test_what_is_published_inside_a_window_is_one_batch_in_order(
 
 
 async def test_with_interval_0_nothing_waits_for_a_clock(mock_clock: MockClock) -> None:
-    """Every publication arrives though time stands still."""
+    """Every publication arrives before virtual time passes."""
     async with running_server(flush_interval_ms=0) as server, connected(server) as client:
         await client.subscribe("stock:A")
         for number in range(5):
@@ -83,7 +83,7 @@ async def test_max_rate_sends_the_newest_when_its_time_has_come(mock_clock: Mock
 
 
 async def test_a_market_status_is_never_merged(mock_clock: MockClock) -> None:
-    """What happened must all be told, even where a rate is asked for."""
+    """Every change of a market's status is sent, even with a limited rate."""
     async with running_server() as server, connected(server) as client:
         await client.subscribe("market:KOSPI", max_rate=0.1)
         phases = ["pre_market", "open", "after_hours", "closed"]

@@ -1,4 +1,4 @@
-"""What a hub keeps of each topic for those who come back, and for how long."""
+"""The history that a hub keeps of each topic for returning clients, and its bounds."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_what_is_forgotten_gives_its_bytes_back(how: str) -> None:
 
 
 def test_history_expires_by_age_over_all_topics() -> None:
-    """What was published before a moment goes, and nothing else."""
+    """Publications before a moment are dropped, and no others."""
     house = House()
     house.publish(STOCKS[0], 3)
     house.publish(STOCKS[1], 1)
@@ -177,7 +177,7 @@ def test_fetched_history_has_room_in_bytes_or_none() -> None:
 
 
 def test_fetched_history_gives_back_what_it_took() -> None:
-    """Of a sector, too, whose messages are longer here than they were published."""
+    """That holds for a sector, too, whose messages are longer here than they were published."""
     house = House()
     sector = Topic.parse("sector:tech")
     stream = house.hub.stream(sector)
@@ -189,7 +189,7 @@ def test_fetched_history_gives_back_what_it_took() -> None:
 
 
 def test_an_epoch_goes_by_two_names_until_the_next_begins() -> None:
-    """The one that clients were told, and the one of its producers."""
+    """Positions are found by the name that clients know and by the producers' name."""
     house = House()
     stream = house.hub.stream(STOCK)
     former = stream.epoch

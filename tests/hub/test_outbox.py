@@ -1,4 +1,4 @@
-"""What waits for a client that is behind, when it changes what it asks for."""
+"""The waiting messages of a client that is behind, when its subscriptions change."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_widened_subscription_gets_last_values_behind_the_gap_that_waits(
 
 
 def test_only_what_is_due_is_looked_at() -> None:
-    """Of 200 topics with a rate, a flush of one costs nothing for the others that wait."""
+    """With 200 topics with a rate, a flush of one does not look at the others that wait."""
     house = House()
     client = Behind(house)
     topics = [Topic.parse(f"stock:{number}") for number in range(200)]

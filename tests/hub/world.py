@@ -1,9 +1,9 @@
 """A hub with real sockets in virtual time, and a model that knows what each client must receive.
 
 `World` does to a hub what the source, the flush loop, the sessions and their writer tasks do, one
-step at a time and in whatever order it is told. `Client` reads the other end of the sockets and
-checks each message against the topics' logs; it looks at nothing but what came over the wire and
-what was asked for.
+step at a time, in the order in which a test calls it. `Client` reads the other end of the sockets
+and checks each message against the topics' logs; it uses only the bytes received and the requests
+made.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Entry:
     epoch: str
     sequence: int
     value: int
-    """Of no other publication; -1 for a gap."""
+    """Unique to the publication; -1 for a gap."""
 
     def follows(self, position: Position) -> bool:
         """Whether it comes after a position of the same epoch."""
@@ -128,7 +128,7 @@ class Options:
 
 @attrs.define(eq=False)
 class Holding:
-    """What the server owes a client of one topic."""
+    """The messages of one topic that the server owes a client."""
 
     log: Log
     options: Options
@@ -138,7 +138,7 @@ class Holding:
 
 @attrs.frozen(eq=False)
 class Ack:
-    """What an answer to `subscribe` must mean, for one topic."""
+    """The meaning of an answer to `subscribe`, for one topic."""
 
     log: Log
     index: int
@@ -152,7 +152,7 @@ class Ack:
 
 @attrs.define(eq=False)
 class View:
-    """What a client can know of one topic, from what it was sent."""
+    """A client's knowledge of one topic, from the messages that it has received."""
 
     log: Log
     options: Options
@@ -209,7 +209,7 @@ class Client:
         self._may_follow: list[tuple[Topic, Entry]] = []
         """Likewise, but of topics that it held before: not where it is behind in them."""
         self._answer_gaps: list[tuple[Topic, Position]] = []
-        """What followed the position that it came back with is not known: a gap must come."""
+        """Topics whose history after the client's position is not known: a gap must come."""
         self._after_gap: dict[Topic, list[Entry]] = {}
         """Last known values that must come right behind such a gap."""
         self.was_behind = False
@@ -341,7 +341,7 @@ class Client:
                 self._snapshots += self._known(topic, ack)
             else:
                 assert view.log is ack.log
-                # What its former options left out may come, too, where it stands before that.
+                # Entries that its former options left out may come, too, if its position is older.
                 here = Position(**position)
                 missed = [
                     entry
@@ -527,7 +527,7 @@ class World:
         assert stream.epoch not in self._epochs
         self._epochs.add(stream.epoch)
         if stream.topic == POSITIONED:
-            # Nobody has told clients another epoch yet: the producers' is taken over.
+            # No client knows another epoch yet, so that of the producers is taken over.
             epoch = self._new_epoch()
             self.positioned = PositionedProducer(self.hub, stream, epoch, self._came)
             assert stream.epoch == epoch
@@ -541,7 +541,7 @@ class World:
             self.positioned.close()
 
     def find(self, value: int) -> tuple[Topic, int]:
-        """Where a publication stands in its topic's log."""
+        """Return a publication's topic, and its index in the topic's log."""
         return self._values[value]
 
     # The source
@@ -777,7 +777,7 @@ class World:
             client.outbox.send_control(client.outbox.wire.close(TOO_SLOW.code, TOO_SLOW.reason))
 
     def vanish(self, client: Client) -> None:
-        """A client's end of the connection is gone, and nobody has told the hub."""
+        """Close a client's end of the connection without notifying the hub."""
         client.client_end.close()
 
     def disconnect(self, client: Client) -> None:
@@ -799,7 +799,7 @@ class World:
     # What must always be true
 
     def check_account(self, client: Client) -> None:
-        """What a client was offered is delivered, merged, dropped for a reason, or waits."""
+        """Check that each message offered is delivered, merged, dropped for a reason, or waits."""
         account = client.outbox.statistics()
         assert account.offered == (
             account.delivered + account.conflated + sum(account.dropped.values()) + account.queued
@@ -809,7 +809,7 @@ class World:
             assert account.offered == client.offered
 
     def check(self) -> None:
-        """What must be true between any two steps."""
+        """Check the invariants that hold between any two steps."""
         for client in self.clients:
             self.check_account(client)
             if client.outbox.blocked:

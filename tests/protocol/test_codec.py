@@ -73,7 +73,7 @@ client_messages = st.one_of(
 
 @given(client_messages)
 def test_a_client_message_is_read_back(message: messages.ClientMessage) -> None:
-    """What `encode_request` writes, `decode_client` reads as the same message."""
+    """`decode_client` reads the output of `encode_request` as the same message."""
     assert decode_client(encode_request(message)) == message
 
 
@@ -265,7 +265,7 @@ def test_an_odd_target_comes_back_as_it_was_sent(target: str) -> None:
 
 
 def test_odd_targets_are_bounded() -> None:
-    """What is nested deeply, and what is in a message of too many parts, comes back in part."""
+    """Deeply nested targets, and those in a message of too many parts, are returned in part."""
     deep = "[" * 65 + "]" * 65
     request = '{"type":"subscribe","subscription_type":"stock","targets":[%s]%s}'
     assert echo(request % (deep, "")) == [json.dumps(deep[:80])]

@@ -34,7 +34,7 @@ def test_types_are_distinct(models: tuple[type[Any], ...]) -> None:
 
 
 def test_every_kind_has_its_message() -> None:
-    """What a channel may carry can be read."""
+    """There is a model for the message of every kind of channel."""
     assert set(messages.DATA_MESSAGES) == set(Kind)
 
 
@@ -61,7 +61,7 @@ def test_an_epoch_has_at_most_64_characters() -> None:
 
 @pytest.mark.parametrize("request_id", ["x" * 65, 10**64])
 def test_a_request_id_has_at_most_64_characters(request_id: str | int) -> None:
-    """What has to come back is bounded."""
+    """The text that an answer has to return is bounded."""
     with pytest.raises(ValueError, match="request_id is longer than 64"):
         messages.Ping(request_id=request_id)
 

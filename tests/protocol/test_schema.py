@@ -181,6 +181,6 @@ def test_every_reference_leads_somewhere() -> None:
 
 @pytest.mark.parametrize("name", references())
 def test_the_published_reference_is_up_to_date(name: str) -> None:
-    """What stands in docs/reference is what `python -m docs.generate` writes today."""
+    """The files in docs/reference are equal to those that `python -m docs.generate` writes."""
     published = Path(REFERENCE, name).read_text(encoding="utf-8")
     assert published == references()[name], "run: python -m docs.generate"

@@ -43,7 +43,7 @@ def allowed(text: str) -> bool:
 
 @pytest.mark.parametrize("target", SAMPLES)
 def test_real_names_are_targets(target: str) -> None:
-    """What exchanges, vendors and identity providers call things can be subscribed to."""
+    """The names that exchanges, vendors and identity providers use are valid targets."""
     assert target_problem(target) is None
     assert allowed(target)
 
@@ -172,7 +172,7 @@ def test_a_channel_of_no_topic_is_refused(channel: str) -> None:
 
 @given(st.text(max_size=20) | st.builds("{}:{}".format, st.sampled_from(Kind), st.text()))
 def test_a_channel_has_one_spelling(text: str) -> None:
-    """What is read as a channel is the name that its topic gives it."""
+    """A text is read as a channel only if it is the name that the topic gives that channel."""
     try:
         topic, kind = parse_channel(text)
     except ValueError:
@@ -181,7 +181,7 @@ def test_a_channel_has_one_spelling(text: str) -> None:
 
 
 def test_events_have_no_last_known_value() -> None:
-    """What happened is no state: market_status says how a market is, an alert that one came."""
+    """Events are no states: market_status says how a market is now, an alert that it occurred."""
     assert {kind for kind in Kind if kind.is_event} == set(KINDS[SubscriptionType.USER])
 
 

@@ -264,7 +264,7 @@ async def test_keys_of_another_type_are_as_none(redis_url: str, redis: redis_py.
 async def test_trimmed_history_is_a_gap_where_it_was(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """What is left of it follows."""
+    """The rest of the history follows the gap."""
     own = own_redis_server()
     async with listening(own.url) as (_server, publisher, client):
         receipt = await publisher.publish("stock:A:price", price("A", 1))

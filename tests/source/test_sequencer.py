@@ -111,7 +111,7 @@ class House:
             self.sequencer.take(Kind.PRICE, publication, text)
 
     def heard(self) -> list[str]:
-        """What the client has received since the last call, in short."""
+        """Return the messages that the client received since the last call, in short."""
         assert self.client is not None
         return [in_short(message) for message in self.client.heard()]
 
@@ -122,14 +122,14 @@ def text_of(sequence: int, epoch: str, life: int = 1) -> bytes:
 
 
 def entries(*sequences: int, epoch: str = "redis") -> list[Entry]:
-    """What the history holds."""
+    """Make entries of the history."""
     return [(Kind.PRICE, sequence, text_of(sequence, epoch)) for sequence in sequences]
 
 
 def record(
     sequence: int, *held: int, epoch: str = "redis", follows: bool = True, end: int | None = None
 ) -> TopicHistory:
-    """What Redis knows of the topic: its last sequence, and the entries asked for."""
+    """Make Redis' record of the topic: its last sequence, and the entries requested."""
     position = Position(epoch, sequence)
     return TopicHistory(
         position, follows, entries(*held, epoch=epoch), sequence if end is None else end
@@ -250,7 +250,7 @@ def test_a_repeat_is_counted_and_dropped(positioned_house: House) -> None:
 
 
 def test_a_hole_is_filled_from_the_history(positioned_house: House) -> None:
-    """What comes behind it is held until then, and all arrives once and in order."""
+    """Later publications are held until then, and all arrive once and in order."""
     positioned_house.positioned(5, 6)
     assert positioned_house.heard() == []
     assert positioned_house.sequencer.ask().after == Position("redis", 2)
@@ -406,7 +406,7 @@ def test_a_hole_before_a_plain_publication_does_not_hold_it_up(positioned_house:
 
 
 def test_what_is_held_is_bounded_in_bytes() -> None:
-    """What has a position can be read again, so nothing is lost with it."""
+    """Positioned publications can be read again, so dropping them loses nothing."""
     house = House(topic_bytes=2000)
     house.answer(record(2, 1, 2, follows=False))
     with listening(house.hub) as house.client:
@@ -511,7 +511,7 @@ def test_positioned_publications_of_two_connections_are_joined_by_what_lies_betw
 
 
 def test_a_client_that_could_not_wait_is_sent_a_gap(house: House) -> None:
-    """It was told a position before anybody knew what was published to the topic."""
+    """Its answer had a position before the topic's publications were known."""
     with listening(house.hub) as house.client:
         house.client.subscribe(STOCK)
         house.plain(1)
@@ -527,7 +527,7 @@ def test_a_client_that_could_not_wait_is_sent_a_gap(house: House) -> None:
 def test_another_epoch_begins_where_its_publications_were_received(
     positioned_house: House,
 ) -> None:
-    """What was published in it before that are its last known values."""
+    """Earlier publications of that epoch are sent as last known values."""
     positioned_house.sequencer.lose()
     positioned_house.positioned(5, epoch="next")
     assert positioned_house.answer(record(5, 3, 4, 5, epoch="next", follows=False))

@@ -12,7 +12,7 @@ from streamer.wire.frames import close_frame, ping_frame, pong_frame, text_frame
 
 
 def read_as_client(data: bytes) -> list[Event]:
-    """What a client makes of bytes from its server."""
+    """Return the events that a client reads from the server's bytes."""
     client = Connection(ConnectionType.CLIENT)
     client.receive_data(data)
     return list(client.events())
