@@ -9,6 +9,7 @@ import attrs
 import structlog
 import trio
 
+from streamer.bounded_log import BoundedLog
 from streamer.protocol.topics import Topic
 
 _LOG_INTERVAL_SECONDS: Final = 1.0
@@ -37,26 +38,6 @@ class SourceStatistics:
     """How often the positions of a topic restarted within an epoch."""
 
 
-class _BoundedLog:
-    """One sort of warning: at most one line a second, which counts those left out."""
-
-    def __init__(self, event: str, counter: str, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._event = event
-        self._counter = counter
-        self._unlogged = 0
-        self._next_seconds = float("-inf")
-
-    def write(self, **fields: str) -> None:
-        """Write a line, or count it for the next one."""
-        self._unlogged += 1
-        now = self._clock()
-        if now >= self._next_seconds:
-            log.warning(self._event, **fields, **{self._counter: self._unlogged})
-            self._unlogged = 0
-            self._next_seconds = now + _LOG_INTERVAL_SECONDS
-
-
 class SourceReport:
     """The counters of all topics, and their log lines."""
 
@@ -69,27 +50,25 @@ class SourceReport:
         self._unreadable = 0
         self._steps_back = 0
         self._unreadable_topics: set[Topic] = set()
-        self._rejection_log = _BoundedLog("publication rejected", "rejected_since_last_line", clock)
-        self._unreadable_log = _BoundedLog("history not readable", "topics_since_last_line", clock)
-        self._step_back_log = _BoundedLog("positions began anew", "since_last_line", clock)
+        self._warn = BoundedLog(log.warning, interval_seconds=_LOG_INTERVAL_SECONDS, clock=clock)
 
     def reject(self, channel: str, reason: str) -> None:
         """Count a publication that is not passed on."""
         self._rejected += 1
         self._last_rejection = f"{channel}: {reason}"
-        self._rejection_log.write(channel=channel, reason=reason)
+        self._warn("rejected", "publication rejected", channel=channel, reason=reason)
 
     def unreadable(self, topic: Topic, reason: str) -> None:
         """Count invalid data in Redis; the first of a topic is logged."""
         self._unreadable += 1
         if topic not in self._unreadable_topics:
             self._unreadable_topics.add(topic)
-            self._unreadable_log.write(topic=str(topic), reason=reason)
+            self._warn("unreadable", "history not readable", topic=str(topic), reason=reason)
 
     def step_back(self, topic: Topic, reason: str) -> None:
         """Count a restart of a topic's positions within an epoch."""
         self._steps_back += 1
-        self._step_back_log.write(topic=str(topic), reason=reason)
+        self._warn("step back", "positions began anew", topic=str(topic), reason=reason)
 
     def forget(self, topic: Topic) -> None:
         """Forget a released topic, so that it is logged again if it is reopened."""

@@ -6,14 +6,12 @@ logged at a bounded rate, and never forwarded.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Final
 
 import structlog
-import trio
 
+from streamer.bounded_log import BoundedLog
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
@@ -25,9 +23,6 @@ from streamer.source.reads import TopicReads
 from streamer.source.report import SourceReport, SourceStatistics
 from streamer.source.sequencer import HeldRoom, Sequencer
 from streamer.source.validation import Validator
-
-_REFUSAL_LOG_INTERVAL_SECONDS: Final = 1.0
-"""Least time between two log lines about refused channels: clients may ask for thousands."""
 
 log = structlog.get_logger()
 
@@ -54,8 +49,7 @@ class Router:
         self._routes: dict[bytes, tuple[Sequencer, Kind, str | None]] = {}
         self._received = 0
         self._unrouted = 0
-        self._refused = 0
-        self._log_refusals_at = -math.inf
+        self._warn = BoundedLog(log.warning)
 
     # Topics
 
@@ -128,20 +122,16 @@ class Router:
 
     def on_refused(self, channel: bytes, reason: str) -> None:
         """Take note that Redis forbids a channel, whose publications are missed."""
-        self._refused += 1
         route = self._routes.get(channel)
         if route is not None and (stream := route[0].stream).subscriptions:
             position = Position(stream.epoch, stream.sequence)
             self._hub.start_epoch(stream, GapReason.SOURCE_UNAVAILABLE, position)
-        now = trio.current_time()
-        if now >= self._log_refusals_at:
-            self._log_refusals_at = now + _REFUSAL_LOG_INTERVAL_SECONDS
-            log.warning(
-                "channel refused by Redis",
-                channel=channel.decode(errors="replace"),
-                reason=reason,
-                refused_in_all=self._refused,
-            )
+        self._warn(
+            "refused",
+            "channel refused by Redis",
+            channel=channel.decode(errors="replace"),
+            reason=reason,
+        )
 
     def on_accepted(self, channel: bytes) -> None:
         """Take note that a refused channel is subscribed after all; read its missed messages."""
