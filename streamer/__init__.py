@@ -3,7 +3,7 @@
     from streamer import open_client, open_publisher, serve, Settings
 
 The names in `__all__` are the public surface, described in docs/reference/python.md. Each is
-imported from its module when it is first used, so a producer does not pay for the server.
+imported from its module on first use, so a producer does not import the server.
 """
 
 from importlib import import_module

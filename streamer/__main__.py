@@ -1,4 +1,4 @@
-"""`python -m streamer`, for where the installed command is not on PATH."""
+"""`python -m streamer`, for use when the installed command is not on PATH."""
 
 import sys
 

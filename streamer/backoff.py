@@ -13,8 +13,8 @@ _MAX_DOUBLINGS: Final = 64
 class Backoff:
     """Delays drawn between 0 and a bound that doubles with each failure.
 
-    Full jitter: peers that lost the same server at the same moment must not come back at the same
-    moment (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    Full jitter: peers that lost the same server together must not reconnect together (M. Brooker,
+    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
     """
 
     first_seconds: float = 0.5

@@ -1,4 +1,4 @@
-"""Log lines at a bounded rate: what anybody outside can cause must not fill a disk."""
+"""Log lines at a bounded rate: events that clients can cause must not fill a disk."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _Entry:
 class BoundedLog:
     """Passes on at most one log line of each key in an interval, and counts those between.
 
-    The next line that is passed on says in `unlogged` how many were left out before it. Keys are
-    few (an event, a cause); the oldest of more than 100 is forgotten.
+    The next line that is passed on gives in `unlogged` the number of omitted ones. Keys are few (an
+    event, a cause); if there are more than 100, the oldest is forgotten.
     """
 
     def __init__(

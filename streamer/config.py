@@ -1,8 +1,8 @@
-"""The settings of the server: each one's default, the values it allows, and a sentence on its use.
+"""The settings of the server: each with its default, the allowed values, and a sentence on its use.
 
-`Settings` is built by whoever starts a server. Nothing here reads the environment, a file or argv:
-that is the command line's business (`streamer.cli.options`), which makes its flags from these
-fields. The rules that values are held to are in `streamer.setting_rules`.
+This module does not read the environment, a file or argv: the command line does
+(`streamer.cli.options`), and makes its flags from these fields. The rules for values are in
+`streamer.setting_rules`.
 """
 
 from pathlib import Path

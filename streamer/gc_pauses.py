@@ -1,15 +1,15 @@
 """Keep full garbage collections from holding up the event loop.
 
-A full collection visits every object there is. With 10,000 clients it takes 470 ms, and Python does
-one whenever a quarter more objects have survived: while 10,000 clients connected there were 11 of
-them, 2.7 s in all, and the longest turn of the loop was 296 ms (43 ms with what follows; processor
-time of a 2-core machine, Python 3.11).
+A full collection visits all objects. With 10,000 clients it takes 470 ms, and Python does one
+whenever a quarter more objects have survived: while 10,000 clients connected there were 11 of them,
+2.7 s in total, and the longest turn of the loop was 296 ms (43 ms with this module; processor time
+of a 2-core machine, Python 3.11).
 
 Connections and publications need none: they are in no cycle once they have ended, so reference
 counts free them (tests/edge/test_acceptor.py proves it with the collector disabled). The remaining
 cycles (exceptions with tracebacks, HTTP requests) are young when they become garbage, and young
-objects are collected as usual. For old garbage there is a full collection once a minute, while
-there are few enough connections for it to be short; what existed at the start is frozen.
+objects are collected as usual. For old garbage there is a full collection once a minute, if there
+are few enough connections for it to be short; objects that exist at the start are frozen.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import trio
 
 FULL_COLLECTION_INTERVAL_SECONDS: Final = 60.0
 MAX_CONNECTIONS: Final = 500
-"""Connections up to which there are full collections. One takes 47 µs for each connection: with
-these, half of the 50 ms that the event loop may pause."""
+"""Connections up to which there are full collections. A collection takes 47 µs per connection, so
+at most half of the 50 ms that the event loop may pause."""
 
 _NEVER: Final = 2**31 - 1
 
 
 class Serving(Protocol):
-    """The server of this process, as far as its clients are counted."""
+    """The part of a server that counts its clients."""
 
     @property
     def active_connections(self) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class ListenError(OSError):
-    """An address cannot be listened on; `settings` are the names of those that say where."""
+    """An address cannot be listened on; `settings` are the names of the settings that give it."""
 
     def __init__(self, place: str, settings: tuple[str, ...], error: OSError) -> None:
-        """`place` is the address, as people write it."""
+        """`place` is the address as text for people."""
         reason = error.strerror or str(error)
         super().__init__(error.errno, f"cannot listen on {place}: {reason}")
         self.place = place
@@ -15,5 +15,5 @@ class ListenError(OSError):
 
 
 def place_of(host: str, port: int) -> str:
-    """An address as in a URL: IPv6 in brackets."""
+    """Return an address as in a URL: IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,13 +1,13 @@
 """Measure how long the event loop is held up.
 
-Whatever holds up the loop delays every client: its handshake, its ping, each update. A turn of
-Trio's loop runs every task that is ready and then looks for I/O and deadlines, so the time between
-two looks is the longest that an event in between has to wait. A long flush, a storm of handshakes,
-a garbage collection or a call that blocks makes it long.
+A pause of the loop delays every client: its handshake, its ping, each update. A turn of Trio's loop
+runs every task that is ready and then checks for I/O and deadlines, so the time between two checks
+is the longest that an event in between has to wait. Long flushes, many handshakes, garbage
+collections and blocking calls make it long.
 
-Both hooks together cost 1 µs for each turn, and nothing while the loop is idle. A task that sleeps
-for 5 ms and measures how late it wakes was rejected: it took 5 % of a core in an idle server, and
-missed up to 5 ms of each pause.
+Both hooks together cost 1 µs per turn, and nothing while the loop is idle. A task that sleeps for
+5 ms and measures how late it wakes would take 5 % of a core in an idle server, and miss up to 5 ms
+of each pause.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import trio
 
 SHORTEST_PAUSE_SECONDS: Final = 0.002
 """Shorter turns are not recorded, so the hook costs one comparison in nearly every turn. The system
-rounds waiting up to whole milliseconds, so shorter pauses could not be told apart from it."""
+rounds waiting up to whole milliseconds, so shorter pauses cannot be distinguished from it."""
 
 _WINDOW_SECONDS: Final = 60.0
 
 
 @attrs.frozen
 class LoopStatistics:
-    """The longest pauses of the event loop; 0 where none took 2 ms."""
+    """The longest pauses of the event loop; 0 if none took 2 ms."""
 
     longest_pause_seconds: float
     longest_pause_seconds_last_minute: float
@@ -38,7 +38,7 @@ class LoopStatistics:
 class LoopLag(trio.abc.Instrument):
     """Measures each turn of the loop in which it runs.
 
-    Rather than Trio's clock, which tests make virtual, it reads `clock`, in seconds.
+    It reads `clock`, in seconds, rather than Trio's clock, which is virtual in tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -46,12 +46,12 @@ class LoopLag(trio.abc.Instrument):
         self._turn_began_seconds = self._wait_began_seconds = clock()
         self._longest_seconds = 0.0
         self._recent: deque[tuple[float, float]] = deque()
-        """(end, length) of those pauses of the last minute that no later one was longer than."""
+        """(end, length) of the pauses of the last minute that no later pause exceeds."""
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> NoReturn:
-        """Measure until cancelled, from the next turn on: the current one is part of the start."""
+        """Measure until cancelled, from the next turn on: the current one is part of startup."""
         await trio.lowlevel.checkpoint()
         self._turn_began_seconds = self._wait_began_seconds = self._clock()
         trio.lowlevel.add_instrument(self)
@@ -74,7 +74,7 @@ class LoopLag(trio.abc.Instrument):
             self._record(now, now - self._turn_began_seconds)
 
     def after_io_wait(self, timeout: float) -> None:
-        """Note when the turn begins: early if the process got the processor late."""
+        """Note when the turn begins: at the end of the timeout if the process ran late."""
         now = self._clock()
         self._turn_began_seconds = now
         late_seconds = now - self._wait_began_seconds - timeout

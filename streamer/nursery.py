@@ -10,8 +10,8 @@ import trio
 async def open_background_nursery() -> AsyncIterator[trio.Nursery]:
     """Open a nursery whose tasks are cancelled when the block ends.
 
-    An exception of the block is raised as it is: an exception group would tell the caller of a
-    nursery that it cannot see. Exceptions of the tasks come in a group, as from any nursery.
+    An exception of the block is raised unchanged: an exception group would expose to the caller a
+    nursery that it does not see. Exceptions of the tasks come in a group, as from any nursery.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

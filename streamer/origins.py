@@ -1,4 +1,4 @@
-"""Origins of web pages: RFC 6454, as browsers write them in the header Origin."""
+"""Origins of web pages (RFC 6454), as browsers write them in the header Origin."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WILDCARD: Final = "*."
 
 
 def normalize_origin(text: str) -> str:
-    """An origin as browsers write it: lower case, no default port, a host in ASCII.
+    """Return an origin as browsers write it: lower case, no default port, a host in ASCII.
 
-    The host may begin with `*.`, which stands for one or more labels. Raises ValueError for what is
-    not an origin.
+    The host may begin with `*.`, which stands for one or more labels. Raises ValueError for a text
+    that is not an origin.
     """
     parts = urlsplit(text.strip())
     if not _SCHEME.fullmatch(parts.scheme) or not parts.hostname:
@@ -42,7 +42,7 @@ def normalize_origin(text: str) -> str:
 
 
 class OriginRules:
-    """Which origins may connect: all where none is named."""
+    """The origins that may connect; all if none is named."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         """`allowed` are normalized."""
@@ -54,7 +54,7 @@ class OriginRules:
     def allow(self, origin: str | None) -> bool:
         """Whether a page of this origin may connect; None is a client that is no browser.
 
-        Such a client sends no Origin, and nobody else's page can make it connect.
+        Such a client sends no Origin, and no web page can make it connect.
         """
         if origin is None or not (self._exact or self._suffixes):
             return True

@@ -9,7 +9,7 @@
     ├── sessions          saves and forgets sessions that can be restored
     ├── HTTP listener     statistics, connections and health
     ├── loop lag          measures how long the event loop is held up
-    ├── loop budget       puts off to later turns what would make a turn too long
+    ├── loop budget       defers work that would make a turn too long
     └── connections       outlives the listeners while draining
         ├── handshakes    cuts those that take too long
         ├── listeners     cancelled first on drain
@@ -17,7 +17,7 @@
                           request waits
 
 A failure of one client ends its own task and is logged. A bug in the source, the hub or the flush
-loop ends the server, with a traceback: otherwise clients could get a wrong stream unnoticed.
+loop ends the server, with a traceback: otherwise clients could receive a wrong stream unnoticed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from streamer.wire.json import WebSocketJson
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
-"""For what clients confirmed during the drain; the rest of their sessions is saved before."""
+"""The deadline for saving positions confirmed during the drain; sessions are saved before it."""
 _CONNECTIONS_PER_TURN: Final = 100
 """Connections described in a turn of the loop, for the list of connections."""
 
@@ -76,11 +76,11 @@ log = structlog.get_logger()
 
 
 class RedisRequired(Exception):  # noqa: N818 - reads as what it says
-    """Redis cannot be reached, and the settings say not to start without."""
+    """Redis cannot be reached, and the settings require it at the start."""
 
 
 class Server:
-    """A running server, for whoever started it."""
+    """A running server; `serve` makes it."""
 
     def __init__(self, settings: Settings, shutdown: trio.Event) -> None:
         self.settings = settings
@@ -187,7 +187,7 @@ class Server:
         return None if session is None else session.outbox
 
     def shutdown(self) -> None:
-        """Begin to stop in good order; `serve` returns when it is done."""
+        """Begin a graceful stop; `serve` returns when it is done."""
         self._shutdown.set()
 
     # The nursery tree
@@ -198,7 +198,7 @@ class Server:
         listeners = await open_listeners(settings, self._acceptor.on_exhausted)
         async with AsyncExitStack() as stack, trio.open_nursery() as root:
             for listener in listeners:
-                await stack.enter_async_context(listener)  # closed even if it never gets to serve
+                await stack.enter_async_context(listener)  # closed even if serving never begins
             if self._commands is not None:
                 root.start_soon(self._commands.run)
             source_scope = await root.start(self._run_source)
@@ -267,7 +267,7 @@ class Server:
                 self.hub.expire_history(marks.popleft()[1])
 
     async def _drain(self) -> None:
-        """Send what was published, save the sessions, and dismiss the clients."""
+        """Flush pending publications, save the sessions, and dismiss the clients."""
         await self._flush_loop.finish()
         sessions = self._acceptor.sessions
         log.info("draining", connections=len(sessions))
@@ -280,7 +280,7 @@ class Server:
     # Statistics and readiness
 
     def readiness(self) -> Readiness:
-        """Return whether clients should be sent here."""
+        """Return whether a load balancer should send clients here."""
         if self._shutdown.is_set():
             return Readiness(ready=False, reason="shutting down")
         if self._redis is not None and not self._redis.ready:
@@ -348,9 +348,9 @@ async def serve(
 ) -> None:
     """Run a server; started with it once it listens.
 
-    Returns when it has been shut down in good order, by `Server.shutdown` or by setting `shutdown`.
-    Cancel it to end it at once. Raises RedisRequired, OSError where it cannot listen, and
-    ssl.SSLError for a certificate that does not fit; inside an exception group, as nurseries do.
+    Returns after a graceful stop, begun by `Server.shutdown` or by setting `shutdown`. Cancel it to
+    end it at once. Raises RedisRequired, OSError if it cannot listen, and ssl.SSLError for a
+    certificate that does not match its key; inside an exception group, as nurseries do.
     """
     shutdown = trio.Event() if shutdown is None else shutdown
     await Server(settings, shutdown).run(task_status)

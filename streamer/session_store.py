@@ -9,7 +9,7 @@ class StoreUnavailableError(Exception):
 
 
 class SessionStore(Protocol):
-    """Keeps a record of each session, as bytes that it does not look into.
+    """Keeps a record of each session, as opaque bytes.
 
     Its methods raise StoreUnavailableError.
     """
@@ -21,4 +21,4 @@ class SessionStore(Protocol):
         """Delete records before their time."""
 
     async def load(self, session_id: str) -> bytes | None:
-        """Return the record of a session, or None where there is none."""
+        """Return the record of a session, or None if there is none."""

@@ -1,4 +1,4 @@
-"""The rules that settings are held to: a setting's field, its validator and its error."""
+"""The rules for settings: a setting's field, its validator and its error."""
 
 import math
 import re
@@ -23,16 +23,16 @@ from streamer.urls import redact
 REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
 
 MAX_SECONDS: Final = 366 * 86_400
-"""A year, in which every timer, here and in Redis, can still count."""
+"""A year: within the range of every timer, here and in Redis."""
 
 MAX_COUNT: Final = 2**31 - 1
-"""The largest number that Redis, the kernel and every C library take where they take a count."""
+"""The largest count that Redis, the kernel and C libraries all accept."""
 
 MAX_BYTES: Final = 2**40
 """More memory than a machine has."""
 
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
-"""The largest string that Redis takes."""
+"""The largest string that Redis accepts."""
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
@@ -55,7 +55,7 @@ class Allowed:
     words: str
     test: Callable[[Any], bool]
     edges: tuple[float, float] | None = None
-    """The least and the greatest value, of numbers."""
+    """The least and the greatest value, if they are numbers."""
 
     def __call__(self, _settings: Any, attribute: "attrs.Attribute[Any]", value: object) -> None:
         """Raise SettingError unless the value passes the test."""
@@ -66,7 +66,7 @@ class Allowed:
 def setting(
     default: Any, allowed: Allowed, help_text: str, *, heading: str | None = None, **options: Any
 ) -> Any:
-    """A field with its `help` as metadata and, where a new group begins, the group's `heading`."""
+    """Make a field with its `help` and, if it begins a group, the group's `heading` as metadata."""
     return attrs.field(
         default=default,
         validator=allowed,
@@ -118,7 +118,7 @@ def _is_redis_url(value: object) -> bool:
         if has_scheme(value, CLUSTER_SCHEMES):
             return not HostsURL.parse(value, default_port=0).path
         parts = urlsplit(value)
-        _ = parts.port  # parsed, and found wrong, only when asked for
+        _ = parts.port  # parsed, and validated, only on access
     except ValueError:
         return False
     location = parts.path if parts.scheme == "unix" else parts.hostname
@@ -136,10 +136,10 @@ def _are_origins(value: object) -> bool:
 
 
 class _RedisURL(Allowed):
-    """Allows a URL of Redis whose options are honoured."""
+    """Allows a URL of Redis with supported options."""
 
     def __call__(self, settings: Any, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        """Raise SettingError, with the name of the option where one is not honoured."""
+        """Raise SettingError, with the name of an unsupported option."""
         super().__call__(settings, attribute, value)
         try:
             check_options(str(value))
@@ -175,7 +175,7 @@ def tuple_if_list(value: object) -> object:
 
 
 def normalized_origins(value: object) -> object:
-    """Write origins as browsers do; leave what is no list of origins to the validator."""
+    """Write origins as browsers do; leave any other value to the validator."""
     value = tuple_if_list(value)
     if not isinstance(value, tuple):
         return value

@@ -1,9 +1,9 @@
 """The operator's API: statistics, metrics, connections and health over HTTP, on a port of its own.
 
-Starlette on Hypercorn, both of which run on Trio. It is for operators and not for clients: it names
-addresses, so it listens on 127.0.0.1 unless the settings say otherwise. A web page that an operator
-visits may have its own name resolve to that address (DNS rebinding), so only requests are served
-whose Host is an address, localhost, or a name from the settings.
+Starlette on Hypercorn, both of which run on Trio. It is for operators, not for clients: it shows
+addresses, so it listens on 127.0.0.1 by default. A web page that an operator visits may make its
+own name resolve to that address (DNS rebinding), so only requests are served whose Host is an
+address, localhost, or a name from the settings.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Readiness:
-    """Whether clients should be sent here, and if not, why."""
+    """Whether a load balancer should send clients here, and if not, why."""
 
     ready: bool
     reason: str | None = None
@@ -44,7 +44,7 @@ class Readiness:
 class Report:
     """The functions that make the answers, called for each request; they return JSON types.
 
-    They are awaited, since the parent of several workers has to ask these.
+    They are async, since the parent of several workers has to ask these.
     """
 
     statistics: Callable[[], Awaitable[dict[str, Any]]]
@@ -53,7 +53,7 @@ class Report:
 
 
 def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
-    """Make a function that waits for nothing one that can be awaited, for `Report`."""
+    """Wrap a synchronous function as an async one, for `Report`."""
 
     async def answer() -> T:
         return function()
@@ -62,7 +62,7 @@ def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
 
 
 def make_app(report: Report, *, allowed_hosts: Collection[str] | None) -> ASGIApp:
-    """The API as an ASGI application; with `allowed_hosts` None, any Host is served."""
+    """Return the API as an ASGI application; with `allowed_hosts` None, any Host is served."""
 
     async def statistics(_request: Request) -> Response:
         return _json(await report.statistics())
@@ -78,7 +78,7 @@ def make_app(report: Report, *, allowed_hosts: Collection[str] | None) -> ASGIAp
         return _json({"count": len(listed), "connections": listed})
 
     async def healthz(_request: Request) -> Response:
-        """Answer: an answer is the proof that the event loop turns."""
+        """Answer; any answer proves that the event loop runs."""
         return _json({"status": "ok"})
 
     async def readyz(_request: Request) -> Response:
@@ -128,7 +128,7 @@ class _CheckHost:
 
 
 def _host_name(host: str) -> str:
-    """A Host without its port and the root's dot, in lower case."""
+    """Return a Host without its port and trailing dot, in lower case."""
     return re.sub(r":\d*$", "", host.strip()).removesuffix(".").lower()
 
 
@@ -147,18 +147,18 @@ async def serve_http(
     allowed_hosts: Collection[str] = (),
     task_status: trio.TaskStatus[str],
 ) -> None:
-    """Serve the API until cancelled; started with its URL, whose port is the real one.
+    """Serve the API until cancelled; started with its URL, which has the real port.
 
-    A `host` of unix:PATH listens on a unix socket there; the port means nothing then, and any Host
-    is served, since no web page can reach it. `allowed_hosts` are the names that a Host may have
-    beside addresses and localhost. Raises ListenError, in an exception group.
+    A `host` of unix:PATH listens on a unix socket there; then the port is ignored, and any Host is
+    served, since no web page can reach it. `allowed_hosts` are the names that a Host may have
+    besides addresses and localhost. Raises ListenError, in an exception group.
     """
     config = Config()
     is_unix = host.startswith("unix:")
     place = host if is_unix else place_of(host, port)
     config.bind = [place]
     config.errorlog = logging.getLogger("streamer.http")
-    config.errorlog.setLevel(logging.WARNING)  # Hypercorn logs its address, and so do we
+    config.errorlog.setLevel(logging.WARNING)  # no second line with the address
     config.graceful_timeout = 1.0
     app = make_app(report, allowed_hosts=None if is_unix else (*allowed_hosts, host))
     async with trio.open_nursery() as nursery:

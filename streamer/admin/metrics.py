@@ -1,7 +1,7 @@
 """The statistics in the formats of Prometheus and OpenMetrics.
 
-Every metric is read from the statistics, so that the two never disagree, and those of several
-workers are added up as theirs are (`workers.totals`).
+Every metric is read from the statistics, so that the two never disagree, and the metrics of several
+workers are added up with their statistics (`workers.totals`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Family:
     counts: bool = False
     """Whether it only grows; its name then ends in _total."""
     label: str | None = None
-    """The name of the label for the keys, where the figure is an object."""
+    """The name of the label for the keys, if the figure is an object."""
 
 
 FAMILIES: Final = (
@@ -171,7 +171,7 @@ class _Snapshot(Collector):
         for family in FAMILIES:
             value = self._find(family)
             if value is None:
-                continue  # without a Redis, say, or before its first probe
+                continue  # as without a Redis, or before its first probe
             make = CounterMetricFamily if family.counts else GaugeMetricFamily
             if family.label is None:
                 yield make(family.name, family.help, value=float(value))
@@ -184,12 +184,12 @@ class _Snapshot(Collector):
     def _find(self, family: Family) -> Any:
         value: Any = self.statistics
         for name in family.path:
-            value = None if value is None else value.get(name)  # no worker may be there
+            value = None if value is None else value.get(name)  # there may be no worker
         return value
 
 
 def exposition(statistics: Mapping[str, Any], accept: str) -> tuple[bytes, str]:
-    """The statistics (as the page's JSON has them) as Prometheus text, and its content type.
+    """Return statistics, in the JSON types of the page, as metrics text, and its content type.
 
     `accept` is the header of the request: it may ask for OpenMetrics.
     """

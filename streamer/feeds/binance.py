@@ -1,9 +1,9 @@
 """Reads recordings of Binance spot streams: one line is one event.
 
-A line is `<local receive time, ns since the epoch> <JSON as the exchange sent it>`, the format in
-which hftbacktest collects them. The JSON is an event of a combined stream (`@trade`, `@bookTicker`,
+A line is `<local receive time, ns since the epoch> <JSON as the exchange sent it>`, the format of
+hftbacktest's collector. The JSON is an event of a combined stream (`@trade`, `@bookTicker`,
 `@depth…`), or the depth snapshot that a REST request returned in between. Times may also be in
-microseconds or milliseconds: the exchange sends either, as its client asks for.
+microseconds or milliseconds: the exchange sends either, at its client's choice.
 https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
 """
 
@@ -103,8 +103,8 @@ def read_recording(
     """Yield every event of the recording at `path`, gzipped or plain, as it is read.
 
     Blank lines, answers to requests and events of other streams are skipped. `on_read` is called
-    now and then with the number of bytes read since; not for a pipe. Raises FeedError where the
-    file is damaged, and OSError where it cannot be opened.
+    now and then with the number of bytes read since; not for a pipe. Raises FeedError if the file
+    is damaged, and OSError if it cannot be opened.
     """
     line_number = read_bytes = 0
     with path.open("rb") as file:
@@ -205,7 +205,7 @@ _PARSERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Event]]] = {
 
 
 def _typed(expected: type[T], value: object) -> T:
-    # type() rather than isinstance(): True is no id.
+    # type() rather than isinstance(): True is not a valid id.
     if type(value) is not expected:
         raise ValueError(f"{value!r} where {expected.__name__} belongs")
     return value
@@ -226,9 +226,9 @@ def _moment(unix_time: int) -> datetime:
 
 
 def _unix_ns(unix_time: int) -> int:
-    """Nanoseconds since the epoch from those, microseconds or milliseconds.
+    """Convert nanoseconds, microseconds or milliseconds since the epoch to nanoseconds.
 
-    The unit is the one by which the time is between 1973 and 5138.
+    The unit is the one that gives a time between 1973 and 5138.
     """
     if 10**11 <= unix_time < 10**14:
         return unix_time * 1_000_000

@@ -23,7 +23,7 @@ _LIMIT_PERCENT: Final = 30
 
 
 def tick_size(price: int) -> int:
-    """Return the tick size of the price band that `price` is in.
+    """Return the tick size of `price`'s price band.
 
     Raises ValueError below 1 KRW.
     """
@@ -43,9 +43,9 @@ def ceil_to_tick(price: int) -> int:
 
 
 def move_ticks(price: int, ticks: int) -> int:
-    """Move `price`, which is on a tick, by a number of ticks, over the bounds of price bands.
+    """Move `price`, which is on a tick, by a number of ticks, across bounds of price bands.
 
-    Raises ValueError where the result would be below 1 KRW.
+    Raises ValueError if the result would be below 1 KRW.
     """
     for _ in range(ticks):
         price += tick_size(price)

@@ -1,4 +1,4 @@
-"""An order book, made from a snapshot and the updates that follow it."""
+"""An order book, built from a snapshot and the updates after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streamer.feeds.binance import DepthSnapshot, DepthUpdate, Level
 class _Side:
     quantities: dict[Decimal, Decimal] = attrs.field(factory=dict)
     prices: list[Decimal] = attrs.field(factory=list)
-    """The keys of `quantities`, ascending: to sort some thousand levels for each update would be
+    """The keys of `quantities`, ascending: sorting some thousand levels for each update would be
     most of the cost of a replay."""
 
     def apply(self, levels: Iterable[Level]) -> None:
@@ -49,10 +49,10 @@ class OrderBook:
         self._asks.apply(snapshot.asks)
 
     def apply(self, update: DepthUpdate) -> bool:
-        """Apply `update`; return False where the book contains all of it already.
+        """Apply `update`; return False if the book already contains all of it.
 
         An update that the book contains in part is applied: it has quantities, not differences.
-        Raises BrokenChainError where updates are missing before this one.
+        Raises BrokenChainError if updates are missing before this one.
         """
         if update.last_update_id <= self.update_id:
             return False

@@ -1,4 +1,4 @@
-"""Plays a feed: yields its messages when they are due. The only module here that waits."""
+"""Play a feed: yield its messages when they are due. The only module of feeds that waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 from streamer.feeds.feed import FeedError, FeedMessage
 
 MAX_BATCH_MESSAGES: Final = 128
-"""Messages that are read without a checkpoint: at some 10,000 a second, about 10 ms.
+"""Messages that are read without a checkpoint: at some 10,000 per second, about 10 ms.
 
 Pipelining more of them to Redis would not be cheaper.
 """
@@ -22,9 +22,9 @@ async def play(
 ) -> AsyncGenerator[list[FeedMessage], None]:
     """Yield the messages of `feed` as they fall due, those due at the same time as one list.
 
-    Delays are divided by `speed`; with 0 there are none. They count from the start rather than from
-    the message before, so that being late once does not make all later messages late. Raises the
-    errors of the feed, FeedError after the messages that came before the damage.
+    Delays are divided by `speed`; with 0 there are none. They are measured from the start rather
+    than from the message before, so that one late message does not make all later ones late. Raises
+    the errors of the feed; FeedError after the messages before the damage.
     """
     start_seconds = trio.current_time()
     batch: list[FeedMessage] = []
@@ -35,7 +35,7 @@ async def play(
                 yield batch
                 batch = []
             if not batch:
-                await trio.sleep_until(due_seconds)  # a checkpoint even when that is past
+                await trio.sleep_until(due_seconds)  # a checkpoint even if that is past
             batch.append(message)
     except FeedError:
         if batch:
@@ -46,9 +46,9 @@ async def play(
 
 
 def loop(feed: Callable[[], Iterable[FeedMessage]]) -> Iterator[FeedMessage]:
-    """Repeat the feed that `feed` makes, each pass beginning when the one before has ended.
+    """Repeat the feed that `feed` returns; each pass begins at the end of the one before.
 
-    It is made again for each pass: itertools.cycle would keep all messages in memory. Ends where a
+    `feed` is called for each pass: itertools.cycle would keep all messages in memory. Ends when a
     pass has no messages.
     """
     begins_seconds = 0.0

@@ -33,8 +33,8 @@ LEVELS: Final = 10
 """Levels of each side of a published order book."""
 
 _UPDATES_KEPT: Final = 1000
-"""Depth updates that are kept until a snapshot comes. A recorder asks for one as soon as updates
-flow, ten a second: it does not take 100 s."""
+"""Depth updates that are kept until a snapshot. A recorder requests one as soon as updates arrive,
+ten per second, so it takes far less than 100 s."""
 
 _PERCENT_STEP: Final = Decimal("0.0001")
 _NS_PER_SECOND: Final = 1e9
@@ -49,10 +49,10 @@ def recorded_feed(
     """Merge recordings into one feed by receive time, at the pace of their recorder's clock.
 
     Each recording is of one symbol, and is read as the feed is consumed. Several of one symbol,
-    such as one for each day, are one stream of events. Every digit of a price or quantity is the
-    exchange's. `on_read` is called as by `read_recording`; `on_problem`, at the end, with a text
+    such as one for each day, are one stream of events. Prices and quantities keep every digit of
+    the exchange. `on_read` is called as by `read_recording`; `on_problem`, at the end, with a text
     for each symbol that lacks order books because updates or a snapshot are missing. Raises
-    FeedError where a recording is damaged, OSError where it cannot be opened.
+    FeedError if a recording is damaged, OSError if it cannot be opened.
     """
     start_ns: int | None = None
     feeds: dict[str, _SymbolFeed] = {}
@@ -89,7 +89,7 @@ def _read_events(path: Path, on_read: Callable[[int], object]) -> Iterator[_Symb
     before_symbol: list[tuple[int, Event]] = []
     received_ns = 0
     for recorded in read_recording(path, on_read=on_read):
-        # Where the recorder's clock was set back, the file's order is still the order of events.
+        # If the recorder's clock was set back, the file's order is still the order of events.
         received_ns = max(received_ns, recorded.received_ns)
         event, line_number = recorded.event, recorded.line_number
         if not isinstance(event, DepthSnapshot):
@@ -97,7 +97,7 @@ def _read_events(path: Path, on_read: Callable[[int], object]) -> Iterator[_Symb
             if symbol is None:
                 symbol = _check_symbol(path, line_number, named)
             elif symbol != named:
-                # A snapshot has no symbol, so two symbols could not be told apart.
+                # A snapshot has no symbol, so it could belong to either of two symbols.
                 problem = f"a recording is of one symbol: {event.symbol} after {symbol}"
                 raise FeedError(path, line_number, problem)
         if symbol is None:
@@ -127,15 +127,15 @@ class _SymbolFeed:
         """None before the first snapshot, and from a hole in the updates to the next snapshot."""
         self._newest_snapshot: DepthSnapshot | None = None
         self._waiting: deque[DepthUpdate] = deque(maxlen=_UPDATES_KEPT)
-        """The last updates since there is no book."""
+        """The last updates received without a book."""
         self.updates_left_out = 0
-        """Depth updates that no order book could be made from, so far."""
-        # Sums and differences are exact. Never divide in it: it would fill the memory with digits.
+        """Depth updates so far of which no order book could be made."""
+        # Sums and differences are exact. Never divide in it: the digits would fill the memory.
         self._exact = decimal.Context(prec=decimal.MAX_PREC)
 
     @property
     def problem(self) -> str:
-        """A text for people about the updates that were left out."""
+        """A text for people about the omitted updates."""
         return (
             f"{self._topic.target}: no order book from {self.updates_left_out} depth updates: "
             "updates or a snapshot before them are missing"
@@ -144,7 +144,7 @@ class _SymbolFeed:
     def publish(self, event: Event) -> Iterator[tuple[str, bytes]]:
         """Yield the publications that follow from an event.
 
-        Where depth updates are missing, trades go on; order books follow from the next snapshot.
+        If depth updates are missing, trades continue; order books resume at the next snapshot.
         """
         match event:
             case Trade():
@@ -165,7 +165,7 @@ class _SymbolFeed:
         try:
             changed = self._book.apply(update)
         except BrokenChainError:
-            # A recorder that lost its connection may have asked for the snapshot first.
+            # A recorder that lost its connection may have requested the snapshot first.
             self._book = None
             self._wait(update)
             yield from self._rebuild()
@@ -181,7 +181,7 @@ class _SymbolFeed:
         self.updates_left_out += 1
 
     def _rebuild(self) -> Iterator[tuple[str, bytes]]:
-        """Make a book from the newest snapshot, if the updates that wait follow it."""
+        """Build a book from the newest snapshot, if the waiting updates follow it."""
         snapshot = self._newest_snapshot
         if snapshot is None:
             return
@@ -232,7 +232,7 @@ class _SymbolFeed:
 
 
 def _json_number(value: Decimal) -> orjson.Fragment:
-    """All digits of `value`, trailing zeros included; a float would keep some 16 of them."""
+    """Return all digits of `value`, trailing zeros included; a float would keep some 16."""
     return orjson.Fragment(format(value, "f"))
 
 

@@ -1,8 +1,8 @@
 """A simulated market of real Korean stocks, for demonstrations without a data feed.
 
-Prices are made up: a random walk on the exchange's ticks, within its daily limits, from a plausible
-price of each stock. Codes, tick sizes, limits, the form of order books and the phases of a day are
-real.
+Prices are invented: a random walk on the exchange's ticks, within its daily limits, from a
+plausible price of each stock. Codes, tick sizes, limits, the form of order books and the phases of
+a day are real.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEVELS: Final = 10
 
 _MEAN_TRADE_KRW: Final = 5_000_000
 _MOVES_TICKS: Final = (-1, 0, 0, 1)
-"""The changes of the price by a trade, all of the same probability."""
+"""Changes of the price by a trade, in ticks, with equal probability."""
 _LEVEL_CHANGE_PROBABILITY: Final = 0.2
 """The probability that a level of the order book, other than the traded one, has changed."""
 _MAX_ORDERS: Final = 60
@@ -109,7 +109,7 @@ class SimulatedMarket:
     started_at: datetime
     """The time of the first message."""
     trades_per_second: float = attrs.field(default=20.0, validator=gt(0))
-    """The average of all stocks together, while the market is open."""
+    """The average rate of all stocks together while the market is open."""
     day: TradingDay = TradingDay()
     stocks: Sequence[Stock] = STOCKS
     watchlist: Watchlist = WATCHLIST
@@ -142,7 +142,7 @@ class SimulatedMarket:
         listings: Sequence[_Listing],
         random: Random,
     ) -> Iterator[FeedMessage]:
-        # The opening auction trades every stock, so that every topic soon has a value.
+        # The opening auction trades every stock, so every topic soon has a value.
         for listing in listings:
             yield from self._trade(begins_seconds, listing)
         at_seconds = begins_seconds + random.expovariate(self.trades_per_second)
@@ -256,7 +256,7 @@ class _Listing:
 
 
 def _prices(price: int, step_ticks: int, limit: int) -> list[int]:
-    """Return the prices from `price` up to `limit`, at most one more than a side has levels."""
+    """Return the prices from `price` to `limit`, at most one more than the levels of a side."""
     prices = [price]
     while len(prices) <= LEVELS and price != limit:
         price = move_ticks(price, step_ticks)

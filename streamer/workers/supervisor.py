@@ -76,7 +76,7 @@ class Supervisor:
     async def _start(
         self, processes: trio.Nursery, task_status: trio.TaskStatus[Supervisor]
     ) -> None:
-        # The first one alone: if it cannot serve, none can, and the error should be written once.
+        # The first one alone: if it cannot serve, none can, and the error is written only once.
         for together in (self.workers[:1], self.workers[1:]):
             for worker in together:
                 processes.start_soon(worker.run)
@@ -142,8 +142,8 @@ async def supervise(
     """Run `settings.workers` servers on one port; started once all of them listen.
 
     `command` starts a worker process, which then reads an `Assignment`. Returns when all have ended
-    after `shutdown`; cancelling kills them. Raises OSError where it cannot listen and
-    WorkerFailedError where a worker cannot serve at all, in exception groups.
+    after `shutdown`; cancelling kills them. Raises OSError if it cannot listen and
+    WorkerFailedError if a worker cannot serve at all, in exception groups.
     """
     held = await _hold_port(settings)
     try:
@@ -162,6 +162,6 @@ async def supervise(
 async def _hold_port(settings: Settings) -> list[socket.socket]:
     """Bind sockets that keep the port for the workers; they never listen."""
     if settings.port:
-        # On a port shared with another server, each would get a part of the other's clients.
+        # On a port shared with another server, each would receive some of the other's clients.
         close_sockets(await bind_sockets(settings.host, settings.port, shared=False))
     return await bind_sockets(settings.host, settings.port, shared=True)

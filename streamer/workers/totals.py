@@ -9,9 +9,9 @@ from typing import Any
 def add_up(statistics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Merge the statistics of all workers into the shape of one.
 
-    Integers, and numbers whose name ends with `_total`, are added. Other numbers with a fraction
-    are times and averages: the largest is the one that an operator looks for. A boolean is true
-    where all are. The start is the earliest; of other strings, the first is taken.
+    Integers, and numbers whose name ends with `_total`, are added. Other floats are times and
+    averages, of which an operator looks for the largest. A boolean is true if all are. The start is
+    the earliest; for other strings, the first is taken.
     """
     names = dict.fromkeys(name for one in statistics for name in one)
     return {name: _merge(name, [one.get(name) for one in statistics]) for name in names}

@@ -1,8 +1,8 @@
 """One worker: a process that serves, and is replaced when it ends.
 
 The parent writes the settings to the worker's stdin, as one line of JSON. Closing stdin asks the
-worker to stop gracefully: that happens also when the parent dies, where no signal would be sent.
-The worker writes the address that it listens on to stdout. Its statistics page listens on a unix
+worker to stop gracefully; that also happens when the parent dies without sending a signal. The
+worker writes the address that it listens on to stdout. Its statistics page listens on a unix
 socket.
 """
 
@@ -36,7 +36,7 @@ class Worker:
     def __init__(
         self, assignment: Assignment, command: Sequence[str], socket: Path, shutdown: trio.Event
     ) -> None:
-        """`command` starts the process; `socket` is the one of its statistics page."""
+        """`command` starts the process; `socket` is that of its statistics page."""
         self.number = assignment.worker
         self.pid: int | None = None
         """None while no process runs."""
@@ -53,7 +53,7 @@ class Worker:
     async def run(self) -> None:
         """Start the process, and another one whenever it ends, until the shutdown.
 
-        Raises WorkerFailedError where the first ends before it listens. Cancelling kills it.
+        Raises WorkerFailedError if the first ends before it listens. Cancelling kills it.
         """
         while True:
             began = trio.current_time()
@@ -65,7 +65,7 @@ class Worker:
             self.restarts += 1
             if trio.current_time() - began > _SETTLED_SECONDS:
                 self._backoff.reset()
-            # Without jitter: workers do not end at the same moment as clients do.
+            # Without jitter: workers do not end all at the same moment.
             delay_seconds = self._backoff.next_bound()
             log.error(
                 "a worker ended and is replaced",
@@ -115,7 +115,7 @@ class Worker:
             self.listening.set()
 
     async def ask(self, path: str) -> Any:
-        """Return the JSON of a path of its page, or None where it does not answer."""
+        """Return the JSON of a path of its page, or None if it does not answer."""
         transport = httpx2.AsyncHTTPTransport(uds=str(self._socket), verify=False)
         async with httpx2.AsyncClient(
             transport=transport, base_url="http://worker", timeout=_ANSWER_TIMEOUT_SECONDS
