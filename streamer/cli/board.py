@@ -25,7 +25,7 @@ from streamer.client import (
 
 COLUMNS: Final = ("topic", "last", "change", "volume", "bid", "ask", "sequence", "age")
 _STALE_SECONDS: Final = 10.0
-"""An age from which on it is shown as a warning."""
+"""The age from which it is shown as a warning."""
 
 
 @attrs.define
@@ -91,10 +91,10 @@ class Board:
             row.updated_seconds = self._clock()
 
     def render(self, account: Account, client: ClientStatistics) -> Table:
-        """Return the table as it is now, with the account as its caption."""
+        """Return the present table, with the account as its caption."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.caption, table.caption_justify = _caption(account, client), "left"
-        # On a narrow terminal the names of topics are cut, never the digits of a price.
+        # On a narrow terminal the names of topics are cut, not the digits of a price.
         table.add_column(COLUMNS[0], overflow="ellipsis")
         for name in COLUMNS[1:]:
             table.add_column(name, justify="right", no_wrap=True)

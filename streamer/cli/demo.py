@@ -87,7 +87,7 @@ async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
     from streamer.server import serve  # noqa: PLC0415
 
     shutdown = trio.Event()
-    code = ExitCode.INTERRUPTED  # unless the server comes to its end
+    code = ExitCode.INTERRUPTED  # unless the server ends by itself
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
@@ -98,7 +98,7 @@ async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
                 failure = cannot_start(first_of(group))
             else:
                 click.echo("\n".join(_introduction(server, market)))
-                assert server.bus is not None  # as memory=True says
+                assert server.bus is not None  # since memory=True
                 nursery.start_soon(_trade, market, server.bus)
         code = ExitCode.OK
         nursery.cancel_scope.cancel()

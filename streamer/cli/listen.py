@@ -75,7 +75,7 @@ def _check_url(_context: click.Context, _parameter: click.Parameter, url: str) -
     try:
         parts = urlsplit(url)
         is_valid = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         is_valid = False
     if not is_valid:
         raise click.UsageError(f"{redact(url)!r} is no URL with the scheme ws or wss")

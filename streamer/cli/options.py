@@ -68,8 +68,8 @@ def with_settings(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the options of some settings to a command, and pass `settings` made from them to it.
 
-    The other settings keep their defaults. Variables and the file may contain them all the same, so
-    that one file is enough for all commands.
+    The other settings keep their defaults, and are ignored in variables and the file, so that one
+    file is enough for all commands.
     """
     names = [name for name in only or _FIELDS if name not in without]
 
@@ -106,7 +106,7 @@ class _Text(click.ParamType[object]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> object:
-        """Convert text; a value from TOML has its type already."""
+        """Convert text; a value from TOML already has its type."""
         del param, ctx
         try:
             return self._parse(value) if isinstance(value, str) else value
@@ -176,7 +176,7 @@ def _shown_default(default: object) -> str:
 
 
 _OTHER_VARIABLES: Final = (_CONFIG_VARIABLE, "STREAMER_URL")
-"""Variables that are no settings: the file, and the URL of `streamer listen`."""
+"""Variables that are not settings: the file, and the URL of `streamer listen`."""
 
 
 def _build(context: click.Context, given: dict[str, object]) -> Settings:

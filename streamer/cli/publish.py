@@ -60,7 +60,7 @@ _JSON_NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?",
 
 
 class _Number(click.ParamType[str]):
-    """A number as JSON writes it, kept as text: a float would not give back the digits."""
+    """A number as JSON writes it, kept as text: a float would lose digits."""
 
     name = "number"
 
@@ -151,7 +151,7 @@ class _Account:
     skipped: int = 0
 
     async def publish(self, publisher: Publisher, messages: Sequence[Message]) -> None:
-        """Publish and count messages. Raises CommandError where not all are acknowledged."""
+        """Publish and count messages. Raises CommandError if not all are acknowledged."""
         receipts: Sequence[Receipt | None]
         failure: CommandError | None = None
         try:
@@ -178,7 +178,7 @@ class _Account:
             click.echo(orjson.dumps(line))
 
     def skip(self, reason: str) -> None:
-        """Report a line that is left out."""
+        """Report a line that is skipped."""
         self.skipped += 1
         click.echo(f"skipped {reason}", err=True)
 
@@ -226,7 +226,7 @@ async def _publish_one(message: Message, publisher: Publisher, account: _Account
 async def _publish_lines(
     publisher: Publisher, account: _Account, *, channel: str | None, skip_invalid: bool
 ) -> None:
-    """Publish the lines of stdin, those that one read completes in one pipeline."""
+    """Publish the lines of stdin; those that one read completes form one pipeline."""
     line_numbers = itertools.count(1)
     async with aclosing(read_lines()) as reads:
         async for lines in reads:

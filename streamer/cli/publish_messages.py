@@ -19,7 +19,7 @@ from streamer.publisher import Destination
 
 _READ_BYTES: Final = 65536
 _MAX_LINE_BYTES: Final = 16 * 2**20
-"""Far more than a server accepts; a file without line ends must not fill the memory."""
+"""Far more than a server accepts; it bounds the memory for a file without line ends."""
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 _KIND_OF_TYPE: Final[Mapping[str, Kind]] = {
@@ -31,7 +31,7 @@ _TOPIC_OF_TYPE: Final[Mapping[str, tuple[SubscriptionType, str]]] = {
     OrderbookUpdate.type: (SubscriptionType.STOCK, "stock_code"),
     MarketStatus.type: (SubscriptionType.MARKET, "market"),
 }
-"""By the type of a message: the type of its topic, and the field that has the target."""
+"""Type of a message -> the type of its topic, and the field that has the target."""
 
 
 @attrs.frozen(kw_only=True)
@@ -63,7 +63,7 @@ class Message:
     channel: str
     text: bytes
     line_number: int | None = None
-    """The line of stdin that it was read from."""
+    """The number of its line on stdin."""
 
 
 # One message from flags
@@ -87,8 +87,8 @@ def message_from_flags(where: str, flags: MessageFlags) -> Message:
 def _channel(where: str, flags: MessageFlags) -> str:
     """Return the channel itself, or the channel of a topic that carries such a message.
 
-    A text that can be read as a channel is one: `stock:A:price` is of stock A, not of a stock
-    `A:price`.
+    A text that can be read as a channel is one: `stock:A:price` is a channel of stock A, not the
+    topic of a stock `A:price`.
     """
     with suppress(ValueError):
         parse_channel(where)
@@ -136,7 +136,7 @@ def _text(destination: Destination, flags: MessageFlags) -> bytes:
 
 
 def message_from_line(line: bytes, line_number: int, *, channel: str | None) -> Message:
-    """Make the message of a line, for `channel` or the one that its type and key name.
+    """Make the message of a line, for `channel` or the one given by its type and key.
 
     Raises InvalidPublicationError.
     """
@@ -165,7 +165,7 @@ async def read_lines() -> AsyncGenerator[list[bytes], None]:
     """Yield the lines of stdin, without line ends, as many at a time as one read completes.
 
     A byte order mark before a line is left out: files that were concatenated have one in between.
-    Raises CommandError for a line that does not end.
+    Raises CommandError for a line that is too long.
     """
     rest = b""
     at_end = False
@@ -185,6 +185,6 @@ async def _read_stdin() -> bytes:
     stdout non-blocking too.
     """
     descriptor = sys.stdin.fileno()
-    with suppress(PermissionError):  # a file, which epoll does not know: it is always readable
+    with suppress(PermissionError):  # epoll refuses a file, which is always readable
         await trio.lowlevel.wait_readable(descriptor)
     return os.read(descriptor, _READ_BYTES)

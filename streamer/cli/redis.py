@@ -1,4 +1,4 @@
-"""The check of Redis before a command publishes."""
+"""Check that Redis can be reached before a command publishes."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ async def check_redis(url: str, *, client_name: str) -> None:
     """Connect to the Redis at `url` once.
 
     A publisher waits for a Redis that is away, but one that is away at the start of a command is
-    more likely a wrong URL. Raises CommandError with REDIS_REQUIRED where it cannot be reached, and
+    more likely a wrong URL. Raises CommandError with REDIS_REQUIRED if it cannot be reached, and
     with USAGE for a URL that is not one of Redis.
     """
     try:

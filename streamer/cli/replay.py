@@ -83,7 +83,7 @@ at the start; if it is lost later, messages are held for 30 s.
 def command(
     settings: Settings, files: Sequence[Path], speed: float, endless: bool, limit: int | None
 ) -> int:
-    """Publish until the recordings end, or a signal comes."""
+    """Publish until the recordings end, or until a signal."""
     account = _Account()
     console = Console(stderr=True)
     progress = Progress(
@@ -93,7 +93,8 @@ def command(
         console=console,
         disable=not console.is_terminal,
     )
-    # In bytes, since the duration of a recording is known only at its end. A pipe has no size.
+    # Progress is in bytes, since a recording's duration is known only at its end. A pipe has no
+    # size.
     total_bytes = sum(path.stat().st_size for path in files)
     bar = progress.add_task("", total=None if endless else total_bytes or None, account=account)
     make_feed = partial(
@@ -118,11 +119,11 @@ class _Account:
     began_seconds: float = attrs.field(factory=time.monotonic)
     messages: int = 0
     unheard: int = 0
-    """Messages that no server was subscribed to."""
+    """Messages that no server received."""
     recorded_seconds: float = 0.0
     """Time of the recording up to the last message."""
     problems: dict[str, None] = attrs.field(factory=dict)
-    """Texts about parts of the recordings that were left out."""
+    """Texts about parts of the recordings that were not published."""
 
     def add_problem(self, problem: str) -> None:
         """Note a problem, once over all passes of a loop."""

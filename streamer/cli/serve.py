@@ -70,14 +70,14 @@ def _announce(running: "Server | Supervisor") -> None:
 
 @attrs.define
 class _Announcement:
-    """A task status that prints the addresses of the server when it listens."""
+    """A task status that prints the server's addresses once it listens."""
 
     announce: Callable[[Any], None]
     nursery: trio.Nursery
     made: bool = False
 
     def started(self, value: "Server | Supervisor | None" = None) -> None:
-        assert value is not None  # trio's TaskStatus lets other tasks start with nothing
+        assert value is not None  # optional only in the signature of trio's TaskStatus
         self.made = True
         self.announce(value)
         self.nursery.start_soon(keep_collections_short, value)
@@ -92,12 +92,12 @@ async def run_server(
     """Run `serve`, or a function with the same signature; return the exit code.
 
     `handle_signals` is called with the event that begins a graceful stop, and the cancel scope of
-    everything. `announce` is called with the server when it listens. Raises CommandError.
+    everything. `announce` is called with the server once it listens. Raises CommandError.
     """
     from streamer.server import RedisRequired  # noqa: PLC0415
 
     shutdown = trio.Event()
-    code = ExitCode.INTERRUPTED  # unless the server comes to its end
+    code = ExitCode.INTERRUPTED  # unless the server ends by itself
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
         announcement = _Announcement(announce, nursery)
@@ -111,7 +111,7 @@ async def run_server(
             code = _code_of_worker(first_of(group))
         except* OSError as group:
             if announcement.made:
-                raise  # it had started: this is a bug
+                raise  # the server had started, so this is a bug
             failure = cannot_start(first_of(group))
         nursery.cancel_scope.cancel()
     if failure is not None:
@@ -120,7 +120,7 @@ async def run_server(
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error in a group: the errors that `serve` expects come alone."""
+    """Return the first error in a group; an expected error of `serve` is the only one."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -168,6 +168,6 @@ async def handle_signals(
 
 
 def allow_many_connections() -> None:
-    """Raise the limit of open files as far as the system allows: each client is one."""
+    """Raise the limit of open files as far as the system allows: each client needs one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

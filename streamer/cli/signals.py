@@ -13,7 +13,7 @@ async def handle_end_signals(
 ) -> NoReturn:
     """Call `handle` for each SIGINT and SIGTERM until cancelled.
 
-    Once this has started, neither of them ends the process by itself.
+    Once this has started, neither signal ends the process by itself.
     """
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
@@ -25,7 +25,7 @@ async def handle_end_signals(
 def ignore_hangup() -> None:
     """Ignore SIGHUP in this process and in those that it starts.
 
-    A server outlives the terminal that it was started from. The disposition is inherited over
-    exec, so a worker ignores SIGHUP from its first instruction on.
+    A server must outlive the terminal in which it was started. The disposition is inherited across
+    exec, so a worker ignores SIGHUP from its first instruction.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("worker", hidden=True)
 def command() -> int:
-    """Serve with the settings that the parent writes to stdin, until it closes that."""
+    """Serve with the settings that the parent writes to stdin, until it closes stdin."""
     from streamer.server import serve  # noqa: PLC0415 - as in `serve`
 
     ignore_hangup()
@@ -41,8 +41,8 @@ async def _obey_parent(
 ) -> None:
     """Set `shutdown` when the parent closes stdin, or has ended, and at each signal.
 
-    A second signal changes nothing: Ctrl-C and service managers signal parent and workers alike,
-    and the parent kills a worker that does not end.
+    A second signal has no further effect: Ctrl-C and service managers signal the parent and the
+    workers, and the parent kills a worker that does not end.
     """
     async with trio.lowlevel.FdStream(os.dup(0)) as stdin, trio.open_nursery() as nursery:
         nursery.start_soon(_stop_at_end, stdin, shutdown)
@@ -50,5 +50,5 @@ async def _obey_parent(
 
 
 async def _stop_at_end(stdin: trio.lowlevel.FdStream, shutdown: trio.Event) -> None:
-    await stdin.receive_some()  # nothing is written there any more
+    await stdin.receive_some()  # returns when the parent closes it
     shutdown.set()

@@ -12,7 +12,7 @@ from streamer.protocol.topics import Topic
 
 
 class Fault(enum.StrEnum):
-    """The ways in which a message can violate the contract."""
+    """The violations of the contract that a message can commit."""
 
     HOLE = "unannounced hole"
     REPEAT = "repeat"
@@ -31,7 +31,7 @@ class Violation:
 
     fault: Fault
     topic: Topic | None
-    """None where the message belongs to no topic that the client knows."""
+    """None if the message belongs to no topic that the client knows."""
     detail: str
 
     def __str__(self) -> str:
@@ -51,11 +51,11 @@ class Account:
     gaps: Mapping[GapReason, int]
     """Gaps that the server announced, by reason."""
     unreadable: int
-    """Messages that this client could not read and so has skipped."""
+    """Messages that this client could not read, and skipped."""
     last_unreadable: str | None
     """Why the last of them could not be read."""
     outstanding: int
-    """Topics whose recovery is not complete: missed messages, or a gap, have still to come."""
+    """Topics whose recovery is not complete: missed messages, or a gap, are still to come."""
     violations: int
     faults: Mapping[Fault, int]
     first_violations: tuple[Violation, ...]

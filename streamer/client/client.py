@@ -54,7 +54,7 @@ class ClientStatistics:
     connected: bool
     session_id: str
     connections: int
-    """Made so far."""
+    """Connections made so far."""
     subscriptions: int
     buffered_messages: int
     last_problem: str | None
@@ -62,12 +62,12 @@ class ClientStatistics:
 
 
 class Client:
-    """A connection that is made again whenever it is lost, with its subscriptions; see open_client.
+    """A client that reconnects and restores its subscriptions; made by `open_client`.
 
     Iterate over it for the messages, batches unpacked, in order. While the server cannot be
-    reached, the iteration waits; where reconnecting is of no use, it ends with a ClientError. When
+    reached, the iteration waits; if reconnecting is futile, it ends with a ClientError. When
     `buffer_messages` wait for the consumer, no more are read: the server then merges messages for
-    this client, or in mode all in the end closes the connection.
+    this client, or, in mode all, finally closes the connection.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Client:
         return await self.receive()
 
     async def receive(self) -> Event:
-        """Return the next message. Raises ClientError where none will come any more.
+        """Return the next message. Raises ClientError if there will be none any more.
 
-        Not a checkpoint where one has arrived already: that would cost more than all the rest.
+        Not a checkpoint if one has already arrived: that would cost more than everything else.
         """
         while True:
             try:
@@ -122,7 +122,7 @@ class Client:
                 await self._arrival.park()
 
     def receive_nowait(self) -> Event:
-        """Return the next message that has arrived. Raises trio.WouldBlock where none has."""
+        """Return the next message that has arrived. Raises trio.WouldBlock if there is none."""
         if self._inbox:
             event = self._inbox.popleft()
             self.room.unpark_all()
@@ -161,10 +161,10 @@ class Client:
     ) -> None:
         """Subscribe to topics such as `stock:005930`, also on later connections.
 
-        `kinds`: only these of the kinds that the topics carry. `max_rate`: messages per second of
-        each topic and kind. Waits for the answer, over lost connections if need be; meanwhile more
-        than `buffer_messages` may be buffered.
-        Raises ValueError for a request that no server would accept, SubscriptionRejectedError where
+        `kinds` limits the kinds that the topics carry. `max_rate` is the most messages per second
+        of each topic and kind. Waits for the answer, through lost connections if necessary;
+        meanwhile more than `buffer_messages` may be buffered.
+        Raises ValueError for a request that no server would accept, SubscriptionRejectedError if
         some of the topics are rejected, RequestError, DecodeError, and the error that ends the
         client.
         """
@@ -185,7 +185,7 @@ class Client:
             raise SubscriptionRejectedError(rejected)
 
     async def unsubscribe(self, topics: Iterable[Topic | str]) -> None:
-        """Unsubscribe from topics. Raises as `subscribe`."""
+        """Unsubscribe from topics. Raises the errors of `subscribe`."""
         unwanted = [_topic(topic) for topic in topics]
         for topic in unwanted:
             self._wanted.pop(topic, None)
@@ -208,7 +208,7 @@ class Client:
             await self._change.park()
         return self._connection
 
-    # For the connection
+    # For the connection (`connection.Owner`)
 
     @property
     def has_room(self) -> bool:
@@ -216,7 +216,7 @@ class Client:
         return len(self._inbox) < self._buffer_messages
 
     def on_request(self, request: messages.ClientMessage) -> None:
-        """Let the verifier see a request."""
+        """Pass a request to the verifier."""
         self._verifier.sent(request)
 
     def on_message(self, message: Message, *, is_answer: bool) -> None:
@@ -267,7 +267,7 @@ class Client:
                 self._fail(error)
 
     def _fail(self, error: ClientError) -> None:
-        """Raise the error in whoever waits for something, now or later."""
+        """Raise the error in all callers that wait, now or later."""
         self._failure = error
         self._arrival.unpark_all()
         self._change.unpark_all()
@@ -289,7 +289,7 @@ class Client:
     ) -> Ending:
         """Use a connection until it ends."""
         ending = Ending(ABNORMAL, "left")
-        # Cancelling this scope, rather than all tasks, leaves time for the closing handshake.
+        # Cancelling only this scope, not all tasks, leaves time for the closing handshake.
         with trio.CancelScope() as self._conversation:
             connection = Connection(socket, self)
             greeting = await self._receive_greeting(connection)
@@ -321,7 +321,7 @@ class Client:
         except trio_websocket.ConnectionClosed as closed:
             return Ending.of(closed)
         except DecodeError as error:
-            # Where there was a server once, it may be back with the next attempt.
+            # If there was a server before, it may be back at the next attempt.
             return Ending(ABNORMAL, str(error), None if self._started else error)
 
     async def _restore(
@@ -330,7 +330,7 @@ class Client:
         former_session_id: str,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        """Restore the subscriptions, each from its position; then let requests through."""
+        """Restore the subscriptions, each from its position; then admit requests."""
         try:
             if self._wanted:
                 session_id = await restore(
@@ -377,9 +377,9 @@ async def open_client(
     """Connect to a server, and stay connected while the block runs.
 
     `token`, or the token that this function returns, is sent with each connection: with a function
-    the client can come back after its token has expired. `on_violation` is called for each message
-    that breaks the contract. Raises ValueError for an invalid URL, and ConnectError, ClosedError
-    and DecodeError where the first connection fails; after that, lost connections are made again.
+    the client can reconnect after its token has expired. `on_violation` is called for each message
+    that violates the contract. Raises ValueError for an invalid URL, and ConnectError, ClosedError
+    and DecodeError if the first connection fails; after that, the client reconnects.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
@@ -407,8 +407,8 @@ async def open_client(
             finally:
                 client.leave()
     except BaseExceptionGroup as group:
-        # The exception that left the block, or kept it from being entered, is raised without the
-        # group, which is a detail of ours. Where there are more, one of our tasks has failed too.
+        # The exception that left the block, or prevented it, is raised without the group, which is
+        # an implementation detail. If there are more, a background task has failed, too.
         if len(group.exceptions) > 1:
             raise
         error = group.exceptions[0]

@@ -1,4 +1,4 @@
-"""One connection: its greeting, its requests each with its answer, and how it ended."""
+"""One connection: its greeting, its requests with their answers, and its end."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ _ABOUT_THE_CONNECTION: Final = frozenset({ErrorCode.INVALID_TOKEN, ErrorCode.TOK
 
 
 class Owner(Protocol):
-    """The client whose connection it is."""
+    """The client to which the connection belongs."""
 
     room: trio.lowlevel.ParkingLot
-    """Where the reader waits until the buffer has room."""
+    """Unparked when the buffer has room again, for which the reader waits."""
 
     @property
     def has_room(self) -> bool:
         """Whether more may be read."""
 
     def on_request(self, request: messages.ClientMessage) -> None:
-        """A request is about to be sent."""
+        """Take note that a request is about to be sent."""
 
     def on_message(self, message: Message, *, is_answer: bool) -> None:
-        """A message was received; `is_answer`: somebody waited for it."""
+        """Take a message that was received; `is_answer`: a request waits for it."""
 
 
 @attrs.define(eq=False)
 class _PendingRequest:
     done: trio.Event = attrs.field(factory=trio.Event)
     answer: Answer | None = None
-    """Still None when it is done: the connection ended first."""
+    """None after `done` is set: the connection ended first."""
 
 
 class Connection:
@@ -77,9 +77,9 @@ class Connection:
         return self._ending is not None
 
     async def receive_greeting(self) -> messages.Connected:
-        """The server's `connected`; an `error` may precede it, or come instead of it.
+        """Return the server's `connected`; an `error` may precede or replace it.
 
-        Raises trio_websocket.ConnectionClosed, and DecodeError where something else is received.
+        Raises trio_websocket.ConnectionClosed, and DecodeError for any other message.
         """
         while True:
             text = await self._socket.get_message()
@@ -127,7 +127,7 @@ class Connection:
     async def _read(self) -> None:
         try:
             while True:
-                # An answer may be behind data that there is no room for: it must be read.
+                # An answer may come after data for which there is no room, which is then read.
                 while not self._owner.has_room and not self._pending:
                     self._waits_for_room = True
                     await self._owner.room.park()
@@ -138,21 +138,21 @@ class Connection:
             self.end(Ending.of(closed))
 
     async def _write(self) -> None:
-        """Write requests: a task of its own, so that a cancelled caller does not cut a frame."""
+        """Write requests, in a separate task, so that a cancelled caller does not cut a frame."""
         try:
             async for text in self._to_write:
                 await self._socket.send_message(text)
         except trio_websocket.ConnectionClosed:
-            pass  # the reader finds out too, once it has read what came before
+            pass  # the reader notices it, too, after the messages before
 
     async def _keep_alive(self, interval_seconds: float, timeout_seconds: float) -> None:
-        """Send pings, so that a server that vanished is noticed: TCP alone may take hours."""
+        """Send pings to detect a server that vanished: TCP alone may take hours."""
         try:
             while True:
                 await trio.sleep(interval_seconds)
                 with trio.move_on_after(timeout_seconds) as patience:
                     await self._socket.ping()
-                # While the reader waits for room, a pong behind the unread data is not seen.
+                # While the reader waits for room, it does not read the pong.
                 if patience.cancelled_caught and not self._waits_for_room:
                     self.end(Ending(ABNORMAL, "the server did not answer a ping"))
         except trio_websocket.ConnectionClosed:
@@ -161,8 +161,8 @@ class Connection:
     async def ask(self, message: messages.ClientMessage, answer_type: type[AnswerT]) -> AnswerT:
         """Send a request and wait for its answer.
 
-        Raises RequestError where the answer is an `error`, DecodeError where it cannot be read,
-        and ConnectionLostError.
+        Raises RequestError if the answer is an `error`, DecodeError if it cannot be read, and
+        ConnectionLostError.
         """
         message = attrs.evolve(message, request_id=next(self._ids))
         assert message.request_id is not None
@@ -188,7 +188,7 @@ class Connection:
                 raise DecodeError(f"the answer to {message.type} cannot be read: {problem}")
 
     def _take_answer(self, message: Message) -> bool:
-        """Hand an answer to its request; False: it is no answer, or nobody waits for it."""
+        """Hand an answer to its request; False if no request waits for it."""
         if not isinstance(message, Answer):
             return False
         request_id = message.request_id

@@ -1,7 +1,7 @@
 """Decoding of server messages: the text of a WebSocket message -> the messages in it.
 
-Read by the standard library's `json` rather than orjson: it can keep the digits of a number, and
-its decoder reports where each value ends, so that every message of a batch keeps its own text.
+It uses the standard library's `json` rather than orjson: `json` can keep the digits of a number,
+and its decoder reports where each value ends, so that every message of a batch keeps its own text.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from streamer.protocol.messages import GapReason
 from streamer.protocol.topics import Topic
 
 _MAX_EXPONENT_DIGITS: Final = 3
-"""Digits of the exponent of a number that is read; those of a double go up to 308.
+"""Digits of an exponent that is accepted; the exponents of doubles go up to 308.
 
-Decimal would take exponents of 18 digits, and then need minutes and gigabytes to write the number
-out without one.
+Decimal accepts exponents of 18 digits, but would need minutes and gigabytes to write such a number
+without an exponent.
 """
 
 Control = (
@@ -83,7 +83,7 @@ _MEMBERS: Final = {model: frozenset(attrs.fields_dict(model)) - _OWN for model i
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _STRUCTURE: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],]', re.DOTALL)
-"""The tokens that divide a JSON text into its parts, strings in one piece."""
+"""The tokens that divide a JSON text into its parts; a string is one token."""
 
 # TypeError: a required member is missing, or has a type that cannot be a key of a dict.
 _DECODING_ERRORS: Final = (
@@ -117,7 +117,7 @@ _DECODER: Final = json.JSONDecoder(
 
 
 def decode_server(text: str) -> list[Message]:
-    """The messages in the text of one WebSocket message: those of a batch, or the one.
+    """Return the messages in the text of one WebSocket message: one, or those of a batch.
 
     A message that cannot be read becomes an `Unreadable`; the others of its batch are not affected.
     """
@@ -162,7 +162,7 @@ def _data_message(model: type[Data], decoded: dict[str, Any], text: str) -> Data
 
 
 def _open_converter() -> cattrs.Converter:
-    """The protocol's converter, but that it keeps codes and reasons that it does not know."""
+    """Make the protocol's converter, but one that keeps unknown codes and reasons."""
     converter = CONVERTER.copy()
     for enumeration in (ErrorCode, GapReason):
         converter.register_structure_hook(enumeration, lambda value, to: member_or_text(to, value))
@@ -184,7 +184,7 @@ def _control_message(model: type[Control], text: str) -> Control:
 
 
 def _check_topics(message: Control) -> None:
-    """Raise ValueError where a topic is none that this version knows."""
+    """Raise ValueError if this version does not know one of the topics."""
     match message:
         case messages.Subscribed() | messages.Unsubscribed():
             for target in message.targets:
@@ -207,12 +207,12 @@ Span = tuple[Any, str]
 
 
 def _read(text: str) -> tuple[dict[str, Any], list[Span]]:
-    """A JSON object, and where it is a batch its messages, each with its own text."""
+    """Return a JSON object and, if it is a batch, its messages, each with its own text."""
     if '"batch"' not in text:
         decoded = _DECODER.decode(text)
         if type(decoded) is not dict:
             return {}, []
-        if decoded.get("type") != messages.Batch.type:  # else it is written with escapes
+        if decoded.get("type") != messages.Batch.type:  # it may be written with escapes
             return decoded, []
     decoded = {}
     inner: list[Span] = []
@@ -232,7 +232,7 @@ def _read(text: str) -> tuple[dict[str, Any], list[Span]]:
 
 
 def _array(text: str, start: int) -> tuple[list[Span], int]:
-    """The values of an array, each with its own text, and the index behind the array."""
+    """Return the values of an array, each with its own text, and the index after the array."""
     values: list[Span] = []
     at = _skip(text, start + 1)
     while text[at : at + 1] != "]":
@@ -249,7 +249,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _expect(text: str, at: int, character: str) -> int:
-    """The index behind this character and the space around it."""
+    """Return the index after this character and the white space around it."""
     at = _skip(text, at)
     if text[at : at + 1] != character:
         raise ValueError(f"expected {character} at character {at}")
@@ -257,16 +257,16 @@ def _expect(text: str, at: int, character: str) -> int:
 
 
 def _separator(text: str, at: int, closing: str) -> int:
-    """The index behind a comma, or of the closing character."""
+    """Return the index after a comma, or that of the closing character."""
     at = _skip(text, at)
     return at if text[at : at + 1] == closing else _expect(text, at, ",")
 
 
-# What the decoder refuses: cut into its parts, each of which is tried alone
+# Texts that the decoder refuses: divided into parts, each of which is tried alone
 
 
 def _salvage(text: str, problem: str) -> list[Message]:
-    """The messages of a text that cannot be read as a whole."""
+    """Return the messages of a text that cannot be read as a whole."""
     members = _member_texts(text)
     if _value(members, "type") != messages.Batch.type:
         return [_unreadable(text, problem)]
@@ -280,7 +280,7 @@ def _salvage(text: str, problem: str) -> list[Message]:
 
 
 def _unreadable(text: str, problem: str) -> Unreadable:
-    """An unreadable message, with those of its members that are valid."""
+    """Return an `Unreadable` with those of a message's members that are valid."""
     members = _member_texts(text)
 
     def value(name: str, *types: type) -> Any:
@@ -309,7 +309,7 @@ def _value(members: Mapping[str, str], name: str) -> Any:
 
 
 def _member_texts(text: str) -> dict[str, str]:
-    """The members of a JSON object, the value of each as text."""
+    """Return the members of a JSON object: name -> text of the value."""
     members = {}
     if text.lstrip().startswith("{"):
         for part in _parts(text):
@@ -320,9 +320,9 @@ def _member_texts(text: str) -> dict[str, str]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """The texts between the commas of a JSON object or array; without recursion.
+    """Yield the texts between the commas of a JSON object or array, without recursion.
 
-    Of a text that is not valid JSON, whatever looks like that.
+    For a text that is not valid JSON, these are arbitrary parts.
     """
     depth = start = 0
     for token in _STRUCTURE.finditer(text):

@@ -1,6 +1,6 @@
-"""Connecting to a server: TCP, TLS and the WebSocket handshake, and closing all three.
+"""Connect to a server by TCP, TLS and the WebSocket handshake, and close all three.
 
-Not by `trio_websocket.open_websocket_url`: it leaves the socket open when a certificate, the
+`trio_websocket.open_websocket_url` is not used: it leaves the socket open when a certificate, the
 handshake or a deadline fails, and reports a wrong certificate as a timeout.
 """
 
@@ -21,7 +21,7 @@ from streamer.client.endings import ABNORMAL, Ending
 from streamer.client.errors import ConnectError
 
 _RECEIVE_BYTES: Final = 65536
-"""trio-websocket's default of 4 KiB takes many reads for one batch."""
+"""Bytes per read: with trio-websocket's default of 4 KiB, one batch takes many reads."""
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429})
 """HTTP client errors that may pass (RFC 9110, 8470, 6585); others do not."""
 
@@ -33,7 +33,7 @@ Token = str | Callable[[], Awaitable[str]]
 
 @attrs.frozen(kw_only=True)
 class Dialer:
-    """Makes connections to one URL."""
+    """Opens connections to one URL."""
 
     url: str
     token: Token | None = attrs.field(repr=False)
@@ -111,7 +111,7 @@ class Dialer:
             ending = _rejection(rejected.status_code)
         except* LocalProtocolError:
             # trio-websocket answers each ping, but after its own close frame it must not (RFC 6455,
-            # 5.5.1): wsproto raises this in its reader where unread data has a ping behind it.
+            # 5.5.1): wsproto raises this in its reader if a ping follows the unread data.
             pass
         return ending
 
@@ -123,7 +123,7 @@ def _rejection(status: int) -> Ending:
 
 
 def _reason(error: BaseException) -> str:
-    """The text of the first cause: above it, trio lists all its attempts."""
+    """Return the text of the first cause; the groups around it list all attempts of trio."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             cause: BaseException | None = error.exceptions[0]

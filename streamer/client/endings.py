@@ -1,4 +1,4 @@
-"""How a connection ends, and whether and when the client comes back."""
+"""How a connection ends, and whether and when the client reconnects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streamer.protocol.messages import ServerShutdown
 ABNORMAL: Final = 1006
 """No close frame was received (RFC 6455, 7.1.5)."""
 INVALID_TOKEN: Final = 4500
-"""The token is not valid, and will not be later."""
+"""The token is not valid, and will not become so."""
 
 _FINAL: Final = frozenset(
     {
@@ -27,10 +27,10 @@ _FINAL: Final = frozenset(
         INVALID_TOKEN,
     }
 )
-"""Close codes after which a client does not come back."""
+"""Close codes after which a client does not reconnect."""
 
 _MAX_DELAY_SECONDS: Final = 3600.0
-"""The longest delay that a server may ask for: beyond it, it is more likely a mistake."""
+"""The longest delay that a server may ask for: a longer one is more likely a mistake."""
 
 
 @attrs.frozen
@@ -41,11 +41,11 @@ class Ending:
     """The WebSocket close code."""
     reason: str
     failure: ClientError | None = None
-    """Why no reconnect is attempted; None: one may be."""
+    """Why the client must not reconnect; None if it may."""
 
     @classmethod
     def of(cls, closed: trio_websocket.ConnectionClosed) -> Self:
-        """The ending that trio-websocket reports by its exception."""
+        """Make the ending that trio-websocket's exception reports."""
         assert closed.reason is not None  # it is set before this is raised
         return cls(closed.reason.code, closed.reason.reason or "the connection was cut")
 
@@ -54,22 +54,22 @@ class Ending:
 
 
 class ReturnPolicy:
-    """Decides after each connection whether and when the next one is attempted."""
+    """Decides after each connection whether and when to open the next one."""
 
     def __init__(self, backoff: Backoff, *, renews_token: bool) -> None:
-        """`renews_token`: whether each connection is made with a new token."""
+        """`renews_token`: whether each connection uses a new token."""
         self._backoff = backoff
         self._renews_token = renews_token
         self._announced: ServerShutdown | Disconnected | None = None
 
     def announce(self, message: ServerShutdown | Disconnected) -> None:
-        """The server has said how the connection is about to end."""
+        """Take note of the server's message about the end of the connection."""
         self._announced = message
 
     def delay_seconds(self, ending: Ending, *, lasted_seconds: float) -> float:
-        """Seconds to wait before the next attempt.
+        """Return the seconds to wait before the next attempt.
 
-        Raises ClientError where there must not be one.
+        Raises ClientError if there must not be one.
         """
         announced, self._announced = self._announced, None
         if ending.failure is not None:

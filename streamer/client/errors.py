@@ -1,4 +1,4 @@
-"""The errors that a client raises. A lost connection is none: the client makes a new one."""
+"""The errors that a client raises. A lost connection raises none: the client reconnects."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -26,7 +26,7 @@ class ConnectError(ClientError):
 
 
 class ClosedError(ClientError):
-    """The server closed the connection with a code that forbids to reconnect."""
+    """The server closed the connection with a code that forbids reconnecting."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"the server closed the connection: {reason or 'no reason'} ({code})")
@@ -35,7 +35,7 @@ class ClosedError(ClientError):
 
 
 class ConnectionLostError(ClientError):
-    """The connection ended before the answer came; the client itself goes on."""
+    """The connection ended before the answer arrived; the client itself continues."""
 
 
 class RequestError(ClientError):
@@ -68,5 +68,5 @@ class SubscriptionRejectedError(ClientError):
 
 
 def rejections(answer: Subscribed) -> list[Rejected]:
-    """The rejected targets of an answer, each with its subscription type."""
+    """Return the rejected targets of an answer, each with its subscription type."""
     return [(answer.subscription_type, target) for target in answer.rejected]

@@ -1,8 +1,8 @@
 """The messages that a client receives, as models.
 
-The server's models (`streamer.protocol.messages`) describe JSON, where a number is a number. Here
-numbers are Decimal, so that a price has the digits that its producer wrote, and members beyond the
-contract are in `extra`. Most control messages are the protocol's own models.
+The server's models (`streamer.protocol.messages`) have plain numbers. Here numbers are Decimal, so
+that a price has the digits that its producer wrote, and members beyond the contract are in `extra`.
+Most control messages are the protocol's own models.
 
 A later server may send values that this version does not know. Where the contract has a fixed set
 of strings (a status, a priority, a reason, an error code), an unknown one is kept as a plain `str`.
@@ -40,7 +40,7 @@ def _levels(value: Any) -> tuple[PriceLevel, ...]:
 def member_or_text(enumeration: type[enum.StrEnum], value: Any) -> Any:
     """Return the member of `enumeration` with this value, or the string itself if there is none.
 
-    Raises TypeError where `value` is no string.
+    Raises TypeError if `value` is not a string.
     """
     if not isinstance(value, str):
         raise TypeError(f"expected a string, got {type(value).__name__}")
@@ -85,15 +85,15 @@ class Data:
     text: str = attrs.field(default="", repr=False, eq=False)
     """The JSON object as it was received."""
     topic: Topic | None = None
-    """The subscription that it belongs to; None before a Verifier has found it."""
+    """The topic to which it belongs; None before a Verifier has found it."""
     sequence: int = attrs.field(validator=_WHOLE)
     previous: int | None = attrs.field(default=None, validator=_OPTIONAL_WHOLE)
-    """The sequence that it follows for this client, where that is not `sequence - 1`."""
+    """The sequence that it follows for this client, if that is not `sequence - 1`."""
     snapshot: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
     """Whether it repeats the last known value rather than being a new publication."""
 
     def assign_topic(self, topic: Topic | None) -> None:
-        """Set `topic`; only for the code that decoded the message, before it hands it out."""
+        """Set `topic`; only for the code that decodes the message, before it returns it."""
         # Not attrs.evolve, which would validate and convert every member a second time.
         object.__setattr__(self, "topic", topic)
 
@@ -104,7 +104,7 @@ class Data:
 
     @property
     def about(self) -> str:
-        """The stock code or market that the message names; of a message to a user, its id."""
+        """The stock code or market that the message names; for a message to a user, its id."""
         raise NotImplementedError
 
 
@@ -151,7 +151,7 @@ class OrderbookUpdate(Data):
 
 @attrs.frozen(kw_only=True)
 class MarketStatus(Data):
-    """The phase that a market is in now."""
+    """The present phase of a market."""
 
     type: ClassVar[str] = messages.MarketStatus.type
     market: str = attrs.field(validator=_STRING)
@@ -165,7 +165,7 @@ class MarketStatus(Data):
 
 @attrs.frozen(kw_only=True)
 class Alert(Data):
-    """An alert that a user has set up was triggered."""
+    """The condition of a user's alert is met."""
 
     type: ClassVar[str] = messages.Alert.type
     alert_id: str | int = attrs.field(validator=_is(str, int))
@@ -203,7 +203,7 @@ class Notification(Data):
 class Gap(messages.Gap):
     """Publications of a topic are missing and will not be sent; its stream resumes at a position.
 
-    `reason` is a plain string where this version does not know it.
+    `reason` is a plain string if this version does not know it.
     """
 
     text: str = attrs.field(default="", repr=False, eq=False)
@@ -211,7 +211,7 @@ class Gap(messages.Gap):
 
     @property
     def topic(self) -> Topic:
-        """The topic that publications are missing from."""
+        """The topic whose publications are missing."""
         return Topic(self.subscription_type, self.target)
 
 
@@ -219,7 +219,7 @@ class Gap(messages.Gap):
 class Error(messages.Error):
     """The server did not carry out a request, or has a fault of its own.
 
-    `code` is a plain string where this version does not know it.
+    `code` is a plain string if this version does not know it.
     """
 
     text: str = attrs.field(default="", repr=False, eq=False)
@@ -228,14 +228,14 @@ class Error(messages.Error):
 
 @attrs.frozen
 class Disconnected:
-    """An operator ends the connection; the close with 4003 follows."""
+    """An operator ended the connection; the close with 4003 follows."""
 
     type: ClassVar[str] = "disconnected"
     reason: str
     reconnect: bool
-    """Whether the client may come back."""
+    """Whether the client may reconnect."""
     retry_after_ms: int | None = None
-    """The delay before it comes back."""
+    """The delay before it reconnects."""
 
 
 @attrs.frozen
@@ -248,17 +248,17 @@ class Unknown:
 
 @attrs.frozen(kw_only=True)
 class Unreadable:
-    """A message that this client cannot read, and the members that say where it belongs.
+    """A message that this client cannot read, with those members that identify its place.
 
-    Such are a number with an exponent of four digits and a list nested a thousand deep: both are
-    valid JSON, and a producer may put them in a member that nobody reads. With its position, the
-    message can be skipped without doubt about the rest of the stream.
+    Examples are a number with an exponent of four digits and a list nested a thousand deep: both
+    are valid JSON, and a producer may put them in any member. With its position, the message can be
+    skipped without doubt about the rest of the stream.
     """
 
     problem: str
     text: str = attrs.field(repr=False)
     type: str | None = None
-    """None where it is not even a JSON object with a type."""
+    """None if it is not a JSON object with a type."""
     request_id: messages.RequestId | None = None
     about: str = ""
     """The stock code or the market, as in `Data`."""
@@ -266,7 +266,7 @@ class Unreadable:
     previous: int | None = None
     snapshot: bool = False
     extra: Mapping[str, Any] = attrs.field(factory=dict)
-    """`subscription_type` and `target`, where it names its topic."""
+    """`subscription_type` and `target`, if it names its topic."""
 
     @property
     def follows(self) -> int:

@@ -1,4 +1,4 @@
-"""The requests that a set of subscriptions takes, within the server's limits."""
+"""The requests for a set of subscriptions, within the server's limits."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def subscribe_requests(
     limits: Limits,
     position: Callable[[Topic], Position | None] = lambda _topic: None,
 ) -> Iterator[messages.Subscribe]:
-    """Yield requests that subscribe to these topics, each since its position if it has one.
+    """Yield requests that subscribe to topics, each since its position if it has one.
 
     Raises ValueError for options that a topic cannot have.
     """
@@ -70,7 +70,7 @@ def unsubscribe_requests(topics: Iterable[Topic], limits: Limits) -> Iterator[me
 def _chunks(
     topics: Iterable[Topic], limits: Limits
 ) -> Iterator[tuple[SubscriptionType, list[str]]]:
-    """Divide topics by type, and then into as many targets as one request may have."""
+    """Divide topics by type, and then into chunks that one request may name."""
     by_type: defaultdict[SubscriptionType, list[str]] = defaultdict(list)
     for topic in topics:
         by_type[topic.subscription_type].append(topic.target)

@@ -1,4 +1,4 @@
-"""Restoring the subscriptions on a new connection, each from the position that the client has."""
+"""Restore the subscriptions on a new connection, each from the client's position."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ async def restore(
     limits: Limits,
     position: Callable[[Topic], Position | None],
 ) -> str | None:
-    """Restore the session, and subscribe to what it did not have since the client's positions.
+    """Restore the session, and subscribe to topics that it lacks, since the client's positions.
 
-    Returns the session_id of the restored session, or None where there was none. It is restored by
+    Returns the session_id of the restored session, or None if there was none. It is restored by
     message rather than by the `session_id` of the URL, since only the client knows its positions:
-    the server knows those of the last ping. A request that the server cannot carry out now (it is
-    over the rate limit, for one) is repeated until it can.
+    the server knows those of the last ping. A request that the server cannot carry out now (as over
+    the rate limit) is repeated until it can.
     Raises SubscriptionRejectedError, RequestError, DecodeError and ConnectionLostError.
     """
     positions = {str(topic): found for topic in wanted if (found := position(topic)) is not None}
@@ -53,7 +53,7 @@ async def restore(
         try:
             answer = await _ask_until_answered(connection, request, messages.Reconnected)
         except RequestError:
-            pass  # this server does not know the session, or does not any more
+            pass  # this server does not know the session, or no longer
         else:
             restored_id = answer.session_id
             restored = {
@@ -76,7 +76,7 @@ async def restore(
 async def _ask_until_answered(
     connection: Connection, request: messages.ClientMessage, answer_type: type[AnswerT]
 ) -> AnswerT:
-    """Ask, and ask again with backoff while the server answers with an error that passes."""
+    """Send a request, and repeat it with backoff while the server's error may pass."""
     backoff = Backoff(first_seconds=_FIRST_RETRY_SECONDS)
     while True:
         try:

@@ -1,21 +1,21 @@
 """Verification that no publication of a stream was lost, repeated or reordered unannounced.
 
-A `Verifier` is shown the whole conversation, both the requests that the client sends and the
-messages that it receives, and holds every message to the contract of `sequence`, `previous`, `gap`
-and `snapshot`. It does no I/O, so that any client can be checked with it. A violation is counted
-and reported; verification goes on from the message that caused it.
+A `Verifier` is given the whole conversation, the requests that the client sends and the messages
+that it receives, and checks every message against the contract of `sequence`, `previous`, `gap` and
+`snapshot`. It does no I/O, so that any client can be checked with it. A violation is counted and
+reported; verification continues from the message that caused it.
 
 The rules, for each topic:
 
-- `subscribed` and `reconnected` give the position of the stream. Where the request named a position
-  (`since`, `positions`), the stream goes on from that position instead: the messages that were
-  missed follow first.
+- `subscribed` and `reconnected` give the position of the stream. If the request named a position
+  (`since`, `positions`), the stream continues from that position instead: the missed messages
+  follow first.
 - A message follows `previous`, or else `sequence - 1`, and that is the last sequence received.
   Publications between `previous` and `sequence` were merged by policy (or left out by `kinds`).
-- After a `gap` the stream goes on from the gap's position, in an epoch that may be new. Nothing
-  else leads into another epoch or over a hole.
+- After a `gap` the stream continues from the gap's position, in an epoch that may be new. Only a
+  gap leads into another epoch or over a hole.
 - A `snapshot` is not ahead of the stream, and does not move it.
-- A message that the client cannot read, but whose position it can, is skipped: the stream moves on
+- A message that the client cannot read, but whose position it can, is skipped: the stream continues
   as if it had been received.
 """
 
@@ -47,14 +47,14 @@ _NAMED_BY_MESSAGE: Final[Mapping[str, SubscriptionType]] = {
 """The type of topic that a type of message names."""
 
 VIOLATIONS_KEPT: Final = 100
-"""Violations that are kept in full; more of them are only counted."""
+"""Violations that are kept in full; further ones are only counted."""
 
 _HOLES_KEPT: Final = 16
-"""Holes of one topic that are kept, to tell a late message from a repeated one."""
+"""Holes of one topic that are kept, to distinguish a late message from a repeated one."""
 
 
 class _Stream:
-    """The state of one topic, as its messages have shown it."""
+    """The state of one topic, according to its messages."""
 
     __slots__ = ("announced", "epoch", "held", "holes", "live", "partial", "unannounced")
 
@@ -70,11 +70,11 @@ class _Stream:
         self.announced = 0
         """The last sequence that the server has announced: ahead of `held` during a replay."""
         self.unannounced: Position | None = None
-        """The position of a stream that does not contain `held`: a gap has to lead there."""
+        """The position of a stream that does not contain `held`: a gap must lead to it."""
         self.holes: deque[range] = deque(maxlen=_HOLES_KEPT)
 
     def move(self, position: Position) -> None:
-        """Go on from this position, whatever came before."""
+        """Continue from this position, regardless of the former one."""
         if position.epoch != self.epoch:
             self.holes.clear()
         self.epoch = position.epoch
@@ -91,7 +91,7 @@ class _Stream:
 
 
 class Verifier:
-    """Holds one client's conversation to the contract, over all its connections.
+    """Checks one client's conversation against the contract, over all its connections.
 
     Call `sent` with every client message, `receive` with every decoded server message, and
     `disconnected` at the end of a connection.
@@ -101,7 +101,7 @@ class Verifier:
         self._on_violation = on_violation
         self._streams: dict[Topic, _Stream] = {}
         self._shared: dict[Topic, None] = {}
-        """The live topics that their messages do not name."""
+        """The live topics whose messages do not name them."""
         self._requests: dict[messages.RequestId | None, messages.ClientMessage] = {}
         self._received = 0
         self._snapshots = 0
@@ -146,7 +146,7 @@ class Verifier:
             stream.live = False
 
     def receive(self, message: Message) -> Topic | None:
-        """Verify a message; return the topic whose stream it belongs to, if it is of one."""
+        """Verify a message; return the topic to whose stream it belongs, if any."""
         match message:
             case Data():
                 self._received += 1
@@ -203,7 +203,7 @@ class Verifier:
     def _begin(
         self, topic: Topic, since: Position | None, announced: Position | None, *, partial: bool
     ) -> None:
-        """Begin the stream of a topic, or begin it again, on this connection."""
+        """Begin or resume the stream of a topic on this connection."""
         stream = self._streams.setdefault(topic, _Stream())
         if since is None and announced is not None:
             unchanged = stream.live and not stream.partial and not partial
@@ -216,7 +216,7 @@ class Verifier:
             stream.move(since)
             if announced is not None:
                 stream.announced = announced.sequence
-                # A step back within the epoch is another stream, too.
+                # A step back within the epoch means another stream, too.
                 if announced.epoch != since.epoch or announced.sequence < since.sequence:
                     stream.unannounced = announced
         stream.live = True
@@ -254,7 +254,7 @@ class Verifier:
         topic = self._find_topic(message)
         stream = None if topic is None else self._streams.get(topic)
         sequence = message.sequence
-        assert sequence is not None  # no message without one comes here
+        assert sequence is not None  # the caller has checked it
         if topic is None or stream is None or not stream.live:
             detail = f"{message.type} {sequence} of {message.about}"
             self._violate(Fault.UNSOLICITED, topic, detail)
@@ -290,7 +290,7 @@ class Verifier:
 
     @staticmethod
     def _renamed(stream: _Stream, follows: int) -> bool:
-        """Whether the same stream goes on under another epoch, which is then taken over.
+        """Whether the same stream continues under another epoch, which is then adopted.
 
         A server gives a topic an epoch of its own until it learns that of the topic's producers.
         """
@@ -310,10 +310,10 @@ class Verifier:
         return stream.partial and follows == stream.announced
 
     def _find_topic(self, message: Data | Unreadable) -> Topic | None:
-        """Return the topic of a message; None where it can be of none.
+        """Return the topic of a message; None if it can belong to none.
 
-        A message on a stock or a market names its topic. To the others the server adds the topic;
-        where it has not, the message belongs to the stream whose next message it is.
+        A message on a stock or a market names its topic. The server adds the topic to others; if it
+        has not, the message belongs to the stream whose next message it is.
         """
         own_type = _NAMED_BY_MESSAGE.get(message.type or "")
         own = None
