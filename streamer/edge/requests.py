@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, assert_never
 
 import attrs
@@ -45,6 +45,10 @@ class Services:
     """The wire format of clients that do not ask for another."""
 
 
+Answer = Callable[[RecoveryPlan], Subscribed | Reconnected]
+"""Makes the answer to a request from the plan of what follows it."""
+
+
 class Requests:
     """The requests of one client, one after another."""
 
@@ -58,7 +62,8 @@ class Requests:
         """Carry out a message and answer it. Raises ProtocolError if that is impossible."""
         match message:
             case messages.Subscribe():
-                await self._subscribe(message)
+                if (rest := self.subscribe(message)) is not None:
+                    await rest
             case messages.Unsubscribe():
                 self._unsubscribe(message)
             case messages.Ping():
@@ -83,7 +88,8 @@ class Requests:
 
     # Subscribe and unsubscribe
 
-    async def _subscribe(self, message: messages.Subscribe) -> None:
+    def subscribe(self, message: messages.Subscribe) -> Awaitable[None] | None:
+        """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
         topics = list(filter(may_have, named))
         rejected += [_forbidden(topic) for topic in named if topic not in topics]
@@ -114,7 +120,7 @@ class Requests:
                 message.request_id,
             )
 
-        await self._enter(room, answer, forbidden)
+        return self._enter(room, answer, forbidden)
 
     def _unsubscribe(self, message: messages.Unsubscribe) -> None:
         topics, rejected = self._topics(message)
@@ -221,7 +227,8 @@ class Requests:
                 request_id=request_id,
             )
 
-        await self._enter(self._room_for(wants), answer, forbidden)
+        if (rest := self._enter(self._room_for(wants), answer, forbidden)) is not None:
+            await rest
 
     async def _load(self, session_id: str) -> SessionRecord | None:
         if session_id == self._outbox.name:
@@ -232,32 +239,30 @@ class Requests:
 
     # Entering streams
 
-    async def _enter(
-        self,
-        wants: Sequence[Want],
-        answer: Callable[[RecoveryPlan], Subscribed | Reconnected],
-        forbidden: list[Topic],
-    ) -> None:
-        """Subscribe, answer, and begin to send the messages before the live flow of each topic.
+    def _enter(
+        self, wants: Sequence[Want], answer: Answer, forbidden: list[Topic]
+    ) -> Awaitable[None] | None:
+        """Subscribe and answer, at once if the topics are live; else return the rest of the work.
 
         Topics that the server itself may not read are added to `forbidden` before the answer.
         """
-        wants = await self._ready(wants)
-        forbidden += filter(self._services.source.is_forbidden, [want.topic for want in wants])
-        wants = [want for want in wants if want.topic not in forbidden]
-        # From here on nothing waits, so no publication comes between the answer and the live flow.
-        hub, outbox = self._services.hub, self._outbox
-        plan = subscribe(
-            hub, outbox, wants, max_replay_bytes=self._services.settings.max_replay_bytes
-        )
-        wire = outbox.wire
-        snapshots = [wire.snapshot(publication) for publication in plan.snapshots]
-        outbox.send_control(wire.answer(answer(plan)) + wire.data(snapshots))
-        hub.fanout.start_replays(outbox)
-        self._services.sessions.changed(outbox.name)
+        topics, since = self._wanted(wants)
+        recoveries = self._services.source.prepare_nowait(topics, since)
+        if recoveries is None:
+            return self._enter_later(wants, answer, forbidden)
+        self._enter_now(wants, recoveries, answer, forbidden)
+        return None
 
-    async def _ready(self, wants: Sequence[Want]) -> list[Want]:
-        """Wait until the topics are live; fetch missed publications from Redis."""
+    async def _enter_later(
+        self, wants: Sequence[Want], answer: Answer, forbidden: list[Topic]
+    ) -> None:
+        """Wait until the topics are live; fetch missed publications from Redis; then subscribe."""
+        topics, since = self._wanted(wants)
+        recoveries = await self._services.source.prepare(topics, since)
+        self._enter_now(wants, recoveries, answer, forbidden)
+
+    def _wanted(self, wants: Sequence[Want]) -> tuple[list[Topic], dict[Topic, Position]]:
+        """Return the topics of wants, and the positions to recover from."""
         hub = self._services.hub
         since: dict[Topic, Position] = {}
         for want in wants:
@@ -265,8 +270,34 @@ class Requests:
             # A topic that is held already continues unchanged: it has missed nothing.
             if want.since is not None and stream not in self._outbox.subscriptions:
                 since[want.topic] = want.since
-        recoveries = await self._services.source.prepare([want.topic for want in wants], since)
-        return [_continued(want, recoveries.get(want.topic)) for want in wants]
+        return [want.topic for want in wants], since
+
+    def _enter_now(
+        self,
+        wants: Sequence[Want],
+        recoveries: Mapping[Topic, Recovery],
+        answer: Answer,
+        forbidden: list[Topic],
+    ) -> None:
+        """Subscribe, answer, and begin to send the messages before the live flow of each topic.
+
+        Nothing here waits, so no publication comes between the answer and the live flow.
+        """
+        forbidden += filter(self._services.source.is_forbidden, [want.topic for want in wants])
+        admitted = [
+            _continued(want, recoveries.get(want.topic))
+            for want in wants
+            if want.topic not in forbidden
+        ]
+        hub, outbox = self._services.hub, self._outbox
+        plan = subscribe(
+            hub, outbox, admitted, max_replay_bytes=self._services.settings.max_replay_bytes
+        )
+        wire = outbox.wire
+        snapshots = [wire.snapshot(publication) for publication in plan.snapshots]
+        outbox.send_control(wire.answer(answer(plan)) + wire.data(snapshots))
+        hub.fanout.start_replays(outbox)
+        self._services.sessions.changed(outbox.name)
 
 
 def _forbidden(topic: Topic) -> RejectedTarget:
@@ -275,6 +306,6 @@ def _forbidden(topic: Topic) -> RejectedTarget:
 
 def _continued(want: Want, recovery: Recovery | None) -> Want:
     if recovery is None:
-        return attrs.evolve(want, since=None)
+        return want if want.since is None else attrs.evolve(want, since=None)
     unavailable = recovery.outcome is RecoveryOutcome.UNAVAILABLE
     return attrs.evolve(want, since=recovery.position, unavailable=unavailable)

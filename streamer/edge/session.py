@@ -293,10 +293,16 @@ class Session:
         except ProtocolError as error:
             self._send_error(error)
         else:
-            if isinstance(request, messages.Subscribe | messages.Reconnect):
+            if isinstance(request, messages.Reconnect):
                 self._start_work(self._requests.carry_out(request))
                 return
-            await self._answer_errors(self._requests.carry_out(request))
+            if isinstance(request, messages.Subscribe):
+                rest = self._subscribe(request)
+                if rest is not None:
+                    self._start_work(rest)
+                    return
+            else:
+                await self._answer_errors(self._requests.carry_out(request))
         if not self._websocket.has_room:
             self._start_work(None)
 
@@ -333,16 +339,28 @@ class Session:
     async def _carry_out(self, message: str | bytes, *, is_admitted: bool) -> None:
         await self._requests.carry_out(self._decode(message, is_admitted=is_admitted))
 
+    def _subscribe(self, request: messages.Subscribe) -> Awaitable[None] | None:
+        """Carry out a subscribe at once, or return what is left of it if that has to wait."""
+        try:
+            return self._requests.subscribe(request)
+        except Exception as error:  # noqa: BLE001 - answered, and logged where it is a fault
+            self._answer_failure(error)
+            return None
+
     async def _answer_errors(self, request: Awaitable[None]) -> None:
         try:
             await request
-        except ProtocolError as error:
+        except Exception as error:  # noqa: BLE001 - answered, and logged where it is a fault
+            self._answer_failure(error)
+
+    def _answer_failure(self, error: Exception) -> None:
+        if isinstance(error, ProtocolError):
             self._send_error(error)
-        except Exception:
-            log.exception("a request failed", session=short_hash(self.session_id))
-            self._send(
-                messages.Error(ErrorCode.INTERNAL_ERROR, "a fault of this server, which is logged")
-            )
+            return
+        log.error("a request failed", session=short_hash(self.session_id), exc_info=error)
+        self._send(
+            messages.Error(ErrorCode.INTERNAL_ERROR, "a fault of this server, which is logged")
+        )
 
     async def _stop_work(self) -> None:
         """Cancel the request under way, and wait for its end: it may use the hub's objects."""

@@ -65,5 +65,10 @@ class Source(Protocol):
         must not wait between this call and the use of its result.
         """
 
+    def prepare_nowait(
+        self, topics: Collection[Topic], since: Mapping[Topic, Position]
+    ) -> dict[Topic, Recovery] | None:
+        """Do what `prepare` does, if it need not wait; None if it has to."""
+
     def is_forbidden(self, topic: Topic) -> bool:
         """Whether the server's own Redis user may not read a wanted topic."""

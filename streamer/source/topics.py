@@ -66,6 +66,16 @@ class TopicSource:
                     self._router.close(topic)
                     self._bus.unsubscribe(channels_of(topic))
 
+    def prepare_nowait(
+        self, topics: Collection[Topic], since: Mapping[Topic, Position]
+    ) -> dict[Topic, Recovery] | None:
+        """See `streamer.hub.upstream.Source`."""
+        self.follow_demand()
+        self._check_positions_ahead(since)
+        if not self._are_ready(topics, since) or self._questions(since):
+            return None
+        return {topic: self._recovery(topic, None, at) for topic, at in since.items()}
+
     async def prepare(
         self, topics: Collection[Topic], since: Mapping[Topic, Position]
     ) -> dict[Topic, Recovery]:
@@ -112,8 +122,11 @@ class TopicSource:
         While the source is away, only topics with a position that only the source knows are waited
         for: a subscription with a later gap serves a client better than no answer.
         """
-        while not all(self._is_ready(topic, since.get(topic)) for topic in topics):
+        while not self._are_ready(topics, since):
             await self._reads.wait_progress()
+
+    def _are_ready(self, topics: Collection[Topic], since: Mapping[Topic, Position]) -> bool:
+        return all(self._is_ready(topic, since.get(topic)) for topic in topics)
 
     def _is_ready(self, topic: Topic, since: Position | None) -> bool:
         sequencer = self._router.sequencer(topic)

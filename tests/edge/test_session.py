@@ -405,6 +405,7 @@ def redis_answers(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
         return await prepare(*arguments)
 
     monkeypatch.setattr(TopicSource, "prepare", wait_and_prepare)
+    monkeypatch.setattr(TopicSource, "prepare_nowait", lambda *_arguments: None)
     return answers
 
 
