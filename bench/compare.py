@@ -1,4 +1,4 @@
-"""Scenarios x servers x rounds, interleaved; each measurement is kept as it comes."""
+"""Scenarios x servers x rounds, interleaved; each measurement is saved as it is made."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from bench.rig import Cores, RigError
 from bench.scenarios import Scenario
 from bench.servers import SERVERS, Server
 
-# A server that delivers less than this share of what is due is not asked for more in that round.
+# A server that delivers less than this share gets no higher load in that round.
 OVERLOADED_SHARE = 0.9
-# Beyond this a measurement is tried again.
+# A measurement with more disturbance is repeated.
 DISTURBED_SHARE = 0.08
 DISTURBED_TRIES = 2
 
@@ -48,12 +48,12 @@ class Record:
     error: str | None = None
 
     def to_json(self) -> str:
-        """As one line."""
+        """Return the record as one line."""
         return json.dumps(attrs.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """From that line."""
+        """Read the record from its line."""
         fields = json.loads(line)
         if fields["measurement"] is not None:
             fields["measurement"] = Measurement(**fields["measurement"])
@@ -61,7 +61,7 @@ class Record:
 
 
 def environment() -> dict[str, str]:
-    """The machine, kernel and versions that the figures depend on."""
+    """Return the machine, kernel and versions on which the figures depend."""
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -91,7 +91,7 @@ def _node_version() -> str:
 def _attempt(
     server: Server, workload: Callable[[], Workload], cores: Cores
 ) -> tuple[Measurement | None, str | None]:
-    """The least disturbed of a few tries; further ones only while other programs disturb it."""
+    """Return the least disturbed of a few attempts; repeat only if other programs disturb it."""
     best: Measurement | None = None
     load = workload()
     try:
@@ -107,13 +107,13 @@ def _attempt(
 
 
 def _disturbance(measurement: Measurement) -> float:
-    """How much other programs were in the way: they ran, and a part of the rig waited."""
+    """Return how much other programs interfered: they ran while a part of the rig waited."""
     waited = max(measurement.server_waiting_share, measurement.client_waiting_share)
     return min(measurement.foreign_cpu_share, waited)
 
 
 def _chosen(scenario: Scenario, servers: Sequence[str], turn: int) -> list[Server]:
-    """The servers of this scenario, beginning with another one in each round."""
+    """Return the servers of a scenario, beginning with another one in each round."""
     names = [name for name in servers if not scenario.servers or name in scenario.servers]
     turn %= max(1, len(names))
     return [SERVERS[name] for name in names[turn:] + names[:turn]]
@@ -122,7 +122,7 @@ def _chosen(scenario: Scenario, servers: Sequence[str], turn: int) -> list[Serve
 def rounds(
     count: int, found: Sequence[Scenario], servers: Sequence[str], cores: Cores
 ) -> Iterator[Record]:
-    """Measure everything `count` times, a whole round before the next."""
+    """Measure everything `count` times, round after round."""
     for number in range(count):
         for scenario in found:
             overloaded: set[str] = set()
@@ -149,7 +149,7 @@ def _is_overloaded(measurement: Measurement) -> bool:
 
 
 def limits(count: int, servers: Sequence[str], cores: Cores) -> Iterator[Record]:
-    """The highest rate that 1,000 clients on one topic sustain, `count` times."""
+    """Find the highest rate that 1,000 clients on one topic sustain, `count` times."""
     for number in range(count):
         turn = number % max(1, len(servers))
         for name in [*servers[turn:], *servers[:turn]]:
@@ -159,7 +159,7 @@ def limits(count: int, servers: Sequence[str], cores: Cores) -> Iterator[Record]
 
 
 def sustained(measurement: Measurement) -> bool:
-    """Nothing lost, nothing merged, nothing late."""
+    """Whether nothing was lost, merged or late."""
     return (
         measurement.lost + measurement.merged + measurement.undelivered == 0
         and measurement.violations == 0
@@ -168,7 +168,7 @@ def sustained(measurement: Measurement) -> bool:
 
 
 def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str | None]:
-    """Doubling until it fails, one pass each; then halving what is between, more strictly."""
+    """Double the rate until it fails, with one attempt each; then bisect, with several attempts."""
     best: Measurement | None = None
     low, high = 0.0, LIMIT_FIRST_RATE
     while high < LIMIT_LAST_RATE:
@@ -192,8 +192,8 @@ def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str
 def _sustains(
     server: Server, rate: float, cores: Cores, passes: int
 ) -> tuple[Measurement | None, str | None]:
-    """The last passing measurement if so many of the attempts pass."""
-    # What arrives a second late has failed already: no need to wait for it.
+    """Return the last passing measurement if enough attempts pass."""
+    # A message that is a second late has failed already, so it is not waited for.
     load = Load(rate, LIMIT_SECONDS, drain_seconds=1)
     workload = Workload(load, price_topics(1), spread_subscriptions(LIMIT_CLIENTS, 1, 1))
     for attempt in range(LIMIT_ATTEMPTS):

@@ -1,4 +1,4 @@
-"""Fan-out of `streamer serve`: delivered updates, latency, and what the server spends on them.
+"""Fan-out of `streamer serve`: delivered updates, latency, and the server's CPU time and memory.
 
 python -m bench.fanout --clients 100 --clients 1000 --rate 100
 """

@@ -1,7 +1,7 @@
-"""Getting the peers: from their registries into the benchmark's cache, never into the project.
+"""Install the peers from their registries into the benchmark's cache, never into the project.
 
-Each function returns where the thing is, installing it first if the cache has not got it, and
-raises RigError where it cannot be had: the harness then leaves that peer out and says so.
+Each function returns the path of an installation, and makes it first if it is not in the cache. It
+raises RigError if that fails: the harness then leaves that peer out of the report, with the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _run(what: str, command: Sequence[str | Path], directory: Path) -> None:
 
 
 def _cached(name: str, contents: str, install: Callable[[Path], None]) -> Path:
-    """The cached directory, made anew when what is wanted in it has changed."""
+    """Return the cached directory, installed again if `contents` has changed."""
     directory = CACHE / name
     marker = directory / ".installed"
     if not marker.exists() or marker.read_text() != contents:
@@ -52,7 +52,7 @@ def _cached(name: str, contents: str, install: Callable[[Path], None]) -> Path:
 
 
 def python() -> Path:
-    """The interpreter of an environment that holds the Python peers."""
+    """Return the interpreter of an environment with the Python peers."""
     requirements = PEERS / "requirements.txt"
 
     def install(directory: Path) -> None:
@@ -64,7 +64,7 @@ def python() -> Path:
 
 
 def node_modules(*packages: str) -> Path:
-    """A node_modules directory that holds the packages."""
+    """Return a node_modules directory with the packages."""
 
     def install(directory: Path) -> None:
         npm = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(directory)]
@@ -74,11 +74,11 @@ def node_modules(*packages: str) -> Path:
 
 
 def debian(name: str, *packages: str) -> Path:
-    """A directory with the unpacked Debian packages: nothing is set up or started on the system."""
+    """Return a directory with unpacked Debian packages; the system itself is not changed."""
 
     def install(directory: Path) -> None:
         if os.geteuid() == 0:
-            # The download is refused where the lists are older than the archive.
+            # The download fails if the package lists are older than the archive.
             _run("The package lists", ["apt-get", "update"], directory)
         _run(name, ["apt-get", "download", *packages], directory)
         for package in directory.glob("*.deb"):
@@ -88,7 +88,7 @@ def debian(name: str, *packages: str) -> Path:
 
 
 def python_versions() -> str:
-    """The versions of the Python peers that are installed."""
+    """Return the versions of the installed Python peers."""
     listed = subprocess.run(
         [python(), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The Python side of the load client: what it shall do, and what it reports."""
+"""The Python side of the load client: its options and its report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Topic:
 
 @attrs.frozen
 class Scheduled:
-    """One publication of a recorded feed: when, on which topic, and what (as in Topic)."""
+    """One publication of a recorded feed: its time, topic and text (as in Topic)."""
 
     at_ns: int
     topic: int
@@ -45,15 +45,15 @@ class Load:
     warmup_seconds: float = 0.5
     settle_seconds: float = 0.5
     drain_seconds: float = 5.0
-    """How long to wait at most for what was published and has not arrived."""
+    """How long to wait at most for publications that have not arrived."""
     sample: int = 50
     slow: int = 0
     slow_seconds: float = 2.0
     storm: int = 0
-    """So many of the connections, the last ones, come all at once while the others receive."""
+    """How many of the connections, the last ones, are made together while the others receive."""
     storm_after_seconds: float = 1.0
     in_flight: int = 100
-    """Handshakes at a time."""
+    """Handshakes under way at a time."""
 
     def flags(self) -> list[str]:
         """The load client's options."""
@@ -64,7 +64,7 @@ class Load:
 
 @attrs.frozen
 class Workload:
-    """A load on certain topics, by clients that each want certain ones."""
+    """A load on certain topics, with each client's subscriptions."""
 
     load: Load
     topics: Sequence[Topic]
@@ -76,19 +76,19 @@ class Workload:
 
 @attrs.frozen
 class Endpoint:
-    """Where the server under test listens, and how its clients and publisher speak to it."""
+    """The address of the server under test, and the protocol of its clients and publisher."""
 
     port: int
     publish_port: int
     subscribe: Callable[[Sequence[str]], tuple[str, Sequence[str]]]
-    """Channels to (request path, texts to send)."""
+    """Channels -> (request path, texts to send)."""
     ack: str = ""
     acks: int = 0
     nats: bool = False
     publish_protocol: str = "redis"
     publish_path: str = "/"
     statistics_url: str = ""
-    """Where the server tells how long its event loop was held up, if it does."""
+    """The URL at which the server reports the pauses of its event loop, if it does."""
 
     def flags(self) -> list[str]:
         """The load client's options."""
@@ -127,8 +127,8 @@ def run_load(
     """Run the load client to its end and return its result.
 
     Args:
-        workload: what to do.
-        endpoint: where.
+        workload: the publications and subscriptions.
+        endpoint: the server.
         core: the core to run on, publisher included.
         on_event: called with "connected", "measuring", "resuming" (slow clients read again) and
             "drained" as these happen.

@@ -1,4 +1,4 @@
-"""One measurement: a Redis, a server, a load, and the figures that come of it."""
+"""One measurement: a Redis, a server, a load, and the resulting figures."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class Measurement:
     p999_ms: float
     max_ms: float
     age_max_ms: float
-    """The longest that a client of the sample showed a value that was no longer the newest."""
+    """The longest time that a client of the sample had a value that was no longer the newest."""
     server_cpu_us_per_delivery: float
     server_cpu_share: float
     """Share of one core, from the start of measuring until everything was drained or given up."""
     server_memory_bytes_per_client: float
-    """From start to all subscribed."""
+    """The growth from the start until all clients are subscribed."""
     server_memory_peak_bytes: float
-    """The most seen at the moments of the run; with slow clients that is when they read again."""
+    """The largest of the run's samples; with slow clients, that of when they read again."""
     connects_per_second: float
     storm_connects_per_second: float
     lost: int
-    """Updates the sample never received although later ones of the topic came."""
+    """Updates that the sample never received although later ones of the topic arrived."""
     undelivered: int
-    """Updates still not there for the sample when the run ended."""
+    """Updates that the sample had not received when the run ended."""
     merged: int
     gaps: int
     violations: int
@@ -59,13 +59,13 @@ class Measurement:
     foreign_cpu_share: float
     """Share of both cores that other programs used."""
     server_waiting_share: float
-    """Share of the time in which it waited for its core, and its threads for each other."""
+    """Share of the time in which it waited for its core, or its threads for each other."""
     client_waiting_share: float
-    """The same of the load client, which may also wait for Redis and the publisher."""
+    """The same for the load client, which may also wait for Redis and the publisher."""
     detail: dict[str, Any]
     longest_pause_ms: float = 0.0
-    """The longest turn of the server's event loop, from its start until all clients were let go;
-    0 where the server does not tell."""
+    """The longest turn of the server's event loop, from its start until all clients were closed;
+    0 if the server does not report it."""
 
 
 @attrs.frozen
@@ -102,7 +102,7 @@ def measure(start: Start, workload: Workload, cores: Cores) -> Measurement:
     """Start Redis and a server, run one load against it, stop both.
 
     Raises:
-        RigError: a part of the rig could not be had, or failed.
+        RigError: a part of the rig is not available, or failed.
     """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fanout-")))
@@ -223,13 +223,13 @@ COLUMNS: Sequence[Column] = (
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first row is its head."""
+    """Return a Markdown table whose first row is its head."""
     head, *body = rows
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_table(measurements: Sequence[Measurement]) -> str:
-    """The measurements as a Markdown table, one row each."""
+    """Return the measurements as a Markdown table, one row each."""
     body = [[show(measurement) for _, show in COLUMNS] for measurement in measurements]
     return markdown([[name for name, _ in COLUMNS], *body])

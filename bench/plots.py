@@ -31,7 +31,7 @@ COLORS = (
 
 
 def write_plots(records: Sequence[Record], directory: Path) -> list[tuple[str, str]]:
-    """Draw what the records allow; returns (file name, caption) of each plot.
+    """Draw the plots for which there are records; return (file name, caption) of each.
 
     Raises:
         RigError: matplotlib is not installed.

@@ -1,11 +1,11 @@
-"""The cost of one publication: CPU of producer and Redis, and how many a second there can be.
+"""The cost of one publication: CPU of producer and Redis, and the highest rate.
 
     python bench/publisher.py [--messages 50000] [--redis URL]
 
 165-byte price updates on 100 topics through a `Publisher`: one call of them all (pipelined), 100
 tasks that publish one after another, and one task alone, which shows the round trip. The last row
-is plain PUBLISH through redis-py in pipelines of 128, for comparison: no position, no history, and
-what is lost is lost. CPU is user and system, of all threads of the process.
+is plain PUBLISH through redis-py in pipelines of 128, for comparison: no position, no history and
+no recovery of losses. CPU is user and system time of all threads of the process.
 """
 
 import argparse
@@ -39,12 +39,12 @@ def publications(count: int) -> list[Item]:
 
 
 async def in_one_call(publisher: Publisher, items: list[Item]) -> None:
-    """All through the same pipeline."""
+    """Publish all in one call, through the same pipeline."""
     await publisher.publish_many(items)
 
 
 async def by_tasks(publisher: Publisher, items: list[Item], *, tasks: int) -> None:
-    """Each task waits for its receipt before it goes on."""
+    """Publish from several tasks, each of which waits for its receipt before the next."""
 
     async def produce(own: list[Item]) -> None:
         for channel, payload in own:
@@ -56,7 +56,7 @@ async def by_tasks(publisher: Publisher, items: list[Item], *, tasks: int) -> No
 
 
 def plain(url: str, items: list[Item]) -> None:
-    """PUBLISH, as a program without this package would."""
+    """Use PUBLISH, as a program without this package would."""
     with redis.Redis.from_url(url) as client:
         for start in range(0, len(items), BLOCK):
             with client.pipeline(transaction=False) as pipeline:

@@ -3,8 +3,8 @@
     python bench/redis_reader.py [--rates 1000 10000 100000 0] [--seconds 5] [--redis URL]
 
 A process of its own publishes 165-byte payloads on 100 channels, in bursts every 10 ms (rate 0: as
-fast as Redis takes them). The reader's listener only counts. CPU is that of the reader's process,
-user and system, all threads.
+fast as Redis accepts them). The reader's handler only counts. CPU is user and system time of all
+threads of the reader's process.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BURST_MESSAGES_UNPACED = 1000
 
 
 def publish(url: str, rate: int, messages: int) -> None:
-    """Publish `messages` at `rate` per second (0: unpaced) and wait for Redis to take them all."""
+    """Publish `messages` at `rate` per second (0: unpaced), until Redis has accepted all."""
     burst = int(rate * BURST_SECONDS) or BURST_MESSAGES_UNPACED
     commands = [
         b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n"
@@ -51,14 +51,14 @@ def publish(url: str, rate: int, messages: int) -> None:
 
 
 class Count:
-    """A listener that counts, and says when it has them all."""
+    """A handler that counts messages, and sets an event when it has all."""
 
     def __init__(self, messages: int) -> None:
         self.missing = messages
         self.complete = trio.Event()
 
     def on_messages(self, messages: list[Message]) -> None:
-        """So many less to wait for."""
+        """Count the messages."""
         self.missing -= len(messages)
         if not self.missing:
             self.complete.set()
@@ -67,11 +67,11 @@ class Count:
         """Nothing to do."""
 
     def on_lost(self, reason: str) -> None:
-        """A benchmark that lost messages is none."""
+        """Fail: messages were lost."""
         raise RuntimeError(reason)
 
     def on_refused(self, channel: bytes, reason: str) -> None:
-        """Nor is one that may not read."""
+        """Fail: a channel may not be read."""
         raise RuntimeError(f"{channel!r}: {reason}")
 
     def on_accepted(self, channel: bytes) -> None:
@@ -121,8 +121,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        # Unpaced, Redis takes more than the reader gets of two cores, and would cut it off once
-        # 32 MB wait for it: no limit here, so that the figure is the reader's.
+        # Unpaced, Redis accepts more than the reader can read on two cores, and would disconnect it
+        # once 32 MB wait for it. Without a limit the figure is that of the reader.
         options = {"client_output_buffer_limit": "pubsub 0 0 0"}
         url = arguments.redis or stack.enter_context(RedisServer(**options)).url
         print(" offered/s  messages   received/s  CPU us/message  CPU used     MB/s")

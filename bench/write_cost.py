@@ -1,11 +1,11 @@
-"""The cost of writing one frame to one of many clients, and how much of that is Python.
+"""The cost of writing one frame to one of many clients, and the share of Python in it.
 
     python -m bench.write_cost --clients 1000 --bytes 170
 
-The same frame goes to all clients, 20 ms apart as with 50 publications a second, by each way in
-turn: a C loop over send(2), one over write(2), `os.write` mapped over the descriptors (as `FanOut`
-does it), `os.write` in a Python loop, and `socket.send` mapped over the sockets. Medians of the
-processor time; another process, on another core, reads what arrives.
+The same frame is written to all clients, 20 ms apart as with 50 publications per second, in each
+way in turn: a C loop over send(2), one over write(2), `os.write` mapped over the descriptors (as in
+`FanOut`), `os.write` in a Python loop, and `socket.send` mapped over the sockets. The figures are
+medians of processor time; another process, on another core, reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Way = Callable[[], int]
 
 
 def drain(port: int, clients: int, core: int) -> None:
-    """Connect so many times and read, in sweeps, until the other side closes."""
+    """Open `clients` connections and read, in sweeps, until the other side closes."""
     os.sched_setaffinity(0, {core})
     connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(clients)]
     with select.epoll() as poll:
@@ -81,7 +81,7 @@ def ways(connections: Sequence[socket.socket], frame: bytes) -> dict[str, Way]:
 
 
 def measure(clients: int, size: int, rounds: int, pause_seconds: float) -> dict[str, float]:
-    """Median microseconds of processor time for each write, by way."""
+    """Return the median processor time of a write in microseconds, by way."""
     cores = Cores.available()
     os.sched_setaffinity(0, {cores.server.number})
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Write docs/reference from the models: `python -m docs.generate`.
 
-The prose is in docs/templates; every table is made from what the server itself runs on, and a test
-fails while the files in docs/reference are not what this writes.
+The prose is in docs/templates; the tables are made from the models and settings that the server
+uses. A test fails if the files in docs/reference are out of date.
 """
 
 import json
@@ -46,14 +46,14 @@ CLIENT_SETTINGS = (
 
 
 ENUMS = {e.__name__: e for e in schema.ENUMS if e is not ErrorCode}
-"""Those whose members stand where they are used; error codes have a table of their own."""
+"""Enums whose members are listed where they are used; error codes have a table of their own."""
 
 TOLD_ONCE = {"type", "timestamp", "request_id"}
-"""The fields that the template tells of for all messages together."""
+"""Fields that the template describes once for all messages."""
 
 
 def references() -> dict[str, str]:
-    """The text of each generated file, by its name in docs/reference."""
+    """Return the text of each generated file, by its name in docs/reference."""
     template = Template((DOCS / "templates" / "protocol.md").read_text(encoding="utf-8"))
     return {
         "protocol.md": template.substitute(_tables()),
@@ -100,7 +100,7 @@ def _tables() -> dict[str, str]:
 
 
 def _settings_page() -> str:
-    """Every setting of the server, in the groups in which the command line shows them."""
+    """Return the page of all settings, in the groups of the command line's help."""
     groups: dict[str, list[tuple[str, ...]]] = {}
     rows: list[tuple[str, ...]] = []
     for field in attrs.fields(Settings):
@@ -171,7 +171,7 @@ def _section(model: type[Any], definition: schema.Schema) -> str:
 
 
 def _type_text(field: schema.Schema) -> str:
-    """A type in words: `array of PriceLevel`, `number above 0`, `latest, all (default latest)`."""
+    """Return a type in words: `array of PriceLevel`, `number above 0`, `latest, all`."""
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]
         text = ", ".join(f"`{member}`" for member in ENUMS.get(name, ())) or name

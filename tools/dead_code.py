@@ -29,7 +29,7 @@ USED: Final = {
     "__dir__": "called by dir()",
     "__getattr__": "called by Python (PEP 562)",
 }
-"""Names that are used from outside, and by whom."""
+"""Names that are used from outside, each with its user."""
 
 PUBLIC: Final = {
     "ended_bytes": "the bound that tests measure",
@@ -58,7 +58,7 @@ def _members_of_enums_and_fields(path: Path) -> Iterator[str]:
 
 
 def find() -> list[str]:
-    """Each unused name, with its place."""
+    """Return each unused name, with its place."""
     finder = vulture.Vulture()
     finder.scavenge([str(PROJECT / part) for part in ("streamer", "docs", "bench")])
     fields = {
@@ -76,7 +76,7 @@ def find() -> list[str]:
 
 
 def main() -> int:
-    """Print what is found; return 1 if there is anything."""
+    """Print the unused names; return 1 if there are any."""
     found = find()
     for line in found:
         print(line)  # noqa: T201

@@ -77,7 +77,7 @@ def read_baseline() -> Counter[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is found, and how often; return 1 where a file has more than it may."""
+    """Print the habits found, and their counts; return 1 if a file has more than it may."""
     write = arguments == ["--write"]
     paths = _files() if write or not arguments else map(Path, arguments)
     habits: Counter[str] = Counter()

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""FastAPI on uvicorn and uvloop: the connection manager of its documentation, a send a client."""
+"""FastAPI on uvicorn and uvloop: the connection manager of its documentation, a send per client."""
 
 import asyncio
 import contextlib

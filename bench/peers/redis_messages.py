@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Shared by the asyncio peers: publications from Redis as they come, and the subscribers."""
+"""Shared by the asyncio peers: publications from Redis as they arrive, and their subscribers."""
 
 import json
 from collections import defaultdict
@@ -21,7 +21,7 @@ async def messages(port: int) -> AsyncIterator[tuple[str, bytes]]:
 
 
 class Book(Generic[Client]):
-    """Which clients want which channel."""
+    """The subscribers of each channel."""
 
     def __init__(self) -> None:
         self.clients: defaultdict[str, set[Client]] = defaultdict(set)
@@ -34,6 +34,6 @@ class Book(Generic[Client]):
         return json.dumps({"subscribed": len(channels)})
 
     def forget(self, client: Client) -> None:
-        """The client has gone."""
+        """Remove a client that has disconnected."""
         for clients in self.clients.values():
             clients.discard(client)

@@ -8,7 +8,7 @@ from redis_messages import messages
 from socketify import App, CompressOptions, OpCode, WebSocket
 
 REDIS_PORT, PORT = int(sys.argv[1]), int(sys.argv[2])
-# A client that falls behind shall show as late; the default cuts it off at 64 KiB.
+# A client that falls behind must be measured as late; the default disconnects it at 64 KiB.
 MAX_BACKPRESSURE_BYTES = 64 * 1024 * 1024
 
 
@@ -36,6 +36,6 @@ app.ws(
     },
 )
 app.listen(PORT)
-# Held here: asyncio refers to its tasks weakly, and so does socketify: the collector took this one.
+# A strong reference: asyncio and socketify hold tasks weakly, so this one would be collected.
 forwarding = app.loop.ensure_future(forward())
 app.run()

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""trio-websocket as its documentation shows it: send_message for each message and client."""
+"""trio-websocket as in its documentation: send_message for each message and client."""
 
 import sys
 

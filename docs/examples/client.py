@@ -1,4 +1,4 @@
-"""Print prices as they come: python client.py ws://127.0.0.1:8765/v1/ws stock:005930."""
+"""Print prices as they arrive: python client.py ws://127.0.0.1:8765/v1/ws stock:005930."""
 
 import sys
 
@@ -8,7 +8,7 @@ from streamer import Gap, PriceUpdate, open_client
 
 
 async def main(url: str, topics: list[str]) -> None:
-    """Subscribe, and print until interrupted; reconnects happen by themselves."""
+    """Subscribe, and print until interrupted; the client reconnects by itself."""
     async with open_client(url) as client:
         await client.subscribe(topics)
         async for event in client:

@@ -1,4 +1,4 @@
-"""Run a server inside a program of one's own, without Redis: python embedded.py 8765."""
+"""Run a server inside another program, without Redis: python embedded.py 8765."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ from streamer import Server, Settings, serve
 
 
 async def main(port: str) -> None:
-    """Publish a counter once a second to whoever subscribes to stock:COUNTER."""
-    # Where the server's log goes is for the program to say.
+    """Publish a counter once a second to all subscribers of stock:COUNTER."""
+    # The program decides where the server's log goes.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     settings = Settings(memory=True, port=int(port), http_port=0)
     async with trio.open_nursery() as nursery:

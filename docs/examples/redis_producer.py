@@ -7,7 +7,7 @@ import redis
 
 
 def main(url: str, code: str, price: str) -> None:
-    """Publish; the server numbers what it reads, so a price published while it is away is a gap."""
+    """Publish; the server numbers the prices, so one that it misses while away becomes a gap."""
     update = {
         "type": "price_update",
         "stock_code": code,
