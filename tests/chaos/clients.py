@@ -118,15 +118,13 @@ class Member:
 
     async def change_kinds(self, seconds: float) -> None:
         """Leave order books out for a while."""
-        await self._change_kinds(kinds=[Kind.PRICE])
-        await trio.sleep(seconds)
-        await self._change_kinds()
-
-    async def _change_kinds(self, **options: Any) -> None:
         accounts = [self.ledger.topics[topic] for topic in self.topics]
         for account in accounts:
+            # Without books a recovery may end with some that are left out.
             account.may_skip = True
-        await self._request(self.topics, **options)
+        await self._request(self.topics, kinds=[Kind.PRICE])
+        await trio.sleep(seconds)
+        await self._request(self.topics)
         seen = [account.received + account.snapshots for account in accounts]
         with trio.move_on_after(_SETTLING_SECONDS):
             # What came before the answer may wait to be taken, and the next message follows it.

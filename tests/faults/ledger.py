@@ -53,7 +53,10 @@ class TopicAccount:
         elif event.snapshot:
             self.snapshots += 1
             # The value of the place where the stream goes on is known: nothing is missing behind.
-            if self._resumes is not None and self._resumes.sequence == event.sequence:
+            # A value older than the last one shows that Redis lost some, and not how many.
+            is_older = self.may_lose_data and number < self.number
+            resumes = self._resumes
+            if resumes is not None and resumes.sequence == event.sequence and not is_older:
                 self._advance(number, merged=0, what="snapshot")
         else:
             self.received += 1
