@@ -65,7 +65,7 @@ class Settings:
     memory: bool = setting(
         False,
         SWITCH,
-        "Use an in-process bus instead of Redis: only what this process publishes is heard.",
+        "Use an in-process bus instead of Redis: only this process can publish.",
     )
     require_redis: bool = setting(
         False,
@@ -82,7 +82,7 @@ class Settings:
     probe_timeout_seconds: float = setting(
         10.0,
         SECONDS,
-        "How long that message may take before the connection to Redis is given up and made anew.",
+        "How long that message may take before the connection to Redis is closed and reopened.",
     )
 
     host: str = setting(
@@ -103,8 +103,8 @@ class Settings:
     http_allowed_hosts: tuple[str, ...] = setting(
         (),
         HOST_NAMES,
-        "The host names by which that HTTP listener may be asked, beside addresses and localhost, "
-        "so that no web page reads it through a name of its own.",
+        "The host names that requests to that HTTP listener may use, besides addresses and "
+        "localhost, so that no web page can read it through a name of its own.",
         converter=tuple_if_list,
     )
     tls_certificate: Path | None = setting(
@@ -145,8 +145,8 @@ class Settings:
         (),
         ORIGINS,
         "The origins of web pages that may connect, "
-        "so that other sites cannot use their visitors, such as https://example.com or "
-        "https://*.example.com; empty = any.",
+        "such as https://example.com or https://*.example.com, so that other sites cannot connect "
+        "from their visitors' browsers; empty = any.",
         converter=normalized_origins,
     )
     max_handshakes: int = setting(
@@ -214,14 +214,14 @@ class Settings:
     max_unread_replies_bytes: int = setting(
         262_144,
         integer(1, MAX_BYTES),
-        "The most answers held for a client that asks but does not read, "
-        "beyond which it is not read from either.",
+        "The most answers held for a client that sends requests but does not read, "
+        "beyond which its requests are not read either.",
     )
     max_replay_bytes: int = setting(
         33_554_432,
         integer(0),
         "The most missed publications held for a client that comes back, "
-        "until it has read them; what is more becomes a gap.",
+        "until it has read them; more than that becomes a gap.",
     )
     subscribe_timeout_seconds: float = setting(
         5.0,
@@ -233,7 +233,7 @@ class Settings:
         5.0,
         SECONDS_OR_NONE,
         "How long a Redis channel is kept after its last subscriber left, "
-        "since many come straight back.",
+        "since many clients return soon.",
     )
     max_unused_topics: int = setting(
         10_000,
@@ -273,7 +273,8 @@ class Settings:
     drain_spread_ms_per_client: float = setting(
         2.0,
         MILLISECONDS,
-        "What is added to that delay for each client, so that they do not all reconnect at once.",
+        "The random spread added to that delay, per connected client, so that they do not all "
+        "reconnect at once.",
     )
 
     session_lifetime_seconds: float = setting(
