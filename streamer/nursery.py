@@ -1,9 +1,17 @@
-"""A nursery for tasks that serve a block of code."""
+"""A nursery for tasks that serve a block of code, and the errors that nurseries raise."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error in a group, however deep: for where any one says enough."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamer.admin.metrics import exposition
 from streamer.listen_error import ListenError, place_of
+from streamer.nursery import first_of
 
 T = TypeVar("T")
 
@@ -164,6 +165,8 @@ async def serve_http(
     async with trio.open_nursery() as nursery:
         try:
             binds = await nursery.start(partial(serve, mode="asgi"), app, config)
-        except OSError as error:
+        except* OSError as group:
+            error = first_of(group)
+            assert isinstance(error, OSError)
             raise ListenError(place, ("http_host", "http_port"), error) from None
         task_status.started(binds[0])

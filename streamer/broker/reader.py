@@ -17,6 +17,7 @@ from streamer.backoff import Backoff
 from streamer.broker.connect import check_url
 from streamer.broker.connection import RedisConnectionError
 from streamer.broker.pubsub import Message, PubSubConnection, PubSubContext
+from streamer.nursery import first_of
 
 
 class MessageHandler(Protocol):
@@ -219,7 +220,7 @@ class PubSubReader(abc.ABC):
         try:
             await self._run_connections()
         except* RedisConnectionError as lost:
-            reason = _first_message(lost)  # the other tasks lost the same connection
+            reason = str(first_of(lost))  # the other tasks lost the same connection
         return reason
 
     def _on_messages(self, messages: list[Message]) -> None:
@@ -300,8 +301,3 @@ class ServerReader(PubSubReader):
 
     async def _run_connections(self) -> None:
         await self._pubsub.run()
-
-
-def _first_message(group: BaseExceptionGroup[RedisConnectionError]) -> str:
-    error = group.exceptions[0]
-    return _first_message(error) if isinstance(error, BaseExceptionGroup) else str(error)

@@ -13,11 +13,12 @@ import trio
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
-from streamer.cli.serve import allow_many_connections, cannot_start, first_of, handle_signals
+from streamer.cli.serve import allow_many_connections, cannot_start, handle_signals
 from streamer.cli.signals import ignore_hangup
 from streamer.config import Settings
 from streamer.feeds.playback import play
 from streamer.feeds.simulated import SimulatedMarket
+from streamer.nursery import first_of
 from streamer.protocol.topics import SubscriptionType, Topic
 from streamer.source.memory import MemoryBus
 

@@ -20,6 +20,7 @@ from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.config import Settings
 from streamer.gc_pauses import keep_collections_short
 from streamer.listen_error import ListenError
+from streamer.nursery import first_of
 from streamer.workers.assignment import WorkerFailedError
 
 if TYPE_CHECKING:
@@ -117,14 +118,6 @@ async def run_server(
     if failure is not None:
         raise failure
     return code
-
-
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error in a group; an expected error of `serve` is the only one."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _code_of_worker(error: BaseException) -> ExitCode:

@@ -164,12 +164,15 @@ def test_a_second_signal_ends_at_once(serve: Serve) -> None:
 
 @pytest.mark.parametrize("flag", ["--port", "--http-port"])
 def test_an_address_in_use_has_a_code_of_its_own(serve: Serve, flag: str) -> None:
-    """One line names the addresses, and the process ends."""
+    """One line names the address and its flags, and the process ends."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        serving = serve("--memory", flag, str(taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        serving = serve("--memory", flag, str(port))
         serving.ends_with(ExitCode.CANNOT_LISTEN)
     (line,) = errors(serving.log)
-    assert re.search(r"cannot listen on .*: Address already in use$", line)
+    address = f"127.0.0.1:{port}: Address already in use"
+    flags = f"(from {flag.replace('port', 'host')} and {flag})"
+    assert line.endswith(f"cannot listen on {address} {flags}")
 
 
 def test_required_redis_that_is_absent_has_a_code_of_its_own(serve: Serve, tmp_path: Path) -> None:
