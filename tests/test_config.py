@@ -98,7 +98,7 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
     ],
 )
 def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
-    """Whoever reads the error knows how to correct the value."""
+    """The error says how to correct the value."""
     with pytest.raises(SettingError) as refused:
         Settings(**{name: value})
     assert words in str(refused.value)

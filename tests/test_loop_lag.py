@@ -24,7 +24,7 @@ class Clock:
 
 
 async def test_work_within_one_turn_is_a_pause_as_long_as_it_took(nursery: trio.Nursery) -> None:
-    """Two tasks of one turn hold up whoever comes in between by the sum of both."""
+    """Two tasks of one turn delay an event in between by the sum of both."""
     clock = Clock()
     watchdog = LoopLag(clock)
     nursery.start_soon(watchdog.run)
@@ -57,7 +57,7 @@ def test_waiting_for_io_is_no_pause_but_waking_late_is() -> None:
 
 
 def test_the_last_minute_forgets_and_the_whole_run_does_not() -> None:
-    """After a minute the longest pause gives way to the longest of those after it."""
+    """After a minute the longest pause is replaced by the longest of those after it."""
     clock = Clock()
     watchdog = LoopLag(clock)
 

@@ -2,7 +2,7 @@
 
 Finds the habits that docs/CONTRIBUTING.md asks to avoid, each with its place. It fails where a file
 has more of them than english_baseline.txt allows, which only gets shorter:
-`python -m tools.english --write` writes it anew. Other arguments are files, instead of all.
+`python -m tools.english --write` writes it again. Other arguments are files, instead of all.
 """
 
 import ast

@@ -36,7 +36,7 @@ class Cause(enum.StrEnum):
     HANDSHAKE = "handshake"
     """No valid WebSocket handshake came, or not in time, or others waited for its place."""
     ABUSE = "abuse"
-    """The client went on sending over the rate limit."""
+    """The client kept sending over the rate limit."""
     DESCRIPTORS = "descriptors"
     """The process has no file descriptor left for it."""
 

@@ -1,4 +1,4 @@
-"""The version of the protocol, and the path at which it is spoken."""
+"""The version of the protocol, and the path of its endpoint."""
 
 from __future__ import annotations
 

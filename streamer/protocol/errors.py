@@ -41,8 +41,8 @@ ERROR_MEANINGS: Final[Mapping[ErrorCode, str]] = {
     ErrorCode.INVALID_TOKEN: "The token is not valid here.",
     ErrorCode.TOKEN_EXPIRED: "The token has expired; get a new one.",
     ErrorCode.FORBIDDEN: "The client may not have this topic, or the server may not read it.",
-    ErrorCode.SESSION_RESTORATION_FAILED: "The session is unknown or has expired; subscribe anew.",
-    ErrorCode.INTERNAL_ERROR: "A fault of the server's own; the connection goes on.",
+    ErrorCode.SESSION_RESTORATION_FAILED: "The session is unknown or has expired; subscribe again.",
+    ErrorCode.INTERNAL_ERROR: "An internal fault of the server; the connection continues.",
 }
 """One sentence for each code; the protocol reference is generated from it."""
 
@@ -105,7 +105,7 @@ ORIGIN: Final = CloseReason(
 ABUSE: Final = CloseReason(
     1008,
     "rate limit exceeded",
-    "the client went on sending after its messages had been refused",
+    "the client kept sending after its messages had been refused",
     "not reconnect",
 )
 TOO_LARGE: Final = CloseReason(

@@ -48,7 +48,7 @@ _WARM_UP_SECONDS: Final = 2.0
 _MEMORY_SECONDS: Final = 20.0
 """How long the memory of the server may take to come back."""
 _LATE_SECONDS: Final = 2.0
-"""After an attack, before the neighbour's last messages must have come."""
+"""The time after an attack within which the neighbour's last messages must arrive."""
 _CONTROL: Final = "control"
 
 

@@ -25,7 +25,7 @@ _BINARY: Final = b"\x82"
 
 
 class EchoSession(Session):
-    """A session that greets nobody and sends each message back."""
+    """A session without a greeting that sends each message back."""
 
     __slots__ = ()
 

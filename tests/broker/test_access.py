@@ -214,7 +214,7 @@ async def test_the_server_streams_over_a_unix_socket(redis_server: RedisServer, 
 async def test_a_topic_that_redis_forbids_is_rejected_and_nobody_else_notices(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """One client asks for a forbidden family of channels; another one's feed goes on unbroken."""
+    """A client that requests forbidden channels does not interrupt the feed of another."""
     redis_server = own_redis_server(
         user="reader on nopass ~* resetchannels &stock:* &streamer:probe:* +@all"
     )
@@ -256,7 +256,7 @@ async def test_a_topic_that_redis_forbids_is_rejected_and_nobody_else_notices(
 async def test_who_holds_a_topic_that_redis_begins_to_forbid_gets_a_gap(
     own_redis_server: Callable[..., RedisServer], *, positioned: bool
 ) -> None:
-    """A gap says that the source is unavailable; the stream goes on once it is permitted again."""
+    """A gap says that the source is unavailable; it continues once it is permitted again."""
     rules = "on nopass ~* resetchannels &stock:* &streamer:probe:* +@all"
     redis_server = own_redis_server(user=f"reader {rules}")
     url = f"redis://reader:any@127.0.0.1:{redis_server.port}"

@@ -1,4 +1,4 @@
-"""Connecting in a worker thread: its deadline, and its socket when nobody waits for it."""
+"""Connecting in a worker thread: its deadline, and its socket if no task waits for it."""
 
 import gc
 import socket

@@ -47,7 +47,7 @@ def pair() -> tuple[Connection, trio.SocketStream]:
 
 
 async def test_commands_are_answered_over_tcp(redis_url: str) -> None:
-    """Words go out as written and come back as bytes, numbers as numbers."""
+    """Words are sent unchanged and returned as bytes, numbers as numbers."""
     async with connected(redis_url) as connection:
         assert await connection.execute("SET", b"k\r\n", "v\0é") == b"OK"
         assert await connection.execute("GET", b"k\r\n") == "v\0é".encode()

@@ -131,7 +131,7 @@ class Interleaving(RuleBasedStateMachine):
 
     @invariant()
     def the_probe_channel_is_last(self) -> None:
-        """Its confirmation speaks for every channel that was wanted at the restart."""
+        """Its confirmation implies that of every channel that was wanted at the restart."""
         if self.state.is_confirmed(PROBE):
             assert self.wanted_since_restart <= self.redis | self.refused.keys()
 

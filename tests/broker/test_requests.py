@@ -177,7 +177,7 @@ async def test_callers_behind_a_silent_redis_fail_with_the_first(
 async def test_a_caller_bounds_its_own_wait(
     own_redis_server: Callable[..., RedisServer], mock_clock: trio.testing.MockClock
 ) -> None:
-    """A caller that gives up before the time-out leaves the line, and the others go on waiting."""
+    """A caller that gives up before the time-out leaves the line, and the others keep waiting."""
     own = own_redis_server()
     async with opened(own.url, timeout_seconds=5) as client:
         await client.execute_many([("ECHO", "x")])

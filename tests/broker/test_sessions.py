@@ -50,7 +50,7 @@ async def test_a_record_comes_back_as_it_went_and_expires(
 async def test_a_redis_that_is_away_or_refuses_is_no_answer(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """An error is told from the absence of a record: whoever saves tries again."""
+    """An error is distinguished from a missing record, so that the caller tries again."""
     own = own_redis_server()
     async with opened(own.url) as sessions:
         with own.connect() as redis:

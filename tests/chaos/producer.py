@@ -2,7 +2,7 @@
 
 Publishes to each topic at its rate, a publication in five an order book and the others prices. Each
 carries its number within its topic. The end of stdin ends it; its last line on stdout has the
-number of the last publication of each topic, from which another producer goes on.
+number of the last publication of each topic, from which another producer continues.
 """
 
 from __future__ import annotations

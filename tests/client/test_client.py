@@ -320,7 +320,7 @@ async def test_errors_that_answer_nothing_are_handed_out(peer: Peer) -> None:
 async def test_text_that_is_no_message_is_skipped_and_counted(
     garbage: str | bytes, peer: Peer
 ) -> None:
-    """The client goes on; the violation is in the account."""
+    """The client continues; the violation is in the account."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -345,7 +345,7 @@ UNREADABLE_VALUES = ["1E-99999999999999999999", "1E-30000000", "[" * 1000 + "]" 
 async def test_a_publication_that_cannot_be_read_is_skipped_with_its_position(
     value: str, peer: Peer
 ) -> None:
-    """The stream goes on behind it, live and as a snapshot, without a hole."""
+    """The stream continues after it, live and as a snapshot, without a hole."""
 
     async def script(line: Line) -> None:
         await line.greet()
@@ -366,7 +366,7 @@ async def test_a_publication_that_cannot_be_read_is_skipped_with_its_position(
 
 
 async def test_an_answer_that_cannot_be_read_is_an_error_of_its_request(peer: Peer) -> None:
-    """The request raises DecodeError; the client goes on."""
+    """The request raises DecodeError; the client continues."""
 
     async def script(line: Line) -> None:
         await line.greet()

@@ -347,7 +347,7 @@ async def test_a_refusal_instead_of_a_greeting_is_told_by_its_code(peer: Peer) -
 
 
 async def test_an_operator_who_says_so_is_obeyed(peer: Peer) -> None:
-    """`disconnected` says whether and when to come back after 4003."""
+    """`disconnected` decides whether and when to reconnect after 4003."""
 
     async def come_back(line: Line) -> None:
         await line.greet()

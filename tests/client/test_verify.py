@@ -77,7 +77,7 @@ def status(sequence: int, previous: int | None = None, *, snapshot: bool = False
 
 
 def gap(sequence: int, epoch: str = "a", topic: Topic = STOCK) -> Gap:
-    """Make a gap after which the stream goes on from this position."""
+    """Make a gap after which the stream continues from this position."""
     return Gap(topic.subscription_type, topic.target, GapReason.SOURCE_RECONNECTED, epoch, sequence)
 
 
@@ -183,7 +183,7 @@ def test_after_a_breach_the_stream_goes_on_from_what_came() -> None:
 
 
 def test_a_gap_is_the_way_over_a_hole_and_into_another_epoch() -> None:
-    """The stream goes on from its position; a snapshot is not ahead of that."""
+    """The stream continues from its position; a snapshot is not ahead of that."""
     result = account(
         subscribed(5),
         gap(9),
@@ -208,7 +208,7 @@ HELD = Position("a", 6)
 
 
 def test_what_was_missed_follows_a_subscription_since() -> None:
-    """The stream goes on from `since`; the position of the answer is its present end."""
+    """The stream continues from `since`; the position of the answer is its present end."""
     result = account(
         *(subscribed(5), price_update(6), None, subscribe(since=HELD)),
         *(

@@ -67,7 +67,7 @@ async def test_clients_are_served_over_tls(tls: dict[str, Path], trusting: ssl.S
 async def test_max_rate_holds_over_tls(
     tls: dict[str, Path], trusting: ssl.SSLContext, mock_clock: MockClock
 ) -> None:
-    """Merged as over a plain socket: the newest only, when its time has come."""
+    """Messages are merged as over a plain socket: only the newest is sent."""
     async with (
         running_server(**tls, flush_interval_ms=0) as server,
         connected(server, ssl_context=trusting) as client,
@@ -123,7 +123,7 @@ async def test_clients_come_over_ipv6_too() -> None:
 
 
 async def test_a_close_is_answered_over_tls(tls: dict[str, Path], trusting: ssl.SSLContext) -> None:
-    """The client's close frame comes back before the connection ends, as without TLS."""
+    """The client's close frame is answered before the connection ends, as without TLS."""
     async with (
         running_server(**tls) as server,
         open_client(server, ssl_context=trusting) as client,

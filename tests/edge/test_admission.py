@@ -39,7 +39,7 @@ async def test_a_full_server_says_try_again_later() -> None:
 
 
 async def test_pages_of_other_origins_are_refused() -> None:
-    """1008 for an Origin that is not allowed; no Origin means no browser, and nobody's page."""
+    """1008 for an Origin that is not allowed; without an Origin the client is no browser."""
     async with running_server(allowed_origins=("https://good.example",)) as server:
         async with open_client(server, headers=[(b"Origin", b"https://evil.example")]) as evil:
             assert await evil.closed() == 1008
@@ -51,7 +51,7 @@ async def test_pages_of_other_origins_are_refused() -> None:
 async def test_silent_connections_give_way_to_new_ones_of_their_address(
     mock_clock: MockClock,
 ) -> None:
-    """Five clients lose the network and come back: all five are served, within seconds."""
+    """Five clients lose the network and reconnect: all five are served, within seconds."""
     async with running_server(max_connections_per_address=5) as server, AsyncExitStack() as stack:
         for _ in range(5):
             await stack.enter_async_context(raw_client(server))  # answers no ping
@@ -91,7 +91,7 @@ async def test_connections_that_answer_keep_their_places(mock_clock: MockClock) 
 
 
 async def test_a_session_that_the_client_names_gives_way_at_once(mock_clock: MockClock) -> None:
-    """Whoever knows a session's id is its client, come back."""
+    """A connection with a session's id replaces that session's former connection."""
     async with running_server(max_connections_per_address=1) as server, raw_client(server) as old:
         async with aclosing(old.frames()) as frames:
             session_id = (await anext(frames))[1]["session_id"]

@@ -123,7 +123,7 @@ class Busy:
 
 
 def test_a_turn_is_bounded_and_nobody_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where more clients are due than a turn has pings, the next turn goes on behind them."""
+    """If more clients are due than a turn has pings, the next turn continues after them."""
     pings: list[str] = []
     sessions: Any = {name: Busy(pings, name) for name in "abcde"}
     confirmations = confirmation.Confirmations(sessions)

@@ -12,7 +12,7 @@ from streamer.edge.loop_budget import LONG_TURN_SECONDS, RELEASED_PER_TURN, Loop
 
 
 def test_a_turn_is_long_after_a_while() -> None:
-    """Nobody waits in a short turn."""
+    """No task waits in a short turn."""
     lasted_seconds = 0.0
     loop_budget = LoopBudget(lambda: lasted_seconds)
     assert not loop_budget.is_long
@@ -21,7 +21,7 @@ def test_a_turn_is_long_after_a_while() -> None:
 
 
 async def test_those_put_off_go_on_some_at_a_time_and_the_first_first() -> None:
-    """However many wait, each turn lets the next few go on, and then all have gone on."""
+    """Each turn releases the next few waiting tasks, until all are released."""
     loop_budget = LoopBudget(lambda: 1.0)
     size = RELEASED_PER_TURN
     portions = [set(range(start, start + size)) for start in (0, size, 2 * size)]

@@ -62,7 +62,7 @@ async def snapshot(client: Client) -> Message:
 
 @asynccontextmanager
 async def returning(server: Server, session_id: str) -> AsyncIterator[tuple[Client, Message]]:
-    """A client that comes back with a session in its URL, and the answer to that."""
+    """A client that reconnects with a session in its URL, and the answer to that."""
     path = f"{WEBSOCKET_PATH}?session_id={session_id}"
     async with open_client(server, path=path) as client:
         client.session_id = (await client.receive_type("connected"))["session_id"]
@@ -175,7 +175,7 @@ async def test_a_position_that_nothing_is_known_to_follow_is_a_gap(
 
 
 async def test_of_what_is_held_already_nothing_was_missed(mock_clock: MockClock) -> None:
-    """The stream goes on as it does, and no message of it comes twice."""
+    """The stream continues unchanged, and no message of it is repeated."""
     async with following() as (server, client, position):
         publish_prices(server, 1)
         assert await prices(client, 1) == [1]
@@ -206,7 +206,7 @@ async def test_history_is_kept_for_its_time(mock_clock: MockClock) -> None:
 
 
 async def test_another_server_brings_what_was_missed_from_redis(redis_url: str) -> None:
-    """A topic that nobody had there; what comes meanwhile is live, once and in order."""
+    """The topic is new on that server; messages meanwhile are live, once and in order."""
     async with (
         two_servers(redis_url) as (first_server, second_server, publisher),
         connected(first_server) as first,
@@ -324,7 +324,7 @@ async def test_a_session_is_restored_with_its_options_from_what_was_confirmed(
 async def test_the_clients_own_positions_are_better_than_what_was_confirmed(
     mock_clock: MockClock,
 ) -> None:
-    """For the topics that it names; and the connection may have been used before."""
+    """That holds for the topics that it names, also on a connection used before."""
     async with running_server(**AT_ONCE) as server:
         async with connected(server) as client:
             position = (await client.subscribe("stock:A", "stock:B"))["positions"]["A"]
@@ -492,7 +492,7 @@ async def test_what_nobody_places_cannot_be_recovered_on_another_server(
 
 
 async def test_more_than_may_be_left_unread_comes_in_portions(mock_clock: MockClock) -> None:
-    """Each topic whole and in order, and live when its turn has come."""
+    """Each topic is complete and in order, and live after that."""
     settings = AT_ONCE | {"max_unread_replies_bytes": 1000}
     async with running_server(**settings) as server:
         codes = ["A", "B", "C", "D"]

@@ -65,7 +65,7 @@ async def test_the_greeting_says_who_one_is_and_what_one_may_do() -> None:
 async def test_what_is_no_request_is_answered_with_its_error_and_nothing_else(
     text: str | bytes, code: str
 ) -> None:
-    """The connection goes on, and so does its neighbour's stream."""
+    """The connection continues, and so does its neighbour's stream."""
     async with (
         running_server() as server,
         connected(server) as client,
@@ -177,7 +177,7 @@ async def test_a_target_that_is_not_normalized_is_rejected_with_that_reason() ->
 
 
 async def test_a_session_id_of_any_text_is_only_unknown() -> None:
-    """An id that no server has given out is not looked for, and costs nobody anything."""
+    """An id that no server can have made is not looked up."""
     async with running_server() as server, connected(server) as client:
         for session_id in (r"\ud800", "é", ""):
             await client.send_text(f'{{"type":"reconnect","session_id":"{session_id}"}}')
@@ -245,7 +245,7 @@ async def test_over_the_rate_limit_each_message_gets_exactly_the_error(
 
 
 async def test_abuse_is_closed_with_1008(mock_clock: MockClock) -> None:
-    """One that goes on after so many refusals is closed; a rest in between forgives them."""
+    """One that keeps sending after so many refusals is closed; a pause resets their count."""
     settings = {"rate_limit": 0.001, "rate_limit_burst": 1, "rate_limit_max_violations": 10}
     async with running_server(**settings) as server, connected(server) as client:
         await client.ping_pong()

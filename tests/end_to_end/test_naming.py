@@ -88,7 +88,7 @@ async def test_a_producers_own_members_mislead_nobody(
 async def test_what_no_client_could_read_is_refused_and_counted(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """It reaches nobody, and the next publication follows without a gap."""
+    """It reaches no client, and the next publication follows without a gap."""
     async with running_server(redis=redis_url) as server, connected(server) as client:
         await client.subscribe("stock:A")
         for value in ("1E-99999999999999999999", "[" * 1000 + "]" * 1000):

@@ -1,4 +1,4 @@
-"""Messages to a user: a topic with positions like any other, and nobody else's.
+"""Messages to a user: a topic with positions, for that user only.
 
 Covers streamer.edge.permissions.
 """

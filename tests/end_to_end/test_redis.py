@@ -1,4 +1,4 @@
-"""The whole server in front of a real Redis that anybody may publish to."""
+"""The whole server with a real Redis to which any program may publish."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_without_redis_the_server_serves_and_becomes_ready_when_it_appears
 async def test_redis_may_be_required_at_the_start(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Then its absence ends the server before it serves anybody, and leaves no listener open."""
+    """Then its absence ends the server before it serves a client, and no listener is left."""
     own = own_redis_server()
     await trio.to_thread.run_sync(own.kill)
     settings = Settings(redis=own.url, require_redis=True, port=0, http_port=0)

@@ -37,11 +37,11 @@ class TopicAccount:
     may_skip: bool = False
     """Whether the client changes its subscription: the answer then says where the stream begins."""
     _resumes: Position | None = None
-    """Where the stream goes on behind a gap, while nothing has come after it."""
+    """The position after a gap, until a message follows it."""
 
     @property
     def is_behind_gap(self) -> bool:
-        """Whether a gap was announced, and nothing has come since."""
+        """Whether a gap was announced, and no message has followed it."""
         return self._resumes is not None
 
     def take(self, event: Data | Gap, number: int = 0) -> None:

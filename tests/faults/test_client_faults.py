@@ -20,7 +20,7 @@ from tests.helpers.redis_server import RedisServer
 async def test_a_third_of_the_clients_stalls(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
-    """In mode latest they get the newest, in mode all they come back for the rest."""
+    """In mode latest they get the newest, in mode all they reconnect for the rest."""
     redis = own_redis_server()
     # A few hundred messages are nothing to a socket's buffers: these clients hold more topics.
     stalling = witnesses(15, topics_each=5, buffer_messages=100)
@@ -46,7 +46,7 @@ async def test_a_third_of_the_clients_stalls(
 async def test_clients_vanish_without_a_fin(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
-    """Reset or in silence: nothing of them remains, and they come back without loss."""
+    """After a reset or silence, nothing of them remains, and they reconnect without loss."""
     redis = own_redis_server()
     network = Proxy()
     heartbeat = ("--heartbeat-interval-seconds", "2", "--heartbeat-timeout-seconds", "8")

@@ -46,7 +46,7 @@ async def test_redis_killed_and_restarted_with_its_data(
 async def test_redis_restarted_empty(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
-    """The gap is announced on every topic, in a new epoch, and the flow goes on."""
+    """The gap is announced on every topic, in a new epoch, and the flow continues."""
     redis = own_redis_server()
     async with open_world(redis, tmp_path) as world:
         await world.flow()
@@ -78,7 +78,7 @@ async def test_redis_stopped_for_ten_seconds(
 async def test_redis_stopped_for_longer_than_the_probe_allows(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
-    """The connection is given up and made anew, and the history fills the hole."""
+    """The connection is closed and reopened, and the history fills the hole."""
     redis = own_redis_server()
     impatient = ("--probe-interval-seconds", "1", "--probe-timeout-seconds", "4")
     async with open_world(redis, tmp_path, *impatient) as world:

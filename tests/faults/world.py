@@ -97,12 +97,12 @@ class Witness:
         self._awake.set()
 
     def has_reached(self, counts: dict[str, int]) -> bool:
-        """Whether it has come so far on each of its topics."""
+        """Whether it has received so much of each of its topics."""
         accounts = self.ledger.topics
         return all(accounts[topic].number >= counts[topic] for topic in self.topics)
 
     def has_ended(self, counts: dict[str, int]) -> bool:
-        """Whether it has come to the end of each of its topics, or knows that the rest is lost."""
+        """Whether it has received the end of each of its topics, or a gap instead."""
         accounts = self.ledger.topics
         return all(
             accounts[topic].number == counts[topic] or accounts[topic].is_behind_gap

@@ -56,7 +56,7 @@ async def test_speed_divides_the_waiting(
 
 
 async def test_a_delay_is_caught_up_on(autojump_clock: MockClock) -> None:
-    """A slow consumer gets overdue messages at once, then goes on at the recorded pace."""
+    """A slow consumer gets overdue messages at once, later ones at the recorded pace."""
     assert await played(feed_of(0, 1, 2, 9), lasts_seconds=4) == [
         (0, [b"0"]),
         (4, [b"1", b"2"]),

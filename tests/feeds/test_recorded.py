@@ -310,7 +310,7 @@ def test_updates_around_the_snapshot_are_joined_to_it(tmp_path: Path) -> None:
 
 
 def test_a_second_snapshot_changes_nothing(tmp_path: Path) -> None:
-    """The chain of updates goes on past a snapshot that was not needed."""
+    """The chain of updates continues past a snapshot that was not needed."""
     path = write_recording(
         tmp_path / "r", snapshot(1), depth(2, 2, {"1.0": "1"}), snapshot(2), depth(3, 3)
     )
@@ -357,7 +357,7 @@ def update_ids(*paths: Path) -> tuple[list[int], list[str]]:
 def test_no_book_is_published_over_a_hole(
     tmp_path: Path, events: list[str], published: list[int], left_out: int
 ) -> None:
-    """Trades go on; books follow from the next snapshot that the updates connect to."""
+    """Trades continue; books resume at the next snapshot that the updates connect to."""
     ids, problems = update_ids(write_recording(tmp_path / "r", snapshot(1), *events))
     assert ids == published
     assert len(problems) == bool(left_out)
@@ -365,7 +365,7 @@ def test_no_book_is_published_over_a_hole(
 
 
 def test_recordings_of_one_symbol_are_one_stream(tmp_path: Path) -> None:
-    """The second day goes on with the book, the volume and the first price of the first day."""
+    """The second day continues with the book, the volume and the first price of the first day."""
     first = write_recording(tmp_path / "1", snapshot(1), trade(1, "2.0"), depth(2, 2))
     second = write_recording(tmp_path / "2", depth(3, 3), trade(2, "3.0"), start_seconds=86_400)
     ids, problems = update_ids(first, second)

@@ -183,7 +183,7 @@ def test_most_levels_of_an_order_book_stay_from_one_trade_to_the_next() -> None:
 
 
 def test_at_a_daily_limit_the_order_book_ends() -> None:
-    """No price and no level is beyond the limits, and the feed goes on at them."""
+    """No price and no level is beyond the limits, and the feed continues at them."""
     penny = Stock("000001", "Penny", "KOSPI", "Pennies", 10)  # Limits: 7 and 13
     feed = until(20, attrs.evolve(MARKET, stocks=[penny]))
     prices = [body["price"] for body in bodies(feed, Kind.PRICE)]

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server: it speaks TLS, goes deaf, falls silent, breaks connections."""
+"""A TCP proxy in front of a server: it can use TLS, stop a direction, and break connections."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class RedisServer:
         self._running().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after `pause` (SIGCONT)."""
+        """Continue after `pause` (SIGCONT)."""
         self._running().send_signal(signal.SIGCONT)
 
     def connect(self, **options: Any) -> redis.Redis:

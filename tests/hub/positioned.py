@@ -31,7 +31,7 @@ Came = Callable[[Kind | None, Position, int], None]
 
 
 class PositionedProducer:
-    """One topic, from when somebody wants it."""
+    """The producer of one topic, from when a client wants it."""
 
     def __init__(self, hub: Hub, stream: TopicStream, epoch: str, came: Came) -> None:
         """`came` is called with what the clients of the topic must receive, in order."""

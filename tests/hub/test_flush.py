@@ -146,7 +146,7 @@ async def test_clients_that_vanish_in_mid_flush_cost_the_others_nothing() -> Non
 async def test_stopping_waits_for_what_was_published_before_and_no_longer(
     mock_clock: MockClock,
 ) -> None:
-    """A producer that goes on for ever does not keep the server from telling its clients."""
+    """A producer that never stops does not delay the server's farewell to its clients."""
     async with running_server() as server, connected(server) as client:
         await client.subscribe("stock:A")
         numbers = iter(range(1_000_000))

@@ -17,7 +17,7 @@ STOCK = STOCKS[0]
 
 
 class NoUpstream:
-    """Nobody publishes but the test."""
+    """Only the test publishes."""
 
     def want(self, stream: TopicStream) -> None:
         """A topic is wanted."""
@@ -101,7 +101,7 @@ def test_what_was_missed_of_a_topic_that_was_let_go_is_unknown() -> None:
 
 
 def test_all_histories_share_a_bound_in_bytes() -> None:
-    """Each topic that goes on publishing gives up its own oldest, however large the new one is."""
+    """Each topic drops its own oldest publications, regardless of the size of a new one."""
     house = House(max_history_bytes=1000)
     house.publish(STOCKS[0], 4, size=100)
     house.publish(STOCKS[1], 4, size=100)

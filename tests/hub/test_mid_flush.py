@@ -32,13 +32,13 @@ def subscribe(world: World, client: Client) -> None:
 
 
 def leave_and_return(world: World, client: Client) -> None:
-    """It gives the topic up and subscribes anew: last among those that hold it."""
+    """It unsubscribes and subscribes again: last among those that hold the topic."""
     world.unsubscribe(client, [TOPICS[0]])
     world.subscribe(client, TOPICS[:1], OPTIONS)
 
 
 def return_and_leave(world: World, client: Client) -> None:
-    """It gives the topic up, subscribes anew, and gives it up again."""
+    """It unsubscribes, subscribes again, and unsubscribes again."""
     leave_and_return(world, client)
     world.unsubscribe(client, [TOPICS[0]])
 

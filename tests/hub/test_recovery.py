@@ -16,7 +16,7 @@ MESSAGE_BYTES = 1000
 
 
 def sequences(client: Listener) -> list[tuple[int, int | None]]:
-    """Sequence and `previous` of the messages that have come."""
+    """Sequence and `previous` of the messages received."""
     return [(message["sequence"], message.get("previous")) for message in client.heard()]
 
 

@@ -75,7 +75,7 @@ class Entry:
 
 @attrs.define(eq=False)
 class Log:
-    """All that a topic has carried since somebody wanted it."""
+    """Everything that a topic has carried since a client wanted it."""
 
     stream: TopicStream
     entries: list[Entry] = attrs.field(factory=list)
@@ -145,7 +145,7 @@ class Ack:
     """How many entries the log had when the server answered."""
     options: Options
     since: Position | None = None
-    """Where a client goes on that has been restored."""
+    """The position from which a restored client continues."""
     behind: int | None = None
     """How many entries lie behind that, if it is known."""
 
@@ -534,7 +534,7 @@ class World:
         self.logs[stream.topic] = Log(stream)
 
     def release(self, topic: Topic) -> None:
-        """Nobody may want it any more."""
+        """Close a topic, which no client wants any more."""
         assert not any(topic in client.holdings for client in self.clients)
         del self.logs[topic]
         if topic == POSITIONED:
@@ -572,14 +572,14 @@ class World:
             self.positioned.catch_up()
 
     def begin_epoch(self) -> None:
-        """The producers' positions begin anew, and with the next publication all learn of it."""
+        """Restart the producers' positions, which the next publication reveals."""
         if POSITIONED in self.logs:
             self.positioned.begin_epoch(self._new_epoch())
             self.place([Kind.PRICE], 0, heard=True)
             self.recover()
 
     def publish(self, topic: Topic, kind: Kind, size: int) -> None:
-        """A producer publishes; nobody hears it where nobody wants the topic."""
+        """Publish; without a subscriber the publication has no receiver."""
         log = self.logs.get(topic)
         if log is None:
             return
@@ -634,7 +634,7 @@ class World:
             holding.offered = max(holding.offered, upto)
 
     def flush_step(self) -> None:
-        """Let the flush under way go on to where it next hands control back."""
+        """Continue the flush under way until it next hands control back."""
         assert self._flush is not None
         try:
             next(self._flush)

@@ -34,7 +34,7 @@ def test_a_close_reason_fits_its_frame(reason: CloseReason) -> None:
 
 
 def test_reasons_with_one_code_ask_the_same_of_the_client() -> None:
-    """A client decides by the code alone whether to come back."""
+    """A client decides by the code alone whether to reconnect."""
     asked = {(reason.code, reason.client_should) for reason in CLOSE_REASONS}
     assert len(asked) == len({code for code, _ in asked})
     assert len({reason.reason for reason in CLOSE_REASONS}) == len(CLOSE_REASONS)

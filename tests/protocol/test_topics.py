@@ -104,7 +104,7 @@ def test_hostile_targets_are_refused(hostile: object) -> None:
     ],
 )
 def test_a_refusal_gives_its_reason(value: object, reason: str) -> None:
-    """Whoever sent it can tell from the text what to change."""
+    """The text says what to change."""
     assert reason in str(target_problem(value))
 
 
@@ -165,7 +165,7 @@ CHANNELS_OF_NO_TOPIC = [
 
 @pytest.mark.parametrize("channel", CHANNELS_OF_NO_TOPIC)
 def test_a_channel_of_no_topic_is_refused(channel: str) -> None:
-    """A channel that no topic has is an error, whoever named it."""
+    """A channel that no topic has is an error."""
     with pytest.raises(ValueError, match=r"TYPE:TARGET|has no channel|a target"):
         parse_channel(channel)
 

@@ -62,7 +62,7 @@ async def test_a_topic_may_go_from_plain_to_positioned_publications_and_back(
 async def test_what_redis_kept_while_the_connection_was_lost_is_no_gap(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """All of it, in order and once, before the live flow goes on."""
+    """All of it is sent, in order and once, before the live flow continues."""
     async with listening(redis_url) as (server, publisher, client):
         number = 1
         await publisher.publish("stock:A:price", price("A", number))
@@ -134,7 +134,7 @@ async def test_a_producer_that_starts_again_is_a_gap(redis_url: str, redis: redi
 async def test_a_publication_that_is_too_large_is_a_gap_on_all_paths(
     redis_url: str, redis: redis_py.Redis
 ) -> None:
-    """Live, out of the history, as a snapshot: it reaches nobody, and its position is skipped."""
+    """Live, out of the history, as a snapshot: it reaches no client and its position is skipped."""
     async with open_publisher(redis_url) as publisher:
         async with (
             running_server(
@@ -247,7 +247,7 @@ async def test_a_damaged_position_is_as_none(
 
 
 async def test_keys_of_another_type_are_as_none(redis_url: str, redis: redis_py.Redis) -> None:
-    """Whoever wrote them: publications go on."""
+    """Invalid data in Redis does not stop publications."""
     redis.set(position_key("stock:A"), "x")
     redis.hset(position_key("stock:B"), mapping={"epoch": "e", "sequence": 1})
     redis.set(history_key("stock:B"), "x")

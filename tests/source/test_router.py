@@ -57,7 +57,7 @@ class ScriptedBus:
 
 
 class House:
-    """A router between a scripted bus and a hub, with nobody who keeps positions."""
+    """A router between a scripted bus and a hub, without stored positions."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -141,7 +141,7 @@ async def test_what_comes_at_once_is_flushed_at_once_and_together() -> None:
 
 
 async def test_a_stocks_channel_tells_of_itself_and_a_sectors_of_many() -> None:
-    """Another stock's price on a stock's channel is refused; a sector's may be anybody's."""
+    """Another stock's price on a stock's channel is refused; a sector's may be of any stock."""
     house = House()
     house.want(STOCK)
     house.want(SECTOR)

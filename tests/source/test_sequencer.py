@@ -73,7 +73,7 @@ class House:
         self.sequencer.join()
 
     def release(self, topic: Topic) -> None:
-        """Nobody wants the topic any more."""
+        """Close the topic, which is not wanted any more."""
 
     # What the sequencer calls
 
@@ -453,7 +453,7 @@ def test_plain_publications_that_could_not_be_held_are_a_gap() -> None:
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_topic_without_a_position_goes_on_plain(heard_house: House, lost: bool) -> None:
-    """With a gap exactly where something may have been missed."""
+    """A gap is sent exactly if publications may have been missed."""
     heard_house.plain(1)
     if lost:
         heard_house.sequencer.lose()
@@ -574,7 +574,7 @@ def test_an_epoch_that_is_empty_on_both_sides_is_the_same(heard_house: House, lo
 
 
 def test_positions_that_redis_has_lost_are_a_gap(positioned_house: House) -> None:
-    """A Redis that came back empty, to which nobody has published yet."""
+    """Redis has come back empty, and nothing has been published to it yet."""
     positioned_house.sequencer.lose()
     assert positioned_house.answer(None)
     (gap,) = positioned_house.heard()

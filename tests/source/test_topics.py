@@ -86,7 +86,7 @@ async def test_what_nobody_keeps_is_expired(redis_url: str) -> None:
 async def test_what_this_server_knows_needs_no_redis(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """A client that comes back while the source is away gets what is there."""
+    """A client that reconnects while the source is away gets the known messages."""
     own = own_redis_server()
     async with serving(own.url) as server:
         await prepare(server, {STOCK: Position("any", 0)})
