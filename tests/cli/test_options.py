@@ -69,6 +69,7 @@ def files(tmp_path: Path) -> dict[str, Any]:
         "tls_certificate": str(certificate),
         "tls_key": str(key),
         "allowed_origins": ["https://a.example", "https://b.example"],
+        "http_allowed_hosts": ["a.example", "b.example"],
         "log_level": "warning",
         "log_format": "json",
     }

@@ -257,4 +257,5 @@ def test_a_url_that_redis_does_not_know_is_a_usage_error(tmp_path: Path) -> None
     path = write_recording(tmp_path / "r", trade(1, "2.0"))
     ended = replay("redis://127.0.0.1?nonsense=1", path)
     assert ended.returncode == ExitCode.USAGE
-    assert ended.stderr.startswith("streamer: error: redis: not a Redis URL")
+    assert ended.stderr.startswith("streamer: error: redis is no URL that can be used: ")
+    assert "the option 'nonsense' is not supported" in ended.stderr

@@ -91,6 +91,7 @@ def test_listen_prints_each_message_as_a_line(demo: tuple[str, str]) -> None:
 
 def test_any_client_can_speak_the_protocol(demo: tuple[str, str]) -> None:
     """Step 3: `connected`, `subscribed` with a position, last known values, new messages."""
+    listen(demo[0], blocks(2)[1])  # step 2 has been done: the market has traded
     (code,) = blocks(3)
     code = code.replace("ws://127.0.0.1:8765/v1/ws", demo[0])
     ran = subprocess.run(
