@@ -1,4 +1,4 @@
--- Read a topic's position, and what was published after a position that the reader knows.
+-- Read a topic's position, and the publications after a position that the reader knows.
 --
 -- KEYS  1 position, 2 history
 -- ARGV  1, 2 the epoch and sequence after which to read; 3 the most entries to read
@@ -11,7 +11,7 @@
 --
 -- Redis has lost writes (a failover, an old dump, a restart without data) where it is behind the
 -- reader, or has another publication at the reader's position. The same positions would then mean
--- two things: a new epoch begins. What was published in place of the lost goes on in it.
+-- two things, so a new epoch begins. Publications that replaced the lost ones continue in it.
 
 local function field(entry, name)
   for at = 1, #entry[2], 2 do

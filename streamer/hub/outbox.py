@@ -378,7 +378,7 @@ class Outbox:
     # Replays
 
     def resume(self, subscription: Subscription, position: Position) -> None:
-        """Let a new subscription continue from a position other than the end of the stream."""
+        """Make a new subscription continue from a position other than the end of the stream."""
         subscription.pinged = subscription.confirmed = position
         subscription.position = position.sequence
 

@@ -114,7 +114,7 @@ def _object_hook(model: type[Any], converter: cattrs.Converter) -> StructureHook
 
 
 def _unstructure_hook(model: type[Any], converter: cattrs.Converter) -> Any:
-    """Say a message's type, and leave out a field that is None where None is its default."""
+    """Write a message's type, and omit a field that is None if None is its default."""
     unstructure_fields = make_dict_unstructure_fn(
         model,
         converter,

@@ -45,7 +45,7 @@ def is_utf8(text: str) -> bool:
 
 
 def loads(text: str) -> Any:
-    """Read any JSON. Raises ValueError, also where it is nested too deeply to be read."""
+    """Read any JSON. Raises ValueError, also if it is nested too deeply."""
     try:
         try:
             return _USUAL.decode(text)

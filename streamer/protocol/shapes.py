@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import attrs
 
 Fits = Callable[[Any], int]
-"""How many of the model's members, other than null, an object has; 0 where it does not fit."""
+"""How many of the model's members, other than null, an object has; 0 if it does not fit."""
 
 
 def fits(model: type[Any]) -> Fits:

@@ -21,7 +21,7 @@ if records[2] then
     return {epoch, tonumber(sequence), tonumber(receivers)}
   end
 end
--- A pipeline goes on after a command that failed, and commands of a connection that the publisher
+-- A pipeline continues after a command that failed, and commands of a connection that the publisher
 -- gave up may still arrive. Neither may overtake or come late.
 if last < prior or number < last then
   return redis.error_reply('OUTOFORDER publication ' .. number .. ' after ' .. last)
@@ -41,10 +41,10 @@ local digits = string.format('%.0f', sequence)
 text = text .. ',"epoch":"' .. epoch .. '","sequence":' .. digits
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
--- First of the writes, since Redis could refuse it.
+-- The first write, since Redis could refuse it.
 redis.call('XADD', history, 'MAXLEN', '~', ARGV[11], digits .. '-0',
   'm', text .. '}', 't', now_ms, 'k', ARGV[7])
--- Two for each that is added: what is too old goes sooner than new comes.
+-- Two for each that is added, so that old entries are removed faster than new ones are added.
 for _, entry in ipairs(redis.call('XRANGE', history, '-', '+', 'COUNT', 2)) do
   -- By name: an entry that another program has left here must not stop the topic.
   local published_ms = 0
@@ -60,7 +60,7 @@ end
 redis.call('PEXPIRE', history, age_ms)
 redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits)
 
--- A hash tag: the channel is one of a Cluster, whose messages stay within the shard.
+-- A hash tag: the channel is one of a Cluster, whose messages stay within the channel's shard.
 local publish = string.sub(channel, 1, 1) == '{' and 'SPUBLISH' or 'PUBLISH'
 local receivers = redis.call(publish, channel, text .. '}')
 redis.call('HSET', KEYS[1], 'last', ARGV[1], ARGV[2],
