@@ -1,6 +1,6 @@
 """The checks that a change has to pass, and how to run each part of them alone.
 
-    nox                       lint, types, package, surface, lowest, and the tests on this Python
+    nox                       lint, types, package, surface, and the tests on this Python
     nox -s lint               style, known mistakes, imports, unused code, English
     nox -s types              mypy --strict on everything
     nox -s package            build and install the package, and start its command
@@ -37,7 +37,7 @@ PYTHONS = nox.project.python_versions(PROJECT)
 THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SOURCES = ("streamer", "tests", "bench", "docs", "tools", "noxfile.py")
 
-nox.options.sessions = ["lint", "types", "package", "surface", "lowest", f"tests-{THIS_PYTHON}"]
+nox.options.sessions = ["lint", "types", "package", "surface", f"tests-{THIS_PYTHON}"]
 nox.options.error_on_missing_interpreters = True
 
 LOWEST_TESTS = [

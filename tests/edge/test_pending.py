@@ -14,7 +14,7 @@ def pending_connections(cut: list[Pending], **limits: int) -> PendingConnections
     return PendingConnections(**(defaults | limits), timeout_seconds=10, on_cut=cut.append)
 
 
-async def test_the_slowest_of_too_many_is_cut() -> None:
+def test_the_slowest_of_too_many_is_cut() -> None:
     """In all, and among those of one address; who is done in time takes no place any more."""
     cut: list[Pending] = []
     pending = pending_connections(cut, max_total=3, max_per_address=2)
