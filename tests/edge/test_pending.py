@@ -14,8 +14,9 @@ def pending_connections(cut: list[Pending], **limits: int) -> PendingConnections
     return PendingConnections(**(defaults | limits), timeout_seconds=10, on_cut=cut.append)
 
 
-def test_the_slowest_of_too_many_is_cut() -> None:
+async def test_the_slowest_of_too_many_is_cut() -> None:
     """In all, and among those of one address; who is done in time takes no place any more."""
+    await trio.lowlevel.checkpoint()
     cut: list[Pending] = []
     pending = pending_connections(cut, max_total=3, max_per_address=2)
     first, second = pending.enter("a"), pending.enter("a")
