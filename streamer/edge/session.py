@@ -173,6 +173,7 @@ class Session:
             self,
             services.wire,
             max_queued_bytes=settings.max_outbound_bytes,
+            max_replay_bytes=settings.max_replay_bytes,
         )
         self._websocket = WebSocket(
             stream,

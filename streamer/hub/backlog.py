@@ -42,8 +42,13 @@ class Backlog(Generic[S]):
         """Messages of subscriptions with a limited rate; most clients have none."""
 
     def __len__(self) -> int:
-        """How many messages wait, replays aside."""
-        return len(self._pending) + (0 if self._limited is None else len(self._limited))
+        """How many messages wait, missed ones aside."""
+        count = len(self._pending)
+        if self._limited is not None:
+            count += len(self._limited)
+        if self._replays is not None:
+            count += self._replays.live
+        return count
 
     @property
     def queued_bytes(self) -> int:
@@ -102,11 +107,23 @@ class Backlog(Generic[S]):
                     replaced += self._replace(subscription, publication)
         return replaced
 
-    def replay(self, subscription: S, missed: Sequence[Publication]) -> None:
-        """Queue the missed messages of a subscription in front of everything else."""
+    def replay(self, subscription: S, missed: Sequence[Publication], *, keeps_live: bool) -> None:
+        """Let the missed messages of a subscription wait in front of everything else.
+
+        With `keeps_live`, what is published meanwhile follows them (`append_to_replay`).
+        """
         if self._replays is None:
             self._replays = ReplayQueue()
-        self._replays.add(subscription, missed)
+        self._replays.add(subscription, missed, keeps_live=keeps_live)
+
+    def append_to_replay(self, subscription: S, publication: Publication) -> bool:
+        """Append a publication to the replay of a subscription; return whether it belongs there."""
+        return self._replays is not None and self._replays.append(subscription, publication)
+
+    def stop_keeping(self, subscription: S) -> None:
+        """Append nothing more to the replay of a subscription: its options change."""
+        if self._replays is not None:
+            self._replays.stop_keeping(subscription)
 
     def insert(self, subscription: S, publication: Publication) -> bool:
         """Insert a publication into the replay; return whether it belongs there."""
@@ -124,8 +141,13 @@ class Backlog(Generic[S]):
         """The size of the missed messages that are still to be replayed."""
         return 0 if self._replays is None else self._replays.size_bytes
 
-    def take_replay(self, portion_bytes: int) -> list[tuple[S, list[Publication]]]:
-        """Remove and return the first missed messages, until they reach `portion_bytes`."""
+    def take_replay(
+        self, portion_bytes: int
+    ) -> list[tuple[S, list[Publication], list[Publication]]]:
+        """Remove and return the first messages of the replay, until they reach `portion_bytes`.
+
+        Each item is a subscription, with missed messages and those that came meanwhile.
+        """
         if self._replays is None:
             return []
         portion = list(self._replays.take(portion_bytes))
@@ -155,7 +177,7 @@ class Backlog(Generic[S]):
     ) -> int:
         """Drop the `unwanted` messages of `subscriptions`, in one pass for all of them.
 
-        Returns how many messages were dropped, replays aside.
+        Returns how many messages were dropped, missed ones aside.
         """
         count = 0
         for key, entry in tuple(self._pending.items()):
@@ -167,11 +189,11 @@ class Backlog(Generic[S]):
         if self._limited is not None:
             count += self._limited.discard(subscriptions, unwanted)
         if self._replays is not None:
-            self._replays.discard(subscriptions, unwanted)
+            count += self._replays.discard(subscriptions, unwanted)
         return count
 
     def clear(self) -> int:
-        """Drop everything; return how many messages were dropped, replays aside."""
+        """Drop everything; return how many messages were dropped, missed ones aside."""
         count = len(self)
         self._pending.clear()
         self._pending_bytes = 0

@@ -285,7 +285,8 @@ class Hub:
                     if replay := replays.get(request.topic):
                         since, missed = replay
                         outbox.resume(subscription, since)
-                        outbox.backlog.replay(subscription, missed)
+                        keeps_live = request.mode is Mode.ALL
+                        outbox.backlog.replay(subscription, missed, keeps_live=keeps_live)
                 elif subscription.lane is not lane:
                     kinds = self._change_options(subscription, lane, snapshot=request.snapshot)
                 elif not subscription.caught_up:
@@ -328,6 +329,7 @@ class Hub:
         caught_up = subscription.caught_up or not behind
         added = lane.kinds - subscription.lane.kinds
         subscription.lane = lane
+        outbox.backlog.stop_keeping(subscription)
         outbox.forget_kinds(subscription, "unsubscribed")
         if caught_up:
             subscription.position = max(subscription.position, lane.head)
@@ -396,7 +398,8 @@ class Hub:
         else:
             outbox.resume(subscription, position)
             subscription.skip_sequence = position.sequence
-        outbox.backlog.replay(subscription, notices)
+        keeps_live = subscription.lane.mode is Mode.ALL
+        outbox.backlog.replay(subscription, notices, keeps_live=keeps_live)
 
     def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
         """Return the publications that a subscription has missed since a position.

@@ -26,6 +26,9 @@ INDIRECT_BUFFER_BYTES: Final = 64 * 1024
 """The most that may wait for the writer task of a TLS connection before the client counts as
 behind: as much as a plain socket holds unsent (`edge.acceptor.UNSENT_BYTES`)."""
 
+MAX_REPLAY_BYTES: Final = 32 * 1024 * 1024
+"""The most that is held of replays, where no setting says otherwise."""
+
 REPLAY_PORTION_BYTES: Final = 64 * 1024
 """Bytes of replayed texts that are encoded for one write: about as much as a socket's buffer takes.
 It bounds the memory for encoded messages of a client that reads slowly."""
@@ -154,6 +157,7 @@ class Outbox:
         "_held",
         "_held_messages",
         "_max_queued_bytes",
+        "_max_replay_bytes",
         "_offered",
         "_overflowed",
         "_owner",
@@ -179,6 +183,7 @@ class Outbox:
         wire: WireFormat,
         *,
         max_queued_bytes: int,
+        max_replay_bytes: int = MAX_REPLAY_BYTES,
     ) -> None:
         self.name = name
         """The session id."""
@@ -188,6 +193,7 @@ class Outbox:
         self._owner = owner
         self.wire = wire
         self._max_queued_bytes = max_queued_bytes
+        self._max_replay_bytes = max_replay_bytes
         self.subscriptions: dict[object, Subscription] = {}
         """By topic stream."""
         self.group: Membership | None = None
@@ -342,14 +348,23 @@ class Outbox:
         if self._overflowed:
             self.dropped["overflow"] += 1  # nothing may follow the hole
             return
+        if subscription.lane.mode is Mode.ALL and self.backlog.append_to_replay(
+            subscription, publication
+        ):
+            if self.backlog.replay_bytes > self._max_replay_bytes:
+                self._overflow()
+            return
         if not merge and self.blocked:
             size = self.backlog.queued_bytes + len(publication.text)
             if size > self._max_queued_bytes:
-                self._overflowed = True
                 self.dropped["overflow"] += 1
-                self._owner.on_overflow()
+                self._overflow()
                 return
         self._conflated += self.backlog.put(subscription, publication, merge=merge)
+
+    def _overflow(self) -> None:
+        self._overflowed = True
+        self._owner.on_overflow()
 
     def release_limited(self, subscription: Subscription) -> None:
         """Send messages that wait for their rate with the next flush, since the rate changes."""
@@ -382,13 +397,19 @@ class Outbox:
         subscription.pinged = subscription.confirmed = position
         subscription.position = position.sequence
 
-    def _take_replay(self) -> bytes:
+    def _take_replay(self) -> tuple[bytes, int]:
         parts: list[Part] = []
-        for subscription, missed in self.backlog.take_replay(REPLAY_PORTION_BYTES):
-            parts += self.wire.parts(missed, subscription.position)
-            subscription.position = missed[-1].sequence
+        delivered = 0
+        for subscription, missed, live in self.backlog.take_replay(REPLAY_PORTION_BYTES):
+            portion = missed + live
+            parts += self.wire.parts(portion, subscription.position)
+            subscription.position = portion[-1].sequence
             self._replayed += sum(not publication.notice for publication in missed)
-        return self.wire.data(parts)
+            delivered += len(live)
+            for publication in live:
+                subscription.epoch = publication.epoch or subscription.epoch
+        self._delivered += delivered
+        return self.wire.data(parts), delivered
 
     # Taking waiting messages
 
@@ -407,7 +428,7 @@ class Outbox:
             self.control_bytes = 0
             return control, 0
         if self.backlog.replaying:
-            return self._take_replay(), 0
+            return self._take_replay()
         entries = self.backlog.take(now_seconds)
         if not entries:
             return b"", 0

@@ -6,9 +6,21 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
+import attrs
+
 from streamer.hub.publication import Publication
 
 S = TypeVar("S", bound=Hashable)
+
+
+@attrs.define
+class Replay:
+    """The messages of one subscription: what it missed, and then what was published meanwhile."""
+
+    missed: deque[Publication]
+    live: deque[Publication] = attrs.field(factory=deque)
+    """Publications that may not be merged and came during the replay."""
+    keeps_live: bool = False
 
 
 class ReplayQueue(Generic[S]):
@@ -17,58 +29,102 @@ class ReplayQueue(Generic[S]):
     They are held here because the client was promised them, even if the history drops them.
     """
 
-    __slots__ = ("_missed", "size_bytes")
+    __slots__ = ("_replays", "live", "size_bytes")
 
     def __init__(self) -> None:
-        self._missed: dict[S, deque[Publication]] = {}
+        self._replays: dict[S, Replay] = {}
+        self.live = 0
+        """How many publications came during the replay."""
         self.size_bytes = 0
         """The size of all the texts."""
 
     def __len__(self) -> int:
         """How many subscriptions have messages to be replayed."""
-        return len(self._missed)
+        return len(self._replays)
 
-    def add(self, subscription: S, missed: Sequence[Publication]) -> None:
-        """Append the missed messages of a subscription that is not in the queue yet."""
+    def missed(self, subscription: S) -> Sequence[Publication]:
+        """Return what a subscription has missed and is still to be sent."""
+        replay = self._replays.get(subscription)
+        return () if replay is None else replay.missed
+
+    def add(
+        self, subscription: S, missed: Sequence[Publication], *, keeps_live: bool = False
+    ) -> None:
+        """Append the missed messages of a subscription that is not in the queue yet.
+
+        With `keeps_live`, what is published meanwhile is to follow them (`append`): a client in
+        mode `all` that comes back must not be too slow for what it has not had time to read.
+        """
         if missed:
-            self._missed[subscription] = deque(missed)
+            self._replays[subscription] = Replay(deque(missed), keeps_live=keeps_live)
             self.size_bytes += _size_bytes(missed)
 
-    def insert(self, subscription: S, publication: Publication) -> bool:
-        """Insert a publication of a newly wanted kind; return whether it belongs in the queue."""
-        missed = self._missed.get(subscription)
-        if not missed or missed[-1].sequence <= publication.sequence:
+    def append(self, subscription: S, publication: Publication) -> bool:
+        """Append a publication of a subscription that keeps them; return whether it does."""
+        replay = self._replays.get(subscription)
+        if replay is None or not replay.keeps_live:
             return False
-        index = sum(other.sequence < publication.sequence for other in missed)
-        missed.insert(index, publication)
+        replay.live.append(publication)
+        self.live += 1
         self.size_bytes += len(publication.text)
         return True
 
-    def take(self, portion_bytes: int) -> Iterator[tuple[S, list[Publication]]]:
-        """Remove and yield the first publications, until their texts reach `portion_bytes`."""
+    def stop_keeping(self, subscription: S) -> None:
+        """Append nothing more to a subscription: its options change."""
+        if subscription in self._replays:
+            self._replays[subscription].keeps_live = False
+
+    def insert(self, subscription: S, publication: Publication) -> bool:
+        """Insert a publication of a newly wanted kind; return whether it belongs in the queue."""
+        missed = self.missed(subscription)
+        if not missed or missed[-1].sequence <= publication.sequence:
+            return False
+        index = sum(other.sequence < publication.sequence for other in missed)
+        self._replays[subscription].missed.insert(index, publication)
+        self.size_bytes += len(publication.text)
+        return True
+
+    def take(self, portion_bytes: int) -> Iterator[tuple[S, list[Publication], list[Publication]]]:
+        """Remove and yield the first publications, until their texts reach `portion_bytes`.
+
+        Each item is a subscription, with missed publications and those that came meanwhile.
+        """
         left = portion_bytes
-        while self._missed and left > 0:
-            subscription, missed = next(iter(self._missed.items()))
-            portion = []
-            while missed and left > 0:
-                publication = missed.popleft()
-                left -= len(publication.text)
-                portion.append(publication)
-            if not missed:
-                del self._missed[subscription]
-            yield subscription, portion
+        while self._replays and left > 0:
+            subscription, replay = next(iter(self._replays.items()))
+            portions: tuple[list[Publication], list[Publication]] = ([], [])
+            for portion, waiting in zip(portions, (replay.missed, replay.live), strict=True):
+                while waiting and left > 0:
+                    publication = waiting.popleft()
+                    left -= len(publication.text)
+                    portion.append(publication)
+            if not replay.missed and not replay.live:
+                del self._replays[subscription]
+            self.live -= len(portions[1])
+            yield subscription, *portions
         self.size_bytes -= portion_bytes - left
 
     def discard(
         self, subscriptions: Collection[S], unwanted: Callable[[S, Publication], bool]
-    ) -> None:
-        """Drop the publications of `subscriptions` that are `unwanted`."""
+    ) -> int:
+        """Drop the publications of `subscriptions` that are `unwanted`.
+
+        Returns how many of them came during the replay.
+        """
+        before = self.live
         for subscription in subscriptions:
-            if missed := self._missed.pop(subscription, None):
-                kept = deque(p for p in missed if not unwanted(subscription, p))
-                self.size_bytes -= _size_bytes(missed) - _size_bytes(kept)
-                if kept:
-                    self._missed[subscription] = kept
+            replay = self._replays.get(subscription)
+            if replay is None:
+                continue
+            self.size_bytes -= _size_bytes(replay.missed) + _size_bytes(replay.live)
+            self.live -= len(replay.live)
+            replay.missed = deque(p for p in replay.missed if not unwanted(subscription, p))
+            replay.live = deque(p for p in replay.live if not unwanted(subscription, p))
+            self.size_bytes += _size_bytes(replay.missed) + _size_bytes(replay.live)
+            self.live += len(replay.live)
+            if not replay.missed and not replay.live:
+                del self._replays[subscription]
+        return before - self.live
 
 
 def _size_bytes(publications: Iterable[Publication]) -> int:

@@ -78,7 +78,7 @@ async def test_history_trimmed_while_a_client_is_away(
         async with converse(world.server.url) as client:
             session_id = client.session_id
             subscribed = await client.subscribe(POSITIONED[0], snapshot=False)
-            epoch = subscribed["positions"]["placed0"]["epoch"]
+            epoch = subscribed["positions"][POSITIONED[0].partition(":")[2]]["epoch"]
             held = await client.data()
         await world.flow()
         with redis.connect() as operator:

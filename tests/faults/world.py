@@ -96,6 +96,11 @@ class Witness:
         """Take messages again."""
         self._awake.set()
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether it takes no messages."""
+        return not self._awake.is_set()
+
     def has_reached(self, counts: dict[str, int]) -> bool:
         """Whether it has received so much of each of its topics."""
         accounts = self.ledger.topics
@@ -206,6 +211,7 @@ class World:
             (
                 account.number / self._rates[topic]
                 for client in self.clients
+                if not client.is_stalled  # it would hold up the flow that the others wait for
                 for topic, account in client.ledger.topics.items()
                 if not account.is_behind_gap
             ),

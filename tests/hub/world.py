@@ -430,7 +430,8 @@ class Client:
                 assert self._snapshots, "a snapshot that nothing asked for"
                 assert self._snapshots.pop(0) == (topic, entry)
             return
-        if not view.replaying:
+        # In mode all, what was published meanwhile follows what was missed, before other topics.
+        if not view.replaying and not (view.replayed and view.options.mode is Mode.ALL):
             assert not self._answer_gaps, "an unannounced hole"
             assert not any(self._after_gap.values()), "a snapshot follows a gap at once"
             assert not self._snapshots, "snapshots follow their answer at once"
@@ -884,7 +885,7 @@ def _widened(
     added = subscription.lane.kinds - former.get(stream.topic, subscription.lane.kinds)
     latest = [stream.latest[kind] for kind in added if kind in stream.latest]
     replays = subscription.outbox.backlog._replays
-    missed = replays._missed.get(subscription) if replays else None
+    missed = replays.missed(subscription) if replays else ()
     return sum(
         subscription.is_ahead(p)
         and id(p) not in waiting
