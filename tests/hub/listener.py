@@ -24,14 +24,21 @@ Message = dict[str, Any]
 class Listener:
     """A client in mode all, with a real socket that is never full."""
 
-    def __init__(self, hub: Hub, server_end: socket.socket, client_end: socket.socket) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        server_end: socket.socket,
+        client_end: socket.socket,
+        *,
+        max_queued_bytes: int,
+    ) -> None:
         self.hub = hub
         self.outbox = Outbox(
             "listener",
             server_end.fileno(),
             self,
             WebSocketJson(lambda: "2026-01-02T03:04:05.678Z"),
-            max_queued_bytes=1 << 20,
+            max_queued_bytes=max_queued_bytes,
         )
         self._client_end = client_end
         self._frames = FrameProtocol(client=True, extensions=[])
@@ -66,10 +73,14 @@ class Listener:
         """The subscription to a topic."""
         return self.outbox.subscriptions[self.hub.stream(topic)]
 
-    def heard(self) -> list[Message]:
-        """Return the messages since the last call, batches unpacked."""
+    def flush(self) -> None:
+        """Play a whole flush."""
         for _ in self.hub.fanout.flush(FlushProgress(), stretched=False):
             pass
+
+    def heard(self) -> list[Message]:
+        """Return the messages since the last call, batches unpacked."""
+        self.flush()
         self._frames.receive_bytes(self.waiting())
         messages: list[Message] = []
         for frame in self._frames.received_frames():
@@ -89,10 +100,10 @@ class Listener:
 
 
 @contextmanager
-def listening(hub: Hub) -> Iterator[Listener]:
+def listening(hub: Hub, *, max_queued_bytes: int = 1 << 20) -> Iterator[Listener]:
     """A client that has subscribed to nothing yet."""
     server_end, client_end = socket.socketpair()
     with server_end, client_end:
         server_end.setblocking(False)
         client_end.setblocking(False)
-        yield Listener(hub, server_end, client_end)
+        yield Listener(hub, server_end, client_end, max_queued_bytes=max_queued_bytes)

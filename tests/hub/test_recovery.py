@@ -151,3 +151,24 @@ def test_a_failure_half_way_leaves_no_subscription_behind() -> None:
         filled(house, STOCKS[2], 1)
         filled(house, STOCK, 1)
         assert len(client.heard()) == 1
+
+
+def test_in_mode_all_the_live_flow_follows_a_replay() -> None:
+    """It does not count as too much, though it is more than a client may otherwise leave waiting."""
+    house = House(history_length=300)
+    filled(house, STOCK, 300)
+    epoch = house.hub.stream(STOCK).epoch
+    with listening(house.hub, max_queued_bytes=10 * MESSAGE_BYTES) as client:
+        client.recover(STOCK, Position(epoch, 0))
+        for _ in range(100):
+            filled(house, STOCK, 1)
+            client.flush()
+        received: list[tuple[int, int | None]] = []
+        while len(received) < 400:
+            received += sequences(client)
+            house.hub.fanout.resume(client.outbox)
+        assert received == [(sequence, None) for sequence in range(1, 401)]
+        statistics = client.outbox.statistics()
+        assert (statistics.replayed, statistics.delivered) == (300, 100)
+        assert statistics.offered == 100
+        assert statistics.replay_bytes == 0
