@@ -154,7 +154,7 @@ def test_a_failure_half_way_leaves_no_subscription_behind() -> None:
 
 
 def test_in_mode_all_the_live_flow_follows_a_replay() -> None:
-    """It does not count as too much, though it is more than a client may otherwise leave waiting."""
+    """It does not count as too much, though it is more than may wait of a live flow alone."""
     house = House(history_length=300)
     filled(house, STOCK, 300)
     epoch = house.hub.stream(STOCK).epoch
