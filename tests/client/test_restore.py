@@ -96,7 +96,7 @@ async def test_what_was_missed_follows_in_order(
         assert await prices(client, 1) == [2]
         account = client.account()
         assert (account.violations, account.gaps, account.outstanding) == (0, {}, 0)
-        assert server.statistics().subscriptions == len(TOPICS)
+        await eventually(lambda: server.statistics().subscriptions == len(TOPICS))
         assert client.statistics().session_id != first_session_id
 
 
