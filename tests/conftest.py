@@ -1,12 +1,14 @@
-"""Fixtures for every test that touches Redis: a real server, never a stand-in."""
+"""Fixtures for all tests: real Redis servers, never a stand-in, and loggers of their own."""
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 import redis as redis_py
+import structlog
 
 from tests.helpers.redis_server import RedisServer
 
@@ -17,6 +19,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A deadline per example measures the machine, not the code.
 hypothesis.settings.register_profile("streamer", deadline=None)
 hypothesis.settings.load_profile("streamer")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uncached_loggers() -> Iterator[None]:
+    """Let no logger keep the configuration of the test that used it first.
+
+    The command line has loggers cached; what it configures in a test would hold for all later ones.
+    """
+    configure = structlog.configure
+
+    def configure_uncached(**options: Any) -> None:
+        configure(**options | {"cache_logger_on_first_use": False})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", configure_uncached)
+        yield
 
 
 @pytest.fixture(scope="session")
