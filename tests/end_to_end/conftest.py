@@ -11,15 +11,18 @@ from tests.helpers.redis_topology import ClusterService
 
 @pytest.fixture(scope="session")
 def calm_cluster() -> Iterator[ClusterService]:
-    """A Cluster that no test breaks and that is never emptied."""
+    """A Cluster that no test breaks."""
     with ClusterService() as service:
         yield service
 
 
 @pytest.fixture(params=["server", "cluster"])
 def any_redis_url(request: pytest.FixtureRequest) -> str:
-    """A Redis server, and a Redis Cluster."""
+    """A Redis server, and a Redis Cluster, both empty when the test begins."""
     if request.param == "server":
         return str(request.getfixturevalue("redis_url"))
     service: ClusterService = request.getfixturevalue("calm_cluster")
+    for master in service.masters:
+        with master.connect() as client:
+            client.flushall()
     return service.url
