@@ -16,7 +16,7 @@ import attrs
 import cattrs
 import trio
 
-from streamer.broker.connect import RedisConnectionError
+from streamer.broker.connect import Command, RedisConnectionError
 from streamer.broker.requests import RedisClient
 from streamer.publisher.publisher import open_publisher
 
@@ -27,13 +27,19 @@ _BOOK_EVERY: Final = 5
 
 _NUMBER: Final = "number"
 _PUBLISH_ONCE: Final = """
-if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[3]) then
-  redis.call('PUBLISH', ARGV[1], ARGV[2])
-  redis.call('SET', KEYS[1], ARGV[3])
+for at = 1, #ARGV, 3 do
+  if tonumber(redis.call('GET', KEYS[1]) or 0) < tonumber(ARGV[at + 2]) then
+    redis.call('PUBLISH', ARGV[at], ARGV[at + 1])
+    redis.call('SET', KEYS[1], ARGV[at + 2])
+  end
 end
 """
-"""A PUBLISH that can be sent again when its answer was lost. With PUBLISH alone the producer itself
-would not know which of its publications there were."""
+"""PUBLISHes of one topic that can be sent again when their answer was lost. With PUBLISH alone the
+producer itself would not know which of its publications there were.
+
+All that are due go in one script: of several commands, Redis would refuse the first ones where it
+is still loading its data and carry out those after them, and the stream would have a hole that the
+producer itself made."""
 
 Publications = list[tuple[str, bytes]]
 Publish = Callable[[Publications], Awaitable[object]]
@@ -68,6 +74,18 @@ def publication(topic: str, number: int) -> tuple[str, bytes]:
     ).encode()
 
 
+def plain_commands(publications: Publications) -> list[Command]:
+    """Return one command for each topic, which publishes all of its publications."""
+    arguments: dict[str, list[str | bytes | int]] = {}
+    for channel, text in publications:
+        topic = channel.rpartition(":")[0]
+        arguments.setdefault(topic, []).extend((channel, text, json.loads(text)[_NUMBER]))
+    return [
+        ("EVAL", _PUBLISH_ONCE, 1, f"published:{topic}", *of_topic)
+        for topic, of_topic in arguments.items()
+    ]
+
+
 async def produce(order: Order) -> None:
     """Publish until stdin ends."""
     numbers = order.positioned | order.plain
@@ -94,11 +112,7 @@ async def produce(order: Order) -> None:
                 await ending.wait()
 
     async def publish_plain(publications: Publications) -> None:
-        commands = [
-            ("EVAL", _PUBLISH_ONCE, 1, f"published:{topic}", channel, text, number)
-            for channel, text in publications
-            for topic, number in [(channel.rpartition(":")[0], json.loads(text)[_NUMBER])]
-        ]
+        commands = plain_commands(publications)
         while commands:
             try:
                 replies = await client.execute_many(commands)
