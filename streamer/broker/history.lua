@@ -3,15 +3,21 @@
 -- KEYS  1 position, 2 history
 -- ARGV  1, 2 the epoch and sequence after which to read; 3 the most entries to read
 --       4 how many of the newest to read where the topic is in another epoch
---       5 an epoch to begin where Redis has lost what it had; '' where the reader cannot tell
+--       5 the name, without its time, of an epoch to begin where Redis has lost what it had;
+--         '' where the reader cannot tell
 --       6 SHA-1 of the text of the publication at the known position; '' where it is not known
 --       7 '1' where Redis had a position for the topic before
 -- Returns nothing where the topic has no position, else the epoch, the sequence, whether the known
 -- position is in that epoch, and entries of sequence, kind and text, oldest first.
 --
 -- Redis has lost writes (a failover, an old dump, a restart without data) where it is behind the
--- reader, or has another publication at the reader's position. The same positions would then mean
--- two things, so a new epoch begins. Publications that replaced the lost ones continue in it.
+-- reader, or has another publication at the reader's position, or is in an older epoch than the
+-- reader. The same positions would then mean two things, so a new epoch begins. Publications that
+-- replaced the lost ones continue in it.
+--
+-- The name of an epoch ends with the time at which it began, by which publish.lua and this script
+-- distinguish an older epoch from a newer one. A new one is always later than the one before,
+-- whatever the clock of this Redis shows.
 
 local function field(entry, name)
   for at = 1, #entry[2], 2 do
@@ -20,6 +26,18 @@ local function field(entry, name)
     end
   end
   return ''
+end
+
+-- The time at which a script began an epoch, in milliseconds; 0 where its name does not have it.
+local function began_ms(epoch)
+  local digits = string.match(epoch or '', '@(%d+)$')
+  return digits and #digits <= 15 and tonumber(digits) or 0
+end
+
+local function new_epoch(known)
+  local time = redis.call('TIME')
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  return string.format('%s@%.0f', ARGV[5], math.max(now_ms, began_ms(known) + 1))
 end
 
 local position = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
@@ -32,15 +50,18 @@ if epoch and not sequence then
 end
 if ARGV[5] ~= '' then
   if (not epoch and ARGV[7] == '1') or (epoch == known and sequence < after) then
-    epoch, sequence = ARGV[5], 0
+    epoch, sequence = new_epoch(known), 0
     redis.call('DEL', KEYS[2])
     redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', 0)
   elseif epoch == known and ARGV[6] ~= '' then
     local entry = redis.call('XRANGE', KEYS[2], id, id)[1]
     if entry and redis.sha1hex(field(entry, 'm')) ~= ARGV[6] then
-      epoch = ARGV[5]
+      epoch = new_epoch(known)
       redis.call('HSET', KEYS[1], 'epoch', epoch)
     end
+  elseif epoch and began_ms(epoch) > 0 and began_ms(epoch) < began_ms(known) then
+    epoch = new_epoch(known)
+    redis.call('HSET', KEYS[1], 'epoch', epoch)
   end
 end
 if not epoch then

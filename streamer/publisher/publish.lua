@@ -5,7 +5,7 @@
 --       2 slot of its record: reused only when the publication that had it is settled
 --       3 number of the publication that must have gone before, 0 for none
 --       4 seconds to keep the records      5 channel      6 text without its last brace
---       7 kind      8 the epoch to begin where there is none
+--       7 kind      8 the name, without its time, of the epoch to begin where there is none
 --       9, 10 the epoch and sequence of the publisher's last receipt
 --       11 entries to keep in the history      12 milliseconds to keep them
 -- Returns the epoch, the sequence and how many subscribers received it.
@@ -27,20 +27,30 @@ if last < prior or number < last then
   return redis.error_reply('OUTOFORDER publication ' .. number .. ' after ' .. last)
 end
 
+-- The time at which a script began an epoch, in milliseconds; 0 where its name does not have it.
+local function began_ms(epoch)
+  local digits = string.match(epoch or '', '@(%d+)$')
+  return digits and #digits <= 15 and tonumber(digits) or 0
+end
+
 local history, age_ms = KEYS[3], tonumber(ARGV[12])
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local position = redis.call('HMGET', KEYS[2], 'epoch', 'sequence')
 local epoch, sequence = position[1], tonumber(position[2] or 0)
--- Behind what it had acknowledged, Redis has lost writes (a failover, an old dump): the same
--- sequences would be given to other publications.
-if not epoch or (epoch == ARGV[9] and sequence < tonumber(ARGV[10])) then
-  epoch, sequence = ARGV[8], 0
+local known_ms = began_ms(ARGV[9])
+-- Behind what it had acknowledged, or in an older epoch, Redis has lost writes (a failover, an old
+-- dump): the same sequences would be given to other publications.
+if not epoch or (epoch == ARGV[9] and sequence < tonumber(ARGV[10]))
+  or (began_ms(epoch) > 0 and began_ms(epoch) < known_ms) then
+  -- Later than the epoch before, whatever the clock of this Redis shows.
+  epoch = string.format('%s@%.0f', ARGV[8], math.max(now_ms, known_ms + 1))
+  sequence = 0
   redis.call('DEL', history)
 end
 sequence = sequence + 1
 local digits = string.format('%.0f', sequence)
 text = text .. ',"epoch":"' .. epoch .. '","sequence":' .. digits
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 -- The first write, since Redis could refuse it.
 redis.call('XADD', history, 'MAXLEN', '~', ARGV[11], digits .. '-0',
   'm', text .. '}', 't', now_ms, 'k', ARGV[7])

@@ -74,6 +74,11 @@ async def ask(
     return record
 
 
+def name_of(position: Position) -> str:
+    """The name of an epoch, without the time at which it began."""
+    return position.epoch.partition("@")[0]
+
+
 def digest_of(redis: redis_py.Redis, sequence: int) -> str:
     """The digest of a publication that the history holds."""
     stored: Any = redis.xrange(history_key("stock:A"), f"{sequence}-0", f"{sequence}-0")
@@ -167,14 +172,15 @@ async def test_a_redis_that_lost_writes_begins_a_new_epoch_once(
         assert record.position == Position(at.epoch, 1)  # who missed nothing changes nothing
         record = await ask(history, at, may_begin=True, new_epoch="new-1")
         assert record is not None
-        assert (record.position, record.follows) == (Position("new-1", 0), False)
+        begun = record.position
+        assert (name_of(begun), begun.sequence, record.follows) == ("new-1", 0, False)
         assert not record.entries
         assert not redis.exists(history_key("stock:A"))
         # The next server that comes back with the old position joins the epoch of the first.
         record = await ask(history, at, may_begin=True, new_epoch="new-2")
         assert record is not None
-        assert record.position == Position("new-1", 0)
-    assert (await publish(redis_url, 1)) == Position("new-1", 1)
+        assert record.position == begun
+    assert (await publish(redis_url, 1)) == Position(begun.epoch, 1)
 
 
 async def test_an_empty_redis_begins_a_new_epoch_where_there_was_one(redis_url: str) -> None:
@@ -183,7 +189,7 @@ async def test_an_empty_redis_begins_a_new_epoch_where_there_was_one(redis_url: 
         assert await ask(history, Position("old", 7), may_begin=True) is None
         record = await ask(history, Position("old", 7), may_begin=True, had_position=True)
         assert record is not None
-        assert record.position == Position("new", 0)
+        assert (name_of(record.position), record.position.sequence) == ("new", 0)
 
 
 @pytest.mark.parametrize("after", [2, 4])
@@ -201,12 +207,50 @@ async def test_another_publication_at_the_position_begins_a_new_epoch_once(
         assert (record.position, record.follows) == (at, True)
         record = await ask(history, known, may_begin=True, digest=other, new_epoch="new-1")
         assert record is not None
-        assert (record.position, record.follows) == (Position("new-1", 4), False)
+        begun = record.position
+        assert (name_of(begun), begun.sequence, record.follows) == ("new-1", 4, False)
         assert sequences(record) == [1, 2, 3, 4]
         record = await ask(history, known, may_begin=True, digest=other, new_epoch="new-2")
         assert record is not None
-        assert record.position == Position("new-1", 4)
-    assert (await publish(redis_url, 1)) == Position("new-1", 5)
+        assert record.position == begun
+    assert (await publish(redis_url, 1)) == Position(begun.epoch, 5)
+
+
+async def test_an_epoch_older_than_the_known_one_does_not_continue(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Redis lost its data, a new epoch began, and then an old dump brought the former one back."""
+    old = await publish(redis_url, 4)
+    name, _, began_ms = old.epoch.partition("@")
+    later = Position(f"{name}-2@{int(began_ms) + 3_600_000}", 2)
+    async with opened(redis_url) as history:
+        record = await ask(history, later)
+        assert record is not None
+        assert record.position == old  # who cannot tell changes nothing
+        record = await ask(history, later, may_begin=True, new_epoch="new-1")
+        assert record is not None
+        begun = record.position
+        assert (name_of(begun), begun.sequence, record.follows) == ("new-1", 4, False)
+        assert sequences(record) == [1, 2, 3, 4]
+        # All who know either of the older epochs join it, so it is later than both.
+        for known in (later, old):
+            record = await ask(history, known, may_begin=True, new_epoch="new-2")
+            assert record is not None
+            assert record.position == begun
+    assert (await publish(redis_url, 1)) == Position(begun.epoch, 5)
+
+
+@pytest.mark.parametrize("stored", ["epoch", "@", "x@y", "x@" + "9" * 40, "@5@"])
+async def test_an_epoch_without_a_time_is_not_older(
+    redis_url: str, redis: redis_py.Redis, stored: str
+) -> None:
+    """Programs of others, and servers that number by themselves, name epochs as they like."""
+    at = await publish(redis_url, 2)
+    redis.hset(position_key("stock:A"), "epoch", stored)
+    async with opened(redis_url) as history:
+        record = await ask(history, at, may_begin=True)
+        assert record is not None
+        assert record.position == Position(stored, 2)
 
 
 async def test_a_publication_that_the_history_has_lost_proves_nothing(
@@ -335,4 +379,4 @@ async def test_a_redis_that_cannot_answer_now_is_asked_again_later(
             redis.replicaof("no", "one")
         record = await ask(history, ahead, may_begin=True)
         assert record is not None
-        assert record.position == Position("new", 0)
+        assert (name_of(record.position), record.position.sequence) == ("new", 0)
