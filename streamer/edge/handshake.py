@@ -16,11 +16,20 @@ import h11
 import trio
 from wsproto.utilities import generate_accept_token
 
+from streamer.edge.credentials import (
+    SUBPROTOCOL,
+    find_token,
+    hide_tokens,
+    subprotocols,
+    without_token,
+)
 from streamer.edge.websocket import close_lingering, receive_some
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 
 _MAX_REQUEST_BYTES: Final = 16 * 1024
 """Request line and headers, h11's own default: enough for cookies and tokens."""
+_TOO_LARGE: Final = 431
+"""The status for a request that exceeds this size (RFC 6585, 5)."""
 _KEY_CHARACTERS: Final = 24
 """A Sec-WebSocket-Key is 16 bytes in base64 (RFC 6455, 4.1)."""
 
@@ -41,32 +50,43 @@ class Request:
     """A client's request to open a WebSocket."""
 
     query: dict[str, str]
+    """The parameters of the URL, without the token."""
+    token: str | None = attrs.field(repr=False)
     origin: str | None
     user_agent: str | None
     accept_token: bytes
+    has_subprotocol: bool
+    """Whether the client offers the subprotocol of this server, which is then selected."""
     trailing: bytes
     """The bytes after the request: the first frames."""
 
     def accept(self) -> bytes:
         """The response that opens the connection."""
+        selected = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n" if self.has_subprotocol else ""
         return (
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n\r\n" % self.accept_token
+            b"%bSec-WebSocket-Accept: %b\r\n\r\n" % (selected.encode(), self.accept_token)
         )
 
 
-async def receive_request(stream: trio.abc.Stream, descriptor: int) -> Request:
+async def receive_request(
+    stream: trio.abc.Stream, descriptor: int, *, cookie: str | None = None
+) -> Request:
     """Read the request; refuse one that is not for a WebSocket here. Callers set a deadline.
 
-    `descriptor` is that of the stream's socket, -1 if it cannot be read directly (TLS).
+    `descriptor` is that of the stream's socket, -1 if it cannot be read directly (TLS). `cookie` is
+    the name of the cookie that may hold a token.
     Raises HandshakeFailedError and the errors of the stream.
     """
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
     try:
         request = await _next_request(http, stream, descriptor)
-        return _upgrade(request, bytes(http.trailing_data[0]))
+        return _upgrade(request, bytes(http.trailing_data[0]), cookie)
     except h11.RemoteProtocolError as error:
-        await _refuse(http, stream, error.error_status_hint, str(error))
+        # The text of h11's error quotes the line that it refuses, which may have a token in it.
+        status = error.error_status_hint
+        reason = "The request is too large." if status == _TOO_LARGE else "This is not HTTP."
+        await _refuse(http, stream, status, reason)
     except _Refused as refused:
         await _refuse(http, stream, refused.status, refused.reason, refused.headers)
 
@@ -93,11 +113,11 @@ async def _next_request(
             return event
 
 
-def _upgrade(request: h11.Request, trailing: bytes) -> Request:
+def _upgrade(request: h11.Request, trailing: bytes, cookie: str | None) -> Request:
     try:
         url = urlsplit(request.target.decode("ascii"))
-    except ValueError as error:
-        raise _Refused(400, f"The URL is not valid: {error}.") from None
+    except ValueError:
+        raise _Refused(400, "The URL is not valid.") from None
     headers: dict[bytes, bytes] = {}
     for name, value in request.headers:
         headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
@@ -114,11 +134,14 @@ def _upgrade(request: h11.Request, trailing: bytes) -> Request:
     key = headers.get(b"sec-websocket-key", b"")
     if len(key) != _KEY_CHARACTERS:
         raise _Refused(400, "The header Sec-WebSocket-Key is missing or wrong.")
+    query = dict(parse_qsl(url.query))
     return Request(
-        query=dict(parse_qsl(url.query)),
+        query=without_token(query),
+        token=find_token(headers, query, cookie=cookie),
         origin=_text(headers.get(b"origin")),
         user_agent=_text(headers.get(b"user-agent")),
         accept_token=generate_accept_token(key),
+        has_subprotocol=SUBPROTOCOL in subprotocols(headers),
         trailing=trailing,
     )
 
@@ -128,7 +151,7 @@ def _tokens(headers: dict[bytes, bytes], name: bytes) -> list[bytes]:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")
+    return None if value is None else hide_tokens(value.decode("latin-1"))
 
 
 async def _refuse(

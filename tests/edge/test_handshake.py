@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 from trio.testing import MockClock
 
 from tests.helpers.clients import connected, raw_client
 from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
 
 UPGRADE = (
     b"Host: x\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
@@ -97,3 +99,54 @@ async def test_query_and_headers_are_read() -> None:
         (connection,) = server.connections()
         assert connection.user_agent == "test\xe9"
         assert connection.remote_address == "127.0.0.1"
+
+
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI0MiJ9.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize("offered", [b"streamer.v1, bearer.x", b"a, streamer.v1"])
+async def test_the_server_selects_its_subprotocol(offered: bytes) -> None:
+    """A browser needs the answer, and the token beside it must not be in it."""
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        await client.open("/v1/ws", b"Sec-WebSocket-Protocol: %b\r\n" % offered)
+        response = await client.response()
+        assert b"\r\nSec-WebSocket-Protocol: streamer.v1\r\n" in response
+        assert b"bearer" not in response
+
+
+async def test_no_subprotocol_is_selected_that_was_not_offered() -> None:
+    """A client must fail a connection with a subprotocol that it has not offered (RFC 6455)."""
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        await client.open("/v1/ws", b"Sec-WebSocket-Protocol: other, bearer.x\r\n")
+        response = await client.response()
+        assert response.startswith(b"HTTP/1.1 101 ")
+        assert b"sec-websocket-protocol" not in response.lower()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /v1/ws HTTP/1.1\r\nAuthorization Bearer TOKEN\r\n\r\n",
+        b"GET /v1/ws?token=TOKEN and more HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET //[TOKEN]/v1/ws HTTP/1.1\r\n" + UPGRADE + b"\r\n",
+        b"GET /v1?token=TOKEN HTTP/1.1\r\n" + UPGRADE + b"\r\n",
+    ],
+)
+async def test_a_refusal_quotes_no_token(request_bytes: bytes) -> None:
+    """Neither the answer nor the log repeats what the client sent."""
+    with structlog.testing.capture_logs() as logs:
+        async with running_server() as server, raw_client(server, opened=False) as client:
+            await client.stream.send_all(request_bytes.replace(b"TOKEN", TOKEN.encode()))
+            assert TOKEN.encode() not in await client.response()
+            await client.rest()
+            client.reset()
+            await eventually(lambda: any(entry["event"] == "connection refused" for entry in logs))
+    assert TOKEN not in str(logs)
+
+
+async def test_a_token_in_the_wrong_header_is_not_listed() -> None:
+    """The list of connections shows the User-Agent."""
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        await client.open("/v1/ws", f"User-Agent: App ({TOKEN})\r\n".encode())
+        await client.response()
+        assert TOKEN not in str(server.connections())
