@@ -65,9 +65,11 @@ class Backlog(Generic[S]):
         return bool(self._pending or subscription.waiting or self._replays)
 
     def waiting_gap(self, subscription: S) -> Publication | None:
-        """Return the last waiting gap of a subscription."""
+        """Return the last waiting gap of a subscription, other than those that it has missed."""
         waiting = [p for owner, p in self._pending.values() if owner is subscription]
         waiting += (subscription.waiting or {}).values()
+        if self._replays is not None:
+            waiting += self._replays.live_of(subscription)
         return max((p for p in waiting if p.epoch is not None), key=_ORDER, default=None)
 
     # Adding
@@ -125,9 +127,13 @@ class Backlog(Generic[S]):
         if self._replays is not None:
             self._replays.stop_keeping(subscription)
 
-    def insert(self, subscription: S, publication: Publication) -> bool:
-        """Insert a publication into the replay; return whether it belongs there."""
-        return self._replays is not None and self._replays.insert(subscription, publication)
+    def insert_missed(self, subscription: S, publication: Publication) -> bool:
+        """See `ReplayQueue.insert_missed`."""
+        return self._replays is not None and self._replays.insert_missed(subscription, publication)
+
+    def insert_live(self, subscription: S, publication: Publication) -> bool:
+        """See `ReplayQueue.insert_live`."""
+        return self._replays is not None and self._replays.insert_live(subscription, publication)
 
     # Taking
 

@@ -341,10 +341,13 @@ class Hub:
             if gap is None and latest.sequence <= subscription.position:
                 received.add(latest.kind)
             elif gap is not None and latest.sequence <= gap.sequence:
-                # It was known when the stream resumed, so it does not count as following the gap.
-                outbox.put(subscription, self.last_value(latest, gap.sequence))
+                # It was known when the stream resumed, so it comes right after the gap, before
+                # publications that wait behind that, and does not count as following it.
+                text = latest.snapshot_text
+                known = Publication(latest.kind, gap.sequence, gap.order, text, notice=True)
+                outbox.put(subscription, known, gap=gap)
             else:
-                outbox.put(subscription, latest)
+                outbox.put(subscription, latest, gap=gap)
         return frozenset(received)
 
     def unsubscribe(self, outbox: Outbox, topics: Iterable[Topic]) -> None:

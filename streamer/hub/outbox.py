@@ -335,9 +335,17 @@ class Outbox:
         size = self.backlog.queued_bytes + len(publication.text)
         return self.blocked and size > limit
 
-    def put(self, subscription: Subscription, publication: Publication) -> None:
-        """Queue one publication that was published before the client asked for its kind."""
-        if self.backlog.insert(subscription, publication):
+    def put(
+        self, subscription: Subscription, publication: Publication, *, gap: Publication | None
+    ) -> None:
+        """Queue one publication that was published before the client asked for its kind.
+
+        `gap` is the gap that it follows, if one waits: missed messages are from before that.
+        """
+        if gap is None and self.backlog.insert_missed(subscription, publication):
+            return
+        if self.backlog.insert_live(subscription, publication):
+            self._offered += 1
             return
         merge = subscription.lane.mode is Mode.LATEST and publication.merges
         self._put(subscription, publication, merge=merge)

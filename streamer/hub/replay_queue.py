@@ -74,13 +74,35 @@ class ReplayQueue(Generic[S]):
         if subscription in self._replays:
             self._replays[subscription].keeps_live = False
 
-    def insert(self, subscription: S, publication: Publication) -> bool:
-        """Insert a publication of a newly wanted kind; return whether it belongs in the queue."""
+    def live_of(self, subscription: S) -> Sequence[Publication]:
+        """Return what was published during the replay of a subscription and follows it."""
+        replay = self._replays.get(subscription)
+        return () if replay is None else replay.live
+
+    def insert_missed(self, subscription: S, publication: Publication) -> bool:
+        """Insert a publication of a newly wanted kind among the missed ones, which are in its epoch.
+
+        Returns whether it belongs there.
+        """
         missed = self.missed(subscription)
         if not missed or missed[-1].sequence <= publication.sequence:
             return False
         index = sum(other.sequence < publication.sequence for other in missed)
         self._replays[subscription].missed.insert(index, publication)
+        self.size_bytes += len(publication.text)
+        return True
+
+    def insert_live(self, subscription: S, publication: Publication) -> bool:
+        """Insert a publication of a newly wanted kind among those that came during the replay.
+
+        Returns whether it belongs there: in front of one that was published later.
+        """
+        live = self.live_of(subscription)
+        if not live or live[-1].order <= publication.order:
+            return False
+        index = sum(other.order <= publication.order for other in live)
+        self._replays[subscription].live.insert(index, publication)
+        self.live += 1
         self.size_bytes += len(publication.text)
         return True
 

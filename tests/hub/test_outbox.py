@@ -174,9 +174,11 @@ def test_a_widened_subscription_gets_last_values_behind_the_gap_that_waits(
     client.subscribe(BOTH)
     assert short(client.received()) == [
         (None, 7, None, False),
-        ("price", 8, None, False),
         ("orderbook", 6, None, True),
+        ("price", 8, None, False),
     ]
+    client.publish(Kind.PRICE)
+    assert short(client.received()) == [("price", 9, None, False)]
 
 
 def test_only_what_is_due_is_looked_at() -> None:

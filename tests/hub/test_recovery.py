@@ -172,3 +172,38 @@ def test_in_mode_all_the_live_flow_follows_a_replay() -> None:
         assert (statistics.replayed, statistics.delivered) == (300, 100)
         assert statistics.offered == 100
         assert statistics.replay_bytes == 0
+
+
+def test_a_value_of_a_later_epoch_does_not_overtake_the_gap_before_it() -> None:
+    """A client asks for another kind while a gap that it missed, and a later one, wait for it."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    filled(house, STOCK, 6)
+    with listening(house.hub) as client:
+        client.outbox.hold(b"", 0, 0)  # a write is not over
+        client.recover(STOCK, Position("unheard-of", 9), Kind.ORDERBOOK)
+        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 0))
+        filled(house, STOCK, 1)
+        client.subscribe(STOCK, Kind.PRICE)
+        house.hub.fanout.resume(client.outbox)
+        messages = [(message.get("epoch"), message["sequence"]) for message in client.heard()]
+        first = house.hub.stream(STOCK).epoch
+        assert messages == [(messages[0][0], 6), (first, 0), (None, 1)]
+
+
+def test_in_mode_all_a_widened_subscription_stays_in_order_behind_a_replay() -> None:
+    """The last value of a kind that is new to it was published between others that wait."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    filled(house, STOCK, 2)
+    with listening(house.hub) as client:
+        client.outbox.hold(b"", 0, 0)  # a write is not over
+        client.recover(STOCK, Position(stream.epoch, 0), Kind.PRICE)
+        for kind in (Kind.PRICE, Kind.ORDERBOOK, Kind.PRICE):
+            house.hub.publish(stream, kind, b'{"type":"x"}')
+            client.flush()
+        client.subscribe(STOCK, Kind.ORDERBOOK, Kind.PRICE)
+        house.hub.fanout.resume(client.outbox)
+        assert sequences(client) == [(sequence, None) for sequence in range(1, 6)]
+        statistics = client.outbox.statistics()
+        assert statistics.offered == statistics.delivered == 3

@@ -889,6 +889,6 @@ def _widened(
     return sum(
         subscription.is_ahead(p)
         and id(p) not in waiting
-        and not (missed and missed[-1].sequence > p.sequence)
+        and not any(other is p for other in missed)
         for p in latest
     )
