@@ -80,7 +80,7 @@ class ReplayQueue(Generic[S]):
         return () if replay is None else replay.live
 
     def insert_missed(self, subscription: S, publication: Publication) -> bool:
-        """Insert a publication of a newly wanted kind among the missed ones, which are in its epoch.
+        """Insert a publication of a newly wanted kind among missed ones of its epoch.
 
         Returns whether it belongs there.
         """
