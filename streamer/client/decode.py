@@ -35,7 +35,7 @@ from streamer.client.messages import (
 from streamer.protocol import messages
 from streamer.protocol.codec import CONVERTER, explain
 from streamer.protocol.errors import ErrorCode
-from streamer.protocol.messages import GapReason
+from streamer.protocol.messages import EndReason, GapReason
 from streamer.protocol.topics import Topic
 
 _MAX_EXPONENT_DIGITS: Final = 3
@@ -50,6 +50,8 @@ Control = (
     | messages.Subscribed
     | messages.Unsubscribed
     | messages.Pong
+    | messages.Authenticated
+    | messages.TokenExpiring
     | messages.TokenRefreshed
     | messages.Reconnected
     | messages.ServerShutdown
@@ -66,6 +68,8 @@ _CONTROL: Final[Mapping[str, type[Control]]] = {
         messages.Subscribed,
         messages.Unsubscribed,
         messages.Pong,
+        messages.Authenticated,
+        messages.TokenExpiring,
         messages.TokenRefreshed,
         messages.Reconnected,
         messages.ServerShutdown,
@@ -164,7 +168,7 @@ def _data_message(model: type[Data], decoded: dict[str, Any], text: str) -> Data
 def _open_converter() -> cattrs.Converter:
     """Make the protocol's converter, but one that keeps unknown codes and reasons."""
     converter = CONVERTER.copy()
-    for enumeration in (ErrorCode, GapReason):
+    for enumeration in (ErrorCode, GapReason, EndReason):
         converter.register_structure_hook(enumeration, lambda value, to: member_or_text(to, value))
     return converter
 

@@ -15,8 +15,6 @@ from streamer.protocol.messages import ServerShutdown
 
 ABNORMAL: Final = 1006
 """No close frame was received (RFC 6455, 7.1.5)."""
-INVALID_TOKEN: Final = 4500
-"""The token is not valid, and will not become so."""
 
 _FINAL: Final = frozenset(
     {
@@ -24,7 +22,7 @@ _FINAL: Final = frozenset(
         errors.INVALID_UTF8.code,
         errors.ABUSE.code,
         errors.TOO_LARGE.code,
-        INVALID_TOKEN,
+        errors.INVALID_TOKEN.code,
     }
 )
 """Close codes after which a client does not reconnect."""

@@ -160,7 +160,12 @@ class Verifier:
                 self._receive_unsubscribed(message)
             case messages.Reconnected():
                 self._receive_reconnected(message)
-            case messages.Error() | messages.Pong() | messages.TokenRefreshed():
+            case (
+                messages.Error()
+                | messages.Pong()
+                | messages.Authenticated()
+                | messages.TokenRefreshed()
+            ):
                 self._requests.pop(message.request_id, None)
             case Unreadable():
                 self._receive_unreadable(message)

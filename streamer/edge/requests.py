@@ -68,10 +68,10 @@ class Requests:
                 self._unsubscribe(message)
             case messages.Ping():
                 self._send(messages.Pong(message.request_id))
-            case messages.RefreshToken():
+            case messages.Authenticate() | messages.RefreshToken():
                 raise ProtocolError(
                     ErrorCode.INVALID_TOKEN,
-                    "this server does not ask for tokens, so it has none to refresh",
+                    "this server does not ask for tokens",
                     request_id=message.request_id,
                 )
             case messages.Reconnect():
@@ -131,7 +131,7 @@ class Requests:
                 message.subscription_type,
                 [topic.target for topic in topics],
                 rejected,
-                message.request_id,
+                request_id=message.request_id,
             )
         )
 

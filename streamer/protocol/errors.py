@@ -123,8 +123,20 @@ ADDRESS_FULL: Final = CloseReason(
 UNAUTHENTICATED: Final = CloseReason(
     4001,
     "authentication required",
-    "authentication is required, failed or has expired",
+    "the server requires a token, and none came in time",
     "reconnect with a new token",
+)
+TOKEN_EXPIRED: Final = CloseReason(
+    4001,
+    "token expired",
+    "the client's token has ended; `error` TOKEN_EXPIRED came first",
+    "reconnect with a new token",
+)
+INVALID_TOKEN: Final = CloseReason(
+    4500,
+    "token invalid",
+    "the token of the handshake is not valid; `error` INVALID_TOKEN came first",
+    "not reconnect",
 )
 TOO_SLOW: Final = CloseReason(
     4008,
@@ -144,5 +156,7 @@ CLOSE_REASONS: Final = (
     OVERLOADED,
     ADDRESS_FULL,
     UNAUTHENTICATED,
+    TOKEN_EXPIRED,
     TOO_SLOW,
+    INVALID_TOKEN,
 )

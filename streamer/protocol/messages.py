@@ -76,6 +76,12 @@ class GapReason(enum.StrEnum):
     SOURCE_UNAVAILABLE = "source_unavailable"
 
 
+class EndReason(enum.StrEnum):
+    """Why the server ended a subscription."""
+
+    FORBIDDEN = "forbidden"
+
+
 def _check_epoch(_instance: object, _attribute: object, value: str) -> None:
     if len(value) > MAX_EPOCH_CHARACTERS or not is_utf8(value):
         raise ValueError(f"'epoch' must be a string of at most {MAX_EPOCH_CHARACTERS} characters")
@@ -155,8 +161,20 @@ class Ping:
 
 
 @attrs.frozen
+class Authenticate:
+    """Present an access token: the first one, or a new one of the same user.
+
+    Permissions are those of the new token from then on. Answered with `authenticated`.
+    """
+
+    type: ClassVar[str] = "authenticate"
+    token: str = attrs.field(repr=False)
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+@attrs.frozen
 class RefreshToken:
-    """Exchange a refresh token for a new access token."""
+    """Exchange a refresh token for a new access token, which is also used for the connection."""
 
     type: ClassVar[str] = "refresh_token"
     refresh_token: str = attrs.field(repr=False)
@@ -174,12 +192,13 @@ class Reconnect:
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
 
 
-ClientMessage = Subscribe | Unsubscribe | Ping | RefreshToken | Reconnect
+ClientMessage = Subscribe | Unsubscribe | Ping | Authenticate | RefreshToken | Reconnect
 
 CLIENT_MESSAGES: Final[tuple[type[ClientMessage], ...]] = (
     Subscribe,
     Unsubscribe,
     Ping,
+    Authenticate,
     RefreshToken,
     Reconnect,
 )
@@ -201,6 +220,12 @@ class Connected:
     """Seconds between the server's WebSocket pings."""
     limits: Mapping[str, float]
     """The limits that hold for the client, by the names of the server's settings."""
+    user_id: str | None = None
+    """The user, if the handshake brought a token."""
+    expires_in: float | None = None
+    """Seconds until the token of the handshake ends, unless it has no end."""
+    positions: Mapping[str, Position] | None = None
+    """The user's own topic, as `user:USER_ID` -> the position that its next message follows."""
 
 
 def _echo(target: object) -> object:
@@ -240,12 +265,17 @@ class Subscribed:
 
 @attrs.frozen
 class Unsubscribed:
-    """The answer to `unsubscribe`; no message of these targets follows it."""
+    """The answer to `unsubscribe`; no message of these targets follows it.
+
+    Without a `request_id` and with a `reason` it is no answer: the server ended the subscriptions.
+    """
 
     type: ClassVar[str] = "unsubscribed"
     subscription_type: SubscriptionType
     targets: Sequence[str]
     rejected: Sequence[RejectedTarget]
+    reason: EndReason | None = None
+    """`forbidden`: the client's new token does not permit these targets."""
     request_id: RequestId | None = None
 
 
@@ -258,13 +288,41 @@ class Pong:
 
 
 @attrs.frozen
+class Authenticated:
+    """The answer to `authenticate`."""
+
+    type: ClassVar[str] = "authenticated"
+    user_id: str
+    expires_in: float | None = None
+    """Seconds until the token ends, unless it has no end."""
+    positions: Mapping[str, Position] = attrs.field(factory=dict)
+    """The user's own topic, as `user:USER_ID` -> the position that its next message follows."""
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class TokenExpiring:
+    """The client's token ends soon: send a new one by `authenticate`, or `refresh_token`, now.
+
+    The server chooses the moment, so that the clients of many tokens that end together do not all
+    ask for new ones at once.
+    """
+
+    type: ClassVar[str] = "token_expiring"
+    expires_in: float
+    """Seconds until the token ends. The connection is closed with 4001 some seconds later."""
+
+
+@attrs.frozen
 class TokenRefreshed:
     """The answer to `refresh_token`."""
 
     type: ClassVar[str] = "token_refreshed"
     access_token: str = attrs.field(repr=False)
-    expires_in: float
-    """Seconds."""
+    expires_in: float | None = None
+    """Seconds until the access token ends, unless it has no end."""
+    positions: Mapping[str, Position] | None = None
+    """The user's own topic with its position, if the connection had no user before."""
     request_id: RequestId | None = None
 
 
@@ -276,14 +334,15 @@ class Reconnected:
     session_id: str
     """The id of the new session."""
     restored_subscriptions: Mapping[SubscriptionType, Sequence[str]]
-    """Type -> targets. A target of the former session that is missing here is not permitted, or
-    exceeds the connection's limits."""
+    """Type -> targets. Those of the former session that are missing here are in `rejected`."""
     missed_messages_count: int
     """How many missed messages follow."""
     recovered: bool
     """True only if every missed message follows."""
     positions: Mapping[str, Position] = attrs.field(factory=dict)
     """Topic as `type:target` -> the position that its next message follows, missed or live."""
+    rejected: Mapping[SubscriptionType, Sequence[RejectedTarget]] | None = None
+    """Type -> the targets of the former session that were refused, each with the reason."""
     request_id: RequestId | None = None
 
 
@@ -428,6 +487,8 @@ ServerMessage = (
     | Subscribed
     | Unsubscribed
     | Pong
+    | Authenticated
+    | TokenExpiring
     | TokenRefreshed
     | Reconnected
     | Error
@@ -455,6 +516,8 @@ SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
     Subscribed,
     Unsubscribed,
     Pong,
+    Authenticated,
+    TokenExpiring,
     TokenRefreshed,
     Reconnected,
     Error,

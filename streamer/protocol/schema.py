@@ -30,6 +30,7 @@ ENUMS: Final[tuple[type[enum.StrEnum], ...]] = (
     messages.MarketPhase,
     messages.Priority,
     messages.GapReason,
+    messages.EndReason,
     ErrorCode,
 )
 PARTS: Final[tuple[type[Any], ...]] = (
@@ -43,6 +44,7 @@ ANSWERS: Final[Mapping[type[Any], type[Any]]] = {
     messages.Subscribe: messages.Subscribed,
     messages.Unsubscribe: messages.Unsubscribed,
     messages.Ping: messages.Pong,
+    messages.Authenticate: messages.Authenticated,
     messages.RefreshToken: messages.TokenRefreshed,
     messages.Reconnect: messages.Reconnected,
 }

@@ -58,6 +58,7 @@ async def test_the_greeting_says_who_one_is_and_what_one_may_do() -> None:
         ('{"type": "unsubscribe", "subscription_type": 1, "targets": []}', "INVALID_MESSAGE"),
         ('{"type": "ping", "request_id": []}', "INVALID_MESSAGE"),
         ('{"type": "refresh_token", "refresh_token": "x"}', "INVALID_TOKEN"),
+        ('{"type": "authenticate", "token": "x"}', "INVALID_TOKEN"),
         (b'{"type": "ping"}', "INVALID_MESSAGE"),
         (b"\xff\xfe", "INVALID_MESSAGE"),
     ],

@@ -97,6 +97,7 @@ def test_a_rate_cannot_be_kept_without_merging() -> None:
 def test_tokens_stay_out_of_logs() -> None:
     """The text form of a message, which may be logged, shows no token."""
     assert "secret" not in repr(messages.RefreshToken("secret"))
+    assert "secret" not in repr(messages.Authenticate("secret"))
     assert "secret" not in repr(messages.TokenRefreshed("secret", 60))
 
 

@@ -32,18 +32,30 @@ CLIENT_MESSAGES: list[messages.ClientMessage] = [
     messages.Subscribe(STOCK, [], [Kind.PRICE], max_rate=0.5, since={"A": AT}, request_id=7),
     messages.Unsubscribe(SubscriptionType.MARKET, ["KOSPI"], request_id="r"),
     messages.Ping(),
+    messages.Authenticate("t"),
     messages.RefreshToken("t"),
     messages.Reconnect("s", {"stock:A": AT}),
 ]
 SERVER_MESSAGES: list[messages.ServerMessage] = [
     messages.Connected("s", 1, 25.0, {"max_subscriptions": 500}),
+    messages.Connected("s", 1, 25.0, {}, "42", 900, {"user:42": AT}),
     messages.Subscribed(
         STOCK, ["A"], [RejectedTarget("*", ErrorCode.INVALID_TARGET, "no")], {"A": AT}, 7
     ),
-    messages.Unsubscribed(STOCK, ["A"], [], "r"),
+    messages.Unsubscribed(STOCK, ["A"], [], request_id="r"),
+    messages.Unsubscribed(STOCK, ["A"], [], messages.EndReason.FORBIDDEN),
+    messages.Authenticated("42", 900, {"user:42": AT}, "r"),
+    messages.TokenExpiring(90),
     messages.Pong("r"),
     messages.TokenRefreshed("t", 900),
     messages.Reconnected("s", {STOCK: ["A"]}, 3, recovered=True, positions={"stock:A": AT}),
+    messages.Reconnected(
+        "s",
+        {},
+        0,
+        recovered=False,
+        rejected={STOCK: [RejectedTarget("A", ErrorCode.FORBIDDEN, "no")]},
+    ),
     messages.Error(ErrorCode.INVALID_JSON, "no", {"errors": []}),
     messages.Gap(STOCK, "A", GapReason.HISTORY_EXPIRED, "e", 5),
     messages.ServerShutdown(500),
