@@ -235,7 +235,7 @@ class Requests:
             return None
         if len(session_id) > _MAX_SESSION_ID_CHARACTERS or not session_id.isascii():
             return None
-        return await self._services.sessions.load(session_id)
+        return await self._services.sessions.load(session_id, self._outbox.user_id)
 
     # Entering streams
 

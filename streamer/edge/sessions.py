@@ -95,20 +95,21 @@ class RestorableSessions:
             self._unsaved.pop(dropped_id, None)
         self._session_ended.set()
 
-    async def load(self, session_id: str) -> SessionRecord | None:
-        """Return the record of a session, or None if there is none.
+    async def load(self, session_id: str, user_id: str | None = None) -> SessionRecord | None:
+        """Return the record of a session, or None if there is none that this user may restore.
 
-        Another server may be about to save a newer one, so a record that is of a live session, or
-        missing, is loaded a second time.
+        `user_id` is None for an anonymous client. A session of another user is treated like one
+        that does not exist, down to the time that the answer takes. Another server may be about to
+        save a newer record, so one that is of a live session, or missing, is loaded a second time.
         """
-        record = self._load_here(session_id)
+        record = _owned(self._load_here(session_id), user_id)
         if record is not None or self._store is None:
             return record
         try:
-            record = _decoded(await self._store.load(session_id))
+            record = _owned(_decoded(await self._store.load(session_id)), user_id)
             if record is None or not record.ended:
                 await trio.sleep(_SETTLE_SECONDS)
-                record = _decoded(await self._store.load(session_id)) or record
+                record = _owned(_decoded(await self._store.load(session_id)), user_id) or record
         except StoreUnavailableError as error:
             log.warning("session not loaded", reason=str(error))
         return record
@@ -184,6 +185,11 @@ class RestorableSessions:
                 save_at = trio.current_time() + _SAVE_INTERVAL_SECONDS
             for session_id in self._ended.expire():
                 self._unsaved.pop(session_id, None)
+
+
+def _owned(record: SessionRecord | None, user_id: str | None) -> SessionRecord | None:
+    """Return the record if this user may restore the session, else None."""
+    return record if record is not None and record.may_be_restored_by(user_id) else None
 
 
 def _decoded(encoded: bytes | None) -> SessionRecord | None:

@@ -172,6 +172,7 @@ class Outbox:
         "group",
         "name",
         "subscriptions",
+        "user_id",
         "wire",
     )
 
@@ -192,6 +193,8 @@ class Outbox:
         writer task."""
         self._owner = owner
         self.wire = wire
+        self.user_id: str | None = None
+        """The user to whom the session belongs; None for an anonymous client."""
         self._max_queued_bytes = max_queued_bytes
         self._max_replay_bytes = max_replay_bytes
         self.subscriptions: dict[object, Subscription] = {}

@@ -37,6 +37,16 @@ class SessionRecord:
     subscriptions: Sequence[HeldSubscription]
     ended: bool = False
     """Whether the connection had ended: a record of a live one may be out of date."""
+    user_id: str | None = None
+    """The user to whom the session belongs; None for a session of an anonymous client."""
+
+    def may_be_restored_by(self, user_id: str | None) -> bool:
+        """Whether a client may restore the session, whose id it knows.
+
+        A user's session is restored by that user only. An anonymous client's session is restored by
+        any client, also by one that has since presented a token.
+        """
+        return self.user_id is None or self.user_id == user_id
 
 
 @attrs.frozen
@@ -62,6 +72,7 @@ class _StoredRecord:
     session_id: str
     groups: Sequence[_StoredGroup]
     ended: bool
+    user_id: str | None = None
 
 
 def encode_record(record: SessionRecord) -> bytes:
@@ -77,7 +88,7 @@ def encode_record(record: SessionRecord) -> bytes:
                 topic.subscription_type, held.mode, kinds, held.interval_seconds, epoch, {}
             )
         groups[key].sequences[topic.target] = held.confirmed.sequence  # type: ignore[index]
-    stored = _StoredRecord(record.session_id, list(groups.values()), record.ended)
+    stored = _StoredRecord(record.session_id, list(groups.values()), record.ended, record.user_id)
     return orjson.dumps(CONVERTER.unstructure(stored))
 
 
@@ -98,7 +109,7 @@ def decode_record(text: bytes) -> SessionRecord:
         for group in stored.groups
         for target, sequence in group.sequences.items()
     ]
-    return SessionRecord(stored.session_id, subscriptions, stored.ended)
+    return SessionRecord(stored.session_id, subscriptions, stored.ended, stored.user_id)
 
 
 def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
@@ -117,4 +128,5 @@ def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
             for lane in (subscription.lane,)
         ],
         ended,
+        outbox.user_id,
     )

@@ -455,3 +455,54 @@ async def test_a_record_that_another_version_wrote_counts_as_none(
     with structlog.testing.capture_logs() as logs:
         assert await House(store).sessions.load("s") is None
     assert {line["event"] for line in logs} == {"session record not understood"}
+
+
+async def test_a_session_belongs_to_its_user(
+    house: House, store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """While it lives, after its end, and on another server, which has it from the store."""
+    other = House(store)
+    outbox = house.connect("one", SubscriptionRequest(STOCK))
+    outbox.user_id = "ann"
+    await trio.sleep(1)
+    for ended in (False, True):
+        if ended:
+            house.disconnect("one")
+            await trio.sleep(1)
+        for place in (house, other):
+            assert topics(await place.sessions.load("one", "ann")) == ["stock:A"]
+            assert await place.sessions.load("one", "bob") is None
+            assert await place.sessions.load("one", None) is None
+
+
+async def test_a_session_of_another_takes_as_long_as_none(
+    store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """The time of the answer does not say that the session exists."""
+    house = House(store)
+    house.connect("one", SubscriptionRequest(STOCK)).user_id = "ann"
+    house.disconnect("one")
+    await house.sessions.save()
+    taken = []
+    for session_id in ("one", "none"):
+        began_at = trio.current_time()
+        assert await house.sessions.load(session_id, "bob") is None
+        taken.append(trio.current_time() - began_at)
+    assert taken[0] == taken[1] > 0
+
+
+async def test_an_anonymous_session_is_restored_by_whoever_knows_it(house: House) -> None:
+    """A client may present a token between two connections; the topics are judged anew."""
+    house.connect("one", SubscriptionRequest(STOCK))
+    house.disconnect("one")
+    for user_id in (None, "ann"):
+        assert topics(await house.sessions.load("one", user_id)) == ["stock:A"]
+
+
+def test_a_record_without_an_owner_is_of_an_anonymous_client() -> None:
+    """Servers before identities wrote none; those after them write the user."""
+    record = SessionRecord("s", [], user_id="ann")
+    assert decode_record(encode_record(record)) == record
+    old = decode_record(b'{"session_id": "s", "groups": [], "ended": true}')
+    assert old == SessionRecord("s", [], ended=True)
+    assert b"user_id" not in encode_record(old)
