@@ -11,19 +11,26 @@ from typing import Literal
 import attrs
 
 from streamer.setting_rules import (
+    ALGORITHM_NAMES,
+    ALGORITHMS,
+    COOKIE_NAME,
     HOST,
     HOST_NAMES,
     MAX_BYTES,
     MAX_COUNT,
     MAX_MESSAGE_BYTES,
+    MAX_SECONDS,
     MILLISECONDS,
     ORIGINS,
     PATH,
     PORT,
+    PUBLIC_PATTERNS,
     REDIS_URL,
     SECONDS,
     SECONDS_OR_NONE,
+    SECURE_URL,
     SWITCH,
+    TEXT,
     SettingError,
     choice,
     integer,
@@ -36,6 +43,7 @@ from streamer.setting_rules import (
 )
 from streamer.urls import redact
 
+Auth = Literal["none", "optional", "required"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
@@ -159,6 +167,109 @@ class Settings:
         10.0,
         SECONDS,
         "How long a client may take from connecting to the end of the WebSocket handshake.",
+    )
+
+    auth: Auth = setting(
+        "none",
+        choice(Auth),
+        "Whether clients have to say who they are with a token (JWT): none ignores tokens, "
+        "optional takes a client without one as anonymous, required closes it with 4001.",
+        heading="Identity",
+    )
+    auth_secret_file: Path | None = setting(
+        None,
+        PATH,
+        "A file with shared secrets that sign tokens (HS256, HS384, HS512), one a line of at least "
+        "32 bytes; read again when it changes.",
+        converter=path_if_text,
+    )
+    auth_keys_file: Path | None = setting(
+        None,
+        PATH,
+        "A file with the public keys that verify tokens, a JWK Set or PEM; read again when it "
+        "changes.",
+        converter=path_if_text,
+    )
+    auth_jwks_url: str | None = setting(
+        None,
+        SECURE_URL,
+        "The URL of the JWK Set of an identity provider, fetched every 10 minutes, and for an "
+        "unknown key at most every 30 s.",
+    )
+    auth_algorithms: tuple[str, ...] = setting(
+        ALGORITHMS,
+        ALGORITHM_NAMES,
+        "The algorithms of signatures that are accepted; by default all that are safe, and of each "
+        "key only its own.",
+        converter=tuple_if_list,
+    )
+    auth_audience: str | None = setting(
+        None,
+        TEXT,
+        "The audience that tokens must name in aud; without it, a token that names any is refused.",
+    )
+    auth_issuer: str | None = setting(
+        None, TEXT, "The issuer that tokens must name in iss; without it, iss is not checked."
+    )
+    auth_leeway_seconds: float = setting(
+        30.0,
+        number(0, 300),
+        "How far the clocks of the token's issuer and of this machine may differ.",
+    )
+    auth_require_expiry: bool = setting(
+        True,
+        SWITCH,
+        "Refuse tokens that never expire, since nothing but a revocation ends them.",
+    )
+    auth_timeout_seconds: float = setting(
+        10.0,
+        SECONDS,
+        "How long a connected client may take to send a token where one is required.",
+    )
+    auth_grace_seconds: float = setting(
+        25.0,
+        SECONDS_OR_NONE,
+        "How long a connection remains after its token has expired, so that a new one can arrive.",
+    )
+    auth_cookie: str | None = setting(
+        None,
+        COOKIE_NAME,
+        "The name of a cookie to take tokens from; needs allowed_origins, since browsers send "
+        "cookies for any page.",
+    )
+    auth_signing_key_file: Path | None = setting(
+        None,
+        PATH,
+        "A file with the private key (PEM) or secret that this server signs new tokens with when a "
+        "client sends refresh_token.",
+        converter=path_if_text,
+    )
+    auth_token_lifetime_seconds: float = setting(
+        3600.0,
+        number(60, MAX_SECONDS),
+        "How long the tokens that this server signs are valid.",
+    )
+    auth_refresh_url: str | None = setting(
+        None,
+        SECURE_URL,
+        "The OAuth 2 token endpoint that refresh tokens are sent to (grant_type refresh_token), "
+        "where this server has no signing key.",
+    )
+    auth_client_id: str | None = setting(
+        None, TEXT, "The client_id that the OAuth 2 token endpoint knows this server by."
+    )
+    auth_client_secret_file: Path | None = setting(
+        None,
+        PATH,
+        "A file with the secret of that client, if it has one.",
+        converter=path_if_text,
+    )
+    public_topics: tuple[str, ...] = setting(
+        ("stock:*", "market:*", "sector:*"),
+        PUBLIC_PATTERNS,
+        "The topics that every client may have, as TYPE:TARGET, where a last * stands for any "
+        "rest; not used while auth is none.",
+        converter=tuple_if_list,
     )
 
     rate_limit: float = setting(
@@ -323,6 +434,27 @@ class Settings:
             raise SettingError("require_redis", "contradicts memory, which uses no Redis")
         if self.memory and self.workers > 1:
             raise SettingError("workers", "contradicts memory, which only one process can hear")
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        key_names = ("auth_secret_file", "auth_keys_file", "auth_jwks_url", "auth_signing_key_file")
+        given = [name for name in key_names if getattr(self, name) is not None]
+        if self.auth == "none" and given:
+            raise SettingError(given[0], "is of no use while auth is none: set auth as well")
+        if self.auth != "none" and not given:
+            raise SettingError("auth", f"needs keys: one of {', '.join(key_names)}")
+        if self.auth_refresh_url is not None and self.auth == "none":
+            raise SettingError("auth_refresh_url", "is of no use while auth is none")
+        if self.auth_refresh_url is not None and self.auth_signing_key_file is not None:
+            raise SettingError(
+                "auth_refresh_url", "contradicts auth_signing_key_file: only one can refresh tokens"
+            )
+        if self.auth_client_secret_file is not None and self.auth_client_id is None:
+            raise SettingError("auth_client_secret_file", "needs auth_client_id beside it")
+        if self.auth_cookie is not None and not self.allowed_origins:
+            raise SettingError(
+                "auth_cookie", "needs allowed_origins: browsers send cookies for any page"
+            )
 
     @property
     def flush_interval_seconds(self) -> float:

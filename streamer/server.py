@@ -8,6 +8,7 @@
     ├── expiry            releases unused topics, and forgets old history
     ├── sessions          saves and forgets sessions that can be restored
     ├── HTTP listener     statistics, connections and health
+    ├── authenticator     fetches the keys of tokens, and reads changed key files again
     ├── loop lag          measures how long the event loop is held up
     ├── loop budget       defers work that would make a turn too long
     └── connections       outlives the listeners while draining
@@ -32,6 +33,8 @@ import structlog
 import trio
 
 from streamer.admin.http import Readiness, Report, at_once, serve_http
+from streamer.auth.authenticator import Authenticator
+from streamer.auth.permissions import Permissions
 from streamer.broker.cluster_reader import reader_type
 from streamer.broker.history import LEAST_ENTRIES_PER_READ, RedisHistory
 from streamer.broker.reader import PubSubReader
@@ -167,6 +170,7 @@ class Server:
             max_bytes=settings.max_session_bytes,
         )
         self._loop_budget = LoopBudget(self._loop_lag.turn_seconds)
+        self._authenticator = Authenticator(settings)
         services = Services(
             self.hub,
             settings,
@@ -174,6 +178,8 @@ class Server:
             self._sessions,
             self._loop_budget,
             WebSocketJson(utc_timestamp),
+            self._authenticator,
+            Permissions(settings),
         )
         self._acceptor = Acceptor(services, self._heartbeat)
         self._shutdown = shutdown
@@ -207,6 +213,7 @@ class Server:
             root.start_soon(Confirmations(self._acceptor.sessions).run)
             root.start_soon(self._expire)
             root.start_soon(self._sessions.run)
+            await root.start(self._authenticator.run)
             report = Report(
                 at_once(self._statistics_json),
                 self._connections_json,
@@ -349,8 +356,9 @@ async def serve(
     """Run a server; started with it once it listens.
 
     Returns after a graceful stop, begun by `Server.shutdown` or by setting `shutdown`. Cancel it to
-    end it at once. Raises RedisRequired, OSError if it cannot listen, and ssl.SSLError for a
-    certificate that does not match its key; inside an exception group, as nurseries do.
+    end it at once. Raises SettingError for an unusable key file; and inside an exception group, as
+    nurseries do, RedisRequired, OSError if it cannot listen, and ssl.SSLError for a certificate
+    that does not match its key.
     """
     shutdown = trio.Event() if shutdown is None else shutdown
     await Server(settings, shutdown).run(task_status)

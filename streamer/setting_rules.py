@@ -1,5 +1,6 @@
 """The rules for settings: a setting's field, its validator and its error."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from streamer.broker.urls import (
     has_scheme,
 )
 from streamer.origins import normalize_origin
+from streamer.protocol.patterns import TopicPattern
+from streamer.protocol.topics import SubscriptionType
 from streamer.urls import redact
 
 REDIS_SCHEMES: Final = (*SINGLE_SCHEMES, *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
@@ -33,6 +36,16 @@ MAX_BYTES: Final = 2**40
 
 MAX_MESSAGE_BYTES: Final = 512 * 2**20
 """The largest string that Redis accepts."""
+
+ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+    *("HS256", "HS384", "HS512"),
+)
+"""The algorithms of signatures that can be allowed (RFC 7518, RFC 8037); never `none`."""
+
+_COOKIE_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+"""A token of HTTP (RFC 6265, 4.1.1)."""
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
@@ -135,6 +148,42 @@ def _are_origins(value: object) -> bool:
         return False
 
 
+def _are_public_patterns(value: object) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    try:
+        patterns = [TopicPattern.parse(text) for text in value]
+    except ValueError:
+        return False
+    return all(p.subscription_type is not SubscriptionType.USER for p in patterns)
+
+
+def _is_secure_url(value: object) -> bool:
+    """Whether it is None, or a URL of HTTPS; of HTTP only on this machine."""
+    if value is None:
+        return True
+    if not isinstance(value, str) or not value.isascii() or any(map(str.isspace, value)):
+        return False
+    try:
+        parts = urlsplit(value)
+        _ = parts.port  # parsed, and validated, only on access
+    except ValueError:
+        return False
+    if not parts.hostname or "@" in parts.netloc or parts.fragment:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, which no other can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class _RedisURL(Allowed):
     """Allows a URL of Redis with supported options."""
 
@@ -166,6 +215,26 @@ HOST_NAMES: Final = Allowed(
         isinstance(value, tuple)
         and all(isinstance(name, str) and _HOST_NAME.fullmatch(name) is not None for name in value)
     ),
+)
+TEXT: Final = Allowed(
+    "a text",
+    lambda value: value is None or (isinstance(value, str) and value.strip() == value != ""),
+)
+COOKIE_NAME: Final = Allowed(
+    "the name of a cookie",
+    lambda value: (
+        value is None or (isinstance(value, str) and _COOKIE_NAME.fullmatch(value) is not None)
+    ),
+)
+SECURE_URL: Final = Allowed(
+    "a URL with https, or with http on this machine, without a user or password", _is_secure_url
+)
+ALGORITHM_NAMES: Final = Allowed(
+    f"a list of {', '.join(ALGORITHMS)}",
+    lambda value: isinstance(value, tuple) and value != () and all(v in ALGORITHMS for v in value),
+)
+PUBLIC_PATTERNS: Final = Allowed(
+    "a list of patterns such as stock:* or watchlist:42/*, of no type user", _are_public_patterns
 )
 
 

@@ -6,6 +6,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+IMPORT_NAMES = {"pyjwt": "jwt"}
+"""Packages that are imported by another name than they are installed by."""
+
 PROJECT = Path(__file__).parent.parent
 
 
@@ -19,8 +22,8 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
     pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
-    declared = {
-        re.split(r"[\[>=<]", dependency)[0].replace("-", "_")
-        for dependency in pyproject["project"]["dependencies"]
-    }
+    names = [
+        re.split(r"[\[>=<]", dependency)[0] for dependency in pyproject["project"]["dependencies"]
+    ]
+    declared = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
     assert imported - sys.stdlib_module_names - {"streamer"} == declared

@@ -33,6 +33,7 @@ _TYPE_METAVARS: Final[dict[object, str]] = {
     int: "N",
     float: "N",
     str: "URL",
+    str | None: "TEXT",
     Path | None: "FILE",
     tuple[str, ...]: "LIST",
 }
@@ -43,6 +44,7 @@ _UNIT_METAVARS: Final = {
     "_ms_per_client": "MS",
     "_port": "PORT",
     "_seconds": "SECONDS",
+    "_url": "URL",
 }
 
 

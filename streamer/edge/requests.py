@@ -7,9 +7,11 @@ from typing import Final, assert_never
 
 import attrs
 
+from streamer.auth.authenticator import Authenticator
+from streamer.auth.identity import Identity
+from streamer.auth.permissions import Permissions
 from streamer.config import Settings
 from streamer.edge.loop_budget import LoopBudget
-from streamer.edge.permissions import may_have
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
@@ -43,6 +45,8 @@ class Services:
     loop_budget: LoopBudget
     wire: WireFormat
     """The wire format of clients that do not ask for another."""
+    authenticator: Authenticator
+    permissions: Permissions
 
 
 Answer = Callable[[RecoveryPlan], Subscribed | Reconnected]
@@ -52,11 +56,13 @@ Answer = Callable[[RecoveryPlan], Subscribed | Reconnected]
 class Requests:
     """The requests of one client, one after another."""
 
-    __slots__ = ("_outbox", "_services")
+    __slots__ = ("_outbox", "_services", "identity")
 
     def __init__(self, outbox: Outbox, services: Services) -> None:
         self._outbox = outbox
         self._services = services
+        self.identity: Identity | None = None
+        """The user of the connection; None for an anonymous client."""
 
     async def carry_out(self, message: messages.ClientMessage) -> None:
         """Carry out a message and answer it. Raises ProtocolError if that is impossible."""
@@ -86,12 +92,15 @@ class Requests:
     def _subscriptions(self) -> Iterable[Subscription]:
         return self._outbox.subscriptions.values()
 
+    def _may_have(self, topic: Topic) -> bool:
+        return self._services.permissions.decide(self.identity, topic).is_allowed
+
     # Subscribe and unsubscribe
 
     def subscribe(self, message: messages.Subscribe) -> Awaitable[None] | None:
         """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
-        topics = list(filter(may_have, named))
+        topics = list(filter(self._may_have, named))
         rejected += [_forbidden(topic) for topic in named if topic not in topics]
         since = message.since or {}
         interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
@@ -209,7 +218,7 @@ class Requests:
                 positions.get(held.topic, held.confirmed),
             )
             for held in record.subscriptions
-            if may_have(topic := Topic.parse(held.topic))
+            if self._may_have(topic := Topic.parse(held.topic))
         ]
 
         forbidden: list[Topic] = []

@@ -70,6 +70,19 @@ def files(tmp_path: Path) -> dict[str, Any]:
         "tls_key": str(key),
         "allowed_origins": ["https://a.example", "https://b.example"],
         "http_allowed_hosts": ["a.example", "b.example"],
+        "auth": "optional",
+        "auth_secret_file": str(key),
+        "auth_keys_file": str(key),
+        "auth_jwks_url": "https://a.example/jwks.json",
+        "auth_algorithms": ["EdDSA", "ES256"],
+        "auth_audience": "streamer",
+        "auth_issuer": "https://a.example",
+        "auth_cookie": "token",
+        "auth_signing_key_file": str(key),
+        "auth_refresh_url": "https://a.example/token",
+        "auth_client_id": "streamer",
+        "auth_client_secret_file": str(key),
+        "public_topics": ["market:*", "watchlist:demo/*"],
         "log_level": "warning",
         "log_format": "json",
     }
@@ -83,10 +96,24 @@ def _other(value: Any) -> Any:
     return not value if isinstance(value, bool) else value + 1
 
 
+NEEDED = {
+    "tls_certificate": ["tls_key"],
+    "tls_key": ["tls_certificate"],
+    "auth": ["auth_jwks_url"],
+    "auth_secret_file": ["auth"],
+    "auth_keys_file": ["auth"],
+    "auth_jwks_url": ["auth"],
+    "auth_signing_key_file": ["auth"],
+    "auth_refresh_url": ["auth", "auth_jwks_url"],
+    "auth_client_secret_file": ["auth_client_id"],
+    "auth_cookie": ["allowed_origins"],
+}
+"""Settings that mean nothing without others."""
+
+
 def needed_with(name: str, files: dict[str, Any]) -> dict[str, Any]:
-    """Return the setting's value, and that of the setting that it needs."""
-    pair = {"tls_certificate": "tls_key", "tls_key": "tls_certificate"}
-    return {one: files[one] for one in (name, pair.get(name, name))}
+    """Return the setting's value, and those of the settings that it needs."""
+    return {one: files[one] for one in (name, *NEEDED.get(name, ()))}
 
 
 def expected(name: str, files: dict[str, Any]) -> Settings:
@@ -111,7 +138,8 @@ def test_each_setting_has_a_flag(name: str, files: dict[str, Any]) -> None:
     arguments = []
     for one, value in needed_with(name, files).items():
         text = ",".join(value) if isinstance(value, list) else str(value)
-        arguments += [flag(one)] if value is True else [flag(one), text]
+        switch = flag(one) if value is True else f"--no-{flag(one).removeprefix('--')}"
+        arguments += [switch] if isinstance(value, bool) else [flag(one), text]
     assert parse(*arguments) == expected(name, files)
 
 

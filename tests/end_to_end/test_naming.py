@@ -8,6 +8,7 @@ import orjson
 import pytest
 import redis as redis_py
 
+from streamer.auth.permissions import Decision, Permissions
 from streamer.publisher.publisher import open_publisher
 from tests.helpers.clients import connected
 from tests.helpers.publications import price
@@ -51,7 +52,8 @@ async def test_a_producers_own_members_mislead_nobody(
     positioned: bool,
 ) -> None:
     """Whatever it writes, no member is there twice, and the topic and the position are true."""
-    monkeypatch.setattr("streamer.edge.requests.may_have", lambda _topic: True)
+    allowed = Decision(is_allowed=True, rule="a test")
+    monkeypatch.setattr(Permissions, "decide", lambda *_: allowed)
     own = {"subscription_type": "sector", "target": "B", "epoch": 412, "sequence": 9}
     if topic == "user:A":
         channel = "alerts:A"

@@ -1,7 +1,4 @@
-"""Messages to a user: a topic with positions, for that user only.
-
-Covers streamer.edge.permissions.
-"""
+"""Messages to a user: a topic with positions, for that user only."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from typing import Final
 import pytest
 import redis as redis_py
 
+from streamer.auth.permissions import Decision, Permissions
 from streamer.broker.keys import session_key
 from streamer.client import Alert, Data, Notification, Topic, open_client
 from streamer.hub.sessions import HeldSubscription, SessionRecord, encode_record
@@ -27,7 +25,8 @@ NOTIFICATIONS: Final = f"notifications:{USER.target}"
 @pytest.fixture
 def identified(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let clients have every topic, as one that has proved who it is will have its own."""
-    monkeypatch.setattr("streamer.edge.requests.may_have", lambda _topic: True)
+    allowed = Decision(is_allowed=True, rule="a test")
+    monkeypatch.setattr(Permissions, "decide", lambda *_: allowed)
 
 
 def alert(number: int) -> tuple[str, DataMessage]:

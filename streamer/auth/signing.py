@@ -1,0 +1,126 @@
+"""A key of this server's own, and the access and refresh tokens that it signs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from streamer.auth.errors import invalid
+from streamer.auth.keys import (
+    HMAC_ALGORITHMS,
+    MAX_KEYS_BYTES,
+    KeyProblem,
+    public_key,
+    secret_keys,
+    thumbprint,
+)
+from streamer.setting_rules import SettingError
+
+USE_CLAIM: Final = "token_use"
+ACCESS: Final = "access"
+REFRESH: Final = "refresh"
+
+_PREFERRED: Final = ("EdDSA", "ES256", "ES384", "ES512", "RS256", *HMAC_ALGORITHMS)
+_TOKEN_ID_BYTES: Final = 16
+
+
+class SigningKey:
+    """A private key in PEM, or a shared secret, and the tokens that it signs."""
+
+    def __init__(self, text: bytes) -> None:
+        """Raises KeyProblem if the text has neither, or an unusable key."""
+        self._private: Any
+        if b"-----BEGIN" in text:
+            self._private = _private_key(text)
+            public = self._private.public_key()
+            self.verification_key = public_key(public, thumbprint(public))
+        else:
+            self.verification_key = secret_keys(text)[0]
+            self._private = self.verification_key.key
+        self._algorithm = next(a for a in _PREFERRED if a in self.verification_key.algorithms)
+
+    @classmethod
+    def read(cls, setting: str, path: Path) -> SigningKey:
+        """Read a file. Raises SettingError, with the name of the setting, if it is unusable."""
+        try:
+            with path.open("rb") as file:
+                return cls(file.read(MAX_KEYS_BYTES))
+        except OSError as error:
+            raise SettingError(setting, f"{path} cannot be read: {error.strerror}") from None
+        except KeyProblem as error:
+            raise SettingError(setting, f"{path} {error}") from None
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of its signatures."""
+        return self._algorithm
+
+    def token(
+        self,
+        user_id: str,
+        *,
+        use: str = ACCESS,
+        topics: Sequence[str] = (),
+        issued_at: float,
+        lifetime_seconds: float,
+        audience: str | None = None,
+        issuer: str | None = None,
+    ) -> str:
+        """Sign a token for a user; `use` is ACCESS or REFRESH.
+
+        A refresh token carries the topics that its access tokens will have. `issued_at` is in
+        seconds since the epoch of Unix.
+        """
+        claims: dict[str, Any] = {
+            "sub": user_id,
+            "iat": int(issued_at),
+            "exp": int(issued_at + lifetime_seconds),
+            "jti": secrets.token_urlsafe(_TOKEN_ID_BYTES),
+            USE_CLAIM: use,
+        }
+        if topics:
+            claims["topics"] = list(topics)
+        if audience is not None:
+            claims["aud"] = audience
+        if issuer is not None:
+            claims["iss"] = issuer
+        key_id = self.verification_key.key_id
+        headers = {} if key_id is None else {"kid": key_id}
+        return jwt.encode(claims, self._private, algorithm=self._algorithm, headers=headers)
+
+
+def check_is_access(claims: dict[str, Any]) -> None:
+    """Raise TokenError for a refresh token, of this server or of Keycloak (`typ`)."""
+    use = claims.get(USE_CLAIM, ACCESS)
+    kind = claims.get("typ")
+    if use != ACCESS or (isinstance(kind, str) and kind.casefold() == REFRESH):
+        raise invalid("the token is no access token")
+
+
+def check_is_refresh(claims: dict[str, Any]) -> None:
+    """Raise TokenError for a token that is not one of this server's refresh tokens."""
+    if claims.get(USE_CLAIM) != REFRESH:
+        raise invalid("the token is no refresh token")
+
+
+def _private_key(text: bytes) -> object:
+    try:
+        key = load_pem_private_key(text, password=None)
+    except TypeError:
+        raise KeyProblem("has a private key with a passphrase, which cannot be asked for") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise KeyProblem("has no private key that can be read") from None
+    kinds = (RSAPrivateKey, EllipticCurvePrivateKey, Ed25519PrivateKey, Ed448PrivateKey)
+    if not isinstance(key, kinds):
+        raise KeyProblem("has a key that is none of RSA, EC, Ed25519 and Ed448")
+    return key
