@@ -29,7 +29,7 @@ from streamer.client.errors import (
     SubscriptionRejectedError,
     rejections,
 )
-from streamer.client.messages import Data, Disconnected, Error, Gap
+from streamer.client.messages import Data, Error, Gap
 from streamer.client.requests import Limits, Options, subscribe_requests, unsubscribe_requests
 from streamer.client.restore import restore
 from streamer.client.verify import Verifier
@@ -230,7 +230,7 @@ class Client:
                 self._deliver(message)
             case Error(request_id=None) if not is_answer:
                 self._deliver(message)
-            case messages.ServerShutdown() | Disconnected():
+            case messages.ServerShutdown() | messages.Disconnected():
                 self._return_policy.announce(message)
             case _:
                 pass

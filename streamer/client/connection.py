@@ -14,7 +14,7 @@ import trio_websocket
 from streamer.client.decode import Message, decode_server
 from streamer.client.endings import ABNORMAL, Ending
 from streamer.client.errors import ClientError, ConnectionLostError, DecodeError, RequestError
-from streamer.client.messages import Disconnected, Error, Unreadable
+from streamer.client.messages import Error, Unreadable
 from streamer.protocol import messages
 from streamer.protocol.codec import encode_request
 from streamer.protocol.errors import ErrorCode
@@ -88,7 +88,7 @@ class Connection:
                 match message:
                     case messages.Connected():
                         return message
-                    case Error() | Disconnected() | messages.ServerShutdown():
+                    case Error() | messages.Disconnected() | messages.ServerShutdown():
                         self._owner.on_message(message, is_answer=False)
                     case _:
                         raise DecodeError(f"the first message is no `connected`: {text!r:.200}")

@@ -21,7 +21,6 @@ import orjson
 from streamer.client.messages import (
     Alert,
     Data,
-    Disconnected,
     Error,
     Gap,
     MarketStatus,
@@ -55,9 +54,9 @@ Control = (
     | messages.TokenRefreshed
     | messages.Reconnected
     | messages.ServerShutdown
+    | messages.Disconnected
     | Error
     | Gap
-    | Disconnected
 )
 Message = Data | Control | Unknown | Unreadable
 
@@ -73,9 +72,9 @@ _CONTROL: Final[Mapping[str, type[Control]]] = {
         messages.TokenRefreshed,
         messages.Reconnected,
         messages.ServerShutdown,
+        messages.Disconnected,
         Error,
         Gap,
-        Disconnected,
     )
 }
 _DATA: Final[Mapping[str, type[Data]]] = {

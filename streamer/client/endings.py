@@ -9,9 +9,8 @@ import trio_websocket
 
 from streamer.backoff import Backoff
 from streamer.client.errors import ClientError, ClosedError
-from streamer.client.messages import Disconnected
 from streamer.protocol import errors
-from streamer.protocol.messages import ServerShutdown
+from streamer.protocol.messages import Disconnected, ServerShutdown
 
 ABNORMAL: Final = 1006
 """No close frame was received (RFC 6455, 7.1.5)."""

@@ -227,18 +227,6 @@ class Error(messages.Error):
 
 
 @attrs.frozen
-class Disconnected:
-    """An operator ended the connection; the close with 4003 follows."""
-
-    type: ClassVar[str] = "disconnected"
-    reason: str
-    reconnect: bool
-    """Whether the client may reconnect."""
-    retry_after_ms: int | None = None
-    """The delay before it reconnects."""
-
-
-@attrs.frozen
 class Unknown:
     """A message of a type that this version does not know."""
 

@@ -138,6 +138,12 @@ INVALID_TOKEN: Final = CloseReason(
     "the token of the handshake is not valid; `error` INVALID_TOKEN came first",
     "not reconnect",
 )
+DISCONNECTED: Final = CloseReason(
+    4003,
+    "disconnected by the operator",
+    "the operator ended the connection; `disconnected` came first and says whether to come back",
+    "do as `disconnected` says",
+)
 TOO_SLOW: Final = CloseReason(
     4008,
     "too slow",
@@ -157,6 +163,7 @@ CLOSE_REASONS: Final = (
     ADDRESS_FULL,
     UNAUTHENTICATED,
     TOKEN_EXPIRED,
+    DISCONNECTED,
     TOO_SLOW,
     INVALID_TOKEN,
 )

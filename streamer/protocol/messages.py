@@ -382,6 +382,19 @@ class ServerShutdown:
     """The delay before this client should reconnect: spread, so that not all come at once."""
 
 
+@attrs.frozen
+class Disconnected:
+    """An operator ended the connection; the close with 4003 follows."""
+
+    type: ClassVar[str] = "disconnected"
+    reason: str
+    """The operator's words."""
+    reconnect: bool
+    """Whether the client may reconnect."""
+    retry_after_ms: int | None = None
+    """The delay before it reconnects, if the operator asks for one."""
+
+
 # Server -> client: data. Producers write these to Redis; members that they add are passed on.
 
 
@@ -494,6 +507,7 @@ ServerMessage = (
     | Error
     | Gap
     | ServerShutdown
+    | Disconnected
     | PriceUpdate
     | OrderbookUpdate
     | MarketStatus
@@ -523,6 +537,7 @@ SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
     Error,
     Gap,
     ServerShutdown,
+    Disconnected,
     *DATA_MESSAGES.values(),
     Batch,
 )
