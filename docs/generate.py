@@ -1,7 +1,7 @@
-"""Write docs/reference from the models: `python -m docs.generate`.
+"""Write docs/reference and the types of streamer.js from the models: `python -m docs.generate`.
 
 The prose is in docs/templates; the tables are made from the models and settings that the server
-uses. A test fails if the files in docs/reference are out of date.
+uses. Tests fail if what was written is out of date.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from docs import typescript
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol import messages, publications, schema
@@ -21,6 +22,7 @@ from streamer.protocol.topics import KINDS, TARGET_RULE, Topic
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "reference"
+TYPES = DOCS.parent / "streamer" / "web" / "streamer.d.ts"
 
 CLIENT_SETTINGS = (
     "max_message_bytes",
@@ -61,6 +63,12 @@ def references() -> dict[str, str]:
         "asyncapi.json": _json(schema.async_api()),
         "settings.md": _settings_page(),
     }
+
+
+def types() -> str:
+    """Return the text of streamer.d.ts."""
+    template = Template((DOCS / "templates" / "streamer.d.ts").read_text(encoding="utf-8"))
+    return template.substitute(messages=typescript.declarations())
 
 
 def _json(document: schema.Schema) -> str:
@@ -214,6 +222,7 @@ def main() -> None:
     REFERENCE.mkdir(exist_ok=True)
     for name, text in references().items():
         (REFERENCE / name).write_text(text, encoding="utf-8")
+    TYPES.write_text(types(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from streamer.admin import assets
 from streamer.admin.metrics import exposition
 from streamer.listen_error import ListenError, place_of
 from streamer.nursery import first_of
@@ -93,6 +94,7 @@ def make_app(report: Report, *, allowed_hosts: Collection[str] | None) -> ASGIAp
             Route("/v1/ws/connections", connections),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            *assets.routes(),
         ]
     )
     return app if allowed_hosts is None else _CheckHost(app, allowed_hosts)

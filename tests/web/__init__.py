@@ -1,0 +1,1 @@
+"""The client for browsers, in Node and in Chromium."""

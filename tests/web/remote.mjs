@@ -1,0 +1,66 @@
+// A client that a test controls: commands as lines of JSON on stdin, events as lines on stdout.
+
+import { createInterface } from "node:readline";
+import { pathToFileURL } from "node:url";
+
+const { Streamer } = await import(pathToFileURL(process.argv[2]));
+const tokens = [];
+const subscriptions = new Map();
+let streamer;
+
+function say(event, value) {
+  process.stdout.write(`${JSON.stringify({ event, value })}\n`);
+}
+
+const commands = {
+  open({ url, options, asksForToken }) {
+    const token = ({ why }) =>
+      new Promise((resolve, reject) => {
+        tokens.push({ resolve, reject });
+        say("token", why);
+      });
+    streamer = new Streamer(url, { ...options, ...(asksForToken ? { token } : {}), connect: false });
+    for (const name of ["state", "gap", "violation"]) {
+      streamer.on(name, (value) => say(name, value));
+    }
+    streamer.on("error", ({ code, message, topic }) => say("error", { code, message, topic }));
+    streamer.connect();
+  },
+  token({ token, problem }) {
+    const { resolve, reject } = tokens.shift();
+    if (problem) reject(new Error(problem));
+    else resolve(token);
+  },
+  subscribe({ id, topics, options }) {
+    const subscription = streamer.subscribe(topics, options ?? {}, (message) =>
+      say("update", { id, message }),
+    );
+    subscriptions.set(id, subscription);
+    subscription.ready.then(
+      () => say("ready", { id, refusals: [] }),
+      ({ refusals }) => {
+        const codes = refusals.map(({ topic, code }) => [topic, code]);
+        say("ready", { id, refusals: codes });
+      },
+    );
+  },
+  unsubscribe: ({ id }) => subscriptions.get(id).close(),
+  connect: () => streamer.connect(),
+  close: () => streamer.close(),
+  bandwidth: ({ value }) => streamer.setBandwidth(value),
+  account: () => say("account", streamer.account()),
+  position: ({ topic }) => say("position", streamer.position(topic) ?? null),
+  look: () =>
+    say("look", {
+      state: streamer.state,
+      sessionId: streamer.sessionId,
+      userId: streamer.userId,
+      transport: streamer.transport,
+    }),
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { command, ...values } = JSON.parse(line);
+  commands[command](values);
+}
+process.exit();

@@ -1,0 +1,226 @@
+"""streamer.js in Node, against real servers and a real Redis."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis as redis_py
+import trio
+
+from streamer.broker.keys import history_key
+from streamer.protocol.topics import KINDS
+from streamer.publisher.publisher import open_publisher
+from tests.helpers.proxy import Proxy
+from tests.helpers.publications import market_status, orderbook, price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
+from tests.web.nodejs import HERE, MODULE, node, remote
+
+MAX_GZIPPED_BYTES = 12 * 1024
+
+
+@pytest.mark.parametrize("script", sorted(HERE.glob("*.test.mjs")), ids=lambda path: path.name)
+async def test_the_parts_that_need_no_server(script: Path) -> None:
+    """The tests that Node's own runner runs."""
+    done = await trio.run_process(
+        [str(node()), "--test", "--test-reporter=spec", str(script)],
+        capture_stdout=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout.decode()
+
+
+def test_the_module_is_small() -> None:
+    """A page that loads it pays for at most 12 KB."""
+    assert len(gzip.compress(MODULE.read_bytes())) <= MAX_GZIPPED_BYTES
+
+
+def test_the_module_knows_the_topics() -> None:
+    """Its table of kinds is the protocol's."""
+    for subscription_type, kinds in KINDS.items():
+        line = f"{subscription_type}: {json.dumps(list(kinds))},"
+        assert line in MODULE.read_text(encoding="utf-8")
+
+
+async def test_every_message_comes_once_with_its_topic_and_batches_unpacked() -> None:
+    """First the last known values, then each publication; the account has no violation."""
+    async with running_server() as server, remote(server.websocket_url) as client:
+        number = await client.subscribe("stock:A", "stock:B", "market:KOSPI", "sector:chips")
+        assert await client.ready(number) == []
+        for value in range(1, 51):
+            publish(server, "stock:A:price", price("A", value))
+            publish(server, "stock:A:orderbook", orderbook("A", value))
+            publish(server, "stock:B:price", price("B", value))
+            publish(server, "sector:chips:price", price("B", value))
+            publish(server, "market:KOSPI:status", market_status("KOSPI", "open"))
+        received: Counter[tuple[str, str]] = Counter()
+        while received.total() < 250:
+            message = await client.update()
+            assert message["type"] != "batch"
+            received[message["topic"], message["type"]] += 1
+        assert received == {
+            ("stock:A", "price_update"): 50,
+            ("stock:A", "orderbook_update"): 50,
+            ("stock:B", "price_update"): 50,
+            ("sector:chips", "price_update"): 50,
+            ("market:KOSPI", "market_status"): 50,
+        }
+        account = await client.ask("account")
+        assert (account["received"], account["violations"]) == (250, 0)
+        position = await client.ask("position", topic="stock:A")
+        assert position["sequence"] == 100
+
+
+async def test_nothing_is_missed_over_a_restart(redis_url: str) -> None:
+    """What was published while there was no server comes from the next one, once."""
+    async with running_server(redis=redis_url, drain_min_retry_ms=0) as server:
+        port = urlsplit(server.websocket_url).port
+        async with (
+            remote(server.websocket_url) as client,
+            open_publisher(redis_url) as publisher,
+        ):
+            await publisher.publish("stock:A:price", price("A", 1))
+            await client.ready(await client.subscribe("stock:A"))
+            assert (await client.update())["price"] == 1
+            server.shutdown()
+            lost = await client.event("state", lambda value: value.get("code") == 1001)
+            assert lost["state"] == "connecting"
+            await publisher.publish("stock:A:price", price("A", 2))
+            async with running_server(redis=redis_url, port=port):
+                message = await client.update()
+                assert (message["price"], message["sequence"]) == (2, 2)
+                await publisher.publish("stock:A:price", price("A", 3))
+                assert (await client.update())["sequence"] == 3
+                account = await client.ask("account")
+                assert (account["violations"], account["gaps"], account["outstanding"]) == (
+                    0,
+                    {},
+                    0,
+                )
+
+
+async def test_a_client_moves_to_another_instance(redis_url: str) -> None:
+    """The session is restored there, with the position that this client names."""
+    network = Proxy()
+    async with (
+        running_server(redis=redis_url) as first,
+        running_server(redis=redis_url) as second,
+        network.run(),
+        open_publisher(redis_url) as publisher,
+    ):
+        network.server_port = urlsplit(first.websocket_url).port or 0
+        async with remote(f"ws://127.0.0.1:{network.port}/v1/ws") as client:
+            await client.ready(await client.subscribe("stock:A"))
+            await publisher.publish("stock:A:price", price("A", 1))
+            assert (await client.update())["sequence"] == 1
+            session_id = (await client.ask("look"))["sessionId"]
+            network.server_port = urlsplit(second.websocket_url).port or 0
+            network.break_off(1)
+            await client.event("state", lambda value: value.get("code") == 1006)
+            await publisher.publish("stock:A:price", price("A", 2))
+            assert (await client.update())["sequence"] == 2
+            assert (await client.ask("look"))["sessionId"] != session_id
+            assert (await client.ask("account"))["violations"] == 0
+            assert second.statistics().subscriptions == 1
+
+
+async def test_a_gap_is_given_to_the_subscription(redis_url: str, redis: redis_py.Redis) -> None:
+    """Where the history does not reach back, the gap comes first, with its topic."""
+    async with (
+        running_server(redis=redis_url) as server,
+        remote(server.websocket_url) as client,
+        open_publisher(redis_url) as publisher,
+    ):
+        port = urlsplit(server.websocket_url).port
+        await client.ready(await client.subscribe("stock:A"))
+        await publisher.publish("stock:A:price", price("A", 1))
+        assert (await client.update())["sequence"] == 1
+        await client.do("close")
+        assert (await client.state("disconnected"))["code"] == 1000
+        server.shutdown()
+        for value in range(2, 10):
+            await publisher.publish("stock:A:price", price("A", value))
+        redis.xtrim(history_key("stock:A"), maxlen=2, approximate=False)
+        async with running_server(redis=redis_url, port=port):
+            await client.do("connect")
+            gap = await client.update()
+            assert (gap["type"], gap["topic"]) == ("gap", "stock:A")
+            assert gap["reason"] == "history_expired"
+            assert (await client.update())["price"] == 9
+            account = await client.ask("account")
+            assert (account["gaps"], account["violations"]) == ({"history_expired": 1}, 0)
+
+
+async def test_a_refused_topic_does_not_keep_the_others() -> None:
+    """`ready` rejects with it, the error has its topic, and the others flow."""
+    async with running_server() as server, remote(server.websocket_url) as client:
+        number = await client.subscribe("stock:A", "stock:*")
+        assert await client.ready(number) == [["stock:*", "INVALID_TARGET"]]
+        error = await client.event("error")
+        assert (error["code"], error["topic"]) == ("INVALID_TARGET", "stock:*")
+        publish(server, "stock:A:price", price("A", 1))
+        assert (await client.update(number))["topic"] == "stock:A"
+
+
+async def test_numbers_keep_their_digits_on_request() -> None:
+    """Beyond 2**53 and with zeros at the end; what the client counts with are numbers."""
+    async with running_server() as server, remote(server.websocket_url, numbers="text") as client:
+        await client.ready(await client.subscribe("stock:A"))
+        text = (
+            b'{"type":"price_update","stock_code":"A","price":72500.10,"change":-0.0,'
+            b'"change_percent":1e-3,"volume":9007199254740993,"more":{"deep":[1.50]}}'
+        )
+        publish(server, "stock:A:price", text)
+        message = await client.update()
+        assert message["price"] == "72500.10"
+        assert message["volume"] == "9007199254740993"
+        assert (message["change"], message["change_percent"]) == ("-0.0", "1e-3")
+        assert message["more"] == {"deep": ["1.50"]}
+        assert message["sequence"] == 1
+
+
+async def test_subscriptions_share_a_topic() -> None:
+    """The server gets the widest options; each gets its own kinds, and what came before it."""
+    async with running_server() as server, remote(server.websocket_url) as client:
+        prices = await client.subscribe("stock:A", kinds=["price"])
+        await client.ready(prices)
+        publish(server, "stock:A:orderbook", orderbook("A", 1))
+        publish(server, "stock:A:price", price("A", 2))
+        assert (await client.update(prices))["price"] == 2
+        both = await client.subscribe("stock:A")
+        await client.ready(both)
+        first, second = await client.update(both), await client.update(both)
+        assert {first["type"], second["type"]} == {"price_update", "orderbook_update"}
+        assert first["snapshot"] is second["snapshot"] is True
+        third = await client.subscribe("stock:A")
+        await client.ready(third)
+        assert (await client.update(third))["snapshot"] is True
+        assert (await client.update(third))["snapshot"] is True
+        publish(server, "stock:A:orderbook", orderbook("A", 3))
+        for number in (both, third):
+            assert (await client.update(number))["bids"] == [{"price": 3, "quantity": 1}]
+        await client.do("unsubscribe", id=both)
+        await client.do("unsubscribe", id=third)
+        await client.do("unsubscribe", id=prices)
+        await eventually(lambda: server.statistics().subscriptions == 0)
+        assert (await client.ask("account"))["violations"] == 0
+
+
+async def test_merged_messages_are_counted() -> None:
+    """With `max_rate` the newest comes, and says what it follows."""
+    async with running_server() as server, remote(server.websocket_url) as client:
+        await client.ready(await client.subscribe("stock:A", max_rate=5))
+        for value in range(1, 11):
+            publish(server, "stock:A:price", price("A", value))
+        while (message := await client.update())["price"] != 10:
+            pass
+        assert message["sequence"] == 10
+        account = await client.ask("account")
+        assert account["received"] + account["merged"] == 10
+        assert account["merged"] > 0
+        assert account["violations"] == 0
