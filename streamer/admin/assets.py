@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from functools import partial
 from importlib import resources
 from typing import Final
 
-import attrs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,42 +18,32 @@ MODULES: Final = ("streamer.js",)
 """The files that are served, each at the path of its name."""
 
 
-@attrs.frozen
-class _Asset:
-    """A file, read and compressed once."""
-
-    body: bytes
-    gzipped: bytes
-    etag: str
-    """Changes with the content (RFC 9110, 8.8.3); weak, since both encodings have the same."""
-
-
 def routes() -> list[Route]:
     """Return a route for each file."""
-    return [Route(f"/{name}", partial(_serve, _load(name))) for name in MODULES]
+    return [_route(name) for name in MODULES]
 
 
-def _load(name: str) -> _Asset:
+def _route(name: str) -> Route:
     body = resources.files("streamer").joinpath("web", name).read_bytes()
-    etag = f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
-    return _Asset(body, gzip.compress(body, mtime=0), etag)
-
-
-async def _serve(asset: _Asset, request: Request) -> Response:
-    """Answer 304 (RFC 9110, 15.4.5) if the browser has this version, else the file."""
+    gzipped = gzip.compress(body, mtime=0)
     headers = {
         "Access-Control-Allow-Origin": "*",
         "Cache-Control": "no-cache",  # kept, and asked about at each use
         "Cross-Origin-Resource-Policy": "cross-origin",
-        "ETag": asset.etag,
+        # Weak (RFC 9110, 8.8.3), since both encodings have the same one.
+        "ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"',
         "Vary": "Accept-Encoding",
         "X-Content-Type-Options": "nosniff",
     }
-    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
-    if asset.etag in known:
-        return Response(status_code=304, headers=headers)
-    body = asset.body
-    if "gzip" in request.headers.get("accept-encoding", ""):
-        body = asset.gzipped
-        headers["Content-Encoding"] = "gzip"
-    return Response(body, headers=headers, media_type="text/javascript")
+
+    async def serve(request: Request) -> Response:
+        """Answer 304 (RFC 9110, 15.4.5) if the browser has this version, else the file."""
+        known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+        if headers["ETag"] in known:
+            return Response(status_code=304, headers=headers)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(body, headers=headers, media_type="text/javascript")
+        encoded = headers | {"Content-Encoding": "gzip"}
+        return Response(gzipped, headers=encoded, media_type="text/javascript")
+
+    return Route(f"/{name}", serve)

@@ -219,6 +219,10 @@ export type GapReason =
   | "history_expired"
   | "source_unavailable";
 
+/** Why the server ended a subscription. */
+export type EndReason =
+  | "forbidden";
+
 /** The `code` of an `error` message, or of one rejected target. */
 export type ErrorCode =
   | "INVALID_JSON"
