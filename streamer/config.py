@@ -21,6 +21,7 @@ from streamer.setting_rules import (
     MAX_MESSAGE_BYTES,
     MAX_SECONDS,
     MILLISECONDS,
+    NETWORKS,
     ORIGINS,
     PATH,
     PORT,
@@ -46,6 +47,7 @@ from streamer.urls import redact
 Auth = Literal["none", "optional", "required"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+ProxyProtocol = Literal["off", "required"]
 
 
 def _twice_the_rate(settings: "Settings") -> float:
@@ -126,6 +128,21 @@ class Settings:
         PATH,
         "A PEM file with the private key for wss://; goes with tls_certificate.",
         converter=path_if_text,
+    )
+
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        NETWORKS,
+        "The addresses and networks of proxies (10.0.0.0/8) that name their client in "
+        "X-Forwarded-For or Forwarded; from others these headers are ignored.",
+        heading="Proxies",
+        converter=tuple_if_list,
+    )
+    proxy_protocol: ProxyProtocol = setting(
+        "off",
+        choice(ProxyProtocol),
+        "With required, each connection has to begin with a header of the PROXY protocol (version "
+        "1 or 2), from one of trusted_proxies if there are any.",
     )
 
     workers: int = setting(

@@ -4,6 +4,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, get_args
 from urllib.parse import urlsplit
@@ -235,6 +236,25 @@ ALGORITHM_NAMES: Final = Allowed(
 )
 PUBLIC_PATTERNS: Final = Allowed(
     "a list of patterns such as stock:* or watchlist:42/*, of no type user", _are_public_patterns
+)
+
+
+def _are_networks(value: object) -> bool:
+    """Whether these are IP addresses and CIDR networks, in text."""
+    if not isinstance(value, tuple) or not all(isinstance(network, str) for network in value):
+        return False
+    try:
+        for network in value:
+            ip_network(network)
+    except ValueError:
+        return False
+    return True
+
+
+NETWORKS: Final = Allowed(
+    "a list of addresses and networks such as 10.0.0.1 or 10.0.0.0/8, "
+    "without bits beyond the prefix",
+    _are_networks,
 )
 
 

@@ -95,6 +95,11 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
             "a list of origins such as https://example.com",
         ),
         ("allowed_origins", "https://a.example", "a list of origins such as https://example.com"),
+        ("trusted_proxies", ["10.0.0.1/8"], "a list of addresses and networks such as 10.0.0.1"),
+        ("trusted_proxies", ["proxy.example"], "a list of addresses and networks"),
+        ("trusted_proxies", [10], "a list of addresses and networks"),
+        ("trusted_proxies", "10.0.0.1", "a list of addresses and networks"),
+        ("proxy_protocol", "optional", "one of off, required, not 'optional'"),
     ],
 )
 def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:

@@ -8,18 +8,20 @@ import resource
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import ip_address
 from operator import attrgetter
 from typing import Final
 
 import structlog
 import trio
 
-from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals, counted_address
+from streamer.edge.addresses import counted_address, normal_address
+from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals
 from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
 from streamer.edge.heartbeat import Heartbeat
 from streamer.edge.listeners import ClientListener, ClientStream
 from streamer.edge.pending import Pending, PendingConnections
+from streamer.edge.proxies import Proxies
+from streamer.edge.proxy_protocol import ProxyProtocolError
 from streamer.edge.requests import Services
 from streamer.edge.session import Session
 from streamer.edge.session_ids import new_session_id, short_hash
@@ -70,6 +72,7 @@ class Acceptor:
         self._heartbeat = heartbeat
         self._origins = OriginRules(settings.allowed_origins)
         self._admission = Admission(settings)
+        self._proxies = Proxies(settings)
         per_address = settings.max_connections_per_address
         self._pending = PendingConnections(
             max_total=settings.max_handshakes,
@@ -135,18 +138,18 @@ class Acceptor:
             while True:
                 stream = await listener.accept()
                 try:
-                    address = _remote_address(stream)
+                    peer = _remote_address(stream)
                 except OSError:  # the client has closed it already
                     await trio.aclose_forcefully(stream)
                     continue
                 if not self._has_descriptor() and not self._pending.cut_slowest():
-                    self.on_exhausted(address)
+                    self.on_exhausted(peer)
                     await trio.aclose_forcefully(stream)
                     continue
-                pending = self._pending.enter(counted_address(address))
-                connections.start_soon(
-                    self._receive, stream, address, pending, connections.start_soon
+                pending = self._pending.enter(
+                    counted_address(peer), is_proxy=self._proxies.may_be_proxy(peer)
                 )
+                connections.start_soon(self._receive, stream, peer, pending, connections.start_soon)
 
     def _has_descriptor(self) -> bool:
         return len(self.sessions) + len(self._pending) < self._max_descriptors
@@ -162,16 +165,22 @@ class Acceptor:
     async def _receive(
         self,
         stream: ClientStream,
-        address: str,
+        peer: str,
         pending: Pending,
         start_task: Callable[..., None],
     ) -> None:
         """Serve one connection, from accept to close. No exception of it leaves this method."""
+        address = peer
         try:
             descriptor = _prepare_socket(stream)
             admitted = None
             with pending.scope:
+                address = await self._proxies.read_address(peer, _socket(stream))
+                if not self._proxies.is_trusted(address):
+                    self._pending.identify(pending, counted_address(address))
                 request = await receive_request(stream, descriptor)
+                address = self._proxies.requested_address(address, request.forwarding)
+                self._pending.identify(pending, counted_address(address))
                 cause = await self._admit(pending.address, request)
                 if cause is None:
                     admitted = request
@@ -184,8 +193,11 @@ class Acceptor:
                 if isinstance(stream, trio.SSLStream):
                     with trio.move_on_after(_TLS_CLOSE_SECONDS):
                         await stream.aclose()  # TLS sends close_notify: the end is no truncation
+        except ProxyProtocolError as error:
+            self.refusals.add(Cause.PROXY_PROTOCOL, peer, str(error))
         except HandshakeFailedError as error:
             if error.is_refused:
+                address = self._proxies.requested_address(address, error.forwarding)
                 self.refusals.add(Cause.HANDSHAKE, address, str(error))
         except trio.BrokenResourceError as error:
             log.debug("a connection broke", reason=str(error))
@@ -307,8 +319,7 @@ def _remote_address(stream: ClientStream) -> str:
     host: str = client_socket.getpeername()[0]
     if client_socket.family == socket.AF_INET:
         return host
-    address = ip_address(host.partition("%")[0])
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return normal_address(host)
 
 
 def _prepare_socket(stream: ClientStream) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv6Network, ip_address
 from types import MappingProxyType
 from typing import Final
 
@@ -19,10 +18,6 @@ from streamer.protocol.errors import CloseReason
 
 log = structlog.get_logger()
 
-_IPV6_PREFIX_BITS: Final = 64
-"""The prefix that counts as one address. A customer of an IPv6 network usually has a /64, so one
-client may connect from 2^64 addresses."""
-
 
 class Cause(enum.StrEnum):
     """Why a connection was refused or closed; a label in metrics and logs."""
@@ -35,6 +30,8 @@ class Cause(enum.StrEnum):
     """All places of the address are taken."""
     HANDSHAKE = "handshake"
     """No valid WebSocket handshake came, or not in time, or others waited for its place."""
+    PROXY_PROTOCOL = "proxy_protocol"
+    """No valid header of the PROXY protocol came, or not from a trusted proxy."""
     ABUSE = "abuse"
     """The client kept sending over the rate limit."""
     DESCRIPTORS = "descriptors"
@@ -110,11 +107,3 @@ class Admission:
     def sessions(self, address: str) -> Sequence[Session]:
         """The sessions of an address."""
         return [one for one in self._by_address.get(address, ()) if one is not None]
-
-
-def counted_address(address: str) -> str:
-    """Return the address by which limits are counted: for IPv6 the /64 network."""
-    if ":" not in address:
-        return address
-    parsed = ip_address(address)
-    return str(IPv6Network((int(parsed), _IPV6_PREFIX_BITS), strict=False))

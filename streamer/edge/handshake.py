@@ -8,7 +8,7 @@ known.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 import attrs
@@ -23,6 +23,7 @@ from streamer.edge.credentials import (
     subprotocols,
     without_token,
 )
+from streamer.edge.forwarded import Forwarding
 from streamer.edge.websocket import close_lingering, receive_some
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 
@@ -38,11 +39,15 @@ class HandshakeFailedError(Exception):
     """The peer did not open a WebSocket.
 
     `is_refused`: it requested something else and was answered; otherwise it disconnected.
+    `forwarding` has the headers that name the client of a request that was refused.
     """
 
-    def __init__(self, reason: str, *, is_refused: bool) -> None:
+    def __init__(
+        self, reason: str, *, is_refused: bool, forwarding: Forwarding | None = None
+    ) -> None:
         super().__init__(reason)
         self.is_refused = is_refused
+        self.forwarding = forwarding or Forwarding()
 
 
 @attrs.frozen
@@ -54,6 +59,7 @@ class Request:
     token: str | None = attrs.field(repr=False)
     origin: str | None
     user_agent: str | None
+    forwarding: Forwarding
     accept_token: bytes
     has_subprotocol: bool
     """Whether the client offers the subprotocol of this server, which is then selected."""
@@ -79,16 +85,24 @@ async def receive_request(
     Raises HandshakeFailedError and the errors of the stream.
     """
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
+    headers: dict[bytes, bytes] = {}
     try:
         request = await _next_request(http, stream, descriptor)
-        return _upgrade(request, bytes(http.trailing_data[0]), cookie)
+        headers = _headers(request)
+        return _upgrade(request, headers, bytes(http.trailing_data[0]), cookie)
     except h11.RemoteProtocolError as error:
         # The text of h11's error quotes the line that it refuses, which may have a token in it.
         status = error.error_status_hint
         reason = "The request is too large." if status == _TOO_LARGE else "This is not HTTP."
-        await _refuse(http, stream, status, reason)
-    except _Refused as refused:
-        await _refuse(http, stream, refused.status, refused.reason, refused.headers)
+        refused = _Refused(status, reason)
+    except _Refused as error:
+        refused = error
+    await _answer(http, stream, refused)
+    raise HandshakeFailedError(
+        f"{refused.status}: {refused.reason}",
+        is_refused=True,
+        forwarding=Forwarding.from_headers(headers),
+    )
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves this module
@@ -113,14 +127,21 @@ async def _next_request(
             return event
 
 
-def _upgrade(request: h11.Request, trailing: bytes, cookie: str | None) -> Request:
+def _headers(request: h11.Request) -> dict[bytes, bytes]:
+    """Return the headers by name, the values of several lines joined by commas."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in request.headers:
+        headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
+    return headers
+
+
+def _upgrade(
+    request: h11.Request, headers: dict[bytes, bytes], trailing: bytes, cookie: str | None
+) -> Request:
     try:
         url = urlsplit(request.target.decode("ascii"))
     except ValueError:
         raise _Refused(400, "The URL is not valid.") from None
-    headers: dict[bytes, bytes] = {}
-    for name, value in request.headers:
-        headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
     if url.path != WEBSOCKET_PATH:
         raise _Refused(404, f"There is nothing here; the WebSocket is at {WEBSOCKET_PATH}.")
     if b"websocket" not in _tokens(headers, b"upgrade") or b"upgrade" not in _tokens(
@@ -140,6 +161,7 @@ def _upgrade(request: h11.Request, trailing: bytes, cookie: str | None) -> Reque
         token=find_token(headers, query, cookie=cookie),
         origin=_text(headers.get(b"origin")),
         user_agent=_text(headers.get(b"user-agent")),
+        forwarding=Forwarding.from_headers(headers),
         accept_token=generate_accept_token(key),
         has_subprotocol=SUBPROTOCOL in subprotocols(headers),
         trailing=trailing,
@@ -154,21 +176,15 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else hide_tokens(value.decode("latin-1"))
 
 
-async def _refuse(
-    http: h11.Connection,
-    stream: trio.abc.Stream,
-    status: int,
-    reason: str,
-    headers: Sequence[tuple[str, str]] = (),
-) -> NoReturn:
-    body = f"{reason}\n".encode()
+async def _answer(http: h11.Connection, stream: trio.abc.Stream, refused: _Refused) -> None:
+    body = f"{refused.reason}\n".encode()
     response = h11.Response(
-        status_code=status,
+        status_code=refused.status,
         headers=[
             ("Content-Type", "text/plain; charset=utf-8"),
             ("Content-Length", str(len(body))),
-            ("Connection", "close" if not headers else "close, Upgrade"),
-            *headers,
+            ("Connection", "close" if not refused.headers else "close, Upgrade"),
+            *refused.headers,
         ],
     )
     # Not by h11: it would refuse a body in the answer to HEAD, and the connection ends here anyway.
@@ -176,4 +192,3 @@ async def _refuse(
     # A client that sends too much may still be sending: closing now would reset the connection
     # before it reads the answer.
     await close_lingering(stream)
-    raise HandshakeFailedError(f"{status}: {reason}", is_refused=True)

@@ -17,12 +17,15 @@ _CUT_PER_TURN: Final = 32
 """Connections that are cut in one turn of the loop; each costs about a tenth of a millisecond."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Pending:
     """One connection whose handshake is not finished."""
 
     address: str
-    """The address by which limits are counted (`admission.counted_address`)."""
+    """The address by which limits are counted (`addresses.counted_address`)."""
+    is_proxy: bool
+    """Whether the address is that of a proxy, so far, and does not count: a client behind it that
+    holds connections open must not take the places of the others."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
 
@@ -50,21 +53,37 @@ class PendingConnections:
     def __len__(self) -> int:
         return len(self._deadlines)
 
-    def enter(self, address: str) -> Pending:
-        """Add a connection, and cut the slowest if there are now too many."""
-        pending = Pending(address)
+    def enter(self, address: str, *, is_proxy: bool = False) -> Pending:
+        """Add a connection, and cut the slowest if there are now too many.
+
+        One from a proxy counts in total alone, until `identify`.
+        """
+        pending = Pending(address, is_proxy)
         self._deadlines[pending] = trio.current_time() + self._timeout_seconds
-        same = self._by_address.setdefault(address, {})
-        same[pending] = None
-        if self._max_per_address and len(same) > self._max_per_address:
-            self._cut(next(iter(same)))
-        elif self._max_total and len(self) > self._max_total:
+        was_cut = not is_proxy and self._count(pending)
+        if not was_cut and self._max_total and len(self) > self._max_total:
             self.cut_slowest()
         return pending
 
+    def identify(self, pending: Pending, address: str) -> None:
+        """Count a connection from a proxy by its client's address, now that this is known."""
+        if pending.is_proxy and pending in self._deadlines:
+            pending.address = address
+            pending.is_proxy = False
+            self._count(pending)
+
+    def _count(self, pending: Pending) -> bool:
+        """Count a connection by its address; return whether the slowest from there was cut."""
+        same = self._by_address.setdefault(pending.address, {})
+        same[pending] = None
+        if not self._max_per_address or len(same) <= self._max_per_address:
+            return False
+        self._cut(next(iter(same)))
+        return True
+
     def leave(self, pending: Pending) -> None:
         """Remove a connection that is served now, or has ended."""
-        if self._deadlines.pop(pending, None) is not None:
+        if self._deadlines.pop(pending, None) is not None and not pending.is_proxy:
             same = self._by_address[pending.address]
             del same[pending]
             if not same:

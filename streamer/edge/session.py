@@ -11,6 +11,7 @@ import attrs
 import structlog
 import trio
 
+from streamer.edge.addresses import counted_address
 from streamer.edge.frame_reader import MessageTooLargeError
 from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
@@ -223,15 +224,19 @@ class Session:
         finally:
             with trio.CancelScope(shield=True):
                 await self._stop_work()
-            self._services.sessions.ended(self.outbox, address=self._remote_address)
+            self._keep_record()
             self._hub.remove(self.outbox)
+
+    def _keep_record(self) -> None:
+        """Keep the record of the session, for a restore, among those of its address."""
+        self._services.sessions.ended(self.outbox, address=counted_address(self._remote_address))
 
     async def _finish(self, reason: CloseReason, farewell: bytes) -> None:
         self.outbox.send_control(farewell)
         if reason is errors.SHUTTING_DOWN:
             # A client that follows the protocol still receives everything written before.
             await self._websocket.wait_written()
-        self._services.sessions.ended(self.outbox, address=self._remote_address)
+        self._keep_record()
         self._hub.retire(self.outbox, reason.reason)
         self._is_closing = True
         await self._websocket.finish(reason)
@@ -265,7 +270,7 @@ class Session:
 
     async def _answer_close(self, code: int) -> None:
         await self._stop_work()
-        self._services.sessions.ended(self.outbox, address=self._remote_address)
+        self._keep_record()
         self._is_closing = True
         self._hub.retire(self.outbox, errors.NORMAL.reason)
         with trio.move_on_after(self._settings.close_timeout_seconds):

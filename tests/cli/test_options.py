@@ -83,6 +83,8 @@ def files(tmp_path: Path) -> dict[str, Any]:
         "auth_client_id": "streamer",
         "auth_client_secret_file": str(key),
         "public_topics": ["market:*", "watchlist:demo/*"],
+        "trusted_proxies": ["10.0.0.0/8", "192.0.2.1"],
+        "proxy_protocol": "required",
         "log_level": "warning",
         "log_format": "json",
     }

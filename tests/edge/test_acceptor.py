@@ -9,9 +9,7 @@ import gc
 import ssl
 from pathlib import Path
 
-import pytest
 import trio
-import trustme
 from trio.testing import MockClock
 
 from streamer.edge.session import Session
@@ -21,30 +19,6 @@ from tests.helpers.clients import connected, open_client, raw_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
-
-
-@pytest.fixture
-def authority() -> trustme.CA:
-    """Who signs the server's certificate."""
-    return trustme.CA()
-
-
-@pytest.fixture
-def tls(authority: trustme.CA, tmp_path: Path) -> dict[str, Path]:
-    """The settings of a server with a certificate for 127.0.0.1."""
-    certificate = authority.issue_cert("127.0.0.1")
-    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
-    chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
-    certificate.private_key_pem.write_to_path(key)
-    return {"tls_certificate": chain, "tls_key": key}
-
-
-@pytest.fixture
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    """A client's TLS context that trusts the server's certificate."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
 
 
 async def test_clients_are_served_over_tls(tls: dict[str, Path], trusting: ssl.SSLContext) -> None:

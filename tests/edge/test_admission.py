@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, aclosing
 
-import pytest
 import trio
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
 from streamer.edge.acceptor import PROBE_SECONDS
-from streamer.edge.admission import counted_address
 from tests.helpers.clients import connected, open_client, raw_client
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
@@ -100,12 +98,3 @@ async def test_a_session_that_the_client_names_gives_way_at_once(mock_clock: Moc
             assert (await new.response()).startswith(b"HTTP/1.1 101 ")
             async with aclosing(new.frames()) as frames:
                 assert (await anext(frames))[1]["type"] == "connected"
-
-
-@pytest.mark.parametrize(
-    ("address", "counted"),
-    [("192.0.2.1", "192.0.2.1"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"), ("::1", "::/64")],
-)
-def test_ipv6_is_counted_by_network(address: str, counted: str) -> None:
-    """A customer has a /64 network of its own, and so any number of addresses."""
-    assert counted_address(address) == counted

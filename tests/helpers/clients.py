@@ -115,11 +115,13 @@ async def open_client(
     ssl_context: ssl.SSLContext | None = None,
     headers: list[tuple[bytes, bytes]] | None = None,
     path: str = WEBSOCKET_PATH,
+    preamble: bytes = b"",
 ) -> AsyncIterator[Client]:
-    """A client of the server that has read nothing yet."""
+    """A client of the server that has read nothing yet; `preamble` is sent first, before TLS."""
     address = urlsplit(server.websocket_url)
     host = address.hostname or ""
     tcp = await trio.open_tcp_stream(host, address.port or 0)
+    await tcp.send_all(preamble)
     stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = tcp
     if ssl_context is not None:
         stream = trio.SSLStream(tcp, ssl_context, server_hostname=host, https_compatible=True)
