@@ -304,7 +304,7 @@ class Requests:
         )
         wire = outbox.wire
         snapshots = [wire.snapshot(publication) for publication in plan.snapshots]
-        outbox.send_control(wire.answer(answer(plan)) + wire.data(snapshots))
+        outbox.send_control(wire.answer(answer(plan)) + wire.data(snapshots, outbox.positions))
         hub.fanout.start_replays(outbox)
         self._services.sessions.changed(outbox.name)
 

@@ -72,6 +72,10 @@ class Backlog(Generic[S]):
             waiting += self._replays.live_of(subscription)
         return max((p for p in waiting if p.epoch is not None), key=_ORDER, default=None)
 
+    def is_gap_owed(self, subscription: S) -> bool:
+        """Whether a gap, or the last known values after it, come next in a replay."""
+        return self._replays is not None and self._replays.is_gap_next(subscription)
+
     # Adding
 
     def put(self, subscription: S, publication: Publication, *, merge: bool) -> bool:

@@ -245,7 +245,10 @@ class FanOut:
                 parts = lanes[0].parts(wire)
             else:
                 parts = sorted([part for lane in lanes for part in lane.parts(wire)], key=_FIRST)
-            frame = self._frames[wire, lanes] = wire.data(parts), len(parts)
+            frame = self._frames[wire, lanes] = (
+                wire.data(parts, group.positions),
+                len(parts),
+            )
         if group.flush_number != self._flush_number:
             group.flush_number = self._flush_number
             group.written = 0

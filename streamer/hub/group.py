@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streamer.hub.outbox import Outbox
 from streamer.hub.streams import Lane
-from streamer.wire.format import WireFormat
+from streamer.wire.format import Placed, WireFormat
 
 GroupKey = tuple[WireFormat, tuple[Lane, ...]]
 """The format of the members, and the lanes that they hold, in order of identity."""
@@ -56,6 +56,10 @@ class Group:
         """Remove a member."""
         del self.members[outbox]
         self.changes += 1
+
+    def positions(self) -> list[Placed]:
+        """Return where the members are after the last flush, or the one under way."""
+        return [(lane.stream.topic, lane.epoch, lane.position) for lane in self.lanes]
 
     @property
     def account(self) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from streamer.hub.backlog import Backlog
 from streamer.hub.publication import Publication
 from streamer.hub.streams import Lane
 from streamer.protocol.messages import Mode, Position
-from streamer.wire.format import Part, WireFormat
+from streamer.wire.format import Part, Placed, WireFormat
 
 INDIRECT_BUFFER_BYTES: Final = 64 * 1024
 """The most that may wait for the writer task of a TLS connection before the client counts as
@@ -53,6 +53,9 @@ class Membership(Protocol):
     @property
     def account(self) -> tuple[int, int, int]:
         """Offered, delivered and conflated so far."""
+
+    def positions(self) -> list[Placed]:
+        """Return where the members are after the last flush, or the one under way."""
 
     def put(self, outbox: Outbox, descriptor: int) -> None:
         """Add a member, or change the descriptor to write to."""
@@ -413,14 +416,14 @@ class Outbox:
         delivered = 0
         for subscription, missed, live in self.backlog.take_replay(REPLAY_PORTION_BYTES):
             portion = missed + live
-            parts += self.wire.parts(portion, subscription.position)
+            parts += self.wire.parts(portion, subscription.position, subscription.lane.stream)
             subscription.position = portion[-1].sequence
             self._replayed += sum(not publication.notice for publication in missed)
             delivered += len(live)
             for publication in live:
                 subscription.epoch = publication.epoch or subscription.epoch
         self._delivered += delivered
-        return self.wire.data(parts), delivered
+        return self.wire.data(parts, self.positions), delivered
 
     # Taking waiting messages
 
@@ -446,11 +449,25 @@ class Outbox:
         parts: list[Part] = []
         encode = self.wire.part
         for subscription, publication in entries:
-            parts.append(encode(publication, subscription.position))
+            parts.append(encode(publication, subscription.position, subscription.lane.stream))
             subscription.position = publication.sequence
             subscription.epoch = publication.epoch or subscription.epoch
         self._delivered += len(parts)
-        return self.wire.data(parts), len(parts)
+        return self.wire.data(parts, self.positions), len(parts)
+
+    def positions(self) -> list[Placed]:
+        """Return where the client is in each topic, once it has been sent all that was taken."""
+        if self.group is not None:
+            return self.group.positions()
+        is_gap_owed = self.backlog.is_gap_owed
+        return [
+            (
+                subscription.lane.stream.topic,
+                None if is_gap_owed(subscription) else subscription.epoch,
+                subscription.position,
+            )
+            for subscription in self.subscriptions.values()
+        ]
 
     def flush(self, now_seconds: float) -> int:
         """Write waiting messages until the socket is full; return how many were written."""

@@ -47,6 +47,12 @@ class ReplayQueue(Generic[S]):
         replay = self._replays.get(subscription)
         return () if replay is None else replay.missed
 
+    def is_gap_next(self, subscription: S) -> bool:
+        """Whether a gap, or a last known value after it, is the first message of a subscription."""
+        replay = self._replays.get(subscription)
+        first = None if replay is None else next(iter(replay.missed or replay.live), None)
+        return first is not None and first.notice
+
     def add(
         self, subscription: S, missed: Sequence[Publication], *, keeps_live: bool = False
     ) -> None:

@@ -97,7 +97,7 @@ class Lane:
         """Return the messages that the flush under way sends to groups of this format."""
         parts = self._parts.get(wire)
         if parts is None:
-            parts = self._parts[wire] = wire.parts(self._window, self._cut_position)
+            parts = self._parts[wire] = wire.parts(self._window, self._cut_position, self.stream)
         return parts
 
 

@@ -395,6 +395,17 @@ class Disconnected:
     """The delay before it reconnects, if the operator asks for one."""
 
 
+@attrs.frozen
+class Closed:
+    """The last message over HTTP, where there is no close frame: the server ends the stream."""
+
+    type: ClassVar[str] = "closed"
+    code: int
+    """The close code, as for a WebSocket."""
+    reason: str
+    """For people, and to distinguish causes with the same code."""
+
+
 # Server -> client: data. Producers write these to Redis; members that they add are passed on.
 
 
@@ -508,6 +519,7 @@ ServerMessage = (
     | Gap
     | ServerShutdown
     | Disconnected
+    | Closed
     | PriceUpdate
     | OrderbookUpdate
     | MarketStatus
@@ -538,6 +550,7 @@ SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
     Gap,
     ServerShutdown,
     Disconnected,
+    Closed,
     *DATA_MESSAGES.values(),
     Batch,
 )

@@ -17,7 +17,7 @@ def batch_texts(parts: Sequence[Part], timestamp: Callable[[], str]) -> Iterator
     size = 0
     for _, text, bare in parts:
         if texts and (bare or size + len(text) > MAX_BATCH_BYTES):
-            yield _join(texts, timestamp)
+            yield batch_text(texts, timestamp)
             texts, size = [], 0
         if bare:
             yield text
@@ -25,10 +25,11 @@ def batch_texts(parts: Sequence[Part], timestamp: Callable[[], str]) -> Iterator
             texts.append(text)
             size += len(text)
     if texts:
-        yield _join(texts, timestamp)
+        yield batch_text(texts, timestamp)
 
 
-def _join(texts: list[bytes], timestamp: Callable[[], str]) -> bytes:
+def batch_text(texts: Sequence[bytes], timestamp: Callable[[], str]) -> bytes:
+    """Return the JSON of a message that is alone, or of a `batch` of several."""
     if len(texts) == 1:
         return texts[0]
     return b'{"type":"batch","timestamp":"%b","batch_size":%d,"messages":[%b]}' % (

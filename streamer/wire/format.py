@@ -8,14 +8,22 @@ compressed one, deltas, server-sent events) is a new subclass, chosen when a con
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from streamer.protocol import messages
+from streamer.protocol.topics import Topic
 
 Part = tuple[int, bytes, bool]
 """One message of a write: its order among the publications of all topics, its text, and whether it
 is sent by itself, outside a batch."""
+
+Placed = tuple[Topic, str | None, int]
+"""A topic, and the epoch and sequence that a receiver is at. The epoch is None where it is owed a
+`gap`, or the last known values after one: it has no position to resume from."""
+
+Positions = Callable[[], Iterable[Placed]]
+"""Returns where a receiver is in each of its topics, once it has been sent the write under way."""
 
 
 class Sendable(Protocol):
@@ -34,11 +42,21 @@ class Sendable(Protocol):
         """The epoch that begins with it: it is a `gap` then, which no batch may contain."""
 
     @property
+    def notice(self) -> bool:
+        """Whether it is a `gap`, or a last known value after one."""
+
+    @property
     def snapshot_text(self) -> bytes:
         """The JSON as a last known value."""
 
     def text_following(self, position: int) -> bytes:
         """The JSON for a receiver at the sequence `position`."""
+
+
+class Stream(Protocol):
+    """A topic's stream as formats see it (`streamer.hub.streams.TopicStream`)."""
+
+    topic: Topic
 
 
 class WireFormat(abc.ABC):
@@ -59,20 +77,23 @@ class WireFormat(abc.ABC):
         """Note that a group has a new member, which has none of the frames sent before."""
 
     @abc.abstractmethod
-    def part(self, publication: Sendable, position: int) -> Part:
-        """Encode one publication for a receiver at the sequence `position` of its topic."""
+    def part(self, publication: Sendable, position: int, stream: Stream) -> Part:
+        """Encode one publication of a stream for a receiver at the sequence `position`."""
 
     @abc.abstractmethod
-    def parts(self, publications: Iterable[Sendable], position: int) -> list[Part]:
-        """Encode publications of one topic, in order, for a receiver at the sequence `position`."""
+    def parts(self, publications: Iterable[Sendable], position: int, stream: Stream) -> list[Part]:
+        """Encode publications of a stream, in order, for a receiver at the sequence `position`."""
 
     @abc.abstractmethod
     def snapshot(self, publication: Sendable) -> Part:
         """Encode a publication as a last known value."""
 
     @abc.abstractmethod
-    def data(self, parts: Sequence[Part]) -> bytes:
-        """Return the bytes of data messages, in the order given; empty for no parts."""
+    def data(self, parts: Sequence[Part], positions: Positions) -> bytes:
+        """Return the bytes of data messages, in the order given; empty for no parts.
+
+        `positions` is called only by a format whose messages say where the receiver is.
+        """
 
     @abc.abstractmethod
     def answer(self, message: messages.ServerMessage) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from streamer.protocol import messages
 from streamer.protocol.codec import encode
 from streamer.wire.batch import batch_texts
-from streamer.wire.format import Part, Sendable, WireFormat
+from streamer.wire.format import Part, Positions, Sendable, Stream, WireFormat
 from streamer.wire.frames import close_frame, ping_frame, pong_frame, text_frame
 
 
@@ -20,13 +20,18 @@ class WebSocketJson(WireFormat):
         """`timestamp` returns the present time as RFC 3339 text in UTC."""
         self._timestamp = timestamp
 
-    def part(self, publication: Sendable, position: int) -> Part:
-        """Encode one publication for a receiver at the sequence `position` of its topic."""
+    def part(self, publication: Sendable, position: int, stream: Stream) -> Part:  # noqa: ARG002
+        """Encode one publication of a stream for a receiver at the sequence `position`."""
         text = publication.text_following(position)
         return publication.order, text, publication.epoch is not None
 
-    def parts(self, publications: Iterable[Sendable], position: int) -> list[Part]:
-        """Encode publications of one topic, in order, for a receiver at the sequence `position`."""
+    def parts(
+        self,
+        publications: Iterable[Sendable],
+        position: int,
+        stream: Stream,  # noqa: ARG002
+    ) -> list[Part]:
+        """Encode publications of a stream, in order, for a receiver at the sequence `position`."""
         parts: list[Part] = []
         for publication in publications:
             text = publication.text_following(position)
@@ -38,7 +43,7 @@ class WebSocketJson(WireFormat):
         """Encode a publication as a last known value."""
         return publication.order, publication.snapshot_text, False
 
-    def data(self, parts: Sequence[Part]) -> bytes:
+    def data(self, parts: Sequence[Part], positions: Positions) -> bytes:  # noqa: ARG002
         """Return the frames of data messages: one bare, several as a `batch`, a gap by itself."""
         if len(parts) == 1:
             return text_frame(parts[0][1])

@@ -7,7 +7,8 @@ steps that lead to it and a line that replays it.
 
 Covers streamer.hub.backlog, streamer.hub.fanout, streamer.hub.group, streamer.hub.hub,
 streamer.hub.publication, streamer.hub.rate_queue, streamer.hub.replay_queue,
-streamer.hub.sessions, streamer.hub.streams, streamer.hub.upstream and streamer.wire.batch.
+streamer.hub.sessions, streamer.hub.streams, streamer.hub.upstream and streamer.wire.batch. Some of
+its clients receive server-sent events, each of which has to name exactly where the client is.
 """
 # ruff: noqa: D102 - the name of a rule says what happens
 
@@ -43,6 +44,8 @@ PUBLICATIONS = st.sampled_from([(topic, kind) for topic in TOPICS[:-1] for kind 
 REQUESTS = st.sampled_from(
     [TOPICS[:1], TOPICS[:2], TOPICS[1:2], TOPICS[2:3], TOPICS[3:4], TOPICS[4:], TOPICS[::4]]
 )
+EVENTS = st.sampled_from([False, False, True])
+"""Whether a client receives server-sent events."""
 STRETCHED = st.sampled_from([False, False, True])
 SIZES = st.sampled_from([0, 0, 100, 1500, 6000])
 
@@ -65,21 +68,29 @@ class ContractMachine(RuleBasedStateMachine):
 
     @initialize(
         writes_per_turn=st.integers(1, 3),
-        clients=st.lists(st.tuples(st.booleans(), OPTIONS), min_size=1, max_size=3),
+        clients=st.lists(st.tuples(st.booleans(), EVENTS, OPTIONS), min_size=1, max_size=3),
     )
-    def some_are_here(self, writes_per_turn: int, clients: list[tuple[bool, Options]]) -> None:
+    def some_are_here(
+        self, writes_per_turn: int, clients: list[tuple[bool, bool, Options]]
+    ) -> None:
         self.world = World(writes_per_turn=writes_per_turn)
-        for indirect, options in clients:
-            self.world.subscribe(self.world.connect(indirect=indirect), TOPICS[::4], options)
+        for indirect, events, options in clients:
+            client = self.world.connect(indirect=indirect, events=events)
+            self.world.subscribe(client, TOPICS[::4], options)
 
     @precondition(lambda self: len(self.world.clients) < MAX_CLIENTS)
     @rule(
         indirect=st.booleans(),
         max_queued_bytes=st.sampled_from([1 << 20, 8000]),
+        events=EVENTS,
         options=OPTIONS,
     )
-    def connect(self, indirect: bool, max_queued_bytes: int, options: Options) -> None:
-        client = self.world.connect(indirect=indirect, max_queued_bytes=max_queued_bytes)
+    def connect(
+        self, indirect: bool, max_queued_bytes: int, events: bool, options: Options
+    ) -> None:
+        client = self.world.connect(
+            indirect=indirect, max_queued_bytes=max_queued_bytes, events=events
+        )
         self.world.subscribe(client, TOPICS[::4], options)
 
     @precondition(_someone)

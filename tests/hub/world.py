@@ -37,12 +37,16 @@ from streamer.protocol.messages import (
     Unsubscribed,
 )
 from streamer.protocol.topics import Kind, Topic
+from streamer.wire.cursor import OWED_GAP, decode_cursor
+from streamer.wire.events import EventStream
 from streamer.wire.json import WebSocketJson
 from tests.hub.positioned import PositionedProducer
 
 TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
 
 WIRE: Final = WebSocketJson(lambda: TIMESTAMP)
+
+EVENTS: Final = EventStream(lambda: TIMESTAMP)
 
 TOPICS: Final = tuple(map(Topic.parse, ("stock:A", "stock:B", "market:M", "sector:S", "stock:P")))
 
@@ -179,7 +183,9 @@ class View:
 class Client:
     """One client, its outbox and the session that a real one would have."""
 
-    def __init__(self, world: World, name: str, *, indirect: bool, max_queued_bytes: int) -> None:
+    def __init__(
+        self, world: World, name: str, *, indirect: bool, max_queued_bytes: int, events: bool
+    ) -> None:
         self.world = world
         self.server_end, self.client_end = socket.socketpair()
         self.server_end.setblocking(False)
@@ -187,7 +193,10 @@ class Client:
         self.server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.indirect = indirect
         descriptor = -1 if indirect else self.server_end.fileno()
-        self.outbox = Outbox(name, descriptor, self, WIRE, max_queued_bytes=max_queued_bytes)
+        self.events = events
+        """Whether it receives server-sent events, with cursors, and no WebSocket frames."""
+        wire = EVENTS if events else WIRE
+        self.outbox = Outbox(name, descriptor, self, wire, max_queued_bytes=max_queued_bytes)
         self.name = name
         self.writers = 0
         self.broken = self.overflowed = self.ended = False
@@ -200,6 +209,11 @@ class Client:
         # On the client's side of the wire:
         self._frames = FrameProtocol(client=True, extensions=[])
         self._message = ""
+        self._received_bytes = b""
+        self.cursor = ""
+        """The id of the last event that has one."""
+        self._owed: set[Topic] = set()
+        """Topics of which that cursor says that a gap is owed."""
         self.views: dict[Topic, View] = {}
         self.received = self.snapshots = 0
         self.pings_sent = self.pings = 0
@@ -283,6 +297,9 @@ class Client:
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the wire."""
+        if self.events:
+            self._feed_events(data)
+            return
         self._frames.receive_bytes(data)
         for frame in self._frames.received_frames():
             assert self.close_code is None, "something follows the close frame"
@@ -297,6 +314,32 @@ class Client:
                 if frame.message_finished:
                     message, self._message = json.loads(self._message), ""
                     self._receive(message)
+
+    def _feed_events(self, data: bytes) -> None:
+        *events, self._received_bytes = (self._received_bytes + data).split(b"\n\n")
+        for event in events:
+            if event == b":":
+                self.pings += 1
+                continue
+            assert self.close_code is None, "something follows the last event"
+            text, _, cursor = event.decode().removeprefix("data: ").partition("\nid: ")
+            message = json.loads(text)
+            if message["type"] == "closed":
+                self.close_code = message["code"]
+                continue
+            self._receive(message)
+            if cursor:
+                self._receive_cursor(cursor)
+
+    def _receive_cursor(self, cursor: str) -> None:
+        """Check that a cursor says exactly what has been received."""
+        self.cursor = cursor
+        positions = decode_cursor(cursor, TOPICS)
+        self._owed = {topic for topic, position in positions.items() if position == OWED_GAP}
+        for topic, view in self.views.items():
+            # One that narrowed its options is behind where its answer says; it never resumes.
+            if topic in positions and topic not in self._owed and not view.narrowed:
+                assert positions[topic] == Position(view.epoch, view.sequence)
 
     def _receive(self, message: dict[str, Any]) -> None:
         match message["type"]:
@@ -468,6 +511,7 @@ class Client:
         assert not self._snapshots
         assert not self._answer_gaps
         assert not any(self._after_gap.values())
+        assert not self._owed & self.views.keys(), "everything has come, and a gap is still owed"
         for view in self.views.values():
             # What was published while narrower options held is merged away by what comes after it.
             start = max(view.index, view.answered) if view.narrowed else view.index
@@ -649,10 +693,17 @@ class World:
 
     # Clients
 
-    def connect(self, *, indirect: bool = False, max_queued_bytes: int = 1 << 20) -> Client:
+    def connect(
+        self, *, indirect: bool = False, max_queued_bytes: int = 1 << 20, events: bool = False
+    ) -> Client:
         """A client arrives."""
-        name = f"client {next(self._numbers)}"
-        client = Client(self, name, indirect=indirect, max_queued_bytes=max_queued_bytes)
+        client = Client(
+            self,
+            f"client {next(self._numbers)}",
+            indirect=indirect,
+            max_queued_bytes=max_queued_bytes,
+            events=events,
+        )
         self.clients.append(client)
         self.hub.add(client.outbox)
         return client
@@ -704,7 +755,9 @@ class World:
         """As `edge.requests` does it."""
         wire = client.outbox.wire
         snapshots = [wire.snapshot(publication) for publication in recovery.snapshots]
-        client.outbox.send_control(wire.answer(answer) + wire.data(snapshots))
+        client.outbox.send_control(
+            wire.answer(answer) + wire.data(snapshots, client.outbox.positions)
+        )
         self.hub.fanout.start_replays(client.outbox)
 
     def unsubscribe(self, client: Client, topics: list[Topic]) -> None:
@@ -741,14 +794,16 @@ class World:
         record = record_session(old.outbox)
         options = {topic: holding.options for topic, holding in old.holdings.items()}
         views = {topic: view for topic, view in old.views.items() if not view.narrowed}
+        resumed = decode_cursor(old.cursor, TOPICS) if old.cursor and own_positions else {}
         self.disconnect(old)
-        client = self.connect(indirect=indirect)
+        client = self.connect(indirect=indirect, events=old.events)
         wants: list[Want] = []
         acks: dict[Topic, Ack] = {}
         for held in record.subscriptions:
             topic = Topic.parse(held.topic)
             view = views.get(topic) if own_positions else None
             since = Position(view.epoch, view.sequence) if view else held.confirmed
+            since = resumed.get(topic, since) if view else since
             request = SubscriptionRequest(
                 topic, held.mode, frozenset(held.kinds), held.interval_seconds, snapshot=False
             )

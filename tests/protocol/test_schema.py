@@ -60,6 +60,7 @@ SERVER_MESSAGES: list[messages.ServerMessage] = [
     messages.Gap(STOCK, "A", GapReason.HISTORY_EXPIRED, "e", 5),
     messages.ServerShutdown(500),
     messages.Disconnected("moved", reconnect=True, retry_after_ms=500),
+    messages.Closed(4008, "too slow"),
     messages.PriceUpdate("A", 1, 0, 0.5, 3, sequence=1, previous=0),
     messages.OrderbookUpdate("A", [PriceLevel(1, 2.5)], [], sequence=1, snapshot=True),
     messages.MarketStatus("KOSPI", messages.MarketPhase.PRE_MARKET, sequence=0),

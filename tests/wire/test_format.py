@@ -11,7 +11,7 @@ from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox
 from streamer.protocol import messages
 from streamer.protocol.topics import Kind, Topic
-from streamer.wire.format import Part, Sendable, WireFormat
+from streamer.wire.format import Part, Positions, Sendable, Stream, WireFormat
 from tests.hub.test_history import House
 
 STOCK = Topic.parse("stock:A")
@@ -24,11 +24,16 @@ class Lines(WireFormat):
         self.name = name
         self.encoded = self.written = self.joined = 0
 
-    def part(self, publication: Sendable, position: int) -> Part:
+    def part(self, publication: Sendable, position: int, stream: Stream) -> Part:
         """The text of one publication."""
-        return self.parts([publication], position)[0]
+        return self.parts([publication], position, stream)[0]
 
-    def parts(self, publications: Iterable[Sendable], position: int) -> list[Part]:  # noqa: ARG002
+    def parts(
+        self,
+        publications: Iterable[Sendable],
+        position: int,  # noqa: ARG002
+        stream: Stream,  # noqa: ARG002
+    ) -> list[Part]:
         """The texts, whatever the receivers hold."""
         self.encoded += 1
         return [(p.order, p.text_following(p.sequence - 1), False) for p in publications]
@@ -37,7 +42,7 @@ class Lines(WireFormat):
         """The text as the last known value."""
         return publication.order, publication.snapshot_text, False
 
-    def data(self, parts: Sequence[Part]) -> bytes:
+    def data(self, parts: Sequence[Part], positions: Positions) -> bytes:  # noqa: ARG002
         """A line each."""
         self.written += 1
         return b"".join(b"%b:%b\n" % (self.name, text) for _, text, _ in parts)
