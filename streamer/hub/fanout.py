@@ -5,6 +5,10 @@ kept together. A *group* is all the clients of one wire format that hold the sam
 been sent the same messages of them: a flush makes one frame for the group and writes it to each
 member. Any other client (its socket is full, it has just joined, it has a rate of its own) is a
 *solo*: it has a position of its own in every stream, and its unsent messages wait in its outbox.
+
+Messages to one user make no group: a client in a group has the subscription to its own topic as a
+solo has, and is sent those messages after the group's frame. Otherwise each user's clients would be
+a group of their own, and a price to 10,000 users would be 10,000 frames.
 """
 
 from __future__ import annotations
@@ -120,10 +124,14 @@ class FanOut:
 
     def join(self, outbox: Outbox) -> None:
         """Add a client to the group of those that have been sent the same, if it may join one."""
-        subscriptions = outbox.subscriptions.values()
-        if outbox.group is not None:
-            return  # an answer has filled its socket, and no flush has run since
-        if not subscriptions or not outbox.may_join or not all(map(_in_step, subscriptions)):
+        if outbox.group is not None or not outbox.may_join:
+            return  # in a group, an answer may have filled its socket, and no flush has run since
+        subscriptions = [
+            subscription
+            for subscription in outbox.subscriptions.values()
+            if not outbox.is_apart(subscription.lane.stream)
+        ]
+        if not subscriptions or not all(map(_in_step, subscriptions)):
             return
         lanes = tuple(sorted((subscription.lane for subscription in subscriptions), key=id))
         key = (outbox.wire, lanes)

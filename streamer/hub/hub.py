@@ -416,8 +416,10 @@ class Hub:
 
     def position(self, subscription: Subscription) -> Position:
         """Return the position that the client's next message of a topic follows."""
-        at = subscription if subscription.outbox.group is None else subscription.lane
-        return subscription.lane.stream.position_at(at.epoch, at.position)
+        stream = subscription.lane.stream
+        is_own = subscription.outbox.group is None or subscription.outbox.is_apart(stream)
+        at = subscription if is_own else subscription.lane
+        return stream.position_at(at.epoch, at.position)
 
     def snapshot(self, subscription: Subscription, kinds: Iterable[Kind]) -> list[Publication]:
         """Return the last known values of some kinds of a topic, oldest first."""

@@ -18,7 +18,7 @@ import attrs
 
 from streamer.hub.backlog import Backlog
 from streamer.hub.publication import Publication
-from streamer.hub.streams import Lane
+from streamer.hub.streams import Lane, TopicStream
 from streamer.protocol.messages import Mode, Position
 from streamer.wire.format import Part, Placed, WireFormat
 
@@ -92,7 +92,8 @@ class Subscription:
         self.waiting: dict[object, Publication] | None = None
         self.scheduled = False
         self.position = lane.head
-        """The last sequence put on the connection. In a group, the lane's position counts."""
+        """The last sequence put on the connection. In a group, the lane's position counts, except
+        for a topic of messages to one user."""
         self.seen_order = lane.stream.order
         """The order of the last publication that was offered, or published before the client
         subscribed."""
@@ -240,9 +241,16 @@ class Outbox:
         self.group = None
         group.remove(self)
         for subscription in self.subscriptions.values():
-            subscription.position = subscription.lane.position
-            subscription.epoch = subscription.lane.epoch
-            subscription.seen_order = subscription.lane.stream.flushed_order
+            lane = subscription.lane
+            if self.is_apart(lane.stream):
+                continue
+            subscription.position = lane.position
+            subscription.epoch = lane.epoch
+            subscription.seen_order = lane.stream.flushed_order
+
+    def is_apart(self, stream: TopicStream) -> bool:
+        """Whether the client keeps a position of its own in a stream, in a group as well."""
+        return stream.is_personal and not self.wire.names_positions
 
     # Writing
 
@@ -453,6 +461,8 @@ class Outbox:
             subscription.position = publication.sequence
             subscription.epoch = publication.epoch or subscription.epoch
         self._delivered += len(parts)
+        if self.group is not None:  # messages to the user alone
+            return self.wire.data_apart(parts, self.positions), len(parts)
         return self.wire.data(parts, self.positions), len(parts)
 
     def positions(self) -> list[Placed]:

@@ -111,6 +111,7 @@ class TopicStream:
         "flushed_order",
         "former_epoch",
         "history",
+        "is_personal",
         "lanes",
         "latest",
         "order",
@@ -123,6 +124,8 @@ class TopicStream:
 
     def __init__(self, topic: Topic, epoch: str, *, history_length: int) -> None:
         self.topic = topic
+        self.is_personal = topic.is_personal
+        """Whether it is for one user: then it makes no groups, which would have one member each."""
         self._naming = _naming(topic)
         self.epoch = epoch
         self.former_epoch = epoch

@@ -161,6 +161,11 @@ class Topic:
         return KINDS[self.subscription_type]
 
     @property
+    def is_personal(self) -> bool:
+        """Whether it carries messages to one user."""
+        return self.subscription_type is SubscriptionType.USER
+
+    @property
     def key(self) -> str | None:
         """The name that each of its messages must carry; None where that may differ."""
         return self.target if self.subscription_type.names_itself else None

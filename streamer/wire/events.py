@@ -67,6 +67,8 @@ class EventStream(WireFormat):
 
     __slots__ = ("_timestamp",)
 
+    names_positions = True
+
     def __init__(self, timestamp: Callable[[], str]) -> None:
         """`timestamp` returns the present time as RFC 3339 text in UTC."""
         self._timestamp = timestamp

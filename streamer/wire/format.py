@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from streamer.protocol import messages
 from streamer.protocol.topics import Topic
@@ -64,6 +64,10 @@ class WireFormat(abc.ABC):
 
     __slots__ = ()
 
+    names_positions: ClassVar[bool] = False
+    """Whether frames say where their receivers are in every topic, those of messages to one user
+    included: such clients share a frame only if they hold all the same topics."""
+
     def for_group(self) -> WireFormat:
         """Return the format that makes the frames of one group.
 
@@ -94,6 +98,13 @@ class WireFormat(abc.ABC):
 
         `positions` is called only by a format whose messages say where the receiver is.
         """
+
+    def data_apart(self, parts: Sequence[Part], positions: Positions) -> bytes:
+        """Return the bytes of data messages for one member of a group, as `data` does.
+
+        The other members are not sent them, so nothing may change that the group's format keeps.
+        """
+        return self.data(parts, positions)
 
     @abc.abstractmethod
     def answer(self, message: messages.ServerMessage) -> bytes:

@@ -49,6 +49,10 @@ class WebSocketJson(WireFormat):
             return text_frame(parts[0][1])
         return b"".join(map(text_frame, batch_texts(parts, self._timestamp)))
 
+    def data_apart(self, parts: Sequence[Part], positions: Positions) -> bytes:
+        """Return the frames of data messages, in this format also where a subclass compresses."""
+        return WebSocketJson.data(self, parts, positions)
+
     def answer(self, message: messages.ServerMessage) -> bytes:
         """Return the frame of an answer or an event, with the present time as its timestamp."""
         return text_frame(encode(message, self._timestamp()))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -224,12 +225,12 @@ class ContractMachine(RuleBasedStateMachine):
             self.world.close()
 
 
-def test_no_client_ever_sees_what_the_contract_forbids() -> None:
-    """Never an unannounced hole, a repeat, anything out of order, or of what it does not hold."""
+def walk(examples: int) -> None:
+    """Look through so many random walks."""
     run_state_machine_as_test(
         ContractMachine,
         settings=settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             # The same examples in each run: a change is red for what it did. More of them, and
             # others, are looked through when EXAMPLES is raised by hand.
             derandomize=True,
@@ -240,3 +241,15 @@ def test_no_client_ever_sees_what_the_contract_forbids() -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_no_client_ever_sees_what_the_contract_forbids() -> None:
+    """Never an unannounced hole, a repeat, anything out of order, or of what it does not hold."""
+    walk(EXAMPLES)
+
+
+def test_the_contract_holds_for_topics_that_make_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of the topics are treated like messages to one user, the others are shared."""
+    own = {TOPICS[1], POSITIONED}
+    monkeypatch.setattr(Topic, "is_personal", property(own.__contains__))
+    walk(EXAMPLES // 2)
