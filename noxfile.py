@@ -16,16 +16,17 @@
     nox -s autobahn -- --python PATH/TO/python2.7   the Autobahn suite, plain and over TLS
     nox -r …                  the same with the environments of the last run, which is faster
 
-Only Python and nox have to be installed, and no session needs root: if there is no redis-server 7,
-a session that needs it downloads one with apt-get and unpacks it below .cache. Most tests also run
-with the 6.2 of a test dependency; without another, those that need more (sharded channels, TLS)
-fail with that reason.
+Only Python and nox have to be installed, and no session needs root: what is missing of redis-server
+7, nginx and Caddy, a session that needs it downloads with apt-get and unpacks below .cache. Most
+tests also run with the redis-server 6.2 of a test dependency; without another, those that need more
+(sharded channels, TLS) fail with that reason. Those of nginx and Caddy are skipped without them.
 """
 
 import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -128,35 +129,57 @@ def provide_redis(session: nox.Session) -> None:
         version = session.run(binary, "--version", external=True, silent=True)
         if re.search(r"v=([7-9]|\d\d)\.", str(version)):
             return
-    directory = Path(".cache", "redis").resolve()
-    redis_server = directory / "bin" / "redis-server"
-    if not redis_server.exists() and all(map(shutil.which, ("apt-get", "dpkg"))):
-        unpack_redis(session, directory)
-    if redis_server.exists():
-        session.env["PATH"] = os.pathsep.join([str(redis_server.parent), os.environ["PATH"]])
+    unpack(session, "redis-server", "redis-server")
 
 
-def unpack_redis(session: nox.Session, directory: Path) -> None:
-    """Unpack redis-server and the libraries that this machine lacks; do nothing if that fails."""
-    (directory / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+def provide_proxies(session: nox.Session) -> None:
+    """Put nginx and Caddy on PATH, Debian's where there is none; tests without one are skipped."""
+    # The usual PATH of a user lacks the directory of nginx.
+    paths = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
+    for program, *packages in ("nginx", "nginx", "libnginx-mod-stream"), ("caddy", "caddy"):
+        if not shutil.which(program, path=paths):
+            unpack(session, program, *packages)
+
+
+def unpack(session: nox.Session, program: str, *packages: str) -> None:
+    """Put a program of Debian's packages on PATH, if they can be had, unpacked below .cache."""
+    directory = Path(".cache", program).resolve()
+    binary = directory / "bin" / program
+    if not binary.exists() and all(map(shutil.which, ("apt-get", "dpkg"))):
+        download(session, directory, packages)
+        wrap(directory, program)
+    if binary.exists():
+        path = session.env.get("PATH") or os.environ["PATH"]
+        session.env["PATH"] = os.pathsep.join([str(binary.parent), path])
+
+
+def download(session: nox.Session, directory: Path, packages: Sequence[str]) -> None:
+    """Unpack packages and the libraries that this machine lacks; do nothing if that fails."""
+    lists = Path(".cache", "lists").resolve()
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
     (directory / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     apt_get = [
         "apt-get",
-        *("-o", f"Dir::State::lists={directory}/lists"),
+        *("-o", f"Dir::State::lists={lists}"),
         *("-o", f"Dir::Cache={directory}"),
         *("-o", "Debug::NoLocking=1"),
         *("-o", "APT::Sandbox::User="),
     ]
-    install = ["install", "--download-only", "--yes", "--no-install-recommends", "redis-server"]
+    install = ["install", "--download-only", "--yes", "--no-install-recommends", *packages]
     for arguments in ["update"], install:
         session.run(*apt_get, *arguments, external=True, success_codes=range(256))
-    root = directory / "root"
     for package in directory.glob("archives/*.deb"):
-        session.run("dpkg", "--extract", str(package), str(root), external=True)
-    if binary := shutil.which("redis-server", path=str(root / "usr" / "bin")):
+        session.run("dpkg", "--extract", str(package), str(directory / "root"), external=True)
+
+
+def wrap(directory: Path, program: str) -> None:
+    """Write a command that starts an unpacked program with its own libraries, if it is there."""
+    root = directory / "root"
+    places = os.pathsep.join(str(root / "usr" / place) for place in ("bin", "sbin"))
+    if binary := shutil.which(program, path=places):
         libraries = {str(library.parent) for library in root.glob("usr/lib/**/*.so*")}
         command = f'LD_LIBRARY_PATH={":".join(sorted(libraries))} exec {binary} "$@"'
-        wrapper = directory / "bin" / "redis-server"
+        wrapper = directory / "bin" / program
         wrapper.parent.mkdir(exist_ok=True)
         wrapper.write_text(f"#!/bin/sh\n{command}\n")
         wrapper.chmod(0o755)
@@ -173,6 +196,7 @@ def tests(session: nox.Session) -> None:
     `-- --randomly-seed=SEED` repeats it.
     """
     provide_redis(session)
+    provide_proxies(session)
     session.install("-e", ".", *dependencies("test"))
     session.run("coverage", "erase")
     parts = session.posargs or ["--ignore=tests/faults"]

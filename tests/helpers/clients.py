@@ -116,11 +116,17 @@ async def open_client(
     headers: list[tuple[bytes, bytes]] | None = None,
     path: str = WEBSOCKET_PATH,
     preamble: bytes = b"",
+    proxy_port: int | None = None,
+    local_address: str | None = None,
 ) -> AsyncIterator[Client]:
-    """A client of the server that has read nothing yet; `preamble` is sent first, before TLS."""
+    """A client of the server that has read nothing yet; `preamble` is sent first, before TLS.
+
+    It connects to `proxy_port` of the same host if that is given, and from `local_address`.
+    """
     address = urlsplit(server.websocket_url)
     host = address.hostname or ""
-    tcp = await trio.open_tcp_stream(host, address.port or 0)
+    port = proxy_port or address.port or 0
+    tcp = await trio.open_tcp_stream(host, port, local_address=local_address)
     await tcp.send_all(preamble)
     stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = tcp
     if ssl_context is not None:
