@@ -47,7 +47,7 @@ from streamer.edge.heartbeat import Heartbeat
 from streamer.edge.listeners import listener_port, open_listeners
 from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.requests import Services
-from streamer.edge.session import ConnectionInfo
+from streamer.edge.served import ConnectionInfo
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
@@ -312,6 +312,10 @@ class Server:
             started_at=self._started_at,
             uptime_seconds=trio.current_time() - self._started_seconds,
             active_connections=len(sessions),
+            connections_by_transport={
+                transport.value: count
+                for transport, count in acceptor.connections_by_transport().items()
+            },
             connections_total=acceptor.connections_total,
             pending_handshakes=acceptor.pending_handshakes,
             subscriptions=sum(hub.subscriptions_by_type.values()),

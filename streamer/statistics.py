@@ -28,6 +28,8 @@ class ServerStatistics:
     started_at: str
     uptime_seconds: float
     active_connections: int
+    connections_by_transport: dict[str, int]
+    """The same, by how they are served: over WebSocket or HTTP (`edge.served.Transport`)."""
     connections_total: int
     """Connections since the start."""
     pending_handshakes: int

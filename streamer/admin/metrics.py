@@ -32,6 +32,12 @@ FAMILIES: Final = (
     Family("streamer_uptime_seconds", ("uptime_seconds",), "Since the start."),
     Family("streamer_connections", ("active_connections",), "Clients connected now."),
     Family(
+        "streamer_connections_by_transport",
+        ("connections_by_transport",),
+        "Clients connected now, over WebSocket and over HTTP.",
+        label="transport",
+    ),
+    Family(
         "streamer_connections_opened",
         ("connections_total",),
         "Clients since the start.",

@@ -6,6 +6,7 @@ import heapq
 import random
 import resource
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import attrgetter
@@ -23,6 +24,7 @@ from streamer.edge.pending import Pending, PendingConnections
 from streamer.edge.proxies import Proxies
 from streamer.edge.proxy_protocol import ProxyProtocolError
 from streamer.edge.requests import Services
+from streamer.edge.served import Served, Transport
 from streamer.edge.session import Session
 from streamer.edge.session_ids import new_session_id, short_hash
 from streamer.edge.websocket import close_lingering
@@ -86,7 +88,7 @@ class Acceptor:
         self._accepting = trio.CancelScope()
         self._is_stopping = False
         self.refusals = Refusals()
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, Served] = {}
         self.connections_total = 0
         """Sessions since the start."""
 
@@ -120,11 +122,16 @@ class Acceptor:
             if number % _DISMISSED_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
 
-    def _dismiss(self, session: Session) -> None:
+    def _dismiss(self, session: Served) -> None:
         settings = self._settings
         spread_ms = settings.drain_spread_ms_per_client * len(self.sessions)
         delay_ms = settings.drain_min_retry_ms + random.uniform(0, spread_ms)  # noqa: S311
         session.end(SHUTTING_DOWN, ServerShutdown(round(delay_ms)))
+
+    def connections_by_transport(self) -> dict[Transport, int]:
+        """Return how many clients are connected, by how they are served."""
+        counts = Counter(session.transport for session in self.sessions.values())
+        return {transport: counts[transport] for transport in Transport}
 
     @property
     def pending_handshakes(self) -> int:
@@ -236,7 +243,7 @@ class Acceptor:
                 break
         return cause
 
-    def _probe(self, address: str, request: Request) -> Sequence[Session]:
+    def _probe(self, address: str, request: Request) -> Sequence[Served]:
         """Ping connections that might be ended for a new one; return the longest silent first."""
         sessions = self._admission.sessions(address)
         named = self.sessions.get(request.query.get("session_id", ""))

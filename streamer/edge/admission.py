@@ -12,7 +12,7 @@ import trio
 
 from streamer.bounded_log import BoundedLog
 from streamer.config import Settings
-from streamer.edge.session import Session
+from streamer.edge.served import Served
 from streamer.protocol import errors
 from streamer.protocol.errors import CloseReason
 
@@ -68,7 +68,7 @@ class Admission:
     def __init__(self, settings: Settings) -> None:
         self._max_connections = settings.max_connections
         self._max_connections_per_address = settings.max_connections_per_address
-        self._by_address: dict[str, list[Session | None]] = {}
+        self._by_address: dict[str, list[Served | None]] = {}
         """The sessions of each address; None for a place whose session has not begun."""
         self._total = 0
         self._left = trio.Event()
@@ -85,12 +85,12 @@ class Admission:
         self._by_address.setdefault(address, []).append(None)
         return None
 
-    def serve(self, address: str, session: Session) -> None:
+    def serve(self, address: str, session: Served) -> None:
         """Assign a session to the place that its connection has taken."""
         places = self._by_address[address]
         places[places.index(None)] = session
 
-    def leave(self, address: str, session: Session | None) -> None:
+    def leave(self, address: str, session: Served | None) -> None:
         """Give back a place; `session` is None if none has been assigned to it."""
         self._total -= 1
         places = self._by_address[address]
@@ -104,6 +104,6 @@ class Admission:
         """Wait until some connection has given back its place."""
         await self._left.wait()
 
-    def sessions(self, address: str) -> Sequence[Session]:
+    def sessions(self, address: str) -> Sequence[Served]:
         """The sessions of an address."""
         return [one for one in self._by_address.get(address, ()) if one is not None]

@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 import trio
 
-from streamer.edge.session import Session
+from streamer.edge.served import Served
 
 _INTERVAL_SECONDS: Final = 0.25
 _SESSIONS_PER_TURN: Final = 1000
@@ -28,7 +28,7 @@ clients receive much, some of them wait for the next turn, or the heartbeat."""
 class Confirmations:
     """Pings the clients that have received much since their last ping."""
 
-    def __init__(self, sessions: Mapping[str, Session]) -> None:
+    def __init__(self, sessions: Mapping[str, Served]) -> None:
         """`sessions` are those connected now, by their ids."""
         self._sessions = sessions
         self._remaining: Iterator[str] = iter(())

@@ -16,6 +16,7 @@ from streamer.edge.frame_reader import MessageTooLargeError
 from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
 from streamer.edge.requests import Requests, Services
+from streamer.edge.served import ConnectionInfo, Transport
 from streamer.edge.session_ids import short_hash
 from streamer.edge.websocket import (
     ConnectionEndedError,
@@ -23,7 +24,7 @@ from streamer.edge.websocket import (
     Pong,
     WebSocket,
 )
-from streamer.hub.outbox import Outbox, OutboxStatistics
+from streamer.hub.outbox import Outbox
 from streamer.protocol import errors, messages
 from streamer.protocol.codec import decode_client, request_id_of, utc_timestamp
 from streamer.protocol.endpoint import VERSION
@@ -45,25 +46,6 @@ _ENTRY_BYTES: Final = 64
 """Memory that each waiting message takes besides its text: a tuple and its place in the queue."""
 
 log = structlog.get_logger()
-
-
-@attrs.frozen
-class ConnectionInfo:
-    """One connection, as the list of connections shows it."""
-
-    session: str
-    """A short hash of the session's id, which cannot be used to restore it; logs show the same."""
-    remote_address: str
-    user_agent: str | None
-    connected_at: str
-    connected_seconds: float
-    idle_seconds: float
-    """Seconds since anything came from the client."""
-    subscriptions: list[str]
-    messages_received: int
-    messages_refused: int
-    """Frames over the rate limit."""
-    outbox: OutboxStatistics
 
 
 @attrs.define(eq=False)
@@ -384,6 +366,11 @@ class Session:
             self._scope.cancel()
 
     @property
+    def transport(self) -> Transport:
+        """How the client is served."""
+        return Transport.WEBSOCKET
+
+    @property
     def messages_received(self) -> int:
         """Messages from the client so far."""
         return self._messages_received
@@ -510,6 +497,7 @@ class Session:
         now = trio.current_time()
         return ConnectionInfo(
             session=short_hash(self.session_id),
+            transport=self.transport,
             remote_address=self._remote_address,
             user_agent=self._user_agent,
             connected_at=self._connected_at,

@@ -18,6 +18,7 @@ from streamer.edge import frame_reader
 from streamer.edge.frame_reader import FrameError, FrameReader, MessageTooLargeError
 from streamer.edge.limits import RateLimiter
 from streamer.edge.loop_budget import LoopBudget
+from streamer.edge.writer import BlockedWriter
 from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
 from streamer.protocol import errors
@@ -55,20 +56,15 @@ class Pong:
     payload: bytes
 
 
-class WebSocket:
+class WebSocket(BlockedWriter):
     """Reads messages, answers pings, and writes bytes that the socket did not take at once."""
 
     __slots__ = (
-        "_fanout",
         "_limiter",
         "_loop_budget",
         "_max_unread_bytes",
-        "_progress",
         "_reader",
-        "_stream",
         "last_received_seconds",
-        "last_written_seconds",
-        "outbox",
     )
 
     def __init__(
@@ -84,17 +80,14 @@ class WebSocket:
         loop_budget: LoopBudget,
     ) -> None:
         """Take over an open connection; `trailing` are the bytes after the handshake."""
-        self._stream = stream
-        self._fanout = fanout
-        self.outbox = outbox
+        super().__init__(stream, fanout, outbox)
         self._max_unread_bytes = max_unread_bytes
         self._limiter = limiter
         self._loop_budget = loop_budget
         self._reader = FrameReader(max_message_bytes=max_message_bytes)
         self._reader.feed(trailing)
-        self._progress: trio.Event | None = None
-        self.last_received_seconds = self.last_written_seconds = trio.current_time()
-        """When bytes were last received, and when the full socket last took some."""
+        self.last_received_seconds = self.last_written_seconds
+        """When bytes were last received, on trio's clock."""
 
     # Reading
 
@@ -147,37 +140,7 @@ class WebSocket:
         self.last_received_seconds = trio.current_time()
         self._reader.feed(data)
 
-    # Writing
-
-    async def write_blocked(self) -> None:
-        """Write the outbox' bytes until none is left: the writer task of a full socket."""
-        outbox = self.outbox
-        try:
-            if outbox.descriptor >= 0:
-                while outbox.blocked and not outbox.closed:
-                    await trio.lowlevel.wait_writable(outbox.descriptor)
-                    self._fanout.resume(outbox)
-                    self._advance()
-            else:
-                while data := self._fanout.take(outbox):
-                    await self._stream.send_all(data)
-                    self._advance()
-                self._advance()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            outbox.fail(0)
-            self._advance()
-
-    def _advance(self) -> None:
-        self.last_written_seconds = trio.current_time()
-        if self._progress is not None:
-            self._progress.set()
-            self._progress = None
-
-    async def wait_progress(self) -> None:
-        """Wait until the writer task has written something more."""
-        if self._progress is None:
-            self._progress = trio.Event()
-        await self._progress.wait()
+    # Room for answers
 
     @property
     def has_room(self) -> bool:
@@ -189,11 +152,6 @@ class WebSocket:
         while not self.has_room:
             await self.wait_progress()
 
-    async def wait_written(self) -> None:
-        """Wait until all bytes are written to the socket."""
-        while self.outbox.blocked and not self.outbox.closed:
-            await self.wait_progress()
-
     # Ending
 
     async def finish(self, reason: errors.CloseReason) -> None:
@@ -201,7 +159,7 @@ class WebSocket:
         self.outbox.send_control(self.outbox.wire.close(reason.code, reason.reason))
         await self.wait_written()
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await _send_eof(self._stream)
+            await send_eof(self._stream)
             await self._discard_until_close()
 
     async def _discard_until_close(self) -> None:
@@ -261,13 +219,13 @@ async def receive_some(
 async def close_lingering(stream: trio.abc.Stream) -> None:
     """Close this side and discard the peer's bytes until it closes, too."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await _send_eof(stream)
+        await send_eof(stream)
         discarded = 0
         while discarded < _MAX_DISCARDED_BYTES and (data := await stream.receive_some()):
             discarded += len(data)
 
 
-async def _send_eof(stream: trio.abc.Stream) -> None:
+async def send_eof(stream: trio.abc.Stream) -> None:
     """Close this side of the TCP connection, under TLS if there is any.
 
     A TLS stream cannot be closed on one side, and a client that waits for the server to close

@@ -31,7 +31,7 @@ from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.wire.format import Placed
 
-MAX_TOPICS: Final = 100
+MAX_TOPICS: Final = 128
 """Topics of a cursor: more would not fit into its bytes with usual epochs."""
 
 MAX_CURSOR_BYTES: Final = 6 * 1024

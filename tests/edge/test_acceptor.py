@@ -1,6 +1,6 @@
 """From accept to close: TLS, IPv6, and connections that fail.
 
-Covers streamer.edge.pending.
+Covers streamer.edge.pending and streamer.edge.served.
 """
 
 from __future__ import annotations

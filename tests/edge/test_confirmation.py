@@ -14,7 +14,7 @@ from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.server import Server
 from tests.helpers.clients import Client, connected, open_client, raw_client
 from tests.helpers.publications import price
-from tests.helpers.server import publish, running_server
+from tests.helpers.server import first_session, publish, running_server
 from tests.helpers.timing import eventually
 
 AT_ONCE = {"flush_interval_ms": 0.0}
@@ -84,8 +84,8 @@ async def test_few_messages_are_confirmed_within_seconds(mock_clock: MockClock) 
         mock_clock.jump(2)
         await take_turns(mock_clock, client)
         await eventually(lambda: confirmed(server, client.session_id) == 3)
-        assert server._acceptor.sessions[client.session_id]._pings == 1
-        assert server._acceptor.sessions[quiet.session_id]._pings == 0
+        assert first_session(server, client.session_id)._pings == 1
+        assert first_session(server, quiet.session_id)._pings == 0
 
 
 async def test_a_ping_waits_for_the_answer_to_the_last(mock_clock: MockClock) -> None:
@@ -97,7 +97,7 @@ async def test_a_ping_waits_for_the_answer_to_the_last(mock_clock: MockClock) ->
     ):
         await silent.send(type="subscribe", subscription_type="stock", targets=["A"])
         await eventually(lambda: server.statistics().subscriptions == 1)
-        session = next(iter(server._acceptor.sessions.values()))
+        session = first_session(server)
         for number in range(3):
             for _ in range(250):
                 publish(server, "stock:A:price", price("A", number))

@@ -18,7 +18,7 @@ from streamer.edge.limits import VIOLATION_WINDOW_SECONDS
 from streamer.source.topics import TopicSource
 from tests.helpers.clients import Client, client_frame, connected, open_client, raw_client
 from tests.helpers.publications import market_status, orderbook, price
-from tests.helpers.server import publish, running_server
+from tests.helpers.server import first_session, publish, running_server
 from tests.helpers.timing import eventually
 
 
@@ -455,7 +455,7 @@ async def test_what_waits_behind_a_request_is_bounded(redis_answers: trio.Event)
     requests = 3000
     async with running_server(rate_limit=0) as server, raw_client(server) as client:
         await client.send(type="subscribe", subscription_type="stock", targets=["A"])
-        (session,) = server._acceptor.sessions.values()
+        session = first_session(server)
         async with trio.open_nursery() as nursery:
             data = b"".join(
                 client_frame(0x81, b'{"type":"ping","request_id":%d,"x":"%b"}' % (n, b"x" * 200))

@@ -1,6 +1,7 @@
 """Frames by hand: what breaks RFC 6455, what only looks odd, and what is a flood.
 
 Covers streamer.edge.frame_reader.
+Covers streamer.edge.writer.
 """
 
 from __future__ import annotations

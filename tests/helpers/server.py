@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import trio
 
 from streamer.config import Settings
+from streamer.edge.session import Session
 from streamer.server import Server, serve
 from tests.helpers.timing import real_deadline
 
@@ -35,6 +36,14 @@ def publish(server: Server, channel: str, payload: bytes) -> None:
     """Publish on the bus of a server that has one in its process."""
     assert server.bus is not None
     server.bus.publish(channel, payload)
+
+
+def first_session(server: Server, session_id: str | None = None) -> Session:
+    """The session of a WebSocket, by its id or the first there is."""
+    sessions = server._acceptor.sessions
+    session = next(iter(sessions.values())) if session_id is None else sessions[session_id]
+    assert isinstance(session, Session)
+    return session
 
 
 async def get_page(server: Server, path: str) -> tuple[int, dict[str, Any]]:
