@@ -5,15 +5,13 @@ The edges are read from the settings' own rules, so a new setting is tested as s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
 import structlog
 from trio.testing import MockClock
-from wsproto.utilities import LocalProtocolError
 
 from streamer.config import Settings
 from streamer.publisher.publisher import open_publisher
@@ -92,15 +90,6 @@ class Producer:
             await publisher.publish("stock:A:price", price("A", value))
 
 
-@asynccontextmanager
-async def closing_quietly() -> AsyncIterator[None]:
-    """Ignore that trio-websocket answers a ping that comes while it closes, and fails (0.12)."""
-    try:
-        yield
-    except* LocalProtocolError:
-        pass
-
-
 async def receive_prices(
     client: Client, producer: Producer, value: int, pass_interval: Callable[[], None]
 ) -> None:
@@ -124,7 +113,7 @@ async def test_a_server_serves_with_every_setting_at_its_edges(
     histories expire and Redis is probed, so that each of these has run. Nothing may be amiss.
     """
     with structlog.testing.capture_logs() as logs:
-        async with running_server(**source, **{name: value}) as server, closing_quietly():
+        async with running_server(**source, **{name: value}) as server:
             await eventually(lambda: server.readiness().ready)
             if UNABLE_TO_ASK.get(name) != value:
                 producer = Producer(server, source.get("redis"))

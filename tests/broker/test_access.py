@@ -9,7 +9,6 @@ from urllib.parse import quote
 import pytest
 import redis as redis_py
 import trio
-import trio_websocket
 import trustme
 
 from streamer.broker.connection import RedisConnectionError, open_server
@@ -19,6 +18,7 @@ from streamer.config import Settings
 from streamer.protocol.messages import GapReason
 from streamer.publisher import open_publisher
 from streamer.server import serve
+from tests.helpers.clients import open_url
 from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, ClusterService, Sentinel
@@ -106,7 +106,7 @@ async def stream_prices(server_url: str, publisher_url: str) -> None:
                     assert client.account().violations == 0
                 # A session that this server does not know is looked for in Redis.
                 unknown = f"{server.websocket_url}?session_id=unknown"
-                async with trio_websocket.open_websocket_url(unknown) as connection:
+                async with open_url(unknown) as connection:
                     await connection.get_message()
                 server.shutdown()  # which saves the client's session there
 

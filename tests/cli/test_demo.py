@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import trio
-import trio_websocket
 
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from streamer.feeds.simulated import STOCKS
+from tests.helpers.clients import open_url
 from tests.helpers.timing import DEADLINE_SECONDS
 
 
@@ -57,7 +57,7 @@ async def received_by_a_client(url: str, topics: list[str], wanted: set[str]) ->
     """Return the messages of some topics, until each type has been received."""
     messages: list[Any] = []
     with trio.fail_after(DEADLINE_SECONDS):
-        async with trio_websocket.open_websocket_url(url) as websocket:
+        async with open_url(url) as websocket:
             for topic in topics:
                 kind, target = topic.split(":")
                 request = {"type": "subscribe", "subscription_type": kind, "targets": [target]}

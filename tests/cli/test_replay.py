@@ -16,7 +16,6 @@ from pathlib import Path
 
 import redis as redis_py
 import trio
-import trio_websocket
 from redis.client import PubSub
 
 from streamer.broker.keys import position_key
@@ -33,6 +32,7 @@ from tests.feeds.recordings import (
     trade,
     write_recording,
 )
+from tests.helpers.clients import open_url
 from tests.helpers.timing import DEADLINE_SECONDS
 
 
@@ -56,9 +56,7 @@ async def received_while_replaying(path: Path, server: Server, redis_url: str) -
     """Return the text of every data message that a client in mode all receives."""
     topic = {"subscription_type": "stock", "targets": ["BTCUSDT"]}
     texts: list[str] = []
-    async with trio_websocket.open_websocket_url(
-        server.websocket_url, max_message_size=2**24
-    ) as websocket:
+    async with open_url(server.websocket_url) as websocket:
         request = {"type": "subscribe", "mode": "all", **topic}
         await websocket.send_message(json.dumps(request))
         while json.loads(await websocket.get_message())["type"] != "subscribed":

@@ -3,17 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import trio_websocket
-
-from tests.helpers.clients import Client
+from tests.helpers.clients import Client, open_url
 
 
 @asynccontextmanager
 async def converse(url: str) -> AsyncIterator[Client]:
     """One that is past its greeting."""
-    async with trio_websocket.open_websocket_url(
-        url, max_message_size=1 << 24, message_queue_size=1000
-    ) as connection:
+    async with open_url(url) as connection:
         client = Client(connection)
         client.session_id = (await client.receive_type("connected"))["session_id"]
         yield client

@@ -368,7 +368,7 @@ async def test_a_redis_that_went_back_to_an_older_epoch_begins_a_new_one(
     """It lost its data, a new epoch began, and then an old dump brought the former epoch back."""
     async with open_publisher(redis_url) as publisher:
         first = positions(await publisher.publish_many(prices(5)))[-1]
-        dump = {key: redis.dump(key) for key in (position_key(TOPIC), history_key(TOPIC))}
+        dump = {key: redis.dump(key) or b"" for key in (position_key(TOPIC), history_key(TOPIC))}
         redis.flushall()
         second = (await publisher.publish(CHANNEL, numbered_price(6))).position
         for key, value in dump.items():
@@ -444,7 +444,7 @@ async def test_a_killed_redis_loses_and_doubles_nothing(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
     """After SIGKILL and restart each publication is in the history once, in order."""
-    server = own_redis_server(appendonly="yes")
+    server = own_redis_server(appendonly="yes", appendfsync="always")
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_publisher(server.url, history_length=10_000) as publisher:
             receipts: list[Receipt] = []
