@@ -166,6 +166,12 @@ class Settings:
         "The most clients at a time from one address, beyond which one is closed with 1013 "
         "(try again later); of IPv6, from one /64 network; 0 = no limit.",
     )
+    max_connections_per_user: int = setting(
+        0,
+        integer(0),
+        "The most clients at a time with tokens of one user, beyond which one is closed with 1013 "
+        "(try again later); 0 = no limit.",
+    )
     allowed_origins: tuple[str, ...] = setting(
         (),
         ORIGINS,

@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from typing import Final
 
@@ -29,7 +30,7 @@ from streamer.edge.session import Session
 from streamer.edge.session_ids import new_session_id, short_hash
 from streamer.edge.websocket import close_lingering
 from streamer.origins import OriginRules
-from streamer.protocol.errors import ABUSE, SHUTTING_DOWN
+from streamer.protocol.errors import ABUSE, SHUTTING_DOWN, CloseReason
 from streamer.protocol.messages import ServerShutdown
 
 UNSENT_BYTES: Final = 64 * 1024
@@ -217,36 +218,69 @@ class Acceptor:
     # Admission
 
     async def _admit(self, address: str, request: Request) -> Cause | None:
-        """Take a place for a client, that of a silent one if there is no other.
+        """Take a place for a client, that of a silent one of its address if there is no other.
 
-        If its address or the server is full, the session that the client names is ended at once.
-        Otherwise the longest silent connections of its address are pinged, and if one does not
-        answer within 3 s, the longest silent is ended. Returns why there is no place.
+        Returns why there is no place.
         """
         if not self._origins.allow(request.origin):
             return Cause.ORIGIN
-        cause = self._admission.enter(address)
+        return await self._take_place(
+            partial(self._admission.enter, address),
+            partial(self._admission.sessions, address),
+            request.query.get("session_id"),
+        )
+
+    async def admit_user(
+        self, user_id: str, session: Served, restored_id: str | None = None
+    ) -> CloseReason | None:
+        """Take a place of a user for a session, once its user is known.
+
+        A silent connection of the user gives way, `restored_id` at once if it is one of them.
+        Returns the reason to close the session if there is no place.
+        """
+        cause = await self._take_place(
+            partial(self._admission.enter_user, user_id, session),
+            partial(self._admission.user_sessions, user_id),
+            restored_id,
+        )
+        if cause is None:
+            return None
+        self.refusals.add(cause, session.info().remote_address)
+        return CLOSE_REASONS[cause]
+
+    async def _take_place(
+        self,
+        enter: Callable[[], Cause | None],
+        rivals: Callable[[], Sequence[Served]],
+        session_id: str | None,
+    ) -> Cause | None:
+        """Call `enter` until it finds a place, or return the cause after some seconds.
+
+        If there is none, the one of `rivals` that the client names by its session's id is ended at
+        once. Otherwise the longest silent ones are pinged, and if one does not answer within 3 s,
+        the longest silent is ended.
+        """
+        cause = enter()
         if cause is None:
             return None
         asked_seconds = trio.current_time()
-        probed = self._probe(address, request)
+        probed = self._probe(rivals(), session_id)
         if not probed:
             return cause
         with trio.move_on_after(PROBE_SECONDS):
-            return await self._wait_for_place(address)
+            return await self._wait_for_place(enter)
         for session in probed:
             if not session.is_ending and session.is_silent_since(asked_seconds):
                 log.info("silent client gives way", session=short_hash(session.session_id))
                 session.give_up()
                 with trio.move_on_after(PROBE_SECONDS):
-                    return await self._wait_for_place(address)
+                    return await self._wait_for_place(enter)
                 break
         return cause
 
-    def _probe(self, address: str, request: Request) -> Sequence[Served]:
+    def _probe(self, sessions: Sequence[Served], session_id: str | None) -> Sequence[Served]:
         """Ping connections that might be ended for a new one; return the longest silent first."""
-        sessions = self._admission.sessions(address)
-        named = self.sessions.get(request.query.get("session_id", ""))
+        named = self.sessions.get(session_id or "")
         if named is not None and named in sessions:
             named.give_up()
             return [named]
@@ -261,8 +295,8 @@ class Acceptor:
             session.ping()
         return probed
 
-    async def _wait_for_place(self, address: str) -> Cause | None:
-        while (cause := self._admission.enter(address)) is not None:
+    async def _wait_for_place(self, enter: Callable[[], Cause | None]) -> Cause | None:
+        while (cause := enter()) is not None:
             await self._admission.wait_left()
         return cause
 

@@ -28,6 +28,8 @@ class Cause(enum.StrEnum):
     """All places of the server are taken."""
     ADDRESS_FULL = "address_full"
     """All places of the address are taken."""
+    USER_FULL = "user_full"
+    """All places of the user are taken."""
     HANDSHAKE = "handshake"
     """No valid WebSocket handshake came, or not in time, or others waited for its place."""
     PROXY_PROTOCOL = "proxy_protocol"
@@ -43,6 +45,7 @@ CLOSE_REASONS: Final[Mapping[Cause, CloseReason]] = MappingProxyType(
         Cause.ORIGIN: errors.ORIGIN,
         Cause.SERVER_FULL: errors.OVERLOADED,
         Cause.ADDRESS_FULL: errors.ADDRESS_FULL,
+        Cause.USER_FULL: errors.USER_FULL,
     }
 )
 """The close codes and reasons of connections that are refused after their handshake."""
@@ -63,13 +66,20 @@ class Refusals:
 
 
 class Admission:
-    """Counts the connections that are served, in total and by address (IPv6: /64 network)."""
+    """Counts the connections that are served, in total and by address (IPv6: /64 network).
+
+    Those whose user is known are counted by user as well.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._max_connections = settings.max_connections
         self._max_connections_per_address = settings.max_connections_per_address
         self._by_address: dict[str, list[Served | None]] = {}
         """The sessions of each address; None for a place whose session has not begun."""
+        self._max_connections_per_user = settings.max_connections_per_user
+        self._by_user: dict[str, list[Served]] = {}
+        self._users: dict[Served, str] = {}
+        """The user of each session in `_by_user`."""
         self._total = 0
         self._left = trio.Event()
 
@@ -97,8 +107,33 @@ class Admission:
         places.remove(session)
         if not places:
             del self._by_address[address]
+        if session is not None:
+            self._leave_user(session)
         self._left.set()
         self._left = trio.Event()
+
+    def enter_user(self, user_id: str, session: Served) -> Cause | None:
+        """Count a session that is served for its user; return the cause if there is no place.
+
+        The place ends with that of the address. A session has one user at most.
+        """
+        limit = self._max_connections_per_user
+        if not limit or session in self._users:
+            return None
+        places = self._by_user.get(user_id, ())
+        if len(places) >= limit:
+            return Cause.USER_FULL
+        self._by_user.setdefault(user_id, []).append(session)
+        self._users[session] = user_id
+        return None
+
+    def _leave_user(self, session: Served) -> None:
+        user_id = self._users.pop(session, None)
+        if user_id is not None:
+            places = self._by_user[user_id]
+            places.remove(session)
+            if not places:
+                del self._by_user[user_id]
 
     async def wait_left(self) -> None:
         """Wait until some connection has given back its place."""
@@ -107,3 +142,7 @@ class Admission:
     def sessions(self, address: str) -> Sequence[Served]:
         """The sessions of an address."""
         return [one for one in self._by_address.get(address, ()) if one is not None]
+
+    def user_sessions(self, user_id: str) -> Sequence[Served]:
+        """The sessions of a user."""
+        return list(self._by_user.get(user_id, ()))

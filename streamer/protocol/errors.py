@@ -120,6 +120,12 @@ ADDRESS_FULL: Final = CloseReason(
     "the client's address has all the connections that one address may have",
     "reconnect with backoff",
 )
+USER_FULL: Final = CloseReason(
+    1013,
+    "too many connections of this user",
+    "the user has all the connections that one user may have",
+    "reconnect with backoff",
+)
 UNAUTHENTICATED: Final = CloseReason(
     4001,
     "authentication required",
@@ -161,6 +167,7 @@ CLOSE_REASONS: Final = (
     TOO_LARGE,
     OVERLOADED,
     ADDRESS_FULL,
+    USER_FULL,
     UNAUTHENTICATED,
     TOKEN_EXPIRED,
     DISCONNECTED,

@@ -8,7 +8,9 @@ import trio
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
-from streamer.edge.acceptor import PROBE_SECONDS
+from streamer.edge.acceptor import PROBE_SECONDS, Acceptor
+from streamer.protocol.errors import USER_FULL
+from streamer.server import Server
 from tests.helpers.clients import connected, open_client, raw_client
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
@@ -98,3 +100,67 @@ async def test_a_session_that_the_client_names_gives_way_at_once(mock_clock: Moc
             assert (await new.response()).startswith(b"HTTP/1.1 101 ")
             async with aclosing(new.frames()) as frames:
                 assert (await anext(frames))[1]["type"] == "connected"
+
+
+def acceptor_of(server: Server) -> Acceptor:
+    """The acceptor, to which a session reports its user."""
+    return server._acceptor
+
+
+async def test_the_connections_of_one_user_are_limited() -> None:
+    """One too many is refused with the user as its cause; the next after one has left is not."""
+    async with running_server(max_connections_per_user=1) as server, connected(server) as second:
+        acceptor = acceptor_of(server)
+        (session,) = acceptor.sessions.values()
+        async with connected(server) as first:
+            holder = acceptor.sessions[first.session_id]
+            assert await acceptor.admit_user("7", holder) is None
+            assert await acceptor.admit_user("7", holder) is None  # a token renewed
+            assert await acceptor.admit_user("7", session) is USER_FULL
+            assert server.statistics().rate_limiting.connections_refused["user_full"] == 1
+            assert await acceptor.admit_user("8", session) is None
+        await eventually(lambda: server.active_connections == 1)
+        async with connected(server) as third:
+            assert await acceptor.admit_user("7", acceptor.sessions[third.session_id]) is None
+        await second.ping_pong()
+    assert not acceptor._admission._by_user
+
+
+async def test_a_users_silent_connection_gives_way(mock_clock: MockClock) -> None:
+    """Its phone has lost the network and comes back from another address."""
+    async with (
+        running_server(max_connections_per_user=1, trusted_proxies=("127.0.0.1",)) as server,
+        raw_client(server) as silent,  # answers no ping
+    ):
+        acceptor = acceptor_of(server)
+        await eventually(lambda: server.active_connections == 1)
+        (session,) = acceptor.sessions.values()
+        assert await acceptor.admit_user("7", session) is None
+        mock_clock.jump(2)
+        async with connected(server, headers=[(b"X-Forwarded-For", b"192.0.2.1")]) as back:
+            returning = acceptor.sessions[back.session_id]
+            async with trio.open_nursery() as nursery:
+
+                async def admit() -> None:
+                    assert await acceptor.admit_user("7", returning) is None
+
+                nursery.start_soon(admit)
+                await back.ping_pong()
+                mock_clock.jump(PROBE_SECONDS)
+            await silent.rest()
+            await back.ping_pong()
+            assert server.active_connections == 1
+
+
+async def test_a_users_session_that_is_restored_gives_way_at_once(mock_clock: MockClock) -> None:
+    """The client names it, so that nothing has to be waited for."""
+    async with (
+        running_server(max_connections_per_user=1) as server,
+        connected(server) as old,
+        connected(server) as new,
+    ):
+        acceptor = acceptor_of(server)
+        assert await acceptor.admit_user("7", acceptor.sessions[old.session_id]) is None
+        returning = acceptor.sessions[new.session_id]
+        assert await acceptor.admit_user("7", returning, old.session_id) is None
+        assert await old.closed() == 1006
