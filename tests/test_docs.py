@@ -4,7 +4,10 @@ import ast
 import re
 from pathlib import Path
 
+import attrs
 import pytest
+
+from streamer.config import Settings
 
 PROJECT = Path(__file__).parent.parent
 EXPLANATION = PROJECT / "docs" / "explanation"
@@ -76,3 +79,19 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)", text):
         assert (page.parent / target).exists(), target
+
+
+NO_LIMITS = {"port", "http_port", "workers", "flush_interval_ms", "auth_token_lifetime_seconds"}
+"""Settings that are numbers and bound nothing that a client, a producer or Redis does."""
+
+
+def test_the_threat_model_names_every_limit() -> None:
+    """Each number among the settings is there with its purpose, and each name there is one."""
+    page = (EXPLANATION / "threat-model.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (`.*?) \|", page.partition("## The purpose of each limit")[2], re.MULTILINE
+    )
+    named = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    fields = attrs.fields(Settings)
+    limits = {field.name for field in fields if getattr(field.validator, "edges", None)} - NO_LIMITS
+    assert named == limits
