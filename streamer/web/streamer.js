@@ -756,7 +756,7 @@ export class Streamer {
       }
     };
     listen(globalThis, ["online"], () => this.#wake());
-    listen(globalThis, ["offline"], () => this.#probe());
+    listen(globalThis, ["offline"], () => this.probe());
     // A page with an open connection cannot be put into the back/forward cache.
     listen(globalThis, ["pagehide"], () => this.#suspend());
     listen(globalThis, ["pageshow"], () => this.#resume());
@@ -783,12 +783,13 @@ export class Streamer {
   /** Come back at once, unless the server said when; make sure that a connection is alive. */
   #wake() {
     if (this.#isWaiting) this.#open();
-    else this.#probe();
+    else this.probe();
   }
 
   // The watchdog: a connection can die without a word, and JavaScript does not see pings.
 
-  #probe() {
+  /** Find out at once whether the connection is alive. */
+  probe() {
     if (this.#state !== "connected") return;
     this.#ping();
     this.#watch();

@@ -47,7 +47,7 @@ async def test_a_browser_that_has_the_module_is_not_sent_it_again() -> None:
 
 
 async def test_only_the_modules_can_be_read_by_pages_of_other_origins() -> None:
-    """What the operator's pages say is not given to any other origin."""
+    """No other origin may read the pages of the operator."""
     async with (
         running_server() as server,
         httpx2.AsyncClient(base_url=server.http_url) as client,

@@ -47,6 +47,7 @@ const commands = {
   unsubscribe: ({ id }) => subscriptions.get(id).close(),
   connect: () => streamer.connect(),
   close: () => streamer.close(),
+  probe: () => streamer.probe(),
   bandwidth: ({ value }) => streamer.setBandwidth(value),
   account: () => say("account", streamer.account()),
   position: ({ topic }) => say("position", streamer.position(topic) ?? null),

@@ -77,7 +77,7 @@ async def test_every_message_comes_once_with_its_topic_and_batches_unpacked() ->
 
 
 async def test_nothing_is_missed_over_a_restart(redis_url: str) -> None:
-    """What was published while there was no server comes from the next one, once."""
+    """The next server sends once the publications of the time without a server."""
     async with running_server(redis=redis_url, drain_min_retry_ms=0) as server:
         port = urlsplit(server.websocket_url).port
         async with (
