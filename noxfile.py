@@ -17,10 +17,10 @@
     nox -r …                  the same with the environments of the last run, which is faster
 
 Only Python and nox have to be installed, and no session needs root: what is missing of redis-server
-7, nginx, Caddy and Chromium, a session that needs it downloads with apt-get and unpacks below .cache.
-Most tests also run with the redis-server 6.2 of a test dependency; without another, those that need
-more (sharded channels, TLS) fail with that reason. Those of nginx, Caddy and Chromium are skipped
-without them.
+7, nginx, Caddy and Chromium, a session that needs it downloads with apt-get and unpacks below
+.cache. Most tests also run with the redis-server 6.2 of a test dependency; without another, those
+that need more (sharded channels, TLS) fail with that reason. Those of nginx, Caddy and Chromium are
+skipped without them.
 """
 
 import os
@@ -143,7 +143,7 @@ def provide_proxies(session: nox.Session) -> None:
 
 
 def provide_chromium(session: nox.Session) -> None:
-    """Put Debian's chromium on PATH if there is none; without it, tests in a browser are skipped."""
+    """Put Debian's chromium on PATH if there is none; tests in a browser are skipped without."""
     if not shutil.which("chromium"):
         unpack(session, "chromium", "chromium", "fonts-dejavu-core")
 
