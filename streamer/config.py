@@ -376,6 +376,52 @@ class Settings:
         "the oldest are given up first.",
     )
 
+    compression: bool = setting(
+        True,
+        SWITCH,
+        "Compress messages for clients that offer it (permessage-deflate), "
+        "each frame once for all clients that are sent the same.",
+        heading="Compression",
+    )
+    compression_level: int = setting(
+        6,
+        integer(1, 9),
+        "The effort of compression: 1 takes half the time of 6 and gives some 20 % more bytes, "
+        "9 takes up to four times as long for 3 % less.",
+    )
+    compression_window_bits: int = setting(
+        14,
+        integer(9, 15),
+        "The base-2 logarithm of the bytes that a message may refer back to, "
+        "at best the size of what one flush sends to a client; each bit more doubles the memory of "
+        "a compressor, which is 134 KB with 14.",
+    )
+    compression_min_bytes: int = setting(
+        64,
+        integer(0, MAX_MESSAGE_BYTES),
+        "The shortest message that is compressed, since on a shorter one the work saves nothing; "
+        "at least 256 where there are no earlier messages to refer to.",
+    )
+    compression_min_members: int = setting(
+        4,
+        integer(1),
+        "The fewest clients that are sent the same for which a compressor is kept, "
+        "so that messages can refer to earlier ones; for fewer, each message is compressed by "
+        "itself, once for all groups that are sent it.",
+    )
+    max_compression_bytes: int = setting(
+        67_108_864,
+        integer(0, MAX_BYTES),
+        "The most memory for compressors that are kept for groups of clients; "
+        "0 = none, and messages never refer to earlier ones.",
+    )
+    compression_stretch_limit_ms: float = setting(
+        100.0,
+        MILLISECONDS,
+        "When sending takes so long that updates wait longer than this, "
+        "nothing is compressed: latency counts more than bytes.",
+    )
+
     heartbeat_interval_seconds: float = setting(
         25.0,
         SECONDS,
@@ -483,6 +529,11 @@ class Settings:
     def flush_interval_seconds(self) -> float:
         """`flush_interval_ms` in seconds."""
         return self.flush_interval_ms / 1000
+
+    @property
+    def compression_stretch_limit_seconds(self) -> float:
+        """`compression_stretch_limit_ms` in seconds."""
+        return self.compression_stretch_limit_ms / 1000
 
     @property
     def stretch_limit_seconds(self) -> float:

@@ -67,6 +67,7 @@ from streamer.source.router import Router
 from streamer.source.topics import TopicSource
 from streamer.statistics import RateLimitStatistics, ServerStatistics
 from streamer.urls import redact
+from streamer.wire.deflate import Compression
 from streamer.wire.json import WebSocketJson
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
@@ -171,6 +172,7 @@ class Server:
         )
         self._loop_budget = LoopBudget(self._loop_lag.turn_seconds)
         self._authenticator = Authenticator(settings)
+        self._compression = self._new_compression() if settings.compression else None
         services = Services(
             self.hub,
             settings,
@@ -180,6 +182,7 @@ class Server:
             WebSocketJson(utc_timestamp),
             self._authenticator,
             Permissions(settings),
+            self._compression,
         )
         self._acceptor = Acceptor(services, self._heartbeat)
         self._shutdown = shutdown
@@ -187,6 +190,21 @@ class Server:
         self._started_seconds = trio.current_time()
         self.websocket_url = ""
         self.http_url = ""
+
+    def _new_compression(self) -> Compression:
+        settings = self.settings
+        flush_loop = self._flush_loop
+        loop_budget = self._loop_budget
+        limit_seconds = settings.compression_stretch_limit_seconds
+        return Compression(
+            utc_timestamp,
+            level=settings.compression_level,
+            min_message_bytes=settings.compression_min_bytes,
+            min_members=settings.compression_min_members,
+            max_memory_bytes=settings.max_compression_bytes,
+            is_behind=lambda: flush_loop.window_seconds > limit_seconds,
+            is_busy=lambda: loop_budget.is_long,
+        )
 
     def _find_outbox(self, session_id: str) -> Outbox | None:
         session = self._acceptor.sessions.get(session_id)
@@ -334,6 +352,7 @@ class Server:
                     cause.value: count for cause, count in acceptor.refusals.counts.items()
                 },
             ),
+            compression=None if self._compression is None else self._compression.statistics(),
             ingest=self._router.statistics(),
             redis=None if self._redis is None else self._redis.statistics(),
         )

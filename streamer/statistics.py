@@ -9,6 +9,7 @@ from streamer.hub.flush import FlushStatistics
 from streamer.hub.hub import HubStatistics
 from streamer.loop_lag import LoopStatistics
 from streamer.source.report import SourceStatistics
+from streamer.wire.deflate import CompressionStatistics
 
 
 @attrs.frozen
@@ -47,6 +48,8 @@ class ServerStatistics:
     hub: HubStatistics
     batching: FlushStatistics
     rate_limiting: RateLimitStatistics
+    compression: CompressionStatistics | None
+    """None where the settings turn it off."""
     ingest: SourceStatistics
     redis: ReaderStatistics | None
     """None with the bus in the process."""

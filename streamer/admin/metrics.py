@@ -140,6 +140,46 @@ FAMILIES: Final = (
     ),
     Family("streamer_writes", ("batching", "writes"), "Writes to sockets.", counts=True),
     Family(
+        "streamer_compressors",
+        ("compression", "compressors"),
+        "Groups of clients that have a compressor of their own.",
+    ),
+    Family(
+        "streamer_compressor_memory_bytes",
+        ("compression", "memory_bytes"),
+        "Memory of all compressors.",
+    ),
+    Family(
+        "streamer_compressed_messages",
+        ("compression", "messages"),
+        "Messages compressed, each once for all its receivers.",
+        counts=True,
+    ),
+    Family(
+        "streamer_compression_input_bytes",
+        ("compression", "input_bytes"),
+        "Size of compressed messages before, each once for all its receivers.",
+        counts=True,
+    ),
+    Family(
+        "streamer_compression_output_bytes",
+        ("compression", "output_bytes"),
+        "Size of compressed messages after, each once for all its receivers.",
+        counts=True,
+    ),
+    Family(
+        "streamer_compression_full_flushes",
+        ("compression", "full_flushes"),
+        "Times that a compressor gave up its window for a client that joined its group.",
+        counts=True,
+    ),
+    Family(
+        "streamer_compression_skipped_bytes",
+        ("compression", "skipped_bytes"),
+        "Bytes not compressed because the server was behind, each once for all its receivers.",
+        counts=True,
+    ),
+    Family(
         "streamer_loop_longest_pause_seconds",
         ("loop", "longest_pause_seconds"),
         "Longest turn of the event loop since the start.",

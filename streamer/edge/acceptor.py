@@ -318,11 +318,13 @@ class Acceptor:
         address: str,
         start_task: Callable[..., None],
     ) -> None:
+        agreement = self._services.agree(request.extensions)
         session = Session(
             new_session_id(),
             stream,
             self._services,
             request,
+            agreement,
             descriptor=descriptor,
             remote_address=address,
             start_task=start_task,
@@ -334,7 +336,7 @@ class Acceptor:
         if self._is_stopping:
             self._dismiss(session)
         try:
-            reason = await session.run(request.accept())
+            reason = await session.run(request.accept(agreement))
             if reason is ABUSE:
                 self.refusals.add(Cause.ABUSE, address)
         finally:

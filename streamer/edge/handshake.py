@@ -23,6 +23,7 @@ from streamer.edge.credentials import (
     subprotocols,
     without_token,
 )
+from streamer.edge.extensions import Agreement, Offer, parse_offers
 from streamer.edge.forwarded import Forwarding
 from streamer.edge.websocket import close_lingering, receive_some
 from streamer.protocol.endpoint import WEBSOCKET_PATH
@@ -63,15 +64,21 @@ class Request:
     accept_token: bytes
     has_subprotocol: bool
     """Whether the client offers the subprotocol of this server, which is then selected."""
+    extensions: list[Offer]
+    """The extensions that the client offers, the best first."""
     trailing: bytes
     """The bytes after the request: the first frames."""
 
-    def accept(self) -> bytes:
-        """The response that opens the connection."""
+    def accept(self, agreement: Agreement | None = None) -> bytes:
+        """The response that opens the connection, with the extension agreed to, if any."""
+        extensions = b""
+        if agreement is not None:
+            extensions = b"Sec-WebSocket-Extensions: %b\r\n" % agreement.response
         selected = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n" if self.has_subprotocol else ""
         return (
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"%bSec-WebSocket-Accept: %b\r\n\r\n" % (selected.encode(), self.accept_token)
+            b"%b%bSec-WebSocket-Accept: %b\r\n\r\n"
+            % (selected.encode(), extensions, self.accept_token)
         )
 
 
@@ -155,6 +162,10 @@ def _upgrade(
     key = headers.get(b"sec-websocket-key", b"")
     if len(key) != _KEY_CHARACTERS:
         raise _Refused(400, "The header Sec-WebSocket-Key is missing or wrong.")
+    try:
+        extensions = parse_offers(headers.get(b"sec-websocket-extensions", b"").decode("latin-1"))
+    except ValueError:
+        raise _Refused(400, "The header Sec-WebSocket-Extensions is not valid.") from None
     query = dict(parse_qsl(url.query))
     return Request(
         query=without_token(query),
@@ -164,6 +175,7 @@ def _upgrade(
         forwarding=Forwarding.from_headers(headers),
         accept_token=generate_accept_token(key),
         has_subprotocol=SUBPROTOCOL in subprotocols(headers),
+        extensions=extensions,
         trailing=trailing,
     )
 

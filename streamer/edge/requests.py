@@ -11,6 +11,7 @@ from streamer.auth.authenticator import Authenticator
 from streamer.auth.identity import Identity
 from streamer.auth.permissions import Permissions
 from streamer.config import Settings
+from streamer.edge.extensions import Agreement, Offer, agree
 from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
@@ -28,6 +29,7 @@ from streamer.protocol.messages import (
     Subscribed,
 )
 from streamer.protocol.topics import SubscriptionType, Topic, target_problem
+from streamer.wire.deflate import Compression
 from streamer.wire.format import WireFormat
 
 _MAX_SESSION_ID_CHARACTERS: Final = 64
@@ -47,6 +49,24 @@ class Services:
     """The wire format of clients that do not ask for another."""
     authenticator: Authenticator
     permissions: Permissions
+    compression: Compression | None
+    """Makes the formats of clients that offer to inflate; None: nothing is compressed."""
+
+    def agree(self, offers: Sequence[Offer]) -> Agreement | None:
+        """Return what a client that offers extensions and the server agree to, if anything."""
+        if self.compression is None:
+            return None
+        return agree(
+            offers,
+            max_window_bits=self.settings.compression_window_bits,
+            takeover=self.compression.has_takeover,
+        )
+
+    def wire_for(self, agreement: Agreement | None) -> WireFormat:
+        """Return the format of clients with such an agreement."""
+        if agreement is None or self.compression is None:
+            return self.wire
+        return self.compression.format(agreement.window)
 
 
 Answer = Callable[[RecoveryPlan], Subscribed | Reconnected]

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from streamer.edge.addresses import counted_address
+from streamer.edge.extensions import Agreement
 from streamer.edge.frame_reader import MessageTooLargeError
 from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
@@ -120,6 +121,7 @@ class Session:
         stream: trio.abc.Stream,
         services: Services,
         request: Request,
+        agreement: Agreement | None,
         *,
         descriptor: int,
         remote_address: str,
@@ -127,6 +129,7 @@ class Session:
     ) -> None:
         """Take over a connection whose handshake is read and not yet answered.
 
+        `agreement` says how the two sides compress, None if not at all.
         `descriptor` is that of its socket, or -1 if bytes must go through the stream (TLS).
         `start_task` starts a task in a nursery that all connections share: one of its own would
         double the memory of a quiet client, and a writer or a waiting request is rare.
@@ -154,7 +157,7 @@ class Session:
             session_id,
             descriptor,
             self,
-            services.wire,
+            services.wire_for(agreement),
             max_queued_bytes=settings.max_outbound_bytes,
             max_replay_bytes=settings.max_replay_bytes,
         )
@@ -163,6 +166,7 @@ class Session:
             services.hub.fanout,
             self.outbox,
             max_message_bytes=settings.max_message_bytes,
+            inflates=agreement is not None,
             max_unread_bytes=settings.max_unread_replies_bytes,
             trailing=request.trailing,
             limiter=self._limiter,

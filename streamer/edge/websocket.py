@@ -74,17 +74,21 @@ class WebSocket(BlockedWriter):
         outbox: Outbox,
         *,
         max_message_bytes: int,
+        inflates: bool,
         max_unread_bytes: int,
         trailing: bytes,
         limiter: RateLimiter,
         loop_budget: LoopBudget,
     ) -> None:
-        """Take over an open connection; `trailing` are the bytes after the handshake."""
+        """Take over an open connection; `trailing` are the bytes after the handshake.
+
+        `inflates`: whether the client may compress its messages.
+        """
         super().__init__(stream, fanout, outbox)
         self._max_unread_bytes = max_unread_bytes
         self._limiter = limiter
         self._loop_budget = loop_budget
-        self._reader = FrameReader(max_message_bytes=max_message_bytes)
+        self._reader = FrameReader(max_message_bytes=max_message_bytes, inflates=inflates)
         self._reader.feed(trailing)
         self.last_received_seconds = self.last_written_seconds
         """When bytes were last received, on trio's clock."""
@@ -108,6 +112,9 @@ class WebSocket(BlockedWriter):
                 continue
             opcode, payload = event
             if opcode in (frame_reader.TEXT, frame_reader.BINARY):
+                # A few bytes may have been inflated to the largest message allowed.
+                if self._reader.inflates and self._loop_budget.is_long:
+                    await self._loop_budget.wait()
                 return payload
             control = cast("bytes", payload)
             if opcode == frame_reader.CLOSE:

@@ -93,6 +93,8 @@ class FanOut:
         """The lanes that have messages in the flush under way."""
         self._touched: dict[Group, None] = {}
         """The groups that it writes to."""
+        self._changed: dict[Group, None] = {}
+        """The groups whose members have changed since the last flush began."""
         self._frames: dict[GroupKey, tuple[bytes, int]] = {}
         """The frames made for it, by the format and the lanes that they carry."""
 
@@ -143,7 +145,8 @@ class FanOut:
         if group in self._touched:
             self._open(group)
         outbox.enter(group, next(self._entries))
-        group.wire.member_joined()
+        group.has_newcomer = True
+        self._changed[group] = None
 
     def leave(self, outbox: Outbox) -> None:
         """Remove a client from its group, after writing what the flush under way owes it."""
@@ -158,10 +161,14 @@ class FanOut:
         outbox.leave()
         for subscription in outbox.subscriptions.values():
             subscription.lane.stream.solos[subscription] = None
-        if not group.members:
-            for lane in group.lanes:
-                del lane.groups[group]
-            del self._groups[group.key]
+        if group.members:
+            self._changed[group] = None
+            return
+        for lane in group.lanes:
+            del lane.groups[group]
+        del self._groups[group.key]
+        self._changed.pop(group, None)
+        group.adapt_wire()
 
     def catch_up(self, outbox: Outbox) -> None:
         """Send one client now what the next flush would send it."""
@@ -195,6 +202,9 @@ class FanOut:
         unsubscribe, and publications may arrive: those belong to the next flush, and a client that
         leaves its group is first sent the rest of this one (`leave`).
         """
+        for group in self._changed:
+            group.adapt_wire()
+        self._changed.clear()
         self._flush_number += 1
         solos = self._cut(progress, stretched=stretched)
         yield from self._flush_groups(progress)

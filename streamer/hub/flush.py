@@ -92,6 +92,11 @@ class FlushLoop:
         """Whether a flush is under way."""
         return self._steps is not None
 
+    @property
+    def window_seconds(self) -> float:
+        """How long the window of the last flush was open: the wait of its first publication."""
+        return self._window_seconds
+
     def hold(self) -> None:
         """Let one flush serve all publications from now on; `release` must follow."""
         self._wakeup.held = True

@@ -18,6 +18,7 @@ class Group:
         "conflated",
         "delivered",
         "flush_number",
+        "has_newcomer",
         "key",
         "lanes",
         "members",
@@ -28,8 +29,10 @@ class Group:
 
     def __init__(self, key: GroupKey) -> None:
         self.key = key
-        wire, self.lanes = key
-        self.wire = wire.for_group()
+        self.wire, self.lanes = key
+        """The format that makes its frames, and the lanes that they carry."""
+        self.has_newcomer = False
+        """Whether a client has joined since the last flush began."""
         self.members: dict[Outbox, int] = {}
         """The members in the order of their `entry`, with the descriptor to write to; -1 for one
         whose socket an answer or a heartbeat has filled."""
@@ -60,6 +63,11 @@ class Group:
     def positions(self) -> list[Placed]:
         """Return where the members are after the last flush, or the one under way."""
         return [(lane.stream.topic, lane.epoch, lane.position) for lane in self.lanes]
+
+    def adapt_wire(self) -> None:
+        """Let the format take note of the members that have come and gone. Not during a flush."""
+        self.wire = self.wire.for_group(len(self.members), has_newcomer=self.has_newcomer)
+        self.has_newcomer = False
 
     @property
     def account(self) -> tuple[int, int, int]:

@@ -96,6 +96,12 @@ PROTOCOL_VIOLATION: Final = CloseReason(
 INVALID_UTF8: Final = CloseReason(
     1007, "invalid UTF-8", "a text message is not UTF-8 (RFC 6455)", "not reconnect"
 )
+INVALID_DEFLATE: Final = CloseReason(
+    1007,
+    "invalid compressed data",
+    "a compressed message cannot be inflated (RFC 7692)",
+    "not reconnect",
+)
 ORIGIN: Final = CloseReason(
     1008,
     "origin not allowed",
@@ -162,6 +168,7 @@ CLOSE_REASONS: Final = (
     SHUTTING_DOWN,
     PROTOCOL_VIOLATION,
     INVALID_UTF8,
+    INVALID_DEFLATE,
     ORIGIN,
     ABUSE,
     TOO_LARGE,

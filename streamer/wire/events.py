@@ -73,7 +73,7 @@ class EventStream(WireFormat):
         """`timestamp` returns the present time as RFC 3339 text in UTC."""
         self._timestamp = timestamp
 
-    def for_group(self) -> WireFormat:
+    def for_group(self, members: int, *, has_newcomer: bool) -> WireFormat:  # noqa: ARG002
         """Return a new object: the frames of a group name the positions of all its lanes."""
         return EventStream(self._timestamp)
 

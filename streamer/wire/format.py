@@ -68,17 +68,16 @@ class WireFormat(abc.ABC):
     """Whether frames say where their receivers are in every topic, those of messages to one user
     included: such clients share a frame only if they hold all the same topics."""
 
-    def for_group(self) -> WireFormat:
-        """Return the format that makes the frames of one group.
+    def for_group(self, members: int, *, has_newcomer: bool) -> WireFormat:  # noqa: ARG002
+        """Return the format that makes the next frames of a group, whose members have changed.
 
-        `self` where frames depend on nothing but their messages: groups that are sent the same
-        messages share them. A format that keeps a state for each group, such as a compression
-        window, returns a new object.
+        Called on the format that made its frames so far, at first that of the clients, before the
+        next flush; `has_newcomer` says whether a member has not been sent those. `self` where
+        frames depend on nothing but their messages: groups that are sent the same messages share
+        them. A format that keeps a state for each group, such as a compression window, returns an
+        object of the group's own, and gives it up when `members` is 0: the group is over.
         """
         return self
-
-    def member_joined(self) -> None:  # noqa: B027 - most formats have nothing to do
-        """Note that a group has a new member, which has none of the frames sent before."""
 
     @abc.abstractmethod
     def part(self, publication: Sendable, position: int, stream: Stream) -> Part:

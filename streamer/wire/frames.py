@@ -11,6 +11,8 @@ from typing import Final
 
 TEXT: Final = 0x81
 """First byte of a whole text message: FIN and opcode 1."""
+COMPRESSED_TEXT: Final = 0xC1
+"""The same with RSV1: the payload is compressed (RFC 7692, 6)."""
 CLOSE: Final = 0x88
 PING: Final = 0x89
 PONG: Final = 0x8A
@@ -31,6 +33,11 @@ def _header(first_byte: int, length: int) -> bytes:
 def text_frame(payload: bytes) -> bytes:
     """One text message; `payload` is UTF-8."""
     return _header(TEXT, len(payload)) + payload
+
+
+def compressed_text_frame(payload: bytes) -> bytes:
+    """One text message; `payload` is DEFLATE of UTF-8 (RFC 7692, 7.2.1)."""
+    return _header(COMPRESSED_TEXT, len(payload)) + payload
 
 
 def ping_frame(payload: bytes = b"") -> bytes:

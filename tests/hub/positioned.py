@@ -19,6 +19,7 @@ from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind
 from streamer.source.report import SourceReport
 from streamer.source.sequencer import HeldRoom, Sequencer, State
+from tests.hub.pad import pad
 
 MAX_HELD_BYTES = 2000
 """So few that what is held overflows."""
@@ -81,7 +82,7 @@ class PositionedProducer:
         """Take the next position, keep it, and publish; the connection may lose it."""
         epoch, sequence = self._position.epoch, self._position.sequence + 1
         self._position = Position(epoch, sequence)
-        members = {"type": kind, "value": value, "pad": "x" * size}
+        members = {"type": kind, "value": value, "pad": pad(value, size)}
         text = json.dumps(members | {"epoch": epoch, "sequence": sequence}).encode()
         self._history.append((kind, sequence, text))
         self._values[sequence] = value

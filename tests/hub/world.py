@@ -12,10 +12,11 @@ import itertools
 import json
 import select
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
 import attrs
+from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
@@ -38,8 +39,11 @@ from streamer.protocol.messages import (
 )
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.cursor import OWED_GAP, decode_cursor
+from streamer.wire.deflate import WebSocketDeflate
 from streamer.wire.events import EventStream
+from streamer.wire.format import WireFormat
 from streamer.wire.json import WebSocketJson
+from tests.hub.pad import pad
 from tests.hub.positioned import PositionedProducer
 
 TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
@@ -184,7 +188,14 @@ class Client:
     """One client, its outbox and the session that a real one would have."""
 
     def __init__(
-        self, world: World, name: str, *, indirect: bool, max_queued_bytes: int, events: bool
+        self,
+        world: World,
+        name: str,
+        wire: WireFormat,
+        *,
+        indirect: bool,
+        max_queued_bytes: int,
+        events: bool,
     ) -> None:
         self.world = world
         self.server_end, self.client_end = socket.socketpair()
@@ -195,7 +206,6 @@ class Client:
         descriptor = -1 if indirect else self.server_end.fileno()
         self.events = events
         """Whether it receives server-sent events, with cursors, and no WebSocket frames."""
-        wire = EVENTS if events else WIRE
         self.outbox = Outbox(name, descriptor, self, wire, max_queued_bytes=max_queued_bytes)
         self.name = name
         self.writers = 0
@@ -207,7 +217,7 @@ class Client:
         """The model's account of what concerned this client."""
         self.acks: dict[int, dict[Topic, Ack]] = {}
         # On the client's side of the wire:
-        self._frames = FrameProtocol(client=True, extensions=[])
+        self._frames = FrameProtocol(client=True, extensions=_extensions(wire))
         self._message = ""
         self._received_bytes = b""
         self.cursor = ""
@@ -465,6 +475,7 @@ class Client:
         assert view is not None, "a message of what is not held"
         entry = view.log.entries[index]
         assert (entry.value, entry.sequence) == (message["value"], message["sequence"])
+        assert message["pad"] == pad(entry.value, len(message["pad"]))
         if message.get("snapshot"):
             self.snapshots += 1
             if topic not in [of for of, _ in self._answer_gaps] and self._after_gap.get(topic):
@@ -536,8 +547,16 @@ class CountingWakeup(Wakeup):
 class World:
     """A hub and everything around it."""
 
-    def __init__(self, *, writes_per_turn: int, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        writes_per_turn: int,
+        clock: Callable[[], float] | None = None,
+        wires: Sequence[WireFormat] = (WIRE,),
+    ) -> None:
+        """`wires` are the formats of clients, who take turns."""
         self.now = 1000.0
+        self._wires = itertools.cycle(wires)
         self.wakeup = CountingWakeup()
         self.hub = Hub(
             epoch="e",
@@ -634,7 +653,7 @@ class World:
         self._values[value] = topic, len(log.entries)
         epoch = log.epoch(len(log.entries))
         log.entries.append(Entry(kind, epoch, sequence, value))
-        text = json.dumps({"type": kind, "value": value, "pad": "x" * size})
+        text = json.dumps({"type": kind, "value": value, "pad": pad(value, size)})
         self.hub.publish(log.stream, kind, text.encode())
 
     def lose_source(self, topics: Iterable[Topic], *, times: int = 1) -> None:
@@ -700,6 +719,7 @@ class World:
         client = Client(
             self,
             f"client {next(self._numbers)}",
+            EVENTS if events else next(self._wires),
             indirect=indirect,
             max_queued_bytes=max_queued_bytes,
             events=events,
@@ -930,6 +950,15 @@ class World:
         assert not any(statistics.subscriptions_by_type.values())
         assert (statistics.topics, statistics.groups, statistics.messages_queued) == (0, 0, 0)
         assert self.hub.fanout.due_seconds is None
+
+
+def _extensions(wire: WireFormat) -> list[Extension]:
+    """A client's side of the compression: one window for all that it receives."""
+    if not isinstance(wire, WebSocketDeflate):
+        return []
+    extension = PerMessageDeflate()
+    extension.finalize("permessage-deflate; client_no_context_takeover")
+    return [extension]
 
 
 def _widened(

@@ -151,4 +151,4 @@ def test_a_heartbeat_is_a_comment_that_nobody_answers() -> None:
 
 def test_each_group_has_a_format_of_its_own() -> None:
     """Groups that share a lane and not all of them are at other positions."""
-    assert WIRE.for_group() is not WIRE
+    assert WIRE.for_group(1, has_newcomer=True) is not WIRE

@@ -22,7 +22,7 @@ class Lines(WireFormat):
 
     def __init__(self, name: bytes) -> None:
         self.name = name
-        self.encoded = self.written = self.joined = 0
+        self.encoded = self.written = 0
 
     def part(self, publication: Sendable, position: int, stream: Stream) -> Part:
         """The text of one publication."""
@@ -61,22 +61,31 @@ class Lines(WireFormat):
         """The last line."""
         return b"%d\n" % code
 
-    def member_joined(self) -> None:
-        """Count."""
-        self.joined += 1
-
 
 class PerGroup(Lines):
     """A format with a state of its own for each group, as a compressor would have."""
 
     def __init__(self, name: bytes) -> None:
         super().__init__(name)
-        self.groups: list[Lines] = []
+        self.groups: list[OneGroup] = []
 
-    def for_group(self) -> WireFormat:
+    def for_group(self, members: int, *, has_newcomer: bool) -> WireFormat:
         """A new one for each group."""
-        self.groups.append(Lines(b"%b%d" % (self.name, len(self.groups))))
-        return self.groups[-1]
+        self.groups.append(OneGroup(b"%b%d" % (self.name, len(self.groups))))
+        return self.groups[-1].for_group(members, has_newcomer=has_newcomer)
+
+
+class OneGroup(Lines):
+    """The format of one group; it notes what it is asked to adapt to."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(name)
+        self.members: list[tuple[int, bool]] = []
+
+    def for_group(self, members: int, *, has_newcomer: bool) -> WireFormat:
+        """Note it, and stay."""
+        self.members.append((members, has_newcomer))
+        return self
 
 
 class Receiver:
@@ -151,11 +160,12 @@ def test_a_format_may_keep_a_state_for_each_group() -> None:
         for client in clients:
             house.hub.subscribe(client.outbox, [SubscriptionRequest(STOCK)])
         house.hub.subscribe(clients[0].outbox, [SubscriptionRequest(other)])
-        assert [group.joined for group in wire.groups] == [3, 1]
+        assert wire.groups == [], "nothing is made before there is something to send"
         house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":1}')
         flush(house.hub)
         names = [client.received()[0].partition(b":")[0] for client in clients]
         assert names == [b"g1", b"g0", b"g0"]
+        assert [group.members for group in wire.groups] == [[(2, True)], [(1, True)]]
         house.hub.subscribe(clients[1].outbox, [SubscriptionRequest(other, interval_seconds=1.0)])
         house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":2}')
         flush(house.hub)
@@ -164,6 +174,7 @@ def test_a_format_may_keep_a_state_for_each_group() -> None:
             b"g",
             b"g0",
         ]
+        assert [group.members[1:] for group in wire.groups] == [[(1, False)], []]
 
 
 def test_an_empty_group_is_forgotten_with_its_state() -> None:
@@ -173,6 +184,7 @@ def test_an_empty_group_is_forgotten_with_its_state() -> None:
     with receivers(house.hub, wire) as (client,):
         for _ in range(2):
             house.hub.subscribe(client.outbox, [SubscriptionRequest(STOCK)])
+            flush(house.hub)
             house.hub.unsubscribe(client.outbox, [STOCK])
         assert house.hub.fanout.groups == 0
-        assert [group.joined for group in wire.groups] == [1, 1]
+        assert [group.members for group in wire.groups] == [[(1, True), (0, False)]] * 2
