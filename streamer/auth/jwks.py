@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from streamer.auth.keys import MAX_KEYS_BYTES, KeyProblem, VerificationKey, jwk_set
-from streamer.auth.requests import TIMEOUT_SECONDS, HttpProblem, bounded_body
+from streamer.auth.requests import TIMEOUT_SECONDS, HttpProblem, request_json
 from streamer.backoff import Backoff
 
 REFRESH_SECONDS: Final = 600.0
@@ -82,18 +82,12 @@ class JwksSource:
 
     async def _fetch(self, client: httpx2.AsyncClient) -> None:
         try:
-            with trio.fail_after(TIMEOUT_SECONDS):
-                request = client.build_request(
-                    "GET", self._url, headers={"accept": "application/json"}
-                )
-                status, body = await bounded_body(client, request, max_bytes=MAX_KEYS_BYTES)
+            status, body = await request_json(client, "GET", self._url, max_bytes=MAX_KEYS_BYTES)
             if status != httpx2.codes.OK:
                 raise HttpProblem(f"answered with status {status}")  # noqa: TRY301
             keys = jwk_set(body)
         except (HttpProblem, KeyProblem) as error:
             self._failed(str(error))
-        except trio.TooSlowError:
-            self._failed(f"no answer within {TIMEOUT_SECONDS:g} s")
         else:
             self.last_error = None
             if keys != self.keys:

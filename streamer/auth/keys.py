@@ -44,10 +44,14 @@ MAX_KEYS_BYTES: Final = 524_288
 _MIN_RSA_BITS: Final = 2048
 """RFC 7518, 3.3."""
 
+_MAX_RSA_BITS: Final = 8192
+"""Verifying takes time that grows with the square of the length."""
+
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The least length of a secret, that of the hash (RFC 7518, 3.2)."""
 
 _PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+_PUBLIC_TYPES: Final = ("RSA", "EC", "OKP")
 _PUBLIC_MEMBERS: Final = frozenset({"kty", "crv", "x", "y", "n", "e"})
 
 
@@ -138,8 +142,11 @@ def public_key(key: object, key_id: str | None) -> VerificationKey:
     """Make the key that verifies by a public key. Raises KeyProblem for a type or size of none."""
     match key:
         case RSAPublicKey():
-            if key.key_size < _MIN_RSA_BITS:
-                raise KeyProblem(f"has an RSA key of fewer than {_MIN_RSA_BITS} bits")
+            if not _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS:
+                raise KeyProblem(
+                    f"has an RSA key of {key.key_size} bits, where {_MIN_RSA_BITS} to "
+                    f"{_MAX_RSA_BITS} are allowed"
+                )
             return VerificationKey(key_id, frozenset(RSA_ALGORITHMS), key)
         case EllipticCurvePublicKey():
             algorithm = EC_ALGORITHMS.get(type(key.curve))
@@ -169,15 +176,17 @@ def _jwk(entry: Any) -> VerificationKey | None:
     """Read one key of a set; None if it cannot verify signatures."""
     if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
         return None
+    if entry.get("kty") not in _PUBLIC_TYPES:
+        return None
     operations = entry.get("key_ops")
     if isinstance(operations, list) and "verify" not in operations:
         return None
     key_id = entry.get("kid")
     try:
         # Only public members: of a private key in the set, the public half is enough.
-        parsed = jwt.PyJWK({k: v for k, v in entry.items() if k in _PUBLIC_MEMBERS})
+        parsed = jwt.PyJWK({name: str(entry[name]) for name in entry.keys() & _PUBLIC_MEMBERS})
         key = public_key(parsed.key, key_id if isinstance(key_id, str) else None)
-    except (jwt.PyJWTError, KeyProblem, ValueError, TypeError, UnsupportedAlgorithm):
+    except (jwt.PyJWTError, KeyProblem, ValueError, LookupError, UnsupportedAlgorithm):
         return None
     stated = entry.get("alg")
     if stated is None:

@@ -12,7 +12,7 @@ import trio
 
 from streamer.auth.claims import MAX_TOKEN_CHARACTERS
 from streamer.auth.errors import invalid
-from streamer.auth.requests import TIMEOUT_SECONDS, HttpProblem, bounded_body
+from streamer.auth.requests import TIMEOUT_SECONDS, HttpProblem, request_json
 from streamer.bounded_log import BoundedLog
 from streamer.setting_rules import SettingError
 
@@ -45,11 +45,11 @@ class TokenEndpoint:
         if self._client_id is not None and self._auth is None:
             form["client_id"] = self._client_id
         try:
-            with trio.fail_after(TIMEOUT_SECONDS):
-                status, body = await self._post(form)
-        except (HttpProblem, trio.TooSlowError) as error:
-            problem = str(error) or f"no answer within {TIMEOUT_SECONDS:g} s"
-            self._log("unavailable", "token endpoint unavailable", url=self._url, problem=problem)
+            status, body = await self._post(form)
+        except HttpProblem as error:
+            self._log(
+                "unavailable", "token endpoint unavailable", url=self._url, problem=str(error)
+            )
             raise invalid("tokens cannot be refreshed now; try again", is_final=False) from None
         if status == httpx2.codes.OK:
             return self._token_of(body)
@@ -66,10 +66,9 @@ class TokenEndpoint:
                 auth=self._auth, timeout=TIMEOUT_SECONDS, follow_redirects=False
             ) as client,
         ):
-            request = client.build_request(
-                "POST", self._url, data=form, headers={"accept": "application/json"}
+            return await request_json(
+                client, "POST", self._url, max_bytes=_MAX_ANSWER_BYTES, form=form
             )
-            return await bounded_body(client, request, max_bytes=_MAX_ANSWER_BYTES)
 
     def _token_of(self, body: bytes) -> str:
         try:

@@ -1,0 +1,153 @@
+"""Key files: read at the start, read again when they change."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from streamer.auth.authenticator import Authenticator
+from streamer.auth.errors import TokenError
+from streamer.auth.keys import MAX_KEYS_BYTES
+from streamer.config import Settings
+from streamer.setting_rules import SettingError
+from tests.auth.provider import Key
+from tests.auth.tokens import SECRET, secret_file, signed
+from tests.helpers.timing import eventually
+
+NEW_SECRET = "the secret that follows, of 32 bytes and more"
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Authenticator]:
+    """An authenticator that keeps its keys up to date."""
+    authenticator = Authenticator(settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(authenticator.run)
+        yield authenticator
+        nursery.cancel_scope.cancel()
+
+
+async def accepted(authenticator: Authenticator, token: str) -> bool:
+    """Whether a token is accepted."""
+    try:
+        await authenticator.authenticate(token)
+    except TokenError:
+        return False
+    return True
+
+
+async def look_again(clock: MockClock) -> None:
+    """Let the time pass until the files are looked at, once the last look is over."""
+    await wait_all_tasks_blocked()
+    clock.jump(2)
+
+
+async def wait_known(authenticator: Authenticator, token: str, *, known: bool) -> None:
+    """Wait until a token is known, or is no more."""
+    await eventually(lambda: (authenticator.known(token) is not None) is known)
+
+
+@pytest.mark.parametrize(
+    ("setting", "content", "problem"),
+    [
+        ("auth_secret_file", None, "cannot be read: No such file or directory"),
+        ("auth_secret_file", b"short", "has a secret of fewer than 32 bytes"),
+        ("auth_keys_file", b"{}", "is no JWK Set"),
+        ("auth_keys_file", b" " * (MAX_KEYS_BYTES + 1), "is larger than"),
+        ("auth_signing_key_file", None, "cannot be read: No such file or directory"),
+        ("auth_signing_key_file", b"short", "has a secret of fewer than 32 bytes"),
+        ("auth_signing_key_file", b"-----BEGIN PRIVATE KEY-----", "no private key that can be"),
+    ],
+)
+def test_a_server_does_not_start_with_an_unusable_file(
+    tmp_path: Path, setting: str, content: bytes | None, problem: str
+) -> None:
+    """The error names the setting and the file, and nothing of the content."""
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    given: dict[str, Any] = {setting: path}
+    settings = Settings(auth="required", **given)
+    with pytest.raises(SettingError, match=f"^{setting} {path} .*{problem}") as refused:
+        Authenticator(settings)
+    assert refused.value.setting == setting
+    assert "short" not in str(refused.value)
+
+
+async def test_secrets_are_rotated_while_the_server_runs(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """First both hold, then only the new one; what the old one signed is known no more."""
+    old, new = signed(), signed(NEW_SECRET)
+    path = secret_file(tmp_path, SECRET)
+    async with running(Settings(auth="required", auth_secret_file=path)) as authenticator:
+        assert await accepted(authenticator, old)
+        assert not await accepted(authenticator, new)
+        secret_file(tmp_path, SECRET, NEW_SECRET)
+        await look_again(mock_clock)
+        await wait_known(authenticator, old, known=False)
+        assert await accepted(authenticator, old)
+        assert await accepted(authenticator, new)
+        secret_file(tmp_path, NEW_SECRET)
+        await look_again(mock_clock)
+        await wait_known(authenticator, old, known=False)
+        assert not await accepted(authenticator, old)
+        assert await accepted(authenticator, new)
+
+
+async def test_a_set_that_is_moved_into_place_is_read(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """Replaced as a whole, as deployments do it."""
+    first, second = Key("1"), Key("2")
+    path, next_path = tmp_path / "keys.json", tmp_path / "next.json"
+    write_set(path, first)
+    async with running(Settings(auth="required", auth_keys_file=path)) as authenticator:
+        token = first.sign()
+        assert await accepted(authenticator, token)
+        assert not await accepted(authenticator, second.sign())
+        write_set(next_path, second)
+        os.replace(next_path, path)  # noqa: PTH105
+        await look_again(mock_clock)
+        await wait_known(authenticator, token, known=False)
+        assert await accepted(authenticator, second.sign())
+        assert not await accepted(authenticator, token)
+
+
+def write_set(path: Path, key: Key) -> None:
+    """Write a JWK Set with one key."""
+    path.write_text(json.dumps({"keys": [key.jwk]}))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"short"])
+async def test_a_file_that_becomes_unusable_leaves_the_last_keys(
+    tmp_path: Path, mock_clock: MockClock, content: bytes | None
+) -> None:
+    """A mistake in a file locks nobody out; it is logged, without the content."""
+    path = secret_file(tmp_path, SECRET)
+    async with running(Settings(auth="required", auth_secret_file=path)) as authenticator:
+        with structlog.testing.capture_logs() as logs:
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            await look_again(mock_clock)
+            await eventually(lambda: logs)
+        assert logs[0]["event"] == "key file unusable, keeping its last keys"
+        assert str(path) in logs[0]["problem"]
+        assert "short" not in str(logs)
+        assert await accepted(authenticator, signed())
+        token = signed()
+        assert await accepted(authenticator, token)
+        secret_file(tmp_path, NEW_SECRET)
+        await look_again(mock_clock)
+        await wait_known(authenticator, token, known=False)
+        assert await accepted(authenticator, signed(NEW_SECRET))

@@ -1,0 +1,226 @@
+"""New access tokens for refresh tokens: signed here, or from an OAuth 2 token endpoint.
+
+Covers streamer.auth.signing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from streamer.auth.authenticator import Authenticator
+from streamer.auth.errors import TokenError
+from streamer.auth.keys import KeyProblem
+from streamer.auth.signing import REFRESH, SigningKey
+from streamer.config import Settings
+from streamer.protocol.errors import ErrorCode
+from tests.auth.provider import NO_ANSWER, TOKEN_PATH, Answer, Key, Provider
+from tests.auth.tokens import NOW, SECRET, secret_file, signed
+
+PRIVATE_KEY = ec.generate_private_key(ec.SECP256R1())
+PUBLIC_CLIENT: dict[str, Any] = {"auth_client_id": "streamer"}
+
+
+def pem(key: Any, passphrase: bytes | None = None) -> bytes:
+    """A private key in PEM."""
+    encryption = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    text: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    return text
+
+
+def signing(directory: Path, text: bytes, **settings: Any) -> Authenticator:
+    """An authenticator that signs tokens, whose clock is NOW."""
+    path = directory / "signing-key"
+    path.write_bytes(text)
+    return Authenticator(
+        Settings(auth="required", auth_signing_key_file=path, **settings), clock=lambda: NOW
+    )
+
+
+async def refusal(authenticator: Authenticator, token: str) -> TokenError:
+    """The error for a refresh token."""
+    with pytest.raises(TokenError) as refused:
+        await authenticator.refresh(token)
+    assert token not in str(refused.value)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("text", "algorithm"),
+    [
+        (pem(PRIVATE_KEY), "ES256"),
+        (pem(ed25519.Ed25519PrivateKey.generate()), "EdDSA"),
+        (pem(rsa.generate_private_key(65537, 2048)), "RS256"),
+        (SECRET.encode(), "HS256"),
+    ],
+    ids=["ES256", "EdDSA", "RS256", "HS256"],
+)
+async def test_a_refresh_token_gives_an_access_token(
+    tmp_path: Path, text: bytes, algorithm: str
+) -> None:
+    """It has the same user and topics, and lasts as long as the setting says."""
+    authenticator = signing(
+        tmp_path, text, auth_token_lifetime_seconds=600, auth_audience="a", auth_issuer="i"
+    )
+    key = SigningKey(text)
+    assert key.algorithm == algorithm
+    refresh_token = key.token(
+        "42",
+        use=REFRESH,
+        topics=["stock:*"],
+        issued_at=NOW,
+        lifetime_seconds=86_400,
+        audience="a",
+        issuer="i",
+    )
+    access_token, identity = await authenticator.refresh(refresh_token)
+    assert (identity.user_id, identity.expires_at) == ("42", int(NOW + 600))
+    assert [str(pattern) for pattern in identity.patterns] == ["stock:*"]
+    assert authenticator.known(access_token) == identity
+    again, _ = await authenticator.refresh(refresh_token)
+    assert again != access_token
+
+
+async def test_access_and_refresh_tokens_are_told_apart(tmp_path: Path) -> None:
+    """Neither can be used as the other, although one key signs both."""
+    authenticator = signing(tmp_path, pem(PRIVATE_KEY))
+    key = SigningKey(pem(PRIVATE_KEY))
+    access = key.token("42", issued_at=NOW, lifetime_seconds=60)
+    refresh = key.token("42", use=REFRESH, issued_at=NOW, lifetime_seconds=60)
+    assert (await refusal(authenticator, access)).message == "the token is no refresh token"
+    await authenticator.authenticate(access)
+    await authenticator.refresh(refresh)
+    with pytest.raises(TokenError, match="no access token"):
+        await authenticator.authenticate(refresh)
+    assert authenticator.known(refresh) is None
+
+
+async def test_only_refresh_tokens_of_the_signing_key_are_taken(tmp_path: Path) -> None:
+    """Whoever may sign access tokens does not gain tokens without end by that."""
+    authenticator = signing(tmp_path, pem(PRIVATE_KEY), auth_secret_file=secret_file(tmp_path))
+    for token in (
+        signed(token_use=REFRESH),
+        Key("1").sign(token_use=REFRESH),
+        "a.b.c",
+        "x" * 65_536,
+    ):
+        assert (await refusal(authenticator, token)).code is ErrorCode.INVALID_TOKEN
+    forged = signed(ec.generate_private_key(ec.SECP256R1()), "ES256", token_use=REFRESH)
+    assert "signature" in (await refusal(authenticator, forged)).message
+
+
+async def test_an_expired_refresh_token_says_so(tmp_path: Path) -> None:
+    """The client has to log in again."""
+    key = SigningKey(pem(PRIVATE_KEY))
+    expired = key.token("42", use=REFRESH, issued_at=NOW - 100, lifetime_seconds=60)
+    authenticator = signing(tmp_path, pem(PRIVATE_KEY))
+    assert (await refusal(authenticator, expired)).code is ErrorCode.TOKEN_EXPIRED
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"short", "fewer than 32 bytes"),
+        (pem(PRIVATE_KEY, b"passphrase"), "a passphrase"),
+        (pem(PRIVATE_KEY)[:-60], "no private key that can be read"),
+        (pem(x25519.X25519PrivateKey.generate()), "none of RSA, EC"),
+        (pem(rsa.generate_private_key(65537, 1024)), "RSA key of 1024 bits"),
+    ],
+)
+def test_what_cannot_sign_is_refused(text: bytes, problem: str) -> None:
+    """When the server starts, not when the first client needs it."""
+    with pytest.raises(KeyProblem, match=problem):
+        SigningKey(text)
+
+
+async def test_without_a_key_or_an_endpoint_the_error_says_what_to_do(tmp_path: Path) -> None:
+    """The contract has another message for tokens from elsewhere."""
+    authenticator = Authenticator(Settings(auth="required", auth_secret_file=secret_file(tmp_path)))
+    error = await refusal(authenticator, signed())
+    assert error.code is ErrorCode.INVALID_TOKEN
+    assert "authenticate" in error.message
+
+
+# The token endpoint of a provider
+
+
+def with_endpoint(directory: Path, provider: Provider, **settings: Any) -> Authenticator:
+    """An authenticator that asks the provider."""
+    return Authenticator(
+        Settings(
+            auth="required",
+            auth_secret_file=secret_file(directory),
+            auth_refresh_url=provider.token_url,
+            **settings,
+        )
+    )
+
+
+async def test_the_endpoint_is_asked_as_the_standard_says(
+    provider: Provider, tmp_path: Path
+) -> None:
+    """RFC 6749, section 6: a form, and the client's id; its answer is verified as any token."""
+    provider.answer(TOKEN_PATH, {"access_token": signed(), "token_type": "Bearer"})
+    authenticator = with_endpoint(tmp_path, provider, **PUBLIC_CLIENT)
+    access_token, identity = await authenticator.refresh("opaque")
+    assert identity.user_id == "42"
+    assert authenticator.known(access_token) == identity
+    (request,) = provider.requests
+    assert request.authorization is None
+    assert request.form == {
+        "grant_type": ["refresh_token"],
+        "refresh_token": ["opaque"],
+        "client_id": ["streamer"],
+    }
+
+
+async def test_a_client_with_a_secret_proves_who_it_is(provider: Provider, tmp_path: Path) -> None:
+    """By HTTP Basic, which every server has to support (RFC 6749, 2.3.1)."""
+    (tmp_path / "client-secret").write_text("hunter2\n")
+    provider.answer(TOKEN_PATH, {"access_token": signed()})
+    authenticator = with_endpoint(
+        tmp_path, provider, **PUBLIC_CLIENT, auth_client_secret_file=tmp_path / "client-secret"
+    )
+    await authenticator.refresh("opaque")
+    assert provider.requests[0].authorization == "Basic c3RyZWFtZXI6aHVudGVyMg=="
+    assert provider.requests[0].form.keys() == {"grant_type", "refresh_token"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message", "is_final"),
+    [
+        (Answer(400, b'{"error": "invalid_grant"}'), "does not accept the refresh token", True),
+        (Answer(429, b""), "try again", False),
+        (Answer(503, b""), "try again", False),
+        (Answer(302, b"/elsewhere"), "try again", False),
+        (Answer(NO_ANSWER, b""), "try again", False),
+        (Answer(200, b"<html>"), "without an access token", False),
+        (Answer(200, b"[]"), "without an access token", False),
+        (Answer(200, b'{"access_token": 7}'), "without an access token", False),
+        (Answer(200, b'{"access_token": "%s"}' % (b"x" * 9000)), "without an access token", False),
+        (Answer(200, b" " * 70_000), "try again", False),
+        (Answer(200, b'{"access_token": "a.b.c"}'), "header is not JSON", True),
+    ],
+)
+async def test_an_endpoint_that_fails_gives_an_error(
+    provider: Provider, tmp_path: Path, answer: Answer, message: str, is_final: bool
+) -> None:
+    """It says whether trying again can help; the log says why, without the token."""
+    provider.answers[TOKEN_PATH] = answer
+    authenticator = with_endpoint(tmp_path, provider)
+    with structlog.testing.capture_logs() as logs:
+        error = await refusal(authenticator, "an-opaque-token")
+    assert message in error.message
+    assert error.is_final is is_final
+    assert "an-opaque-token" not in str(logs)
+    assert [request.path for request in provider.requests] == [TOKEN_PATH]
