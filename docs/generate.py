@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 
 from docs import typescript
+from streamer.admin.openapi import open_api
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol import messages, publications, schema
@@ -61,6 +62,7 @@ def references() -> dict[str, str]:
         "protocol.md": template.substitute(_tables()),
         "protocol.schema.json": _json(schema.json_schema()),
         "asyncapi.json": _json(schema.async_api()),
+        "openapi.json": _json(open_api()),
         "settings.md": _settings_page(),
     }
 

@@ -117,6 +117,13 @@ class Settings:
         "localhost, so that no web page can read it through a name of its own.",
         converter=tuple_if_list,
     )
+    api_key_file: Path | None = setting(
+        None,
+        PATH,
+        "A file with the keys of operators for the API on that HTTP listener, one a line, KEY or "
+        "NAME:KEY; read again when it changes; without it there is no API.",
+        converter=path_if_text,
+    )
     tls_certificate: Path | None = setting(
         None,
         PATH,
@@ -243,6 +250,11 @@ class Settings:
         True,
         SWITCH,
         "Refuse tokens that never expire, since nothing but a revocation ends them.",
+    )
+    auth_revocation_seconds: float = setting(
+        2_592_000.0,
+        number(60, MAX_SECONDS),
+        "How long a revocation of tokens is kept: not shorter than the longest life of a token.",
     )
     auth_timeout_seconds: float = setting(
         10.0,

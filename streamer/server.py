@@ -7,8 +7,9 @@
     ├── confirmations     pings clients that receive much, between their heartbeats
     ├── expiry            releases unused topics, and forgets old history
     ├── sessions          saves and forgets sessions that can be restored
-    ├── HTTP listener     statistics, connections and health
     ├── authenticator     fetches the keys of tokens, and reads changed key files again
+    ├── control           carries out what operators ask of this process, or of all
+    ├── HTTP listener     statistics, connections and health, and the operator's API
     ├── loop lag          measures how long the event loop is held up
     ├── loop budget       defers work that would make a turn too long
     └── connections       outlives the listeners while draining
@@ -23,7 +24,9 @@ loop ends the server, with a traceback: otherwise clients could receive a wrong 
 
 from __future__ import annotations
 
+import os
 import secrets
+import socket
 from collections import deque
 from contextlib import AsyncExitStack
 from functools import partial
@@ -32,7 +35,9 @@ from typing import Any, Final, NoReturn
 import structlog
 import trio
 
+from streamer import __version__
 from streamer.admin.http import Readiness, Report, at_once, serve_http
+from streamer.admin.models import ProcessInfo
 from streamer.auth.authenticator import Authenticator
 from streamer.auth.permissions import Permissions
 from streamer.broker.cluster_reader import reader_type
@@ -41,6 +46,11 @@ from streamer.broker.reader import PubSubReader
 from streamer.broker.requests import RedisClient
 from streamer.broker.sessions import RedisSessions
 from streamer.config import Settings
+from streamer.control.actions import Here
+from streamer.control.activity import TopicActivity
+from streamer.control.process import ProcessControl
+from streamer.control.publishing import MemoryPublishing
+from streamer.control.revocations import Revocations
 from streamer.edge.acceptor import Acceptor
 from streamer.edge.confirmation import Confirmations
 from streamer.edge.heartbeat import Heartbeat
@@ -57,6 +67,7 @@ from streamer.listen_error import place_of
 from streamer.loop_lag import LoopLag
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.endpoint import WEBSOCKET_PATH
+from streamer.protocol.topics import Topic
 from streamer.session_store import SessionStore
 from streamer.source.demand import TopicDemand
 from streamer.source.memory import MemoryBus
@@ -171,8 +182,9 @@ class Server:
             max_bytes=settings.max_session_bytes,
         )
         self._loop_budget = LoopBudget(self._loop_lag.turn_seconds)
-        self._authenticator = Authenticator(settings)
         self._compression = self._new_compression() if settings.compression else None
+        self._revocations = Revocations()
+        self._authenticator = Authenticator(settings, revocations=self._revocations)
         services = Services(
             self.hub,
             settings,
@@ -185,6 +197,7 @@ class Server:
             self._compression,
         )
         self._acceptor = Acceptor(services, self._heartbeat)
+        self._control = self._make_control()
         self._shutdown = shutdown
         self._started_at = utc_timestamp()
         self._started_seconds = trio.current_time()
@@ -204,6 +217,45 @@ class Server:
             max_memory_bytes=settings.max_compression_bytes,
             is_behind=lambda: flush_loop.window_seconds > limit_seconds,
             is_busy=lambda: loop_budget.is_long,
+        )
+
+    def _make_control(self) -> ProcessControl:
+        settings = self.settings
+        memory: MemoryPublishing | None = None
+        if self.bus is not None:
+            memory = MemoryPublishing(
+                self.bus.publish,
+                self.hub.streams.get,
+                max_publication_bytes=settings.max_publication_bytes,
+            )
+        here = Here(
+            self.instance,
+            settings,
+            self._acceptor.sessions,
+            self.hub,
+            TopicActivity(self.hub.streams),
+            self._revocations,
+            self._is_positioned,
+            self._process_info,
+        )
+        return ProcessControl(here, self._authenticator, memory=memory, version=__version__)
+
+    def _is_positioned(self, topic: Topic) -> bool | None:
+        sequencer = self._router.sequencer(topic)
+        return None if sequencer is None else sequencer.positioned
+
+    def _process_info(self) -> ProcessInfo:
+        readiness = self.readiness()
+        return ProcessInfo(
+            process=self.instance,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            started_at=self._started_at,
+            uptime_seconds=trio.current_time() - self._started_seconds,
+            connections=self.active_connections,
+            ready=readiness.ready,
+            reason=readiness.reason,
         )
 
     def _find_outbox(self, session_id: str) -> Outbox | None:
@@ -232,6 +284,7 @@ class Server:
             root.start_soon(self._expire)
             root.start_soon(self._sessions.run)
             await root.start(self._authenticator.run)
+            await root.start(self._control.run)
             report = Report(
                 at_once(self._statistics_json),
                 self._connections_json,
@@ -243,6 +296,7 @@ class Server:
                     report,
                     settings.http_host,
                     settings.http_port,
+                    api=self._control.api,
                     allowed_hosts=settings.http_allowed_hosts,
                 )
             )

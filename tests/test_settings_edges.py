@@ -49,6 +49,7 @@ HEARTBEAT_SECONDS = 27
 EXPECTED_WARNINGS = {
     "publication rejected",  # where none is taken
     "source lost",  # the clock jumps while a probe is under way
+    "control channel lost",  # likewise
 }
 
 

@@ -1,4 +1,6 @@
-"""The operator's API: statistics, metrics, connections and health over HTTP, on a port of its own.
+"""For the operator: statistics, metrics, connections and health over HTTP, on a port of its own.
+
+The requests that change something are in `streamer.admin.api`.
 
 Starlette on Hypercorn, both of which run on Trio. It is for operators, not for clients: it shows
 addresses, so it listens on 127.0.0.1 by default. A web page that an operator visits may make its
@@ -16,17 +18,18 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import attrs
-import orjson
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamer.admin import assets
+from streamer.admin.api import Api, api_routes, http_error, json_response, server_error
 from streamer.admin.metrics import exposition
 from streamer.listen_error import ListenError, place_of
 from streamer.nursery import first_of
@@ -63,11 +66,13 @@ def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
     return answer
 
 
-def make_app(report: Report, *, allowed_hosts: Collection[str] | None) -> ASGIApp:
-    """Return the API as an ASGI application; with `allowed_hosts` None, any Host is served."""
+def make_app(
+    report: Report, *, api: Api | None = None, allowed_hosts: Collection[str] | None
+) -> ASGIApp:
+    """Return all pages as an ASGI application; with `allowed_hosts` None, any Host is served."""
 
     async def statistics(_request: Request) -> Response:
-        return _json(await report.statistics())
+        return json_response(await report.statistics())
 
     async def metrics(request: Request) -> Response:
         body, content_type = exposition(
@@ -77,15 +82,15 @@ def make_app(report: Report, *, allowed_hosts: Collection[str] | None) -> ASGIAp
 
     async def connections(_request: Request) -> Response:
         listed = await report.connections()
-        return _json({"count": len(listed), "connections": listed})
+        return json_response({"count": len(listed), "connections": listed})
 
     async def healthz(_request: Request) -> Response:
         """Answer; any answer proves that the event loop runs."""
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def readyz(_request: Request) -> Response:
         readiness = await report.readiness()
-        return _json(attrs.asdict(readiness), 200 if readiness.ready else 503)
+        return json_response(attrs.asdict(readiness), 200 if readiness.ready else 503)
 
     app = Starlette(
         routes=[
@@ -95,7 +100,9 @@ def make_app(report: Report, *, allowed_hosts: Collection[str] | None) -> ASGIAp
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             *assets.routes(),
-        ]
+            *api_routes(api),
+        ],
+        exception_handlers={HTTPException: http_error, Exception: server_error},
     )
     return app if allowed_hosts is None else _CheckHost(app, allowed_hosts)
 
@@ -110,7 +117,7 @@ class _CheckHost:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 421 (RFC 9110, 15.5.20), or pass the request on."""
         if scope["type"] == "http" and not self._is_allowed(scope):
-            refusal = _json({"error": "this host is not among http_allowed_hosts"}, 421)
+            refusal = json_response({"error": "this host is not among http_allowed_hosts"}, 421)
             await refusal(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -135,22 +142,18 @@ def _host_name(host: str) -> str:
     return re.sub(r":\d*$", "", host.strip()).removesuffix(".").lower()
 
 
-def _json(content: object, status: int = 200) -> Response:
-    body = orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    return Response(
-        body, status, headers={"Cache-Control": "no-store"}, media_type="application/json"
-    )
-
-
 async def serve_http(
     report: Report,
     host: str,
     port: int,
     *,
+    api: Api | None = None,
     allowed_hosts: Collection[str] = (),
     task_status: trio.TaskStatus[str],
 ) -> None:
-    """Serve the API until cancelled; started with its URL, which has the real port.
+    """Serve all pages until cancelled; started with their URL, which has the real port.
+
+    Without `api`, all below /v1/api is 404.
 
     A `host` of unix:PATH listens on a unix socket there; then the port is ignored, and any Host is
     served, since no web page can reach it. `allowed_hosts` are the names that a Host may have
@@ -163,7 +166,7 @@ async def serve_http(
     config.errorlog = logging.getLogger("streamer.http")
     config.errorlog.setLevel(logging.WARNING)  # no second line with the address
     config.graceful_timeout = 1.0
-    app = make_app(report, allowed_hosts=None if is_unix else (*allowed_hosts, host))
+    app = make_app(report, api=api, allowed_hosts=None if is_unix else (*allowed_hosts, host))
     async with trio.open_nursery() as nursery:
         try:
             binds = await nursery.start(partial(serve, mode="asgi"), app, config)

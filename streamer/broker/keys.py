@@ -1,4 +1,4 @@
-"""Names of a topic's keys and channels in Redis, shared by publishers and servers.
+"""Names of keys and channels in Redis, shared by publishers and servers.
 
 The braces are a hash tag: in a Redis Cluster all keys and channels of a topic are in one slot,
 where one script may use them. No target can contain a brace.
@@ -9,6 +9,16 @@ from __future__ import annotations
 from typing import Final
 
 from streamer.protocol.topics import SubscriptionType, parse_channel
+
+CONTROL_CHANNEL: Final = "streamer:control:all"
+"""The channel of requests to all server processes."""
+
+REVOCATIONS_KEY: Final = "streamer:revocations"
+"""The key of the sorted set of revocations, each with the time in seconds since 1970 until which it
+is kept."""
+
+_OWN_PREFIX: Final = "streamer:"
+"""The beginning of the names of keys and channels that carry no topic."""
 
 _USER_TAG: Final = f"{{{SubscriptionType.USER}:".encode()
 
@@ -41,11 +51,19 @@ def session_key(session_id: str) -> str:
     return f"streamer:session:{session_id}"
 
 
+def control_channel(process_id: str) -> str:
+    """Return the channel of the answers to one server process."""
+    return f"streamer:control:{process_id}"
+
+
 def sharded_channel(channel: str) -> str:
     """Return a channel's name in a Cluster: `{stock:005930}:price`, `{user:42}:alerts`.
 
-    Its hash tag is that of the topic's keys. Raises ValueError where no topic has that channel.
+    Its hash tag is that of the topic's keys; a channel of streamer's own has the same name
+    everywhere. Raises ValueError where no topic has that channel.
     """
+    if channel.startswith(_OWN_PREFIX):
+        return channel
     topic, kind = parse_channel(channel)
     return f"{{{topic}}}:{kind}"
 

@@ -21,6 +21,7 @@ from streamer.config import Settings
 from streamer.gc_pauses import keep_collections_short
 from streamer.listen_error import ListenError
 from streamer.nursery import first_of
+from streamer.setting_rules import SettingError
 from streamer.workers.assignment import WorkerFailedError
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ async def run_server(
             code = ExitCode.OK
         except* RedisRequired as group:
             failure = CommandError(str(first_of(group)), ExitCode.REDIS_REQUIRED)
+        except* SettingError as group:
+            failure = CommandError(str(first_of(group)), ExitCode.USAGE)
         except* WorkerFailedError as group:
             code = _code_of_worker(first_of(group))
         except* OSError as group:

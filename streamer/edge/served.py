@@ -7,6 +7,7 @@ from typing import Protocol
 
 import attrs
 
+from streamer.auth.identity import Identity
 from streamer.hub.outbox import Outbox, OutboxStatistics
 from streamer.protocol import messages
 from streamer.protocol.errors import CloseReason
@@ -62,6 +63,18 @@ class Served(Protocol):
     @property
     def last_received_seconds(self) -> float:
         """When the client last gave a sign of life, on trio's clock."""
+
+    @property
+    def remote_address(self) -> str:
+        """The address of the client."""
+
+    @property
+    def connected_at(self) -> str:
+        """When it connected: RFC 3339, in UTC."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in the client's token; None for an anonymous client."""
 
     @property
     def messages_received(self) -> int:

@@ -11,6 +11,7 @@ import attrs
 import structlog
 import trio
 
+from streamer.auth.identity import Identity
 from streamer.edge.addresses import counted_address
 from streamer.edge.extensions import Agreement
 from streamer.edge.frame_reader import MessageTooLargeError
@@ -373,6 +374,21 @@ class Session:
     def transport(self) -> Transport:
         """How the client is served."""
         return Transport.WEBSOCKET
+
+    @property
+    def remote_address(self) -> str:
+        """The address of the client."""
+        return self._remote_address
+
+    @property
+    def connected_at(self) -> str:
+        """When it connected: RFC 3339, in UTC."""
+        return self._connected_at
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in the client's token; None for an anonymous client."""
+        return self._requests.identity
 
     @property
     def messages_received(self) -> int:

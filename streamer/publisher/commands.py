@@ -165,8 +165,8 @@ class ScriptCommands:
         if self._last_sent.get(stream) == publication.number:
             del self._last_sent[stream]  # not needed any more, and there may be many topics
         try:
-            epoch, sequence, receivers = reply
+            epoch, sequence, receivers, *repeated = reply
             stream.position = Position(epoch.decode(), int(sequence))
-            return Receipt(stream.position, int(receivers))
+            return Receipt(stream.position, int(receivers), is_repeated=bool(repeated))
         except (AttributeError, TypeError, ValueError):
             raise unexpected_reply(reply) from None

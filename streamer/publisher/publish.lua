@@ -8,7 +8,8 @@
 --       7 kind      8 the name, without its time, of the epoch to begin where there is none
 --       9, 10 the epoch and sequence of the publisher's last receipt
 --       11 entries to keep in the history      12 milliseconds to keep them
--- Returns the epoch, the sequence and how many subscribers received it.
+-- Returns the epoch, the sequence and how many subscribers received it; and 1 after these if an
+-- earlier call has published it.
 
 local number, prior, channel, text = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[5], ARGV[6]
 
@@ -18,7 +19,7 @@ if records[2] then
   local recorded, epoch, sequence, receivers =
     string.match(records[2], '^(%d+) (%S+) (%d+) (%d+)$')
   if recorded == ARGV[1] then
-    return {epoch, tonumber(sequence), tonumber(receivers)}
+    return {epoch, tonumber(sequence), tonumber(receivers), 1}
   end
 end
 -- A pipeline continues after a command that failed, and commands of a connection that the publisher

@@ -17,6 +17,8 @@ class Receipt:
     """Its position in the topic's stream; None if the publisher gives no positions."""
     receivers: int
     """Subscriptions that received it: servers, not their clients."""
+    is_repeated: bool = False
+    """Whether Redis had published it at an earlier attempt, of which this is the receipt."""
 
 
 class PublishFailedError(Exception):

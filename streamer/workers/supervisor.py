@@ -21,7 +21,11 @@ import attrs
 import structlog
 import trio
 
+from streamer.admin.api import PATH as API_PATH
+from streamer.admin.api import Api
 from streamer.admin.http import Readiness, Report, serve_http
+from streamer.admin.keys import ApiKeys
+from streamer.admin.models import ApiError
 from streamer.config import Settings
 from streamer.edge.listeners import bind_sockets, close_sockets
 from streamer.workers.assignment import Assignment
@@ -62,6 +66,7 @@ class Supervisor:
                     report,
                     settings.http_host,
                     settings.http_port,
+                    api=self._api(settings),
                     allowed_hosts=settings.http_allowed_hosts,
                 )
             )
@@ -85,6 +90,29 @@ class Supervisor:
         task_status.started(self)
 
     # For the operator
+
+    def _api(self, settings: Settings) -> Api | None:
+        if settings.api_key_file is None:
+            return None
+        keys = ApiKeys(settings.api_key_file)
+        return Api(keys, settings.max_publication_bytes, forward=self._forward)
+
+    async def _forward(self, name: str, body: bytes, key: str) -> tuple[int, bytes]:
+        """Let a worker carry out a request, the first that is seen to answer."""
+        answering: list[Worker] = []
+
+        async def find(worker: Worker) -> None:
+            if await worker.ask("/healthz") is not None:
+                answering.append(worker)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for worker in self.workers:
+                nursery.start_soon(find, worker)
+        answer = await answering[0].post(f"{API_PATH}/{name}", body, key) if answering else None
+        if answer is None:
+            raise ApiError(503, "no worker answers; what was asked may have been done")
+        return answer
 
     async def statistics(self) -> dict[str, Any]:
         """Return the statistics of all workers added up, and those of each."""

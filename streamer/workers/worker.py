@@ -116,15 +116,28 @@ class Worker:
 
     async def ask(self, path: str) -> Any:
         """Return the JSON of a path of its page, or None if it does not answer."""
-        transport = httpx2.AsyncHTTPTransport(uds=str(self._socket), verify=False)
-        async with httpx2.AsyncClient(
-            transport=transport, base_url="http://worker", timeout=_ANSWER_TIMEOUT_SECONDS
-        ) as client:
+        async with self._client() as client:
             try:
                 response = await client.get(path)
             except httpx2.HTTPError:
                 return None
         return response.json()
+
+    async def post(self, path: str, body: bytes, key: str) -> tuple[int, bytes] | None:
+        """Post JSON with an operator's key; return status and body, None if it does not answer."""
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        async with self._client() as client:
+            try:
+                response = await client.post(path, content=body, headers=headers)
+            except httpx2.HTTPError:
+                return None
+        return response.status_code, response.content
+
+    def _client(self) -> httpx2.AsyncClient:
+        transport = httpx2.AsyncHTTPTransport(uds=str(self._socket), verify=False)
+        return httpx2.AsyncClient(
+            transport=transport, base_url="http://worker", timeout=_ANSWER_TIMEOUT_SECONDS
+        )
 
 
 async def _kill(process: trio.Process) -> None:

@@ -19,6 +19,7 @@ from streamer.protocol.messages import GapReason
 from streamer.publisher import open_publisher
 from streamer.server import serve
 from tests.helpers.clients import open_url
+from tests.helpers.operator import key_file, operator_of
 from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, ClusterService, Sentinel
@@ -127,7 +128,37 @@ async def test_the_documented_users_are_allowed_all_that_they_need(
         assert redis.acl_log() == []
 
 
-async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need() -> None:
+async def operate(server_url: str, keys: Path) -> None:
+    """Let an operator use all that needs Redis, of two servers."""
+    async with (
+        running_server(redis=server_url, api_key_file=keys) as one,
+        running_server(redis=server_url, api_key_file=keys),
+        operator_of(one.http_url) as operator,
+    ):
+        while (await operator.done("info"))["answered"] < 2:
+            pass
+        message = {"type": "market_status", "market": "KOSPI", "status": "open"}
+        published = await operator.done("publish", topic="market:KOSPI", message=message)
+        assert published["sequence"] == 1
+        assert (await operator.done("revoke", user="42"))["answered"] == 2
+
+
+async def test_a_documented_server_may_do_all_that_operators_ask(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """With the rules of the how-to for a server with the API, Redis refuses nothing."""
+    redis_server = own_redis_server()
+    with redis_server.connect() as redis:
+        for rule in documented_users():
+            redis.execute_command(*rule)
+        server = f"redis://streamer:{quote(PASSWORD)}@127.0.0.1:{redis_server.port}/1"
+        await operate(server, key_file(tmp_path))
+        assert redis.acl_log() == []
+
+
+async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need(
+    tmp_path: Path,
+) -> None:
     """With the rules for a Cluster, none of its masters refuses anything."""
     with ClusterService() as cluster:
         for master in cluster.masters:
@@ -139,6 +170,7 @@ async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need(
             for user in ("streamer", "producer")
         )
         await stream_prices(server, publisher)
+        await operate(server, key_file(tmp_path))
         for master in cluster.masters:
             with master.connect() as redis:
                 assert redis.acl_log() == []

@@ -10,14 +10,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, cast
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 import redis as redis_py
 import trio
@@ -26,52 +22,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from streamer.config import Settings
 from streamer.edge.session_ids import short_hash
-from streamer.server import Server
 from streamer.workers.assignment import Assignment, WorkerFailedError
-from streamer.workers.supervisor import Supervisor, supervise
 from streamer.workers.worker import Worker
-from tests.helpers.clients import Client, connected
+from tests.helpers.clients import Client
 from tests.helpers.timing import eventually, real_deadline
+from tests.helpers.workers import running_workers
 
-COMMAND = (sys.executable, "-m", "streamer", "worker")
 CLIENTS = 16
 """The kernel's hash gives so many to one of two workers in 1 of 32,768 cases."""
-
-
-class Workers:
-    """Running workers, and the event that stops them."""
-
-    def __init__(self, supervisor: Supervisor, shutdown: trio.Event) -> None:
-        self.supervisor = supervisor
-        self.shutdown = shutdown
-
-    def connected(self) -> Any:
-        """Open a client of one of the workers, which the kernel chooses."""
-        return connected(cast("Server", self.supervisor))
-
-    async def page(self, path: str) -> Any:
-        """Return a page of the parent."""
-        async with httpx2.AsyncClient(base_url=self.supervisor.http_url) as client:
-            return (await client.get(path)).json()
-
-    async def until_ready(self) -> None:
-        """Wait until all workers serve."""
-        while True:
-            if (await self.page("/readyz"))["ready"]:
-                return
-
-
-@asynccontextmanager
-async def running_workers(redis_url: str, **settings: Any) -> AsyncIterator[Workers]:
-    """Two workers on a free port."""
-    defaults: dict[str, Any] = {"workers": 2, "port": 0, "http_port": 0}
-    defaults |= {"max_connections_per_address": 0, "close_timeout_seconds": 0.5}
-    shutdown = trio.Event()
-    chosen = Settings(redis=redis_url, **(defaults | settings))
-    async with real_deadline(), trio.open_nursery() as nursery:
-        supervisor = await nursery.start(partial(supervise, chosen, COMMAND, shutdown=shutdown))
-        yield Workers(supervisor, shutdown)
-        nursery.cancel_scope.cancel()
 
 
 def publish(redis: redis_py.Redis, price: int) -> None:

@@ -1,0 +1,1 @@
+"""The operator's requests, carried out by every server process on one Redis."""

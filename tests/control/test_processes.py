@@ -1,0 +1,250 @@
+"""An operator's request is carried out by every process on one Redis, whichever is asked.
+
+Covers streamer.control.actions, streamer.control.operator, streamer.control.process,
+streamer.control.publishing, streamer.control.channel, streamer.control.messages,
+streamer.broker.control and streamer.publisher.single.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import redis as redis_py
+import structlog
+
+from streamer.server import Server
+from tests.helpers.clients import Client, connected
+from tests.helpers.operator import key_file, operator_of
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.redis_topology import ClusterService
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
+from tests.helpers.workers import running_workers
+
+PRICE = {"type": "price_update", "stock_code": "005930", "price": 1, "change": 0}
+PRICE |= {"change_percent": 0, "volume": 1}
+CLIENTS = 8
+"""On each instance: both of its workers get some of them in 127 of 128 cases."""
+
+
+@asynccontextmanager
+async def two_servers(redis_url: str, keys: Path) -> AsyncIterator[tuple[Server, Server]]:
+    """Two servers on one Redis, which hear each other."""
+    async with (
+        running_server(redis=redis_url, api_key_file=keys) as one,
+        running_server(redis=redis_url, api_key_file=keys) as other,
+    ):
+        await until_heard(one, 2)
+        yield one, other
+
+
+async def until_heard(server: Server, processes: int) -> None:
+    """Wait until a server reaches so many processes."""
+    async with operator_of(server.http_url) as operator:
+        while (await operator.done("info"))["answered"] < processes:
+            pass
+
+
+async def test_two_instances_of_two_workers_act_as_one(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """All their clients are listed, counted and closed, by one request to one instance.
+
+    One that hangs is not waited for, and is reported.
+    """
+    keys = key_file(tmp_path)
+    async with (
+        running_workers(redis_url, api_key_file=keys) as one,
+        running_workers(redis_url, api_key_file=keys) as other,
+        operator_of(one.supervisor.http_url) as operator,
+        AsyncExitStack() as stack,
+    ):
+        while (await operator.done("info"))["answered"] < 4:
+            pass
+        clients: list[Client] = []
+        for workers in (one, other):
+            for _ in range(CLIENTS):
+                client = await stack.enter_async_context(workers.connected())
+                await client.subscribe("stock:005930")
+                clients.append(client)
+        page = await operator.done("connections", limit=10, sort="address")
+        rest = await operator.done("connections", limit=10, sort="address", cursor=page["next"])
+        rows = page["connections"] + rest["connections"]
+        assert (page["total"], page["processes"], page["answered"]) == (2 * CLIENTS, 4, 4)
+        assert len({row["session"] for row in rows}) == 2 * CLIENTS
+        info = await operator.done("info")
+        assert len({server["pid"] for server in info["servers"]}) == 4
+        assert {row["process"] for row in rows} <= {row["process"] for row in info["servers"]}
+        (topic,) = (await operator.done("topics"))["topics"]
+        assert topic["subscribers"] == 2 * CLIENTS
+
+        published = await operator.done("publish", topic="stock:005930", message=PRICE)
+        assert (published["sequence"], published["receivers"]) == (1, 4)
+        for client in clients:
+            assert (await client.data())["sequence"] == 1
+
+        answer = await operator.done("disconnect", topic="stock:005930", reason="maintenance")
+        assert answer == {"count": 2 * CLIENTS, "processes": 4, "answered": 4}
+        for client in clients:
+            assert (await client.receive_type("disconnected"))["reason"] == "maintenance"
+            assert await client.closed() == 4003
+
+        hanging = other.supervisor.workers[0].pid
+        assert hanging is not None
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            answer = await operator.done("disconnect", topic="stock:005930")
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+        assert answer == {"count": 0, "processes": 4, "answered": 3}
+
+
+async def test_a_parent_uses_the_worker_that_answers(redis_url: str, tmp_path: Path) -> None:
+    """While one worker hangs, the other carries the request out."""
+    async with running_workers(redis_url, api_key_file=key_file(tmp_path)) as workers:
+        hanging = workers.supervisor.workers[0].pid
+        assert hanging is not None
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            async with operator_of(workers.supervisor.http_url) as operator:
+                info = await operator.done("info")
+                status, _ = await operator.post("disconnect")
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+        assert [server["pid"] for server in info["servers"]] == [workers.supervisor.workers[1].pid]
+        assert status == 422
+
+
+async def test_an_idempotency_key_holds_on_all_servers(redis_url: str, tmp_path: Path) -> None:
+    """Published once, whichever server is asked again; the answer has the first position."""
+    async with two_servers(redis_url, key_file(tmp_path)) as (one, other):
+        answers = []
+        for server in (one, other):
+            async with operator_of(server.http_url) as operator:
+                answers.append(
+                    await operator.done(
+                        "publish", topic="stock:005930", message=PRICE, idempotency_key="k"
+                    )
+                )
+        async with operator_of(one.http_url) as operator:
+            third = await operator.done("publish", topic="stock:005930", message=PRICE)
+    assert answers[0]["duplicate"] is False
+    assert answers[1] == answers[0] | {"duplicate": True}
+    assert third == answers[0] | {"sequence": 2}
+
+
+async def test_what_is_no_request_on_the_channel_is_logged_and_ignored(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """Anybody who may write to Redis can send anything; it is logged once, and costs nobody."""
+    deep = b"[" * 100_000
+    unknown = {"id": "1", "process": "p", "action": "explode", "arguments": {}}
+    wrong = {"id": "2", "process": "p", "action": "disconnect", "arguments": {"user": 5}}
+    texts: list[str | bytes] = [
+        b"",
+        b"{}",
+        b"\xff",
+        deep,
+        b"x" * 70_000,
+        *map(json.dumps, (unknown, wrong)),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        async with two_servers(redis_url, key_file(tmp_path)) as (one, other):
+            channels = [b"streamer:control:all", f"streamer:control:{one.instance}".encode()]
+            for text in texts:
+                for channel in channels:
+                    redis.publish(channel, text)
+            await until_heard(one, 2)
+            await until_heard(other, 2)
+    warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
+    assert sorted(set(warnings)) == [
+        "control answer not understood",
+        "control request not understood",
+        "control request refused",
+    ]
+    assert warnings.count("control request not understood") == 2  # on each server once
+    assert not [line for line in logs if line["log_level"] == "error"]
+
+
+async def test_without_redis_a_server_acts_alone_and_says_so(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The status is 503, with what was done on the server that was asked."""
+    redis_server = own_redis_server()
+    async with (
+        two_servers(redis_server.url, key_file(tmp_path)) as (server, _),
+        connected(server) as client,
+        operator_of(server.http_url) as operator,
+    ):
+        await client.subscribe("stock:005930")
+        redis_server.stop()
+        status, answer = await operator.post("connections")
+        assert (status, answer["total"]) == (503, 1)
+        status, answer = await operator.post("publish", topic="stock:005930", message=PRICE)
+        assert status == 503
+        status, answer = await operator.post("disconnect", topic="stock:005930")
+        error = answer.pop("error")
+        assert (status, answer) == (503, {"count": 1, "processes": 1, "answered": 1})
+        assert "Redis" in error
+        await eventually(lambda: not server.active_connections)
+        assert await client.closed() == 4003
+
+
+async def test_a_frozen_redis_does_not_hold_up_the_answer(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """A Redis that accepts and is silent counts as gone."""
+    redis_server = own_redis_server()
+    async with running_server(redis=redis_server.url, api_key_file=key_file(tmp_path)) as server:
+        await until_heard(server, 1)
+        async with operator_of(server.http_url) as operator:
+            redis_server.pause()
+            try:
+                status, answer = await operator.post("disconnect", topic="stock:005930")
+            finally:
+                redis_server.resume()
+    assert (status, answer["count"], answer["answered"]) == (503, 0, 1)
+
+
+async def test_a_server_that_returns_hears_the_channel_again(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """After Redis was restarted, both servers are reached again."""
+    redis_server = own_redis_server()
+    async with two_servers(redis_server.url, key_file(tmp_path)) as (one, _):
+        redis_server.restart()
+        async with operator_of(one.http_url) as operator:
+            answered = 0
+            while answered < 2:
+                _, answer = await operator.post("info")
+                answered = answer["answered"]
+
+
+async def test_a_unix_socket_carries_the_channel(
+    redis_server: RedisServer, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """Every kind of URL does, since the connections are those of publications."""
+    async with (
+        two_servers(redis_server.unix_url, key_file(tmp_path)) as (one, _),
+        operator_of(one.http_url) as operator,
+    ):
+        answer = await operator.done("disconnect", user="42")
+    assert answer == {"count": 0, "processes": 2, "answered": 2}
+
+
+async def test_a_cluster_carries_the_channel(tmp_path: Path) -> None:
+    """Requests and publications go to the master that serves their slot."""
+    with ClusterService() as cluster:
+        async with (
+            two_servers(cluster.url, key_file(tmp_path)) as (one, _),
+            operator_of(one.http_url) as operator,
+        ):
+            answer = await operator.done("disconnect", topic="stock:005930")
+            published = await operator.done("publish", topic="stock:005930", message=PRICE)
+    assert answer == {"count": 0, "processes": 2, "answered": 2}
+    assert published["sequence"] == 1

@@ -1,0 +1,211 @@
+"""Revoked tokens are refused on every server, also on one that starts later.
+
+Covers streamer.broker.revocations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_py
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamer.auth.errors import TokenError
+from streamer.auth.identity import Identity
+from streamer.control.revocations import Revocation, Revocations
+from streamer.server import Server
+from tests.auth.tokens import NOW, secret_file, signed
+from tests.helpers.operator import key_file, operator_of
+from tests.helpers.redis_server import RedisServer
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually
+
+
+def settings(directory: Path, redis_url: str) -> dict[str, Any]:
+    """Settings of a server with identity and the API."""
+    return {
+        "redis": redis_url,
+        "auth": "optional",
+        "auth_secret_file": secret_file(directory),
+        "api_key_file": key_file(directory),
+    }
+
+
+async def is_accepted(server: Server, token: str) -> bool:
+    """Whether a server accepts a token."""
+    try:
+        await server._authenticator.authenticate(token)
+    except TokenError as error:
+        return "revoked" not in error.message
+    return True
+
+
+@pytest.mark.parametrize(
+    "request_body", [{"user": "42"}, {"user": "42", "issued_before": NOW + 1}, {"jti": "one"}]
+)
+async def test_a_revoked_token_is_refused_everywhere(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path, request_body: dict[str, Any]
+) -> None:
+    """On the server that was asked, on the others, and on one that starts afterwards.
+
+    Other users, other tokens and later ones are not concerned.
+    """
+    token = signed(jti="one")
+    others = [signed(sub="43", jti="two"), signed(iat=int(NOW) + 60, jti="three")]
+    chosen = settings(tmp_path, redis_url) | {"auth_leeway_seconds": 300}
+    async with running_server(**chosen) as one, running_server(**chosen) as two:
+        async with operator_of(one.http_url) as operator:
+            while (await operator.done("info"))["answered"] < 2:
+                pass
+            for server in (one, two):
+                assert await is_accepted(server, token)
+            answer = await operator.done("revoke", **request_body)
+        assert (answer["processes"], answer["answered"]) == (2, 2)
+        for server in (one, two):
+            assert not await is_accepted(server, token)
+            assert [await is_accepted(server, other) for other in others] == [True, True]
+    async with running_server(**chosen) as later:
+        assert not await is_accepted(later, token)
+        assert [await is_accepted(later, other) for other in others] == [True, True]
+    assert 0 < redis.zcard("streamer:revocations") <= 1
+
+
+async def test_a_revocation_that_redis_lost_is_written_again(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """A server that knows it writes it to a Redis that came back empty; later servers read it."""
+    redis_server = own_redis_server()
+    chosen = settings(tmp_path, redis_server.url)
+    token = signed()
+    async with running_server(**chosen) as one:
+        async with operator_of(one.http_url) as operator:
+            assert (await operator.done("revoke", user="42"))["count"] == 0
+        redis_server.restart()
+        with redis_server.connect() as redis:
+            await eventually(lambda: redis.zcard("streamer:revocations"))
+    async with running_server(**chosen) as later:
+        assert not await is_accepted(later, token)
+
+
+async def test_a_revocation_without_redis_holds_here_and_is_stored_later(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The status is 503; when Redis is back, the revocation is there."""
+    redis_server = own_redis_server()
+    async with running_server(**settings(tmp_path, redis_server.url)) as server:
+        async with operator_of(server.http_url) as operator:
+            redis_server.stop()
+            status, answer = await operator.post("revoke", user="42")
+            assert (status, answer["answered"], answer["count"]) == (503, 1, 0)
+            assert not await is_accepted(server, signed())
+            redis_server.start()
+        with redis_server.connect() as redis:
+            await eventually(lambda: redis.zcard("streamer:revocations"))
+
+
+async def test_what_is_no_revocation_in_redis_is_left_out(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """The others are read all the same."""
+    until = time.time() + 1000
+    texts = [b"", b"[]", b"{}", b"\xff", b'{"user": "42"}', b'{"jti": 5}', b'{"jti": "one"}']
+    redis.zadd("streamer:revocations", dict.fromkeys(texts, until))
+    redis.zadd("streamer:revocations", {b'{"jti": "two"}': time.time() - 1})
+    async with running_server(**settings(tmp_path, redis_url)) as server:
+        assert not await is_accepted(server, signed(jti="one"))
+        assert await is_accepted(server, signed(jti="two"))
+        assert await is_accepted(server, signed())
+
+
+async def test_many_revocations_are_read_by_the_page(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """Each of 2,500 tokens is refused by a server that starts."""
+    until = time.time() + 1000
+    tokens = {Revocation(jti=str(n)).to_text(): until for n in range(2500)}
+    redis.zadd("streamer:revocations", tokens)
+    async with running_server(**settings(tmp_path, redis_url)) as server:
+        assert len(server._revocations) == 2500
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"user": "42", "issued_before": NOW + 10_000}, "issued_before"),
+        ({"user": "42", "issued_before": 5}, "issued_before"),
+        ({"jti": "x", "issued_before": NOW}, "issued_before"),
+        ({"user": "42", "jti": "x"}, "user or jti"),
+        ({}, "user or jti"),
+    ],
+)
+async def test_a_revocation_that_makes_no_sense_is_refused(
+    tmp_path: Path, body: dict[str, Any], field: str
+) -> None:
+    """One that is a ban, or that can concern no token, or is about two things."""
+    async with (
+        running_server(api_key_file=key_file(tmp_path)) as server,
+        operator_of(server.http_url) as operator,
+    ):
+        status, answer = await operator.post("revoke", **body)
+    assert (status, list(answer["fields"])) == (422, [field])
+
+
+async def test_the_rule_that_decides_is_explained(tmp_path: Path) -> None:
+    """For an anonymous client, a user, and a token with its patterns."""
+    path = tmp_path / "redis"
+    chosen = settings(tmp_path, str(path))
+    del chosen["redis"]
+    async with (
+        running_server(**chosen) as server,
+        operator_of(server.http_url) as operator,
+    ):
+        anonymous = await operator.done("explain", topic="watchlist:42")
+        own = await operator.done("explain", topic="watchlist:42", user="42")
+        token = signed(topics=["watchlist:7/*"])
+        granted = await operator.done("explain", topic="watchlist:7/a", token=token)
+        status, answer = await operator.post("explain", topic="stock:A", token="not a token")
+    assert (anonymous["allowed"], anonymous["user"]) == (False, None)
+    assert (own["allowed"], own["user"]) == (True, "42")
+    assert (granted["allowed"], granted["user"]) == (True, "42")
+    assert "watchlist:7/*" in granted["rule"]
+    assert (status, list(answer["fields"])) == (422, ["token"])
+    assert "not a token" not in str(answer)
+
+
+TIMES = st.integers(0, 10).map(float)
+
+
+@given(
+    revoked=st.lists(
+        st.tuples(st.sampled_from(["a", "b", None]), TIMES, st.integers(90, 110)), max_size=6
+    ),
+    now=st.integers(95, 105),
+    issued=TIMES | st.none(),
+)
+def test_a_token_is_revoked_by_any_entry_that_is_about_it(
+    revoked: list[tuple[str | None, float, int]], now: int, issued: float | None
+) -> None:
+    """A user's by the time of issue, a single one by its id; no longer than the entry is kept.
+
+    Of several entries of one user, the latest time of issue and the latest end hold.
+    """
+    clock = [90.0 - 1]
+    revocations = Revocations(lambda: clock[0])
+    for user, before, until in revoked:
+        one = Revocation(jti="t") if user is None else Revocation(user, before)
+        revocations.add(one, until)
+    clock[0] = float(now)
+    revocations.expire()
+    identity = Identity("a", issued_at=issued, token_id="t")
+    entries = [(before, until) for user, before, until in revoked if user == "a"]
+    by_user = bool(entries) and (
+        max(until for _, until in entries) > now
+        and (issued is None or issued < max(before for before, _ in entries))
+    )
+    by_id = any(until > now for user, _, until in revoked if user is None)
+    assert revocations.is_revoked(identity) is (by_user or by_id)
