@@ -10,7 +10,7 @@ import difflib
 import functools
 import os
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -66,12 +66,15 @@ class SettingsCommand(click.Command):
 
 
 def with_settings(
-    *, only: Collection[str] | None = None, without: Collection[str] = ()
+    *,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+    complete: Callable[[Mapping[str, object]], Mapping[str, object]] = lambda given: given,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the options of some settings to a command, and pass `settings` made from them to it.
 
     The other settings keep their defaults, and are ignored in variables and the file, so that one
-    file is enough for all commands.
+    file is enough for all commands. `complete` may add to the values that were given.
     """
     names = [name for name in only or _FIELDS if name not in without]
 
@@ -80,7 +83,7 @@ def with_settings(
         @click.pass_context
         def run(context: click.Context, /, *arguments: Any, **values: Any) -> Any:
             given = {name: values.pop(name) for name in names}
-            return command(*arguments, settings=_build(context, given), **values)
+            return command(*arguments, settings=_build(context, given, complete), **values)
 
         decorated: Callable[..., Any] = run
         for option in reversed([*_setting_options(names), _config_option]):
@@ -181,7 +184,11 @@ _OTHER_VARIABLES: Final = (_CONFIG_VARIABLE, "STREAMER_URL")
 """Variables that are not settings: the file, and the URL of `streamer listen`."""
 
 
-def _build(context: click.Context, given: dict[str, object]) -> Settings:
+def _build(
+    context: click.Context,
+    given: dict[str, object],
+    complete: Callable[[Mapping[str, object]], Mapping[str, object]],
+) -> Settings:
     """Make the settings from the values that click has taken from their sources."""
     for variable in sorted(os.environ):
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
@@ -195,7 +202,7 @@ def _build(context: click.Context, given: dict[str, object]) -> Settings:
         sources = f"{_source(context, 'memory')} and {_source(context, 'redis')}"
         raise click.UsageError(f"memory and redis exclude each other (from {sources})")
     try:
-        settings = Settings(**explicit)  # type: ignore[arg-type]  # Settings judges them
+        settings = Settings(**complete(explicit))  # type: ignore[arg-type]  # Settings judges them
     except SettingError as error:
         raise click.UsageError(f"{error} (from {_source(context, error.setting)})") from None
     for name in explicit:

@@ -21,7 +21,7 @@ from streamer.config import Settings
 from streamer.gc_pauses import keep_collections_short
 from streamer.listen_error import ListenError
 from streamer.nursery import first_of
-from streamer.setting_rules import SettingError
+from streamer.setting_rules import SettingError, is_loopback
 from streamer.workers.assignment import WorkerFailedError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ the server at once.
 def command(settings: Settings) -> int:
     """Run the server until a signal ends it."""
     configure_logging(settings.log_level, settings.log_format)
+    _warn_if_open(settings)
     allow_many_connections()
     ignore_hangup()
     # Imported here: it takes longer than the other commands need to start.
@@ -64,6 +65,16 @@ def command(settings: Settings) -> int:
     else:
         from streamer.server import serve as run  # noqa: PLC0415
     return trio.run(run_server, run, settings, handle_signals, _announce)
+
+
+def _warn_if_open(settings: Settings) -> None:
+    """Warn if other machines can connect, and nobody has to say who they are."""
+    hosts = [host.strip() for host in settings.host.split(",")]
+    if settings.auth == "none" and not all(map(is_loopback, hosts)):
+        structlog.get_logger().warning(
+            "anybody who reaches the port may have every topic but alerts: auth is none",
+            host=settings.host,
+        )
 
 
 def _announce(running: "Server | Supervisor") -> None:

@@ -204,6 +204,44 @@ def test_what_is_no_certificate_is_a_usage_error(serve: Serve, tmp_path: Path) -
     assert "tls_certificate and tls_key" in line
 
 
+def test_an_unusable_key_file_is_a_usage_error(serve: Serve, tmp_path: Path) -> None:
+    """The error names the setting, and shows nothing of the file."""
+    path = tmp_path / "secret"
+    path.write_text("hunter2")
+    for workers in ("1", "2"):
+        source = ["--memory"] if workers == "1" else ["--workers", workers]
+        serving = serve(*source, "--auth", "required", "--auth-secret-file", str(path))
+        serving.ends_with(ExitCode.USAGE)
+        assert f"auth_secret_file {path} has a secret of fewer than 32 bytes" in serving.log
+        assert "Traceback" not in serving.log
+        assert "hunter2" not in serving.log
+
+
+OPEN: Final = "anybody who reaches the port may have every topic"
+
+
+@pytest.mark.parametrize(
+    ("host", "with_auth", "warns"),
+    [
+        ("0.0.0.0", False, True),
+        ("127.0.0.1", False, False),
+        ("localhost", False, False),
+        ("0.0.0.0", True, False),
+    ],
+)
+def test_it_warns_when_strangers_can_have_everything(
+    serve: Serve, tmp_path: Path, host: str, with_auth: bool, warns: bool
+) -> None:
+    """In one line, when it listens beyond this machine and asks nobody who they are."""
+    path = tmp_path / "secret"
+    path.write_text("x" * 32)
+    identity = ["--auth", "optional", "--auth-secret-file", str(path)] if with_auth else []
+    serving = serve("--memory", "--host", host, *identity)
+    assert serving.process.stdout is not None
+    assert serving.process.stdout.readline().startswith("WebSocket")
+    assert serving.log.count(OPEN) == warns
+
+
 def test_open_files_are_not_what_limits_connections(serve: Serve) -> None:
     """The soft limit, 1,024 on most systems, is raised to the hard limit."""
     serving = serve("--memory", shell="ulimit -S -n 100;")
