@@ -57,7 +57,7 @@ from streamer.edge.heartbeat import Heartbeat
 from streamer.edge.listeners import listener_port, open_listeners
 from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.requests import Services
-from streamer.edge.served import ConnectionInfo
+from streamer.edge.served import ConnectionInfo, Transport
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
@@ -79,6 +79,7 @@ from streamer.source.topics import TopicSource
 from streamer.statistics import RateLimitStatistics, ServerStatistics
 from streamer.urls import redact
 from streamer.wire.deflate import Compression
+from streamer.wire.events import EventStream
 from streamer.wire.json import WebSocketJson
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
@@ -192,6 +193,7 @@ class Server:
             self._sessions,
             self._loop_budget,
             WebSocketJson(utc_timestamp),
+            EventStream(utc_timestamp),
             self._authenticator,
             Permissions(settings),
             self._compression,
@@ -260,7 +262,9 @@ class Server:
 
     def _find_outbox(self, session_id: str) -> Outbox | None:
         session = self._acceptor.sessions.get(session_id)
-        return None if session is None else session.outbox
+        # A stream over HTTP has no session to restore: its clients resume by a cursor.
+        is_restorable = session is not None and session.transport is Transport.WEBSOCKET
+        return session.outbox if session is not None and is_restorable else None
 
     def shutdown(self) -> None:
         """Begin a graceful stop; `serve` returns when it is done."""

@@ -39,7 +39,6 @@ PUBLIC: Final = {
     "is_ahead": "asked by the model of tests/hub",
     "step_back": "reports a producer that begins again within its epoch",
     "subscribers": "for whoever runs a server in a program of their own",
-    "decode_cursor": "for streams over HTTP, the next commit",
     "read_book_tickers": "one of the feeds; tests compare recordings with it",
     "EPOCH_FIELD": "names a field that the scripts use, likewise those below",
     "SEQUENCE_FIELD": "",

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from operator import attrgetter
 from typing import Final
 
@@ -20,6 +21,10 @@ from streamer.edge.addresses import counted_address, normal_address
 from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals
 from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
 from streamer.edge.heartbeat import Heartbeat
+from streamer.edge.http_answers import HttpError
+from streamer.edge.http_api import HttpApi, ReadRequest, not_admitted
+from streamer.edge.http_request import HttpRequest
+from streamer.edge.http_stream import HttpStream, StreamRequest
 from streamer.edge.listeners import ClientListener, ClientStream
 from streamer.edge.pending import Pending, PendingConnections
 from streamer.edge.proxies import Proxies
@@ -62,6 +67,15 @@ _TLS_CLOSE_SECONDS: Final = 1.0
 _DISMISSED_PER_TURN: Final = 100
 """Sessions ended before other tasks have a turn."""
 
+_STATUSES: Final = {
+    Cause.ORIGIN: HTTPStatus.FORBIDDEN,
+    Cause.ADDRESS_FULL: HTTPStatus.TOO_MANY_REQUESTS,
+    Cause.SERVER_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""The answers to HTTP requests that find no place."""
+
+Admitted = Request | StreamRequest | ReadRequest
+
 log = structlog.get_logger()
 
 
@@ -75,6 +89,7 @@ class Acceptor:
         self._heartbeat = heartbeat
         self._origins = OriginRules(settings.allowed_origins)
         self._admission = Admission(settings)
+        self._http = HttpApi(services)
         self._proxies = Proxies(settings)
         per_address = settings.max_connections_per_address
         self._pending = PendingConnections(
@@ -181,20 +196,17 @@ class Acceptor:
         address = peer
         try:
             descriptor = _prepare_socket(stream)
-            admitted = None
+            admitted: Admitted | None = None
             with pending.scope:
                 address = await self._proxies.read_address(peer, _socket(stream))
                 if not self._proxies.is_trusted(address):
                     self._pending.identify(pending, counted_address(address))
-                request = await receive_request(stream, descriptor)
+                request = await receive_request(
+                    stream, descriptor, cookie=self._settings.auth_cookie
+                )
                 address = self._proxies.requested_address(address, request.forwarding)
                 self._pending.identify(pending, counted_address(address))
-                cause = await self._admit(pending.address, request)
-                if cause is None:
-                    admitted = request
-                else:
-                    self.refusals.add(cause, address, request.origin)
-                    await self._refuse(stream, request, cause)
+                admitted = await self._accept_request(stream, request, address)
             self._pending.leave(pending)
             if admitted is not None:
                 await self._serve(stream, descriptor, admitted, address, start_task)
@@ -215,9 +227,43 @@ class Acceptor:
             self._pending.leave(pending)
             await trio.aclose_forcefully(stream)
 
+    async def _accept_request(
+        self, stream: ClientStream, request: Request | HttpRequest, address: str
+    ) -> Admitted | None:
+        """Take a place for a client; answer one that is refused."""
+        if isinstance(request, HttpRequest):
+            return await self._accept_http(stream, request, address)
+        cause = await self._admit(counted_address(address), request)
+        if cause is None:
+            return request
+        self.refusals.add(cause, address, request.origin)
+        await self._refuse(stream, request, cause)
+        return None
+
+    async def _accept_http(
+        self, stream: ClientStream, request: HttpRequest, address: str
+    ) -> StreamRequest | ReadRequest | None:
+        """Check a plain HTTP request, and take a place for it."""
+        cause = None if self._origins.allow(request.origin) else Cause.ORIGIN
+        try:
+            if cause is None and request.method == "OPTIONS":
+                await self._http.allow(stream, request)
+                return None
+            if cause is None:
+                checked = await self._http.check(request)
+                cause = await self._admit(counted_address(address), request)
+                if cause is None:
+                    return checked
+            raise not_admitted(_STATUSES[cause], CLOSE_REASONS[cause])
+        except HttpError as error:
+            refusal = Cause.HANDSHAKE if cause is None else cause
+            self.refusals.add(refusal, address, f"{error.status.value}: {error.message}")
+            await self._http.refuse(stream, request, error)
+            return None
+
     # Admission
 
-    async def _admit(self, address: str, request: Request) -> Cause | None:
+    async def _admit(self, address: str, request: Request | HttpRequest) -> Cause | None:
         """Take a place for a client, that of a silent one of its address if there is no other.
 
         Returns why there is no place.
@@ -310,25 +356,51 @@ class Acceptor:
             )
             await close_lingering(stream)
 
+    async def _read(self, stream: ClientStream, request: ReadRequest, address: str) -> None:
+        try:
+            await self._http.read(stream, request, address)
+        finally:
+            self._admission.leave(address, None)
+
     async def _serve(
         self,
         stream: ClientStream,
         descriptor: int,
-        request: Request,
+        request: Admitted,
         address: str,
         start_task: Callable[..., None],
     ) -> None:
-        agreement = self._services.agree(request.extensions)
-        session = Session(
-            new_session_id(),
-            stream,
-            self._services,
-            request,
-            agreement,
-            descriptor=descriptor,
-            remote_address=address,
-            start_task=start_task,
-        )
+        """Serve a client that has a place, and give the place back."""
+        if isinstance(request, ReadRequest):
+            await self._read(stream, request, counted_address(address))
+            return
+        session: Served
+        if isinstance(request, StreamRequest):
+            opening = self._http.answers.event_stream(request.http)
+            session = HttpStream(
+                new_session_id(),
+                stream,
+                self._services,
+                request,
+                self._http.answers,
+                client_socket=_socket(stream),
+                descriptor=descriptor,
+                remote_address=address,
+                start_task=start_task,
+            )
+        else:
+            agreement = self._services.agree(request.extensions)
+            opening = request.accept(agreement)
+            session = Session(
+                new_session_id(),
+                stream,
+                self._services,
+                request,
+                agreement,
+                descriptor=descriptor,
+                remote_address=address,
+                start_task=start_task,
+            )
         self._admission.serve(counted_address(address), session)
         self.sessions[session.session_id] = session
         self.connections_total += 1
@@ -336,7 +408,11 @@ class Acceptor:
         if self._is_stopping:
             self._dismiss(session)
         try:
-            reason = await session.run(request.accept(agreement))
+            if isinstance(request, StreamRequest) and request.identity is not None:
+                no_place = await self.admit_user(request.identity.user_id, session)
+                if no_place is not None:
+                    session.end(no_place)
+            reason = await session.run(opening)
             if reason is ABUSE:
                 self.refusals.add(Cause.ABUSE, address)
         finally:

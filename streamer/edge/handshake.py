@@ -1,4 +1,4 @@
-"""The opening handshake: RFC 6455, section 4.2, over h11.
+"""The opening handshake: RFC 6455, section 4.2, over h11, or a plain HTTP request.
 
 h11 reads the request, so that a plain HTTP request, another path and bytes that are not HTTP are
 each answered at once. wsproto's own handshake is not used: it refuses a request before its path is
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import attrs
 import h11
@@ -25,8 +25,9 @@ from streamer.edge.credentials import (
 )
 from streamer.edge.extensions import Agreement, Offer, parse_offers
 from streamer.edge.forwarded import Forwarding
+from streamer.edge.http_request import BadQueryError, HttpRequest, read_http_request
 from streamer.edge.websocket import close_lingering, receive_some
-from streamer.protocol.endpoint import WEBSOCKET_PATH
+from streamer.protocol.endpoint import HTTP_PATHS, WEBSOCKET_PATH
 
 _MAX_REQUEST_BYTES: Final = 16 * 1024
 """Request line and headers, h11's own default: enough for cookies and tokens."""
@@ -84,8 +85,8 @@ class Request:
 
 async def receive_request(
     stream: trio.abc.Stream, descriptor: int, *, cookie: str | None = None
-) -> Request:
-    """Read the request; refuse one that is not for a WebSocket here. Callers set a deadline.
+) -> Request | HttpRequest:
+    """Read the request; refuse one for which there is nothing here. Callers set a deadline.
 
     `descriptor` is that of the stream's socket, -1 if it cannot be read directly (TLS). `cookie` is
     the name of the cookie that may hold a token.
@@ -96,12 +97,17 @@ async def receive_request(
     try:
         request = await _next_request(http, stream, descriptor)
         headers = _headers(request)
-        return _upgrade(request, headers, bytes(http.trailing_data[0]), cookie)
+        url = _url(request)
+        if url.path in HTTP_PATHS:
+            return read_http_request(request.method, url.path, url.query, headers, cookie=cookie)
+        return _upgrade(request, url, headers, bytes(http.trailing_data[0]), cookie)
     except h11.RemoteProtocolError as error:
         # The text of h11's error quotes the line that it refuses, which may have a token in it.
         status = error.error_status_hint
         reason = "The request is too large." if status == _TOO_LARGE else "This is not HTTP."
         refused = _Refused(status, reason)
+    except BadQueryError as error:
+        refused = _Refused(400, f"The query is not valid: {error}.")
     except _Refused as error:
         refused = error
     await _answer(http, stream, refused)
@@ -142,13 +148,20 @@ def _headers(request: h11.Request) -> dict[bytes, bytes]:
     return headers
 
 
-def _upgrade(
-    request: h11.Request, headers: dict[bytes, bytes], trailing: bytes, cookie: str | None
-) -> Request:
+def _url(request: h11.Request) -> SplitResult:
     try:
-        url = urlsplit(request.target.decode("ascii"))
+        return urlsplit(request.target.decode("ascii"))
     except ValueError:
         raise _Refused(400, "The URL is not valid.") from None
+
+
+def _upgrade(
+    request: h11.Request,
+    url: SplitResult,
+    headers: dict[bytes, bytes],
+    trailing: bytes,
+    cookie: str | None,
+) -> Request:
     if url.path != WEBSOCKET_PATH:
         raise _Refused(404, f"There is nothing here; the WebSocket is at {WEBSOCKET_PATH}.")
     if b"websocket" not in _tokens(headers, b"upgrade") or b"upgrade" not in _tokens(

@@ -47,6 +47,8 @@ class Services:
     loop_budget: LoopBudget
     wire: WireFormat
     """The wire format of clients that do not ask for another."""
+    events: WireFormat
+    """The wire format of streams over HTTP."""
     authenticator: Authenticator
     permissions: Permissions
     compression: Compression | None
@@ -69,8 +71,8 @@ class Services:
         return self.compression.format(agreement.window)
 
 
-Answer = Callable[[RecoveryPlan], Subscribed | Reconnected]
-"""Makes the answer to a request from the plan of what follows it."""
+Answer = Callable[[RecoveryPlan], bytes]
+"""Makes the bytes of the answer to a request from the plan of what follows it."""
 
 
 class Requests:
@@ -121,7 +123,7 @@ class Requests:
         """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
         topics = list(filter(self._may_have, named))
-        rejected += [_forbidden(topic) for topic in named if topic not in topics]
+        rejected += [forbidden_target(topic) for topic in named if topic not in topics]
         since = message.since or {}
         interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
         kinds = frozenset(message.kinds or ())
@@ -139,17 +141,19 @@ class Requests:
 
         forbidden: list[Topic] = []
 
-        def answer(plan: RecoveryPlan) -> Subscribed:
+        def answer(plan: RecoveryPlan) -> bytes:
             positions = {topic.target: at for topic, at in plan.positions.items()}
-            return Subscribed(
-                message.subscription_type,
-                list(positions),
-                rejected + [_forbidden(topic) for topic in forbidden],
-                positions,
-                message.request_id,
+            return self._outbox.wire.answer(
+                Subscribed(
+                    message.subscription_type,
+                    list(positions),
+                    rejected + [forbidden_target(topic) for topic in forbidden],
+                    positions,
+                    message.request_id,
+                )
             )
 
-        return self._enter(room, answer, forbidden)
+        return self.enter(room, answer, forbidden)
 
     def _unsubscribe(self, message: messages.Unsubscribe) -> None:
         topics, rejected = self._topics(message)
@@ -243,20 +247,22 @@ class Requests:
 
         forbidden: list[Topic] = []
 
-        def answer(plan: RecoveryPlan) -> Reconnected:
+        def answer(plan: RecoveryPlan) -> bytes:
             restored: dict[SubscriptionType, list[str]] = {}
             for topic in plan.positions:
                 restored.setdefault(topic.subscription_type, []).append(topic.target)
-            return Reconnected(
-                session_id=self._outbox.name,
-                restored_subscriptions=restored,
-                missed_messages_count=plan.missed_messages,
-                recovered=plan.recovered and not forbidden,
-                positions={str(topic): at for topic, at in plan.positions.items()},
-                request_id=request_id,
+            return self._outbox.wire.answer(
+                Reconnected(
+                    session_id=self._outbox.name,
+                    restored_subscriptions=restored,
+                    missed_messages_count=plan.missed_messages,
+                    recovered=plan.recovered and not forbidden,
+                    positions={str(topic): at for topic, at in plan.positions.items()},
+                    request_id=request_id,
+                )
             )
 
-        if (rest := self._enter(self._room_for(wants), answer, forbidden)) is not None:
+        if (rest := self.enter(self._room_for(wants), answer, forbidden)) is not None:
             await rest
 
     async def _load(self, session_id: str) -> SessionRecord | None:
@@ -268,7 +274,7 @@ class Requests:
 
     # Entering streams
 
-    def _enter(
+    def enter(
         self, wants: Sequence[Want], answer: Answer, forbidden: list[Topic]
     ) -> Awaitable[None] | None:
         """Subscribe and answer, at once if the topics are live; else return the rest of the work.
@@ -314,7 +320,7 @@ class Requests:
         """
         forbidden += filter(self._services.source.is_forbidden, [want.topic for want in wants])
         admitted = [
-            _continued(want, recoveries.get(want.topic))
+            continued(want, recoveries.get(want.topic))
             for want in wants
             if want.topic not in forbidden
         ]
@@ -324,16 +330,19 @@ class Requests:
         )
         wire = outbox.wire
         snapshots = [wire.snapshot(publication) for publication in plan.snapshots]
-        outbox.send_control(wire.answer(answer(plan)) + wire.data(snapshots, outbox.positions))
+        known = wire.data(snapshots, outbox.positions) or wire.place(outbox.positions)
+        outbox.send_control(answer(plan) + known)
         hub.fanout.start_replays(outbox)
         self._services.sessions.changed(outbox.name)
 
 
-def _forbidden(topic: Topic) -> RejectedTarget:
+def forbidden_target(topic: Topic) -> RejectedTarget:
+    """Return the entry of `rejected` for a topic that may not be had."""
     return RejectedTarget(topic.target, ErrorCode.FORBIDDEN, ERROR_MEANINGS[ErrorCode.FORBIDDEN])
 
 
-def _continued(want: Want, recovery: Recovery | None) -> Want:
+def continued(want: Want, recovery: Recovery | None) -> Want:
+    """Return what is wanted with the position that the source has found for it."""
     if recovery is None:
         return want if want.since is None else attrs.evolve(want, since=None)
     unavailable = recovery.outcome is RecoveryOutcome.UNAVAILABLE

@@ -1,4 +1,4 @@
-"""The version of the protocol, and the path of its endpoint."""
+"""The version of the protocol, and the paths of its endpoints."""
 
 from __future__ import annotations
 
@@ -8,3 +8,11 @@ VERSION: Final = 1
 """The `protocol` in `connected`."""
 
 WEBSOCKET_PATH: Final = f"/v{VERSION}/ws"
+
+STREAM_PATH: Final = f"/v{VERSION}/stream"
+"""Server-sent events, for clients that cannot open a WebSocket."""
+
+SNAPSHOT_PATH: Final = f"/v{VERSION}/snapshot"
+HISTORY_PATH: Final = f"/v{VERSION}/history"
+
+HTTP_PATHS: Final = frozenset({STREAM_PATH, SNAPSHOT_PATH, HISTORY_PATH})

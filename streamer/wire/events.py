@@ -20,7 +20,9 @@ not just of the last one of a write, has to say exactly how far the client is th
 - An event before that (a gap is never inside a batch) leaves it where the later parts of the write
   begin. A topic in which a gap, or the last known values after one, are still to come has no
   position to resume from: the cursor says that a gap is owed, and the client is sent one.
-- An answer or another event of the server has no id: the client keeps the one it has.
+- An answer or another event of the server has no id: the client keeps the one it has. When a
+  stream begins, an id without an event follows its first events, so that a client that is cut off
+  before the first data message can resume as well (`place`).
 
 The `id` line comes behind the data, so that a client that takes ids before the end of their event
 cannot confirm half a message.
@@ -105,6 +107,10 @@ class EventStream(WireFormat):
             text = texts[0] if len(texts) == 1 else batch_text(texts, self._timestamp)
             events.append(b"%bid: %b\n\n" % (_data_lines(text), encode_cursor(at).encode()))
         return b"".join(events)
+
+    def place(self, positions: Positions) -> bytes:
+        """Return an id without a message, which changes what the client sends when it resumes."""
+        return b"id: %b\n\n" % encode_cursor(positions()).encode()
 
     def answer(self, message: messages.ServerMessage) -> bytes:
         """Return an answer or another event of the server, without an id.

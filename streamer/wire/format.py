@@ -98,6 +98,10 @@ class WireFormat(abc.ABC):
         `positions` is called only by a format whose messages say where the receiver is.
         """
 
+    def place(self, positions: Positions) -> bytes:  # noqa: ARG002
+        """Return bytes that say where a receiver is that has been sent an answer, if any do."""
+        return b""
+
     def data_apart(self, parts: Sequence[Part], positions: Positions) -> bytes:
         """Return the bytes of data messages for one member of a group, as `data` does.
 

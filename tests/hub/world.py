@@ -332,6 +332,9 @@ class Client:
                 self.pings += 1
                 continue
             assert self.close_code is None, "something follows the last event"
+            if event.startswith(b"id: "):
+                self._receive_cursor(event.decode().removeprefix("id: "))
+                continue
             text, _, cursor = event.decode().removeprefix("data: ").partition("\nid: ")
             message = json.loads(text)
             if message["type"] == "closed":
@@ -775,9 +778,9 @@ class World:
         """As `edge.requests` does it."""
         wire = client.outbox.wire
         snapshots = [wire.snapshot(publication) for publication in recovery.snapshots]
-        client.outbox.send_control(
-            wire.answer(answer) + wire.data(snapshots, client.outbox.positions)
-        )
+        positions = client.outbox.positions
+        known = wire.data(snapshots, positions) or wire.place(positions)
+        client.outbox.send_control(wire.answer(answer) + known)
         self.hub.fanout.start_replays(client.outbox)
 
     def unsubscribe(self, client: Client, topics: list[Topic]) -> None:

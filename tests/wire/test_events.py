@@ -137,6 +137,11 @@ def test_events_of_the_server_have_no_id() -> None:
     ]
 
 
+def test_a_client_has_an_id_before_the_first_data_message() -> None:
+    """An id without data makes no event, but a browser sends it when it reconnects."""
+    assert WIRE.place(lambda: [(A, None, 0)]) == b"id: 1~hmcRRHG_0.\n\n"
+
+
 def test_a_shutdown_sets_the_delay_of_browsers() -> None:
     """They wait for the last `retry` before they reconnect."""
     assert b"\nretry: 512\n\n" in WIRE.answer(messages.ServerShutdown(512))

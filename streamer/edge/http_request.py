@@ -1,0 +1,79 @@
+"""A plain HTTP request on the port of clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import parse_qsl
+
+import attrs
+
+from streamer.edge.credentials import find_token, hide_tokens, without_token
+from streamer.edge.forwarded import Forwarding
+
+_MAX_PARAMETERS: Final = 200
+"""Parameters of a query: more than any request needs, each topic in one of its own included."""
+
+
+class BadQueryError(ValueError):
+    """A query that cannot be read; the text says why, without any of it."""
+
+
+@attrs.frozen
+class HttpRequest:
+    """The parts of a request that an answer depends on."""
+
+    method: str
+    path: str
+    parameters: tuple[tuple[str, str], ...]
+    """Names and values of the query, decoded, without the token."""
+    token: str | None = attrs.field(repr=False)
+    origin: str | None
+    user_agent: str | None
+    last_event_id: str | None
+    """The header that a browser sends when it reconnects to a stream."""
+    forwarding: Forwarding
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The parameters by name, without the token; the last one of each name."""
+        return dict(self.parameters)
+
+
+def read_http_request(
+    method: bytes,
+    path: str,
+    query: str,
+    headers: Mapping[bytes, bytes],
+    *,
+    cookie: str | None,
+) -> HttpRequest:
+    """Read a request; `headers` by names in lower case, `cookie` the name of that of a token.
+
+    Raises BadQueryError.
+    """
+    try:
+        parameters = parse_qsl(
+            query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS
+        )
+    except UnicodeDecodeError:
+        raise BadQueryError("a parameter of the query is not UTF-8") from None
+    except ValueError:
+        raise BadQueryError(f"a query has at most {_MAX_PARAMETERS} parameters") from None
+    named = dict(parameters)
+    public = without_token(named)
+
+    def text(name: bytes) -> str | None:
+        value = headers.get(name)
+        return None if value is None else hide_tokens(value.decode("latin-1"))
+
+    return HttpRequest(
+        method=method.decode("ascii"),
+        path=path,
+        parameters=tuple((name, value) for name, value in parameters if name in public),
+        token=find_token(headers, named, cookie=cookie),
+        origin=text(b"origin"),
+        user_agent=text(b"user-agent"),
+        last_event_id=text(b"last-event-id"),
+        forwarding=Forwarding.from_headers(headers),
+    )

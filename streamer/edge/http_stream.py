@@ -1,0 +1,353 @@
+"""One stream of server-sent events, from its first event to its end.
+
+A client of a stream sends nothing after its request, so there is little of a WebSocket's session
+here: it subscribes once, is written to by the same groups as all clients, and ends when the client
+disconnects, when its token expires, or when the server closes it. It has no session to restore: the
+id of its last event is enough to resume, here or on another server.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Final
+
+import attrs
+import trio
+
+from streamer.auth.identity import Identity
+from streamer.edge.acknowledged import seconds_since_acknowledged
+from streamer.edge.http_answers import Answers, HttpError
+from streamer.edge.http_request import HttpRequest
+from streamer.edge.requests import Requests, Services, forbidden_target
+from streamer.edge.served import ConnectionInfo, Transport
+from streamer.edge.session_ids import short_hash
+from streamer.edge.websocket import close_lingering, receive_some
+from streamer.edge.writer import BlockedWriter
+from streamer.hub.outbox import Outbox
+from streamer.hub.recovery import RecoveryPlan, Want
+from streamer.protocol import errors, messages
+from streamer.protocol.codec import utc_timestamp
+from streamer.protocol.errors import CloseReason, ErrorCode
+from streamer.protocol.messages import RejectedTarget, Subscribed
+from streamer.protocol.topics import SubscriptionType, Topic
+
+RETRY_MS: Final = (1_000, 5_000)
+"""The delays before a browser reconnects, one of them for each client: when a server has failed,
+its clients do not come back all at once."""
+
+_WARNING_SHARE: Final = (1 / 10, 1 / 3)
+"""How long before its token ends a client is warned, as a share of the time that is left of it."""
+_MAX_WARNING_SECONDS: Final = 300.0
+
+_MAX_DISCARDED_BYTES: Final = 64 * 1024
+"""Bytes that a client may send after its request, such as a body that GET does not have."""
+
+_ACKNOWLEDGED_MARGIN_SECONDS: Final = 0.05
+"""How much later than its time an acknowledgement may seem to have come: the system counts in
+ticks."""
+
+
+@attrs.frozen
+class StreamRequest:
+    """A request for a stream that has been checked."""
+
+    http: HttpRequest
+    wants: list[Want]
+    rejected: list[Topic]
+    """Topics that the client may not have."""
+    identity: Identity | None
+
+
+class HttpStream:
+    """Sends the topics of one client as events."""
+
+    def __init__(
+        self,
+        session_id: str,
+        stream: trio.abc.Stream,
+        services: Services,
+        request: StreamRequest,
+        answers: Answers,
+        *,
+        client_socket: trio.socket.SocketType,
+        descriptor: int,
+        remote_address: str,
+        start_task: Callable[..., None],
+    ) -> None:
+        """Take over a connection whose request has been read.
+
+        `descriptor` is that of its socket, -1 with TLS; `start_task` starts a task that ends with
+        the connection.
+        """
+        settings = services.settings
+        self.session_id = session_id
+        self._stream = stream
+        self._services = services
+        self._request = request
+        self._answers = answers
+        self._socket = client_socket
+        self.remote_address = remote_address
+        self._start_task = start_task
+        self.connected_at = utc_timestamp()
+        self._connected_seconds = trio.current_time()
+        self.outbox = Outbox(
+            session_id,
+            descriptor,
+            self,
+            services.events,
+            max_queued_bytes=settings.max_outbound_bytes,
+            max_replay_bytes=settings.max_replay_bytes,
+        )
+        self._writer = BlockedWriter(stream, services.hub.fanout, self.outbox)
+        self._requests = Requests(self.outbox, services)
+        self._requests.identity = request.identity
+        if request.identity is not None:
+            self.outbox.user_id = request.identity.user_id
+        self._opening = b""
+        """The head of the answer, until it is sent with the first event."""
+        self._scope = trio.CancelScope()
+        self._ending: tuple[CloseReason, messages.ServerMessage | None] | None = None
+        self._is_broken = False
+        self._is_closing = False
+
+    async def run(self, opening: bytes) -> CloseReason | None:
+        """Serve the client until one side closes; afterwards the hub has no trace of it.
+
+        `opening` is the head of the answer, which is sent with the first event. Returns why the
+        server closed the stream; None if the client did, or the connection broke.
+        """
+        hub = self._services.hub
+        self._opening = opening + b"retry: %d\n\n" % random.randint(*RETRY_MS)  # noqa: S311
+        hub.add(self.outbox)
+        try:
+            if self._ending is None:
+                with self._scope:
+                    await self._serve()
+            if self._ending is not None and not self._is_broken:
+                timeout_seconds = self._services.settings.close_timeout_seconds
+                self._scope = trio.CancelScope(deadline=trio.current_time() + timeout_seconds)
+                with self._scope:
+                    await self._finish(*self._ending)
+            return None if self._ending is None else self._ending[0]
+        finally:
+            hub.remove(self.outbox)
+
+    async def _serve(self) -> None:
+        forbidden: list[Topic] = []
+
+        def answer(plan: RecoveryPlan) -> bytes:
+            if not plan.positions:
+                raise all_forbidden(forbidden)
+            opening, self._opening = self._opening, b""
+            return opening + b"".join(
+                map(self.outbox.wire.answer, self._subscribed(plan, forbidden))
+            )
+
+        try:
+            rest = self._requests.enter(self._request.wants, answer, forbidden)
+            if rest is not None:
+                await rest
+        except HttpError as error:
+            self._is_closing = True
+            self.outbox.send_control(self._answers.error(self._request.http, error))
+            with trio.move_on_after(self._services.settings.close_timeout_seconds):
+                await self._writer.wait_written()
+                await close_lingering(self._stream)
+            return
+        await self._wait_end()
+
+    def _subscribed(self, plan: RecoveryPlan, forbidden: list[Topic]) -> list[Subscribed]:
+        """Return the first events: the answer for the topics of each type."""
+        targets: dict[SubscriptionType, list[str]] = {}
+        rejected: dict[SubscriptionType, list[RejectedTarget]] = {}
+        for topic in plan.positions:
+            targets.setdefault(topic.subscription_type, []).append(topic.target)
+        for topic in (*self._request.rejected, *forbidden):
+            rejected.setdefault(topic.subscription_type, []).append(forbidden_target(topic))
+        return [
+            Subscribed(
+                subscription_type,
+                targets.get(subscription_type, []),
+                rejected.get(subscription_type, []),
+                {
+                    topic.target: position
+                    for topic, position in plan.positions.items()
+                    if topic.subscription_type is subscription_type
+                },
+            )
+            for subscription_type in dict.fromkeys((*targets, *rejected))
+        ]
+
+    async def _wait_end(self) -> None:
+        """Wait until the client disconnects or its token expires."""
+        identity = self._request.identity
+        if identity is None or identity.expires_at is None:
+            await self._wait_disconnect()
+            return
+        remaining_seconds = max(identity.expires_at - time.time(), 0.0)
+        grace_seconds = self._services.settings.auth_grace_seconds
+        expires = trio.current_time() + remaining_seconds
+        # Spread, so that clients whose tokens end together do not all ask for new ones at once.
+        warning_seconds = min(
+            remaining_seconds * random.uniform(*_WARNING_SHARE),  # noqa: S311
+            _MAX_WARNING_SECONDS,
+        )
+        with trio.move_on_at(expires - warning_seconds):
+            await self._wait_disconnect()
+            return
+        self.outbox.send_control(
+            self.outbox.wire.answer(messages.TokenExpiring(round(warning_seconds, 3)))
+        )
+        with trio.move_on_at(expires + grace_seconds):
+            await self._wait_disconnect()
+            return
+        self.end(
+            errors.UNAUTHENTICATED,
+            messages.Error(ErrorCode.TOKEN_EXPIRED, errors.ERROR_MEANINGS[ErrorCode.TOKEN_EXPIRED]),
+        )
+        await trio.lowlevel.checkpoint()
+
+    async def _wait_disconnect(self) -> None:
+        discarded = 0
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while discarded <= _MAX_DISCARDED_BYTES and (
+                data := await receive_some(
+                    self._stream, self.outbox.descriptor, self._services.loop_budget
+                )
+            ):
+                discarded += len(data)
+
+    async def _finish(self, reason: CloseReason, farewell: messages.ServerMessage | None) -> None:
+        wire = self.outbox.wire
+        opening, self._opening = self._opening, b""
+        self.outbox.send_control(opening + (b"" if farewell is None else wire.answer(farewell)))
+        if reason is errors.SHUTTING_DOWN:
+            # A client that keeps up still receives everything written before.
+            await self._writer.wait_written()
+        self._is_closing = True
+        self._services.hub.retire(self.outbox, reason.reason)
+        self.outbox.send_control(wire.close(reason.code, reason.reason))
+        await self._writer.wait_written()
+        await close_lingering(self._stream)
+
+    def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
+        """Close the stream with a reason, and a message before it. Does not wait."""
+        if self._ending is None:
+            self._ending = reason, farewell
+            self._scope.cancel()
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity in the client's token; None for an anonymous client."""
+        return self._request.identity
+
+    @property
+    def transport(self) -> Transport:
+        """How the client is served."""
+        return Transport.HTTP
+
+    @property
+    def messages_received(self) -> int:
+        """Messages from the client: its request is none."""
+        return 0
+
+    messages_refused = messages_received
+
+    # Reports of the outbox
+
+    def on_blocked(self) -> None:
+        """Start the writer task, which runs while the socket is full."""
+        self._start_task(self._writer.write_blocked)
+
+    def on_broken(self) -> None:
+        """End the stream: nothing can be written any more, not even a last event."""
+        self._is_broken = True
+        self._services.loop_budget.call_later(self._cancel)
+
+    def _cancel(self) -> None:
+        self._scope.cancel()
+
+    def on_overflow(self) -> None:
+        """Close the stream with 4008: more messages wait than the settings allow."""
+        self.end(errors.TOO_SLOW)
+
+    # Heartbeat
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the connection is broken or being closed."""
+        return self._is_broken or self._is_closing or self._ending is not None
+
+    @property
+    def last_received_seconds(self) -> float:
+        """When the client's system last acknowledged anything, on trio's clock.
+
+        Where that is not known, when the client connected.
+        """
+        since_seconds = seconds_since_acknowledged(self._socket)
+        if since_seconds is None:
+            return self._connected_seconds
+        return trio.current_time() - since_seconds
+
+    def is_silent_since(self, seconds: float) -> bool:
+        """Whether the client has given no sign of life since then, on trio's clock.
+
+        One that does not read is silent, although its system acknowledges what arrives. Where the
+        system does not report acknowledgements, any other client counts as alive.
+        """
+        if self.outbox.blocked:
+            return self._writer.last_written_seconds < seconds
+        since_seconds = seconds_since_acknowledged(self._socket)
+        if since_seconds is None:
+            return False
+        acknowledged = trio.current_time() - since_seconds
+        return acknowledged + _ACKNOWLEDGED_MARGIN_SECONDS < seconds
+
+    def is_confirmation_due(self, now_seconds: float) -> bool:  # noqa: ARG002
+        """Return False: what a client has received is in the cursor that it sends."""
+        return False
+
+    def ping(self) -> None:
+        """Send a comment, which proxies and the client's system notice, and nobody else."""
+        if not self._opening and not self._is_closing:
+            self.outbox.send_control(self.outbox.wire.ping(b""))
+
+    def give_up(self) -> None:
+        """Cut the connection of a silent client."""
+        self.on_broken()
+
+    def info(self) -> ConnectionInfo:
+        """Return the present state of the connection."""
+        now = trio.current_time()
+        return ConnectionInfo(
+            session=short_hash(self.session_id),
+            transport=self.transport,
+            remote_address=self.remote_address,
+            user_agent=self._request.http.user_agent,
+            connected_at=self.connected_at,
+            connected_seconds=now - self._connected_seconds,
+            idle_seconds=now - self.last_received_seconds,
+            subscriptions=sorted(
+                str(subscription.lane.stream.topic)
+                for subscription in self.outbox.subscriptions.values()
+            ),
+            messages_received=self.messages_received,
+            messages_refused=self.messages_refused,
+            outbox=self.outbox.statistics(),
+        )
+
+
+def all_forbidden(topics: Sequence[Topic]) -> HttpError:
+    """Make the error for a request of which nothing is allowed."""
+    return HttpError(
+        HTTPStatus.FORBIDDEN,
+        errors.ERROR_MEANINGS[ErrorCode.FORBIDDEN],
+        code=ErrorCode.FORBIDDEN,
+        details={
+            "rejected": [{"topic": str(topic), "code": ErrorCode.FORBIDDEN} for topic in topics]
+        },
+    )
