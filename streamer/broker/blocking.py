@@ -25,34 +25,32 @@ def check_server_url(url: str) -> None:
 
 
 class Handover:
-    """The socket that a worker thread connects for a task that may have stopped waiting."""
+    """The sockets that a worker thread connects for a task that may have stopped waiting."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sock: socket.socket | None = None
+        self._sockets: list[socket.socket] = []
         self._abandoned = False
 
     def give(self, sock: socket.socket) -> None:
         """Hand over a connected socket; close it if no task waits for it."""
         with self._lock:
             if not self._abandoned:
-                self._sock = sock
+                self._sockets.append(sock)
                 return
         sock.close()
 
-    def take(self) -> socket.socket:
-        """Return the socket, which belongs to the caller from now on."""
+    def take(self) -> list[socket.socket]:
+        """Return the sockets, in the order given; they belong to the caller from now on."""
         with self._lock:
-            sock, self._sock = self._sock, None
-        assert sock is not None  # it is taken once, after `give`
-        return sock
+            sockets, self._sockets = self._sockets, []
+        return sockets
 
     def abandon(self) -> None:
-        """Close the socket, now or when it is handed over, unless it has been taken."""
+        """Close the sockets, now or when they are handed over, unless they have been taken."""
         with self._lock:
             self._abandoned = True
-            sock, self._sock = self._sock, None
-        if sock is not None:
+        for sock in self.take():
             sock.close()
 
 

@@ -14,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 import attrs
 import trio
@@ -117,44 +117,77 @@ async def discover(url: str, *, timeout_seconds: float, client_name: str) -> Top
 
 
 async def _read_topology(connection: Connection, parts: HostsURL, host: str) -> Topology:
-    information = await connection.execute("CLUSTER", "INFO")
+    check_state(await connection.execute("CLUSTER", "INFO"))
+    return Topology.parse(await connection.execute("CLUSTER", "SLOTS"), parts, host)
+
+
+def check_state(information: Any) -> None:
+    """Raise RedisConnectionError if a reply to CLUSTER INFO reports a Cluster that does not work.
+
+    A server that is cut off from most of the others reports that, but its slots may be out of date.
+    """
     if not isinstance(information, bytes):
         raise unexpected_reply(information)
-    # A server that is cut off from most of the others reports that, but its slots may be out of
-    # date.
     if b"cluster_state:ok" not in information:
         raise RedisConnectionError("the Cluster is not working")
-    return Topology.parse(await connection.execute("CLUSTER", "SLOTS"), parts, host)
 
 
 def _text(name: bytes | None) -> str:
     return name.decode() if name else ""
 
 
-class ClusterConnection:
-    """Connections to all masters of a Cluster, each command sent to the one that has its key.
-
-    Replies come in the order of the commands. A script that is sent to one master is loaded by all.
-    The connection is over once a slot turns out to have moved.
-    """
-
-    def __init__(self, topology: Topology, connections: Sequence[Connection]) -> None:
-        self._topology = topology
-        self._connections = connections
-        self._awaited: deque[tuple[Connection, bool]] = deque()
-        """The connection of each reply outstanding, and whether the caller wants the reply."""
-        self._sent = trio.Event()
+class Node(Protocol):
+    """A connection to one master."""
 
     @property
     def reader(self) -> Replies:
-        """The replies, in the order of the commands."""
-        return self
+        """Its replies, in the order of its commands."""
+
+
+N = TypeVar("N", bound=Node)
+
+
+class CommandRouting(Generic[N]):
+    """Divides commands among the masters of a Cluster, and puts their replies in order.
+
+    No I/O. A script that is sent to one master is loaded by all.
+    """
+
+    def __init__(self, topology: Topology, nodes: Sequence[N]) -> None:
+        """`nodes` are connections to the masters, in the order of the topology."""
+        self._topology = topology
+        self._nodes = nodes
+        self._awaited: deque[tuple[N, bool]] = deque()
+        """The connection of each reply outstanding, and whether the caller wants the reply."""
+
+    @property
+    def next_node(self) -> N | None:
+        """The connection of the next reply; None while no reply is outstanding."""
+        return self._awaited[0][0] if self._awaited else None
+
+    def divide(self, commands: Iterable[Command]) -> dict[N, list[Command]]:
+        """Return the commands to write to each master; their replies are awaited from now on."""
+        batches: dict[N, list[Command]] = {}
+        for command in commands:
+            master = self._nodes[self._master_of(command)]
+            script = _script(command)
+            if script is not None:
+                for node in self._nodes:
+                    if node is not master:
+                        batches.setdefault(node, []).append(("SCRIPT", "LOAD", script))
+                        self._awaited.append((node, False))
+            batches.setdefault(master, []).append(command)
+            self._awaited.append((master, True))
+        return batches
 
     def gets(self) -> Any:
-        """Return the next reply; `INCOMPLETE` if more bytes have to be received."""
+        """Return the next reply; `INCOMPLETE` if more bytes have to be received.
+
+        Raises RedisConnectionError once a slot turns out to have moved.
+        """
         while self._awaited:
-            connection, wanted = self._awaited[0]
-            reply = connection.reader.gets()
+            node, wanted = self._awaited[0]
+            reply = node.reader.gets()
             if reply is INCOMPLETE:
                 break
             self._awaited.popleft()
@@ -164,36 +197,37 @@ class ClusterConnection:
                 return reply
         return INCOMPLETE
 
-    async def receive(self) -> int:
-        """Wait for bytes of the next reply; return how many."""
-        while not self._awaited:
-            self._sent = trio.Event()
-            await self._sent.wait()
-        return await self._awaited[0][0].receive()
-
-    async def send(self, commands: Iterable[Command]) -> None:
-        """Write `commands`, to one master after the other."""
-        batches: dict[Connection, list[Command]] = {node: [] for node in self._connections}
-        for command in commands:
-            master = self._connections[self._master_of(command)]
-            script = _script(command)
-            if script is not None:
-                for node in self._connections:
-                    if node is not master:
-                        batches[node].append(("SCRIPT", "LOAD", script))
-                        self._awaited.append((node, False))
-            batches[master].append(command)
-            self._awaited.append((master, True))
-        self._sent.set()
-        for node, batch in batches.items():
-            if batch:
-                await node.send(batch)
-
     def _master_of(self, command: Command) -> int:
         if command[0] == "SCRIPT":
             return 0
         key = command[3] if command[0] in {"EVAL", "EVALSHA"} else command[1]
         return self._topology.master_of(key if isinstance(key, bytes) else str(key).encode())
+
+
+class ClusterConnection:
+    """Connections to all masters of a Cluster, each command sent to the one that has its key.
+
+    Replies come in the order of the commands. The connection is over once a slot turns out to have
+    moved.
+    """
+
+    def __init__(self, topology: Topology, connections: Sequence[Connection]) -> None:
+        self.reader = CommandRouting(topology, connections)
+        self._sent = trio.Event()
+
+    async def receive(self) -> int:
+        """Wait for bytes of the next reply; return how many."""
+        while (node := self.reader.next_node) is None:
+            self._sent = trio.Event()
+            await self._sent.wait()
+        return await node.receive()
+
+    async def send(self, commands: Iterable[Command]) -> None:
+        """Write `commands`, to one master after the other."""
+        batches = self.reader.divide(commands)
+        self._sent.set()
+        for node, batch in batches.items():
+            await node.send(batch)
 
 
 def _script(command: Command) -> Word | None:

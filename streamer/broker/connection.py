@@ -6,6 +6,7 @@ on Trio waits and hiredis parses. Reading with redis-py's own `get_message` woul
 times the CPU per message.
 """
 
+import abc
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable
@@ -33,9 +34,12 @@ __all__ = [
     "RedisTimeoutError",
     "Replies",
     "RequestConnection",
+    "SocketConnection",
     "Word",
     "check_server_url",
+    "new_reader",
     "open_server",
+    "pack",
     "unexpected_reply",
 ]
 
@@ -75,11 +79,19 @@ class RequestConnection(Protocol):
         """Write commands. Raises RedisConnectionError; cancelled, it leaves half of them."""
 
 
-class Connection:
-    """An authenticated connection to Redis, speaking RESP2.
+def new_reader() -> hiredis.Reader:
+    """Return a parser of RESP2 replies: bytes go in by `feed`, replies come out by `gets`."""
+    return hiredis.Reader(
+        protocolError=RedisConnectionError,
+        replyError=RedisReplyError,
+        notEnoughData=INCOMPLETE,
+    )
 
-    Made by `open_server`. One task may receive while another sends; a second one of either
-    gets `trio.BusyResourceError`.
+
+class SocketConnection(abc.ABC):
+    """An authenticated connection to Redis, speaking RESP2, whatever event loop waits for it.
+
+    One task may receive while another sends; a second one of either is an error.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -87,11 +99,17 @@ class Connection:
         self._sock = sock
         self._drained = False
         """Whether the last read emptied the socket."""
-        self.reader = hiredis.Reader(
-            protocolError=RedisConnectionError,
-            replyError=RedisReplyError,
-            notEnoughData=INCOMPLETE,
-        )
+        self.reader = new_reader()
+
+    @abc.abstractmethod
+    async def _wait_readable(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _wait_writable(self) -> None: ...
+
+    @abc.abstractmethod
+    async def _give_turn(self) -> None:
+        """Let other tasks run."""
 
     async def receive(self) -> int:
         """Wait for bytes and feed them to `reader`; return how many.
@@ -104,16 +122,16 @@ class Connection:
         # other task.
         waited = self._drained
         if self._drained:
-            await trio.lowlevel.wait_readable(self._sock)
+            await self._wait_readable()
         data = None
         while data is None:
             try:
                 data = self._sock.recv(RECEIVE_BYTES)
             except (BlockingIOError, ssl.SSLWantReadError):
-                await trio.lowlevel.wait_readable(self._sock)
+                await self._wait_readable()
                 waited = True
             except ssl.SSLWantWriteError:  # pragma: no cover - renegotiation, gone with TLS 1.3
-                await trio.lowlevel.wait_writable(self._sock)
+                await self._wait_writable()
             except OSError as error:
                 raise RedisConnectionError(f"connection lost: {error}") from error
         if not data:
@@ -121,7 +139,7 @@ class Connection:
         self._drained = len(data) < RECEIVE_BYTES and not isinstance(self._sock, ssl.SSLSocket)
         self.reader.feed(data)
         if not waited:
-            await trio.lowlevel.checkpoint()
+            await self._give_turn()
         return len(data)
 
     async def send(self, commands: Iterable[Command]) -> None:
@@ -130,17 +148,41 @@ class Connection:
         Raises `RedisConnectionError` when the connection is over. Cancelled in the middle, it
         leaves half a command on the wire: close the connection then.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        rest = memoryview(b"".join(map(_pack, commands)))
+        rest = memoryview(pack(commands))
         while rest:
             try:
                 rest = rest[self._sock.send(rest) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
-                await trio.lowlevel.wait_writable(self._sock)
+                await self._wait_writable()
             except ssl.SSLWantReadError:  # pragma: no cover - renegotiation, gone with TLS 1.3
-                await trio.lowlevel.wait_readable(self._sock)
+                await self._wait_readable()
             except OSError as error:
                 raise RedisConnectionError(f"connection lost: {error}") from error
+
+    def close(self) -> None:
+        """Close the socket; no task may be using the connection."""
+        self._sock.close()
+
+
+class Connection(SocketConnection):
+    """A connection that Trio waits for; made by `open_server`.
+
+    A second task that receives or sends gets `trio.BusyResourceError`.
+    """
+
+    async def _wait_readable(self) -> None:
+        await trio.lowlevel.wait_readable(self._sock)
+
+    async def _wait_writable(self) -> None:
+        await trio.lowlevel.wait_writable(self._sock)
+
+    async def _give_turn(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def send(self, commands: Iterable[Command]) -> None:
+        """See `SocketConnection.send`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await super().send(commands)
 
     async def execute(self, *command: str | bytes | float) -> Any:
         """Send one command and return its reply, strings as bytes.
@@ -154,10 +196,6 @@ class Connection:
         if isinstance(reply, RedisReplyError):
             raise reply
         return reply
-
-    def close(self) -> None:
-        """Close the socket; no task may be using the connection."""
-        self._sock.close()
 
 
 @asynccontextmanager
@@ -180,7 +218,7 @@ async def open_server(
             # Abandoned on cancel: name resolution cannot be interrupted, and its result is not
             # needed. A thread that is too late closes its socket.
             await trio.to_thread.run_sync(connector.connect, handover, abandon_on_cancel=True)
-        sock = handover.take()
+        (sock,) = handover.take()
     except trio.TooSlowError:
         raise RedisTimeoutError(f"no answer from Redis within {timeout_seconds:g} s") from None
     finally:
@@ -192,6 +230,7 @@ async def open_server(
         connection.close()
 
 
-def _pack(command: Command) -> bytes:
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type] # stub wants one string
-    return packed
+def pack(commands: Iterable[Command]) -> bytes:
+    """Return the bytes of commands."""
+    # The stub wants one string.
+    return b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]

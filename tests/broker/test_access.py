@@ -25,6 +25,7 @@ from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, ClusterService, Sentinel
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually, real_deadline, wait_until
+from tests.publisher.styles import STYLES
 
 PASSWORD: Final = "s#cret"
 
@@ -197,6 +198,21 @@ async def test_the_server_streams_from_a_redis_that_asks_for_certificates(
     """rediss:// with an authority and a client certificate, for the server and the publisher."""
     url = f"rediss://localhost:{tls_redis_server.port}/0?{url_options(certificates)}"
     await stream_prices(url, url)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_producers_in_every_style_use_tls(
+    tls_redis_server: TLSRedisServer, certificates: Path, style: str
+) -> None:
+    """rediss:// with an authority and a client certificate, for threads and for asyncio."""
+    url = f"rediss://localhost:{tls_redis_server.port}/0?{url_options(certificates)}"
+    with STYLES[style](url) as publisher:
+        receipts = publisher.publish_many([numbered_publication(number) for number in range(300)])
+        receipts += publisher.publish_many([numbered_publication(300)])
+        assert publisher.statistics().connections == 1
+    assert [receipt.position.sequence for receipt in receipts if receipt.position] == [
+        *range(1, 302)
+    ]
 
 
 async def test_sentinels_are_asked_over_tls_too(

@@ -108,7 +108,8 @@ def test_the_socket_of_redis_py_is_taken_over_whole(redis_server: RedisServer) -
     connector.connect(handover)
     del connector
     gc.collect()
-    with handover.take() as sock:
+    (taken,) = handover.take()
+    with taken as sock:
         sock.sendall(b"PING\r\n")
         assert sock.recv(100) == b"+PONG\r\n"
 

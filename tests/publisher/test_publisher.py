@@ -241,17 +241,17 @@ async def test_a_publisher_to_a_channel_for_each_user_does_not_grow(
     redis_url: str, redis: redis_py.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Channels used longest ago are forgotten; publications under way keep their order."""
-    monkeypatch.setattr("streamer.publisher.publisher._MAX_DESTINATIONS", 10)
+    monkeypatch.setattr("streamer.publisher.core._MAX_DESTINATIONS", 10)
     async with open_publisher(redis_url) as publisher:
         publications = [
             (f"stock:{number % 100}:price", numbered_price(number, f"{number % 100}"))
             for number in range(2000)
         ]
         receipts = await publisher.publish_many(publications)
-        assert len(publisher._destinations) == 10
+        assert len(publisher._core._destinations) == 10
         gc.collect()
-        assert len(publisher._streams) <= 10
-        commands = publisher._commands
+        assert len(publisher._core._streams) <= 10
+        commands = publisher._core._commands
         assert isinstance(commands, ScriptCommands)
         assert not commands._last_sent
         again = await publisher.publish("stock:0:price", numbered_price(0, "0"))
