@@ -36,6 +36,6 @@ def is_refusal(error: PublishFailedError) -> bool:
 
 async def mistakes(publisher: Publisher) -> None:
     """Each line is an error to a type checker."""
-    await publisher.publish("stock:005930:price", "{}")  # type: ignore[arg-type]
+    await publisher.publish("stock:005930:price", 72500)  # type: ignore[arg-type]
     with open_publisher("redis://127.0.0.1"):  # type: ignore[attr-defined]
         pass
