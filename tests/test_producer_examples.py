@@ -89,7 +89,7 @@ async def test_django_publishes(redis_url: str, redis_server: RedisServer) -> No
             "django_producer.py", "runserver", "127.0.0.1:PORT", "--noreload", redis_url=redis_url
         ) as url,
         redis_server.connect() as redis,
-        redis.pubsub() as subscription,  # type: ignore[no-untyped-call]
+        redis.pubsub() as subscription,
     ):
         subscription.subscribe("alerts:42")
         messages = subscription.listen()

@@ -35,6 +35,8 @@ from streamer.publisher.core import (
 from streamer.publisher.destination import Payload
 from streamer.publisher.receipts import Receipt
 
+__all__ = ["Publisher", "PublisherOptions", "PublisherStatistics", "open_publisher"]
+
 
 class Publisher:
     """Publishes over a connection of its own; made by `open_publisher`.

@@ -32,6 +32,8 @@ from streamer.publisher.core import (
 from streamer.publisher.destination import Payload
 from streamer.publisher.receipts import PublishFailedError, Receipt
 
+__all__ = ["Publisher", "PublisherOptions", "PublisherStatistics", "open_publisher"]
+
 
 class Publisher:
     """Publishes over a connection of its own; made by `open_publisher`, safe for any thread.
