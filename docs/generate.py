@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from docs import typescript
-from streamer.admin.openapi import open_api
+from streamer.admin.openapi import open_api, vectors
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol import messages, publications, schema
@@ -29,6 +29,7 @@ CLIENT_SETTINGS = (
     "max_message_bytes",
     "max_targets_per_request",
     "max_subscriptions",
+    "max_book_levels",
     "rate_limit",
     "rate_limit_burst",
     "rate_limit_max_violations",
@@ -64,6 +65,7 @@ def references() -> dict[str, str]:
         "asyncapi.json": _json(schema.async_api()),
         "openapi.json": _json(open_api()),
         "settings.md": _settings_page(),
+        "checksum.json": _json(vectors.as_json()),
     }
 
 
@@ -73,13 +75,13 @@ def types() -> str:
     return template.substitute(messages=typescript.declarations())
 
 
-def _json(document: schema.Schema) -> str:
+def _json(document: object) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _tables() -> dict[str, str]:
     definitions = schema.json_schema()["$defs"]
-    data = tuple(messages.DATA_MESSAGES.values())
+    data = schema.DATA_MESSAGES
     answers = [m for m in messages.SERVER_MESSAGES if m not in data and m is not messages.Batch]
 
     def sections(models: Iterable[type[Any]]) -> str:
@@ -104,6 +106,10 @@ def _tables() -> dict[str, str]:
         "close_codes": _table(
             ("code", "reason in the frame", "meaning", "the client should"),
             ((str(c.code), c.reason, c.meaning, c.client_should) for c in CLOSE_REASONS),
+        ),
+        "checksums": _table(
+            ("book", "text", "checksum"),
+            ((v.name, f"`{v.text}`" if v.text else "", str(v.checksum)) for v in vectors.VECTORS),
         ),
         "settings": _settings(),
     } | {f"default_{name}": _default(name) for name in CLIENT_SETTINGS}

@@ -337,6 +337,12 @@ class Settings:
         100, integer(1), "The most targets in one subscribe or unsubscribe."
     )
     max_subscriptions: int = setting(500, integer(1), "The most topics that one client may hold.")
+    max_book_levels: int = setting(
+        1000,
+        integer(1, 100_000),
+        "The most levels a side of an order book that a client may ask for, "
+        "and that are kept of a book whose producer publishes changes.",
+    )
 
     flush_interval_ms: float = setting(
         30.0,

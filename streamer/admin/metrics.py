@@ -85,6 +85,12 @@ FAMILIES: Final = (
         label="reason",
     ),
     Family(
+        "streamer_delta_checksum_failures",
+        ("hub", "delta_checksum_failures"),
+        "Topics for which a client asked for whole messages, since a delta did not fit.",
+        counts=True,
+    ),
+    Family(
         "streamer_publications",
         ("hub", "publications"),
         "Publications that were passed on.",

@@ -17,6 +17,7 @@ from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.recovery import RecoveryPlan, Want, subscribe
+from streamer.hub.renditions import Detail
 from streamer.hub.sessions import SessionRecord
 from streamer.hub.upstream import Recovery, RecoveryOutcome, Source
 from streamer.protocol import messages
@@ -94,6 +95,8 @@ class Requests:
                     await rest
             case messages.Unsubscribe():
                 self._unsubscribe(message)
+            case messages.Resync():
+                self._resync(message)
             case messages.Ping():
                 self._send(messages.Pong(message.request_id))
             case messages.Authenticate() | messages.RefreshToken():
@@ -127,10 +130,16 @@ class Requests:
         since = message.since or {}
         interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
         kinds = frozenset(message.kinds or ())
+        detail = self._detail(message)
         wants = [
             Want(
                 SubscriptionRequest(
-                    topic, message.mode, kinds, interval_seconds, snapshot=message.snapshot
+                    topic,
+                    message.mode,
+                    kinds,
+                    interval_seconds,
+                    snapshot=message.snapshot,
+                    detail=detail,
                 ),
                 since.get(topic.target),
             )
@@ -168,8 +177,34 @@ class Requests:
             )
         )
 
+    def _detail(self, message: messages.Subscribe) -> Detail:
+        limit = self._services.settings.max_book_levels
+        if message.depth is not None and message.depth > limit:
+            raise ProtocolError(
+                ErrorCode.INVALID_MESSAGE,
+                f"a depth of {message.depth}, where {limit} levels are allowed",
+                details={"max_book_levels": limit},
+                request_id=message.request_id,
+            )
+        return Detail(message.delta, message.depth)
+
+    def _resync(self, message: messages.Resync) -> None:
+        topics, rejected = self._topics(message)
+        held = self._services.hub.resync(self._outbox, topics)
+        answer = messages.Resynced(
+            message.subscription_type,
+            [topic.target for topic, _ in held],
+            rejected,
+            message.request_id,
+        )
+        wire = self._outbox.wire
+        snapshots = [wire.snapshot(publication) for _, known in held for publication in known]
+        self._outbox.send_control(
+            wire.answer(answer) + wire.data(snapshots, self._outbox.positions)
+        )
+
     def _topics(
-        self, message: messages.Subscribe | messages.Unsubscribe
+        self, message: messages.Subscribe | messages.Unsubscribe | messages.Resync
     ) -> tuple[list[Topic], list[RejectedTarget]]:
         """Return the topics of a request, and its targets that are rejected."""
         limit = self._services.settings.max_targets_per_request
@@ -238,6 +273,7 @@ class Requests:
                     frozenset(held.kinds),
                     held.interval_seconds,
                     snapshot=False,
+                    detail=held.detail,
                 ),
                 positions.get(held.topic, held.confirmed),
             )

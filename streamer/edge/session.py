@@ -486,6 +486,7 @@ class Session:
                 "max_message_bytes": settings.max_message_bytes,
                 "max_targets_per_request": settings.max_targets_per_request,
                 "max_subscriptions": settings.max_subscriptions,
+                "max_book_levels": settings.max_book_levels,
                 "rate_limit": settings.rate_limit,
                 "rate_limit_burst": settings.rate_limit_burst,
             },

@@ -402,6 +402,7 @@ def _in_step(subscription: Subscription) -> bool:
         subscription.seen_order == lane.stream.flushed_order
         and subscription.position == lane.position
         and subscription.epoch == lane.epoch
+        and subscription.held == lane.held
         and not subscription.interval_seconds
     )
 

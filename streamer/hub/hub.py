@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Final
 
 import attrs
 
 from streamer.hub.fanout import WRITES_PER_TURN, FanOut, Signal
 from streamer.hub.outbox import Outbox, Subscription
-from streamer.hub.publication import Publication
+from streamer.hub.publication import LastValue, Publication
+from streamer.hub.renditions import WHOLE, Detail, Renditions
 from streamer.hub.streams import Lane, TopicStream
 from streamer.hub.unused_topics import UnusedTopics
 from streamer.hub.upstream import Upstream
@@ -41,6 +43,8 @@ class SubscriptionRequest:
     """The least time between two messages of one kind; 0: no limit."""
     snapshot: bool = True
     """Whether the client wants the last known values."""
+    detail: Detail = WHOLE
+    """Whether it wants deltas, and how many levels of a book."""
 
 
 @attrs.frozen
@@ -57,6 +61,8 @@ class HubStatistics:
     messages_dropped: dict[str, int]
     blocked_clients: int
     groups: int
+    delta_checksum_failures: int
+    """Topics for which clients asked for whole messages, since a delta did not fit."""
 
 
 class Hub:
@@ -88,6 +94,8 @@ class Hub:
         self.fanout = FanOut(wakeup, clock=clock, writes_per_turn=writes_per_turn)
         self._history_bytes = 0
         self.streams: dict[Topic, TopicStream] = {}
+        self._renditions = Renditions()
+        self._checksum_failures = 0
         self._unused = UnusedTopics(
             maximum=max_unused_topics, maximum_per_client=max_unused_topics_per_client
         )
@@ -178,6 +186,7 @@ class Hub:
             lane.base = position.sequence
             if not stream.subscriptions:
                 lane.epoch, lane.position = position.epoch, position.sequence
+                lane.hold_latest()
         if not stream.subscriptions:
             stream.window.clear()
 
@@ -222,8 +231,7 @@ class Hub:
 
     def last_value(self, publication: Publication, sequence: int) -> Publication:
         """Return a notice of a last known value, for receivers that are at `sequence`."""
-        text = publication.snapshot_text
-        return Publication(publication.kind, sequence, next(self._orders), text, notice=True)
+        return LastValue(publication, sequence, next(self._orders))
 
     def owns_epoch(self, epoch: str) -> bool:
         """Whether this hub has made an epoch, so that no producer publishes in it."""
@@ -276,7 +284,10 @@ class Hub:
         try:
             for request in requests:
                 stream = self.stream(request.topic)
-                lane = stream.lane(request.mode, request.kinds or frozenset(request.topic.kinds))
+                lane = stream.lane(
+                    request.mode, request.kinds or frozenset(request.topic.kinds), request.detail
+                )
+                outbox.renders |= lane.renderer is not None
                 subscription = outbox.subscriptions.get(stream)
                 kinds = lane.kinds
                 if subscription is None:
@@ -291,6 +302,8 @@ class Hub:
                     kinds = self._change_options(subscription, lane, snapshot=request.snapshot)
                 elif not subscription.caught_up:
                     kinds = frozenset()  # the waiting messages are newer
+                if request.snapshot and request.topic not in replays:
+                    subscription.hold(kinds)
                 if subscription.interval_seconds != request.interval_seconds:
                     outbox.release_limited(subscription)
                     subscription.interval_seconds = request.interval_seconds
@@ -326,9 +339,13 @@ class Hub:
         outbox = subscription.outbox
         # A client restored from an older position has caught up once nothing waits.
         behind = outbox.blocked or outbox.backlog.is_behind(subscription)
-        caught_up = subscription.caught_up or not behind
+        # One that is still to be sent a gap is at the gap's position.
+        is_gap_owed = outbox.backlog.is_gap_owed(subscription)
+        caught_up = (subscription.caught_up and not is_gap_owed) or not behind
         added = lane.kinds - subscription.lane.kinds
         subscription.lane = lane
+        # Of what the former options sent, nothing is a base: it may have other levels.
+        subscription.held = None if lane.renderer is None else {}
         outbox.backlog.stop_keeping(subscription)
         outbox.forget_kinds(subscription, "unsubscribed")
         if caught_up:
@@ -343,8 +360,7 @@ class Hub:
             elif gap is not None and latest.sequence <= gap.sequence:
                 # It was known when the stream resumed, so it comes right after the gap, before
                 # publications that wait behind that, and does not count as following it.
-                text = latest.snapshot_text
-                known = Publication(latest.kind, gap.sequence, gap.order, text, notice=True)
+                known = LastValue(latest, gap.sequence, gap.order)
                 outbox.put(subscription, known, gap=gap)
             else:
                 outbox.put(subscription, latest, gap=gap)
@@ -372,6 +388,31 @@ class Hub:
         if not stream.subscriptions:
             self._linger(stream, subscription.outbox.name)
 
+    def resync(
+        self, outbox: Outbox, topics: Iterable[Topic]
+    ) -> list[tuple[Topic, list[Publication]]]:
+        """Return, for each of these topics that a client holds, the whole messages that it lacks.
+
+        They are those that the next deltas change. Without deltas, they are the last known values,
+        unless newer ones wait for the client.
+        """
+        self.fanout.leave(outbox)
+        answer = []
+        for topic in topics:
+            subscription = outbox.subscriptions.get(self.streams.get(topic))
+            if subscription is None:
+                continue
+            lane = subscription.lane
+            if lane.renderer is not None and lane.renderer.detail.delta:
+                self._checksum_failures += 1
+                assert subscription.held is not None
+                known = sorted(subscription.held.values(), key=attrgetter("order"))
+            else:
+                known = self.snapshot(subscription, lane.kinds) if subscription.caught_up else []
+            answer.append((topic, list(map(lane.render_whole, known))))
+        self.fanout.join(outbox)
+        return answer
+
     def mark_ping(self, outbox: Outbox) -> None:
         """Remember the client's positions before the ping that is sent next."""
         if not self.fanout.is_owed(outbox):
@@ -394,6 +435,8 @@ class Hub:
         outbox = subscription.outbox
         stream = subscription.lane.stream
         self.fanout.leave(outbox)
+        if subscription.held is not None:
+            subscription.held = {}
         notices = [self.gap(stream.topic, reason, position)]
         if position == self.position(subscription):
             known = self.snapshot(subscription, subscription.lane.kinds)
@@ -432,7 +475,12 @@ class Hub:
         """
         stream = self.streams.get(topic)
         if stream is None:
-            stream = TopicStream(topic, self.new_epoch(), history_length=self._history_length)
+            stream = TopicStream(
+                topic,
+                self.new_epoch(),
+                history_length=self._history_length,
+                renditions=self._renditions,
+            )
             self.streams[topic] = stream
             self._upstream.want(stream)
         if not stream.subscriptions:
@@ -489,4 +537,5 @@ class Hub:
             messages_dropped={reason: count for reason, count in dropped.items() if count},
             blocked_clients=blocked,
             groups=self.fanout.groups,
+            delta_checksum_failures=self._checksum_failures,
         )

@@ -18,8 +18,10 @@ import attrs
 
 from streamer.hub.backlog import Backlog
 from streamer.hub.publication import Publication
+from streamer.hub.renditions import Held
 from streamer.hub.streams import Lane, TopicStream
 from streamer.protocol.messages import Mode, Position
+from streamer.protocol.topics import Kind
 from streamer.wire.format import Part, Placed, WireFormat
 
 INDIRECT_BUFFER_BYTES: Final = 64 * 1024
@@ -71,6 +73,7 @@ class Subscription:
         "confirmed",
         "due_seconds",
         "epoch",
+        "held",
         "interval_seconds",
         "lane",
         "outbox",
@@ -102,6 +105,8 @@ class Subscription:
         from another server, which was ahead of this one."""
         self.epoch = lane.stream.epoch
         """The epoch of `position`."""
+        self.held: Held | None = None if lane.renderer is None else {}
+        """The bases of the next deltas. In a group, that of the lane counts."""
         self.pinged = self.confirmed = lane.stream.position_at(self.epoch, self.position)
         """The positions that the client was at when last pinged, and at the last answered ping."""
 
@@ -113,6 +118,17 @@ class Subscription:
     def is_ahead(self, publication: Publication) -> bool:
         """Whether a publication of the present epoch comes after what the client has been sent."""
         return self.epoch != self.lane.stream.epoch or publication.sequence > self.position
+
+    def hold(self, kinds: Iterable[Kind]) -> None:
+        """Note that the client is sent the last values of these kinds."""
+        if self.held is not None and self.lane.renderer is not None:
+            self.held |= self.lane.renderer.held(self.lane.stream.latest, kinds)
+
+    def render(self, publication: Publication) -> Publication:
+        """Return what the client is sent of the next publication."""
+        if self.held is None or self.lane.renderer is None:
+            return publication
+        return self.lane.renderer.render(publication, self.held)
 
 
 class _NoOwner:
@@ -175,6 +191,7 @@ class Outbox:
         "entry",
         "group",
         "name",
+        "renders",
         "subscriptions",
         "user_id",
         "wire",
@@ -203,6 +220,8 @@ class Outbox:
         self._max_replay_bytes = max_replay_bytes
         self.subscriptions: dict[object, Subscription] = {}
         """By topic stream."""
+        self.renders = False
+        """Whether one of them has had deltas or a depth."""
         self.group: Membership | None = None
         self._group_start = (0, 0, 0)
         self.entry = 0
@@ -247,6 +266,8 @@ class Outbox:
             subscription.position = lane.position
             subscription.epoch = lane.epoch
             subscription.seen_order = lane.stream.flushed_order
+            if lane.held is not None:
+                subscription.held = dict(lane.held)
 
     def is_apart(self, stream: TopicStream) -> bool:
         """Whether the client keeps a position of its own in a stream, in a group as well."""
@@ -424,6 +445,8 @@ class Outbox:
         delivered = 0
         for subscription, missed, live in self.backlog.take_replay(REPLAY_PORTION_BYTES):
             portion = missed + live
+            if self.renders:
+                portion = list(map(subscription.render, portion))
             parts += self.wire.parts(portion, subscription.position, subscription.lane.stream)
             subscription.position = portion[-1].sequence
             self._replayed += sum(not publication.notice for publication in missed)
@@ -454,6 +477,8 @@ class Outbox:
         entries = self.backlog.take(now_seconds)
         if not entries:
             return b"", 0
+        if self.renders:
+            entries = [(subscription, subscription.render(p)) for subscription, p in entries]
         parts: list[Part] = []
         encode = self.wire.part
         for subscription, publication in entries:

@@ -43,6 +43,17 @@ class Publication:
         """Whether a newer one of its kind may replace it: states may be merged, events may not."""
         return (self.kind is Kind.PRICE or self.kind is Kind.ORDERBOOK) and not self.notice
 
+    @property
+    def original(self) -> Publication:
+        """The publication whose value it is: another one only if it is a last known value."""
+        return self
+
+    def with_text(self, text: bytes) -> Publication:
+        """Return the same publication with another text."""
+        return Publication(
+            self.kind, self.sequence, self.order, text, epoch=self.epoch, notice=self.notice
+        )
+
     def text_after(self, previous: int) -> bytes:
         """The JSON for a client whose last message of this topic was `previous`."""
         return b'%b,"previous":%d}' % (self.text[:-1], previous)
@@ -57,6 +68,22 @@ class Publication:
     def snapshot_text(self) -> bytes:
         """The JSON as the last known value."""
         return self.text[:-1] + b',"snapshot":true}'
+
+
+class LastValue(Publication):
+    """A notice of a last known value, as sent after a gap."""
+
+    __slots__ = ("_original",)
+
+    def __init__(self, original: Publication, sequence: int, order: int) -> None:
+        """`sequence` is that at which the receivers are, and stay."""
+        super().__init__(original.kind, sequence, order, original.snapshot_text, notice=True)
+        self._original = original
+
+    @property
+    def original(self) -> Publication:
+        """The publication that had the value."""
+        return self._original
 
 
 def conflate(window: list[Publication]) -> list[Publication]:

@@ -73,7 +73,8 @@ def subscribe(
             recovery.recovered = False
             hub.announce_hole(subscription, *_hole(hub, subscription, want.since, want))
         elif want.request.snapshot:
-            recovery.snapshots += hub.snapshot(subscription, kinds)
+            known = hub.snapshot(subscription, kinds)
+            recovery.snapshots += map(subscription.lane.render_whole, known)
         recovery.positions[topic] = hub.position(subscription)
     return recovery
 

@@ -10,6 +10,7 @@ import cattrs
 import orjson
 
 from streamer.hub.outbox import Outbox
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.protocol.codec import CONVERTER, explain
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
@@ -27,6 +28,7 @@ class HeldSubscription:
     confirmed: Position
     """The position that the client has confirmed: that of the last message sent before the last
     ping that it answered."""
+    detail: Detail = WHOLE
 
 
 @attrs.frozen
@@ -60,6 +62,8 @@ class _StoredGroup:
     epoch: str
     sequences: Mapping[str, int]
     """By target."""
+    delta: bool = False
+    depth: int | None = None
 
     @interval_seconds.validator
     def _check_interval(self, _attribute: object, value: float) -> None:
@@ -82,11 +86,10 @@ def encode_record(record: SessionRecord) -> bytes:
         topic = Topic.parse(held.topic)
         epoch = held.confirmed.epoch
         kinds = tuple(held.kinds)
-        key = (topic.subscription_type, held.mode, kinds, held.interval_seconds, epoch)
+        options = (topic.subscription_type, held.mode, kinds, held.interval_seconds, epoch)
+        key = (*options, held.detail)
         if key not in groups:
-            groups[key] = _StoredGroup(
-                topic.subscription_type, held.mode, kinds, held.interval_seconds, epoch, {}
-            )
+            groups[key] = _StoredGroup(*options, {}, held.detail.delta, held.detail.depth)
         groups[key].sequences[topic.target] = held.confirmed.sequence  # type: ignore[index]
     stored = _StoredRecord(record.session_id, list(groups.values()), record.ended, record.user_id)
     return orjson.dumps(CONVERTER.unstructure(stored))
@@ -104,6 +107,7 @@ def decode_record(text: bytes) -> SessionRecord:
             mode=group.mode,
             kinds=group.kinds,
             interval_seconds=group.interval_seconds,
+            detail=Detail(group.delta, group.depth),
             confirmed=Position(group.epoch, sequence),
         )
         for group in stored.groups
@@ -122,6 +126,7 @@ def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
                 mode=lane.mode,
                 kinds=sorted(lane.kinds),
                 interval_seconds=subscription.interval_seconds,
+                detail=lane.detail,
                 confirmed=subscription.confirmed,
             )
             for subscription in outbox.subscriptions.values()

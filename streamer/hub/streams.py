@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from streamer.hub.publication import Publication, conflate
+from streamer.hub.renditions import WHOLE, Detail, Held, Renderer, Renditions
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.format import Part, WireFormat
@@ -19,35 +20,51 @@ _ORDER: Final = attrgetter("order")
 
 
 class Lane:
-    """The part of a topic that subscriptions with one mode and one choice of kinds receive."""
+    """The part of a topic that subscriptions with one mode, kinds and detail receive."""
 
     __slots__ = (
+        "_cut_held",
         "_cut_position",
         "_parts",
         "_window",
         "base",
         "epoch",
         "groups",
+        "held",
         "kinds",
         "mode",
         "offered",
         "position",
+        "renderer",
         "stream",
         "whole",
     )
 
-    def __init__(self, stream: TopicStream, mode: Mode, kinds: frozenset[Kind]) -> None:
+    def __init__(
+        self,
+        stream: TopicStream,
+        mode: Mode,
+        kinds: frozenset[Kind],
+        renderer: Renderer | None = None,
+    ) -> None:
         self.stream = stream
         self.mode = mode
         self.kinds = kinds
         self.whole = len(kinds) == len(stream.topic.kinds)
         """Whether it carries every kind of the topic."""
+        self.renderer = renderer
+        """Makes what is sent of a publication; None: its own text."""
+        self.held: Held | None = None
+        """The bases of its groups' next deltas; None without a renderer."""
+        self._cut_held: Held = {}
+        """The same before the flush under way."""
         self.base = stream.sequence
         """The sequence before the first publication of the lane."""
         self.position = self.head
         """The last sequence that its groups have been sent."""
         self.epoch = stream.epoch
         """The epoch of `position`."""
+        self.hold_latest()
         self.groups: dict[Any, None] = {}
         """The groups of clients that hold the lane. `Any`, since `group` imports this module."""
         self.offered = 0
@@ -60,6 +77,11 @@ class Lane:
         """The publications of this flush encoded, once for each format in use."""
 
     @property
+    def detail(self) -> Detail:
+        """How much is sent of prices and books."""
+        return WHOLE if self.renderer is None else self.renderer.detail
+
+    @property
     def head(self) -> int:
         """The last sequence published that the lane carries."""
         if self.whole:
@@ -68,6 +90,11 @@ class Lane:
         return max(
             (latest[kind].sequence for kind in self.kinds if kind in latest), default=self.base
         )
+
+    def hold_latest(self) -> None:
+        """Take it that the groups hold the last values of all kinds."""
+        if self.renderer is not None:
+            self.held = self.renderer.held(self.stream.latest, self.kinds)
 
     def cut(self, window: list[Publication], *, stretched: bool) -> None:
         """Take the publications since the last flush into the one that begins."""
@@ -83,9 +110,17 @@ class Lane:
             self._window = window
             self._cut_position = self.position
             self.offered = count
+        if self.renderer is not None and self.held is not None:
+            self._cut_held = dict(self.held)
+            for publication in window:
+                self.renderer.note(publication, self.held)
         self.position = window[-1].sequence
         if self.epoch != self.stream.epoch:
             self.epoch = self.stream.epoch  # the window held the gap
+
+    def render_whole(self, publication: Publication) -> Publication:
+        """Return what is sent of a publication as a whole message."""
+        return publication if self.renderer is None else self.renderer.whole(publication)
 
     def clear(self) -> None:
         """Forget the flush that is over."""
@@ -97,6 +132,9 @@ class Lane:
         """Return the messages that the flush under way sends to groups of this format."""
         parts = self._parts.get(wire)
         if parts is None:
+            if self.renderer is not None and not self._parts:
+                held = self._cut_held
+                self._window = [self.renderer.render(p, held) for p in self._window]
             parts = self._parts[wire] = wire.parts(self._window, self._cut_position, self.stream)
         return parts
 
@@ -115,6 +153,7 @@ class TopicStream:
         "lanes",
         "latest",
         "order",
+        "renditions",
         "sequence",
         "solos",
         "subscriptions",
@@ -122,10 +161,13 @@ class TopicStream:
         "window",
     )
 
-    def __init__(self, topic: Topic, epoch: str, *, history_length: int) -> None:
+    def __init__(
+        self, topic: Topic, epoch: str, *, history_length: int, renditions: Renditions
+    ) -> None:
         self.topic = topic
         self.is_personal = topic.is_personal
         """Whether it is for one user: then it makes no groups, which would have one member each."""
+        self.renditions = renditions
         self._naming = _naming(topic)
         self.epoch = epoch
         self.former_epoch = epoch
@@ -142,18 +184,20 @@ class TopicStream:
         """The last publications of the epoch, without a hole."""
         self.window: list[Publication] = []
         """Everything published since the last flush."""
-        self.lanes: dict[tuple[Mode, frozenset[Kind]], Lane] = {}
+        self.lanes: dict[tuple[Mode, frozenset[Kind], Detail], Lane] = {}
         self.solos: dict[Any, None] = {}
         """The subscriptions of clients that are in no group."""
         self.subscriptions = 0
         self._position = Position(epoch, 0)
 
-    def lane(self, mode: Mode, kinds: frozenset[Kind]) -> Lane:
+    def lane(self, mode: Mode, kinds: frozenset[Kind], detail: Detail = WHOLE) -> Lane:
         """Return the lane for subscriptions with these options."""
-        key = (mode, kinds)
+        detail = detail.for_kinds(kinds)
+        key = (mode, kinds, detail)
         lane = self.lanes.get(key)
         if lane is None:
-            lane = self.lanes[key] = Lane(self, mode, kinds)
+            renderer = None if detail == WHOLE else Renderer(self.renditions, detail)
+            lane = self.lanes[key] = Lane(self, mode, kinds, renderer)
         return lane
 
     def named(self, text: bytes) -> bytes:

@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final, NoReturn
 
 _MAX_MEMBERS: Final = 64
@@ -63,27 +64,39 @@ def find_members(text: str) -> dict[str, str]:
     Empty if the object has too many members.
     """
     found: dict[str, str] = {}
-    at = _skip(text, _skip(text, 0) + 1)
-    while text[at] != "}":
-        name, at = _SPANS.raw_decode(text, at)
-        start = _skip(text, _skip(text, at) + 1)
-        _, end = _SPANS.raw_decode(text, start)
-        found[name] = text[start:end]
-        at = _next(text, end)
+    for name, _, member in read_members(text):
+        found[name] = member
         if len(found) > _MAX_MEMBERS:
             return {}
     return found
 
 
+def read_members(text: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield the members of a valid JSON object: name, value, text of the value.
+
+    The numbers in a value are strings with their digits as written.
+    """
+    at = _skip(text, _skip(text, 0) + 1)
+    while text[at] != "}":
+        name, at = _SPANS.raw_decode(text, at)
+        start = _skip(text, _skip(text, at) + 1)
+        value, end = _SPANS.raw_decode(text, start)
+        yield name, value, text[start:end]
+        at = _next(text, end)
+
+
 def find_items(text: str, limit: int) -> list[str]:
     """Return the texts of the first `limit` items of a valid JSON list."""
-    found: list[str] = []
-    at = _skip(text, 1)
-    while text[at] != "]" and len(found) < limit:
+    return list(islice(items_of(text), limit))
+
+
+def items_of(text: str) -> Iterator[str]:
+    """Yield the texts of the items of a valid JSON list."""
+    at = _skip(text, _skip(text, 0) + 1)
+    while text[at] != "]":
         _, end = _SPANS.raw_decode(text, at)
-        found.append(text[at:end])
+        yield text[at:end]
         at = _next(text, end)
-    return found
 
 
 def _skip(text: str, at: int) -> int:

@@ -74,6 +74,8 @@ class GapReason(enum.StrEnum):
     SOURCE_RECONNECTED = "source_reconnected"
     HISTORY_EXPIRED = "history_expired"
     SOURCE_UNAVAILABLE = "source_unavailable"
+    BOOK_UNKNOWN = "book_unknown"
+    """A change of an order book could not be applied: the book is unknown until a whole one."""
 
 
 class EndReason(enum.StrEnum):
@@ -128,6 +130,14 @@ class Subscribe:
         ),
     )
     """The most messages per second of each target and kind; the newest are kept."""
+    delta: bool = False
+    """Whether prices and order books come as changes (`price_delta`, `orderbook_delta`) after the
+    first whole message."""
+    depth: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
+    )
+    """Levels of each side of an order book, the best ones; at most `max_book_levels` of `limits`.
+    All by default."""
     snapshot: bool = True
     """Whether the last known value of each target follows the answer."""
     since: Mapping[str, Position] | None = None
@@ -147,6 +157,16 @@ class Unsubscribe:
     """End subscriptions; answered with `unsubscribed`."""
 
     type: ClassVar[str] = "unsubscribe"
+    subscription_type: SubscriptionType
+    targets: Sequence[Any]
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+@attrs.frozen
+class Resync:
+    """Ask for whole messages: a delta could not be applied, or its checksum was wrong."""
+
+    type: ClassVar[str] = "resync"
     subscription_type: SubscriptionType
     targets: Sequence[Any]
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
@@ -192,11 +212,12 @@ class Reconnect:
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
 
 
-ClientMessage = Subscribe | Unsubscribe | Ping | Authenticate | RefreshToken | Reconnect
+ClientMessage = Subscribe | Unsubscribe | Resync | Ping | Authenticate | RefreshToken | Reconnect
 
 CLIENT_MESSAGES: Final[tuple[type[ClientMessage], ...]] = (
     Subscribe,
     Unsubscribe,
+    Resync,
     Ping,
     Authenticate,
     RefreshToken,
@@ -276,6 +297,22 @@ class Unsubscribed:
     rejected: Sequence[RejectedTarget]
     reason: EndReason | None = None
     """`forbidden`: the client's new token does not permit these targets."""
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class Resynced:
+    """The answer to `resync`; whole messages, marked `"snapshot": true`, follow it.
+
+    They are those that the client should hold at its present position, and the bases of the next
+    deltas.
+    """
+
+    type: ClassVar[str] = "resynced"
+    subscription_type: SubscriptionType
+    targets: Sequence[str]
+    """The targets of the request that are subscribed to."""
+    rejected: Sequence[RejectedTarget]
     request_id: RequestId | None = None
 
 
@@ -449,6 +486,43 @@ class OrderbookUpdate:
 
 
 @attrs.frozen
+class OrderbookDelta:
+    """The changes of an order book since the last one that the client was sent.
+
+    The producer's further fields that changed are in it, too.
+    """
+
+    type: ClassVar[str] = "orderbook_delta"
+    stock_code: str
+    bids: Sequence[PriceLevel]
+    """The levels that changed, each with its new quantity; 0 = the level is gone."""
+    asks: Sequence[PriceLevel]
+    checksum: int | None = None
+    """CRC-32 of the book after the change. The server always writes it."""
+    timestamp: str | None = None
+    sequence: int | None = None
+    previous: int | None = None
+
+
+@attrs.frozen
+class PriceDelta:
+    """The fields of a `price_update` that changed since the last one that the client was sent.
+
+    The producer's further fields are included. One that became null is null.
+    """
+
+    type: ClassVar[str] = "price_delta"
+    stock_code: str
+    price: float | None = None
+    change: float | None = None
+    change_percent: float | None = None
+    volume: float | None = None
+    timestamp: str | None = None
+    sequence: int | None = None
+    previous: int | None = None
+
+
+@attrs.frozen
 class MarketStatus:
     """A market opened, closed, or changed phase."""
 
@@ -493,7 +567,15 @@ class Notification:
     snapshot: bool | None = None
 
 
-DataMessage = PriceUpdate | OrderbookUpdate | MarketStatus | Alert | Notification
+DataMessage = (
+    PriceUpdate
+    | OrderbookUpdate
+    | MarketStatus
+    | Alert
+    | Notification
+    | PriceDelta
+    | OrderbookDelta
+)
 
 
 @attrs.frozen
@@ -510,6 +592,7 @@ ServerMessage = (
     Connected
     | Subscribed
     | Unsubscribed
+    | Resynced
     | Pong
     | Authenticated
     | TokenExpiring
@@ -525,6 +608,8 @@ ServerMessage = (
     | MarketStatus
     | Alert
     | Notification
+    | PriceDelta
+    | OrderbookDelta
     | Batch
 )
 
@@ -537,10 +622,18 @@ DATA_MESSAGES: Final[Mapping[Kind, type[DataMessage]]] = {
 }
 """The message that each kind of channel carries."""
 
+DELTA_MESSAGES: Final[Mapping[Kind, type[DataMessage]]] = {
+    Kind.PRICE: PriceDelta,
+    Kind.ORDERBOOK: OrderbookDelta,
+}
+"""The changes of such a message, for clients that ask for them. Producers may publish those of an
+order book, too."""
+
 SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
     Connected,
     Subscribed,
     Unsubscribed,
+    Resynced,
     Pong,
     Authenticated,
     TokenExpiring,
@@ -552,5 +645,6 @@ SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
     Disconnected,
     Closed,
     *DATA_MESSAGES.values(),
+    *DELTA_MESSAGES.values(),
     Batch,
 )

@@ -40,9 +40,13 @@ PARTS: Final[tuple[type[Any], ...]] = (
 )
 """The objects inside messages."""
 
+DATA_MESSAGES: Final = (*messages.DATA_MESSAGES.values(), *messages.DELTA_MESSAGES.values())
+"""The messages of streams."""
+
 ANSWERS: Final[Mapping[type[Any], type[Any]]] = {
     messages.Subscribe: messages.Subscribed,
     messages.Unsubscribe: messages.Unsubscribed,
+    messages.Resync: messages.Resynced,
     messages.Ping: messages.Pong,
     messages.Authenticate: messages.Authenticated,
     messages.RefreshToken: messages.TokenRefreshed,
@@ -55,7 +59,8 @@ _SERVER_FIELDS: Final = {
     "sequence": "Counts up by one for each publication of the topic within an epoch.",
     "previous": "The sequence that this message follows for this client, where that is not "
     "`sequence - 1`. What lies between was merged by policy or left out by `kinds`.",
-    "snapshot": "true: the last known value, sent because a subscription began.",
+    "snapshot": "true: the last known value, sent because a subscription began, or because "
+    "the client asked for it (`resync`).",
 }
 _REQUEST_ID: Final = "Comes back in the answer: a string or an integer, of at most 64 characters."
 
@@ -71,7 +76,9 @@ _BEYOND_ANNOTATIONS: Final[Mapping[tuple[type[Any], str], Schema]] = {
         "minimum": messages.MIN_RATE,
         "maximum": messages.MAX_RATE,
     },
+    (messages.Subscribe, "depth"): {"minimum": 1},
     (messages.Unsubscribe, "targets"): {"items": _TARGET},
+    (messages.Resync, "targets"): {"items": _TARGET},
 }
 """The constraints that the models' validators enforce; the codec's tests compare the two."""
 
@@ -180,7 +187,7 @@ def async_api() -> Schema:
 def field_descriptions(model: type[Any]) -> dict[str, str]:
     """Descriptions of a message's fields, for those whose name does not say it all."""
     common = {} if model in PARTS else {"request_id": _REQUEST_ID}
-    if model in messages.DATA_MESSAGES.values():
+    if model in DATA_MESSAGES:
         common |= _SERVER_FIELDS
     return common | _attribute_docstrings(model)
 
@@ -189,7 +196,7 @@ def _definitions() -> dict[str, Schema]:
     unions = {
         "ClientMessage": messages.CLIENT_MESSAGES,
         "ServerMessage": messages.SERVER_MESSAGES,
-        "DataMessage": tuple(messages.DATA_MESSAGES.values()),
+        "DataMessage": DATA_MESSAGES,
     }
     return {
         **{

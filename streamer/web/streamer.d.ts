@@ -219,7 +219,8 @@ export type Priority =
 export type GapReason =
   | "source_reconnected"
   | "history_expired"
-  | "source_unavailable";
+  | "source_unavailable"
+  | "book_unknown";
 
 /** Why the server ended a subscription. */
 export type EndReason =
@@ -276,7 +277,10 @@ export interface PriceUpdate<N = number> {
    * What lies between was merged by policy or left out by `kinds`.
    */
   previous?: number;
-  /** true: the last known value, sent because a subscription began. */
+  /**
+   * true: the last known value, sent because a subscription began, or because the client asked
+   * for it (`resync`).
+   */
   snapshot?: boolean;
   /** TYPE:TARGET; the client adds it. */
   topic: Topic;
@@ -297,7 +301,10 @@ export interface OrderbookUpdate<N = number> {
    * What lies between was merged by policy or left out by `kinds`.
    */
   previous?: number;
-  /** true: the last known value, sent because a subscription began. */
+  /**
+   * true: the last known value, sent because a subscription began, or because the client asked
+   * for it (`resync`).
+   */
   snapshot?: boolean;
   /** TYPE:TARGET; the client adds it. */
   topic: Topic;
@@ -317,7 +324,10 @@ export interface MarketStatus<N = number> {
    * What lies between was merged by policy or left out by `kinds`.
    */
   previous?: number;
-  /** true: the last known value, sent because a subscription began. */
+  /**
+   * true: the last known value, sent because a subscription began, or because the client asked
+   * for it (`resync`).
+   */
   snapshot?: boolean;
   /** TYPE:TARGET; the client adds it. */
   topic: Topic;
@@ -340,7 +350,10 @@ export interface Alert<N = number> {
    * What lies between was merged by policy or left out by `kinds`.
    */
   previous?: number;
-  /** true: the last known value, sent because a subscription began. */
+  /**
+   * true: the last known value, sent because a subscription began, or because the client asked
+   * for it (`resync`).
+   */
   snapshot?: boolean;
   /** TYPE:TARGET; the client adds it. */
   topic: Topic;
@@ -363,8 +376,60 @@ export interface Notification<N = number> {
    * What lies between was merged by policy or left out by `kinds`.
    */
   previous?: number;
-  /** true: the last known value, sent because a subscription began. */
+  /**
+   * true: the last known value, sent because a subscription began, or because the client asked
+   * for it (`resync`).
+   */
   snapshot?: boolean;
+  /** TYPE:TARGET; the client adds it. */
+  topic: Topic;
+}
+
+/**
+ * The fields of a `price_update` that changed since the last one that the client was sent. The
+ * producer's further fields are included. One that became null is null.
+ */
+export interface PriceDelta<N = number> {
+  type: "price_delta";
+  /** RFC 3339, in UTC with Z. */
+  timestamp: string;
+  stock_code: string;
+  price?: N;
+  change?: N;
+  change_percent?: N;
+  volume?: N;
+  /** Counts up by one for each publication of the topic within an epoch. */
+  sequence: number;
+  /**
+   * The sequence that this message follows for this client, where that is not `sequence - 1`.
+   * What lies between was merged by policy or left out by `kinds`.
+   */
+  previous?: number;
+  /** TYPE:TARGET; the client adds it. */
+  topic: Topic;
+}
+
+/**
+ * The changes of an order book since the last one that the client was sent. The producer's
+ * further fields that changed are in it, too.
+ */
+export interface OrderbookDelta<N = number> {
+  type: "orderbook_delta";
+  /** RFC 3339, in UTC with Z. */
+  timestamp: string;
+  stock_code: string;
+  /** The levels that changed, each with its new quantity; 0 = the level is gone. */
+  bids: PriceLevel<N>[];
+  asks: PriceLevel<N>[];
+  /** CRC-32 of the book after the change. The server always writes it. */
+  checksum?: N;
+  /** Counts up by one for each publication of the topic within an epoch. */
+  sequence: number;
+  /**
+   * The sequence that this message follows for this client, where that is not `sequence - 1`.
+   * What lies between was merged by policy or left out by `kinds`.
+   */
+  previous?: number;
   /** TYPE:TARGET; the client adds it. */
   topic: Topic;
 }
@@ -389,4 +454,6 @@ export type DataMessage<N = number> =
   | OrderbookUpdate<N>
   | MarketStatus<N>
   | Alert<N>
-  | Notification<N>;
+  | Notification<N>
+  | PriceDelta<N>
+  | OrderbookDelta<N>;

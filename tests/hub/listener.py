@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-from wsproto.frame_protocol import FrameProtocol
+from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.recovery import RecoveryPlan, Want, subscribe
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.json import WebSocketJson
+from tests.helpers.rebuild import read_exactly
 
 Message = dict[str, Any]
+
+WIRE: Final = WebSocketJson(lambda: "2026-01-02T03:04:05.678Z")
+"""One for all, so that they may share a group."""
 
 
 class Listener:
@@ -37,7 +41,7 @@ class Listener:
             "listener",
             server_end.fileno(),
             self,
-            WebSocketJson(lambda: "2026-01-02T03:04:05.678Z"),
+            WIRE,
             max_queued_bytes=max_queued_bytes,
         )
         self._client_end = client_end
@@ -54,17 +58,25 @@ class Listener:
 
     on_overflow = on_broken
 
-    def subscribe(self, topic: Topic, *kinds: Kind) -> Subscription:
+    def subscribe(
+        self, topic: Topic, *kinds: Kind, mode: Mode = Mode.ALL, detail: Detail = WHOLE
+    ) -> Subscription:
         """Hear a topic, or only some kinds of it."""
-        request = SubscriptionRequest(topic, Mode.ALL, frozenset(kinds))
+        request = SubscriptionRequest(topic, mode, frozenset(kinds), detail=detail)
         ((subscription, _),) = self.hub.subscribe(self.outbox, [request])
         return subscription
 
     def recover(
-        self, topic: Topic, since: Position, *kinds: Kind, max_replay_bytes: int = 1 << 20
+        self,
+        topic: Topic,
+        since: Position,
+        *kinds: Kind,
+        max_replay_bytes: int = 1 << 20,
+        detail: Detail = WHOLE,
     ) -> RecoveryPlan:
         """Subscribe to a topic from a position on."""
-        want = Want(SubscriptionRequest(topic, Mode.ALL, frozenset(kinds)), since)
+        request = SubscriptionRequest(topic, Mode.ALL, frozenset(kinds), detail=detail)
+        want = Want(request, since)
         recovery = subscribe(self.hub, self.outbox, [want], max_replay_bytes=max_replay_bytes)
         self.hub.fanout.start_replays(self.outbox)
         return recovery
@@ -84,10 +96,12 @@ class Listener:
         self._frames.receive_bytes(self.waiting())
         messages: list[Message] = []
         for frame in self._frames.received_frames():
+            if frame.opcode is not Opcode.TEXT:
+                continue
             self._text += str(frame.payload)
             if not frame.message_finished:
                 continue
-            message, self._text = json.loads(self._text), ""
+            message, self._text = read_exactly(self._text), ""
             messages += message["messages"] if message["type"] == "batch" else [message]
         return messages
 
@@ -100,10 +114,14 @@ class Listener:
 
 
 @contextmanager
-def listening(hub: Hub, *, max_queued_bytes: int = 1 << 20) -> Iterator[Listener]:
-    """A client that has subscribed to nothing yet."""
+def listening(
+    hub: Hub, *, max_queued_bytes: int = 1 << 20, send_buffer_bytes: int | None = None
+) -> Iterator[Listener]:
+    """A client that has subscribed to nothing yet; the kernel makes the least buffer of 1 byte."""
     server_end, client_end = socket.socketpair()
     with server_end, client_end:
         server_end.setblocking(False)
         client_end.setblocking(False)
+        if send_buffer_bytes is not None:
+            server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         yield Listener(hub, server_end, client_end, max_queued_bytes=max_queued_bytes)

@@ -19,7 +19,7 @@ from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind
 from streamer.source.report import SourceReport
 from streamer.source.sequencer import HeldRoom, Sequencer, State
-from tests.hub.pad import pad
+from tests.hub.bodies import body
 
 MAX_HELD_BYTES = 2000
 """So few that what is held overflows."""
@@ -27,8 +27,9 @@ MAX_HELD_BYTES = 2000
 MAX_READ = 4
 """So few that it takes several reads to catch up."""
 
-Came = Callable[[Kind | None, Position, int], None]
-"""Called with what the hub must have received: a publication and its value, or a gap (no kind)."""
+Came = Callable[[Kind | None, Position, int, bytes], None]
+"""Called with what the hub must have received: a publication, its value and text, or a gap (no
+kind)."""
 
 
 class PositionedProducer:
@@ -51,7 +52,7 @@ class PositionedProducer:
         self._position = Position(epoch, 0)
         """The position of the producers."""
         self._history: list[Entry] = []
-        self._values: dict[int, int] = {}
+        self._values: dict[int, tuple[int, bytes]] = {}
         self._at = self._position
         """The position that the hub must have reached."""
         self._reading = True
@@ -82,10 +83,10 @@ class PositionedProducer:
         """Take the next position, keep it, and publish; the connection may lose it."""
         epoch, sequence = self._position.epoch, self._position.sequence + 1
         self._position = Position(epoch, sequence)
-        members = {"type": kind, "value": value, "pad": pad(value, size)}
+        members = body(self._stream.topic, kind, value, size)
         text = json.dumps(members | {"epoch": epoch, "sequence": sequence}).encode()
         self._history.append((kind, sequence, text))
-        self._values[sequence] = value
+        self._values[sequence] = value, text
         if not heard:
             return
         if not self._reading:
@@ -145,8 +146,8 @@ class PositionedProducer:
 
     def _gap(self, position: Position) -> None:
         self._at = position
-        self._came(None, position, -1)
+        self._came(None, position, -1, b"")
 
     def _publication(self, kind: Kind, sequence: int) -> None:
         self._at = Position(self._at.epoch, sequence)
-        self._came(kind, self._at, self._values[sequence])
+        self._came(kind, self._at, *self._values[sequence])

@@ -7,8 +7,9 @@ steps that lead to it and a line that replays it.
 
 Covers streamer.hub.backlog, streamer.hub.fanout, streamer.hub.group, streamer.hub.hub,
 streamer.hub.publication, streamer.hub.rate_queue, streamer.hub.replay_queue,
-streamer.hub.sessions, streamer.hub.streams, streamer.hub.upstream and streamer.wire.batch. Some of
-its clients receive server-sent events, each of which has to name exactly where the client is.
+streamer.hub.renditions, streamer.hub.sessions, streamer.hub.streams, streamer.hub.upstream and
+streamer.wire.batch. Some of its clients receive server-sent events, each of which has to name
+exactly where the client is.
 """
 # ruff: noqa: D102 - the name of a rule says what happens
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -28,6 +30,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
 from tests.hub.world import LINGER_SECONDS, POSITIONED, TOPICS, Client, Options, World
@@ -37,9 +40,12 @@ ALL_KINDS = frozenset(Kind)
 KINDS = st.sampled_from(
     [ALL_KINDS, ALL_KINDS, frozenset({Kind.PRICE}), frozenset({Kind.ORDERBOOK})]
 )
+DETAILS = st.sampled_from(
+    [WHOLE, WHOLE, Detail(delta=True), Detail(delta=True, depth=2), Detail(depth=3)]
+)
 OPTIONS = st.one_of(
-    st.builds(Options, st.just(Mode.LATEST), KINDS, st.sampled_from([0.0, 0.5])),
-    st.builds(Options, st.just(Mode.ALL), KINDS, st.just(0.0)),
+    st.builds(Options, st.just(Mode.LATEST), KINDS, st.sampled_from([0.0, 0.5]), DETAILS),
+    st.builds(Options, st.just(Mode.ALL), KINDS, st.just(0.0), DETAILS),
 )
 PUBLICATIONS = st.sampled_from([(topic, kind) for topic in TOPICS[:-1] for kind in topic.kinds])
 REQUESTS = st.sampled_from(
@@ -98,7 +104,7 @@ class ContractMachine(RuleBasedStateMachine):
     @rule(client=CLIENTS, topics=REQUESTS, options=OPTIONS)
     def subscribe(self, client: int, topics: tuple[Topic, ...], options: Options) -> None:
         if topics[0].subscription_type is not SubscriptionType.STOCK:
-            options = Options(options.mode, ALL_KINDS, options.interval_seconds)
+            options = attrs.evolve(options, kinds=ALL_KINDS)
         self.world.subscribe(self._client(client), topics, options)
 
     @precondition(_someone)
@@ -168,6 +174,11 @@ class ContractMachine(RuleBasedStateMachine):
     def read_and_write(self, client: int, max_bytes: int) -> None:
         self._client(client).read(max_bytes)
         self._client(client).write()
+
+    @precondition(_someone)
+    @rule(client=CLIENTS, topics=REQUESTS)
+    def resync(self, client: int, topics: tuple[Topic, ...]) -> None:
+        self.world.resync(self._client(client), topics)
 
     @precondition(_someone)
     @rule(client=CLIENTS)

@@ -207,3 +207,24 @@ def test_in_mode_all_a_widened_subscription_stays_in_order_behind_a_replay() -> 
         assert sequences(client) == [(sequence, None) for sequence in range(1, 6)]
         statistics = client.outbox.statistics()
         assert statistics.offered == statistics.delivered == 3
+
+
+def test_options_that_change_before_a_gap_is_sent_move_no_position_ahead_of_it() -> None:
+    """The gap comes first, and what follows it is counted from there."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    with listening(house.hub) as other, listening(house.hub) as client:
+        other.subscribe(STOCK, Kind.PRICE)
+        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("e", 0))
+        house.hub.publish(stream, Kind.ORDERBOOK, b'{"type":"x"}')
+        client.outbox.hold(b"\x89\x00", 0, 0)
+        client.recover(STOCK, Position("former", 7), Kind.PRICE)
+        want = Want(SubscriptionRequest(STOCK, Mode.LATEST))
+        recovery = subscribe(house.hub, client.outbox, [want], max_replay_bytes=0)
+        assert recovery.positions[STOCK] == Position("e", 0)
+        filled(house, STOCK, 1)
+        client.flush()
+        house.hub.fanout.resume(client.outbox)
+        received = client.heard()
+        assert received[0]["type"] == "gap"
+        assert [(m["sequence"], m.get("previous")) for m in received[1:]] == [(1, None), (2, None)]

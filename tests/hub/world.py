@@ -24,6 +24,7 @@ from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.recovery import RecoveryPlan, Want
 from streamer.hub.recovery import subscribe as begin_recovery
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.sessions import record_session
 from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
@@ -33,6 +34,7 @@ from streamer.protocol.messages import (
     Mode,
     Position,
     Reconnected,
+    Resynced,
     ServerMessage,
     Subscribed,
     Unsubscribed,
@@ -43,7 +45,8 @@ from streamer.wire.deflate import WebSocketDeflate
 from streamer.wire.events import EventStream
 from streamer.wire.format import WireFormat
 from streamer.wire.json import WebSocketJson
-from tests.hub.pad import pad
+from tests.helpers.rebuild import WHOLE_TYPES, content, cut, read_exactly, rebuilt
+from tests.hub.bodies import body
 from tests.hub.positioned import PositionedProducer
 
 TIMESTAMP: Final = "2026-01-02T03:04:05.678Z"
@@ -128,6 +131,7 @@ class Options:
     mode: Mode
     kinds: frozenset[Kind]
     interval_seconds: float
+    detail: Detail = WHOLE
 
     def carries(self, entry: Entry) -> bool:
         """Whether the client is to hear of it at all."""
@@ -176,6 +180,9 @@ class View:
     """Up to this entry, everything that it has missed must come, and before anything else."""
     replayed_kinds: frozenset[Kind] = frozenset()
     """The kinds that this holds for: those it asked for when it came back, and ever since."""
+
+    contents: dict[Kind, dict[str, Any]] = attrs.field(factory=dict)
+    """The last message of each kind, rebuilt from deltas."""
 
     @property
     def replaying(self) -> bool:
@@ -236,6 +243,9 @@ class Client:
         """Topics whose history after the client's position is not known: a gap must come."""
         self._after_gap: dict[Topic, list[Entry]] = {}
         """Last known values that must come right behind such a gap."""
+        self._held_before: set[tuple[Topic, int]] = set()
+        """After a resync: the topics and values that it held, of which some are sent again."""
+        self.deltas = 0
         self.was_behind = False
         """Merging is allowed: since it last had everything, it was blocked or a flush stretched."""
 
@@ -322,7 +332,7 @@ class Client:
                 assert frame.opcode is Opcode.TEXT
                 self._message += str(frame.payload)
                 if frame.message_finished:
-                    message, self._message = json.loads(self._message), ""
+                    message, self._message = read_exactly(self._message), ""
                     self._receive(message)
 
     def _feed_events(self, data: bytes) -> None:
@@ -368,6 +378,8 @@ class Client:
                     self.views.pop(topic, None)
                     self._after_gap.pop(topic, None)
                     self._answer_gaps = [gap for gap in self._answer_gaps if gap[0] != topic]
+            case "resynced":
+                self._receive_resynced(message)
             case "reconnected":
                 self._receive_reconnected(message)
             case "gap":
@@ -405,7 +417,8 @@ class Client:
                     if view.options.carries(entry)
                     or (ack.options.carries(entry) and entry.follows(here))
                 ]
-                if missed or view.narrowed:  # it is behind: the answer overtook them
+                gap_is_due = topic in [of for of, _ in self._answer_gaps]
+                if missed or view.narrowed or gap_is_due:  # it is behind: the answer overtook them
                     assert view.narrowed or here == Position(view.epoch, view.sequence)
                     view.epoch, view.sequence = here.epoch, here.sequence
                     view.narrowed = True
@@ -454,9 +467,20 @@ class Client:
     def _known(topic: Topic, ack: Ack) -> list[tuple[Topic, Entry]]:
         return [(topic, entry) for entry in ack.log.latest(ack.index, ack.options.kinds)]
 
+    def _receive_resynced(self, message: dict[str, Any]) -> None:
+        for target in message["targets"]:
+            topic = Topic(message["subscription_type"], target)
+            view = self.views[topic]
+            if view.options.detail.delta:
+                self._held_before |= {(topic, held["value"]) for held in view.contents.values()}
+                view.contents.clear()  # a delta without a base sent again will be noticed
+            else:
+                self._may_follow += [(topic, entry) for entry in view.log.entries]
+
     def _receive_gap(self, message: dict[str, Any]) -> None:
         topic = Topic(message["subscription_type"], message["target"])
         position = Position(message["epoch"], message["sequence"])
+        self.views[topic].contents.clear()
         if (topic, position) in self._answer_gaps:
             self._answer_gaps.remove((topic, position))
             return
@@ -477,10 +501,12 @@ class Client:
         view = self.views.get(topic)
         assert view is not None, "a message of what is not held"
         entry = view.log.entries[index]
+        self._rebuild(view, message, entry)
         assert (entry.value, entry.sequence) == (message["value"], message["sequence"])
-        assert message["pad"] == pad(entry.value, len(message["pad"]))
         if message.get("snapshot"):
             self.snapshots += 1
+            if (topic, message["value"]) in self._held_before:
+                return
             if topic not in [of for of, _ in self._answer_gaps] and self._after_gap.get(topic):
                 assert self._after_gap[topic].pop(0) == entry
             elif (topic, entry) not in self._may_follow:
@@ -493,6 +519,7 @@ class Client:
             assert not any(self._after_gap.values()), "a snapshot follows a gap at once"
             assert not self._snapshots, "snapshots follow their answer at once"
             assert not any(v.replaying for v in self.views.values()), "missed messages come first"
+        self._held_before.clear()
         self.received += 1
         assert entry.kind in view.options.kinds, "a kind that was not asked for"
         assert entry.epoch == view.epoch, "a message of another epoch than was announced"
@@ -503,6 +530,21 @@ class Client:
             assert entry.sequence == view.sequence + 1, "an unannounced hole"
         self._advance(view, index, entry)
         view.sequence = entry.sequence
+
+    def _rebuild(self, view: View, message: dict[str, Any], entry: Entry) -> None:
+        """Check that what the client holds after a message is what was published."""
+        assert entry.kind is not None
+        detail = view.options.detail
+        if message["type"] in WHOLE_TYPES:
+            assert detail.delta, "a delta that was not asked for"
+            assert not message.get("snapshot"), "a snapshot is whole"
+            held = rebuilt(view.contents[entry.kind], message)
+            self.deltas += 1
+        else:
+            held = content(message)
+        view.contents[entry.kind] = held
+        truth = read_exactly(self.world.texts[entry.value])
+        assert held == content(cut(truth, detail.depth)) | _naming(message)
 
     def _advance(self, view: View, index: int, entry: Entry) -> None:
         assert index >= view.index, f"{entry} is a repeat, out of order, or before its time"
@@ -530,6 +572,11 @@ class Client:
             # What was published while narrower options held is merged away by what comes after it.
             start = max(view.index, view.answered) if view.narrowed else view.index
             assert not [e for e in view.log.entries[start:] if view.options.carries(e)]
+
+
+def _naming(message: dict[str, Any]) -> dict[str, Any]:
+    """The members by which the server names the topic of a sector's message."""
+    return {name: message[name] for name in ("subscription_type", "target") if name in message}
 
 
 class CountingWakeup(Wakeup):
@@ -575,6 +622,8 @@ class World:
         self.clients: list[Client] = []
         self.logs: dict[Topic, Log] = {}
         self._values: dict[int, tuple[Topic, int]] = {}
+        self.texts: dict[int, bytes] = {}
+        """The texts of publications by value, as they were published."""
         self._numbers = itertools.count(1)
         self._flush: Iterator[None] | None = None
         self.progress = FlushProgress()
@@ -619,9 +668,10 @@ class World:
         self._epochs.add(epoch)
         return epoch
 
-    def _came(self, kind: Kind | None, position: Position, value: int) -> None:
+    def _came(self, kind: Kind | None, position: Position, value: int, text: bytes) -> None:
         log = self.logs[POSITIONED]
         if kind is not None:
+            self.texts[value] = text
             self._values[value] = POSITIONED, len(log.entries)
         log.entries.append(Entry(kind, position.epoch, position.sequence, value))
 
@@ -656,8 +706,8 @@ class World:
         self._values[value] = topic, len(log.entries)
         epoch = log.epoch(len(log.entries))
         log.entries.append(Entry(kind, epoch, sequence, value))
-        text = json.dumps({"type": kind, "value": value, "pad": pad(value, size)})
-        self.hub.publish(log.stream, kind, text.encode())
+        text = self.texts[value] = json.dumps(body(topic, kind, value, size)).encode()
+        self.hub.publish(log.stream, kind, text)
 
     def lose_source(self, topics: Iterable[Topic], *, times: int = 1) -> None:
         """The source was away, so often, and something of these topics may have been missed."""
@@ -739,6 +789,7 @@ class World:
                 options.mode,
                 options.kinds & frozenset(topic.kinds),
                 options.interval_seconds,
+                detail=options.detail,
             )
             for topic in topics
         ]
@@ -793,6 +844,16 @@ class World:
             answer = Unsubscribed(topic.subscription_type, [topic.target], [])
             client.outbox.send_control(client.outbox.wire.answer(answer))
 
+    def resync(self, client: Client, topics: Iterable[Topic]) -> None:
+        """As `edge.requests` carries it out."""
+        if not client.listened_to:
+            return
+        wire = client.outbox.wire
+        for topic, known in self.hub.resync(client.outbox, topics):
+            snapshots = [wire.snapshot(publication) for publication in known]
+            answer = wire.answer(Resynced(topic.subscription_type, [topic.target], []))
+            client.outbox.send_control(answer + wire.data(snapshots, client.outbox.positions))
+
     def ping(self, client: Client) -> None:
         """The heartbeat."""
         client.pings_sent += 1
@@ -828,7 +889,12 @@ class World:
             since = Position(view.epoch, view.sequence) if view else held.confirmed
             since = resumed.get(topic, since) if view else since
             request = SubscriptionRequest(
-                topic, held.mode, frozenset(held.kinds), held.interval_seconds, snapshot=False
+                topic,
+                held.mode,
+                frozenset(held.kinds),
+                held.interval_seconds,
+                snapshot=False,
+                detail=held.detail,
             )
             wants.append(Want(request, since))
             log = self.logs[topic]

@@ -1,0 +1,125 @@
+"""Deltas: the changes from one data message to a later one of its topic and kind.
+
+A delta has the members that changed, as the producer wrote them, and those that say what the
+message is about. An order book's has the levels that changed, and a checksum of the book after it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Final
+
+import attrs
+
+from streamer.protocol.json_text import items_of, read_members
+from streamer.protocol.messages import OrderbookDelta, PriceDelta
+from streamer.protocol.orderbook import (
+    Side,
+    best,
+    changed_levels,
+    read_levels,
+    side_checksum,
+    side_of,
+)
+
+_BIDS, _ASKS = "bids", "asks"
+_SUBJECT: Final = "stock_code"
+_IN_EVERY_DELTA: Final = (_SUBJECT, "timestamp", "subscription_type", "target")
+"""Members that a delta repeats: those that say what it is about, and when."""
+_OF_THE_STREAM: Final = frozenset({"type", "sequence", "previous", "snapshot", *_IN_EVERY_DELTA})
+"""Members that are not compared."""
+
+
+@attrs.frozen
+class Content:
+    """The members of a whole message, as texts."""
+
+    identity: Mapping[str, str]
+    """The members that every delta repeats: name -> text of the value."""
+    members: Mapping[str, str]
+    """All others that are compared: name -> text of the value."""
+    bids: Side | None = None
+    """The sides of an order book; None of a price."""
+    asks: Side | None = None
+
+    def at_depth(self, depth: int | None) -> Content:
+        """Return the same with the best `depth` levels a side."""
+        bids, asks = self.bids, self.asks
+        if depth is None or bids is None or asks is None:
+            return self
+        if max(len(bids), len(asks)) <= depth:
+            return self
+        return attrs.evolve(self, bids=best(bids, depth), asks=best(asks, depth))
+
+
+def read_content(text: bytes, *, is_book: bool) -> Content | None:
+    """Return the content of a price or an order book; None if no delta can lead to or from it.
+
+    That is an order book whose levels are not in order, best first, each with a quantity above 0.
+    """
+    identity: dict[str, str] = {}
+    members: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for name, value, member in read_members(text.decode()):
+        if name in _IN_EVERY_DELTA:
+            identity[name] = member
+        elif name not in _OF_THE_STREAM:
+            members[name] = member
+            values[name] = value
+    if not is_book:
+        return Content(identity, members)
+    bids = side_of(read_levels(values[_BIDS], members.pop(_BIDS)), descending=True)
+    asks = side_of(read_levels(values[_ASKS], members.pop(_ASKS)), descending=False)
+    return None if bids is None or asks is None else Content(identity, members, bids, asks)
+
+
+def cut_book(text: bytes, depth: int) -> bytes:
+    """Return the JSON of an order book with the first `depth` levels a side, otherwise the same."""
+    members: dict[str, str] = {}
+    is_cut = False
+    for name, value, member in read_members(text.decode()):
+        if name in (_BIDS, _ASKS) and len(value) > depth:
+            is_cut = True
+            members[name] = f"[{','.join(islice(items_of(member), depth))}]"
+        else:
+            members[name] = member
+    if not is_cut:
+        return text
+    texts = (f"{_quoted(name)}:{member}" for name, member in members.items())
+    return f"{{{','.join(texts)}}}".encode()
+
+
+def delta_text(base: Content, content: Content, sequence: int) -> bytes | None:
+    """Return the JSON of the delta from `base` to `content`; None if there is none.
+
+    That is so if they are about different stocks, or if a member of `base` is gone.
+    """
+    if base.identity.get(_SUBJECT) != content.identity.get(_SUBJECT):
+        return None
+    if not base.members.keys() <= content.members.keys():
+        return None
+    if base.bids is None or base.asks is None:
+        parts = [f'"type":"{PriceDelta.type}"']
+    else:
+        assert content.bids is not None and content.asks is not None  # noqa: PT018 - of one kind
+        bids = ",".join(changed_levels(base.bids, content.bids))
+        asks = ",".join(changed_levels(base.asks, content.asks))
+        parts = [
+            f'"type":"{OrderbookDelta.type}"',
+            f'"bids":[{bids}],"asks":[{asks}]',
+            f'"checksum":{side_checksum(content.bids, content.asks)}',
+        ]
+    parts += [f'"{name}":{text}' for name, text in content.identity.items()]
+    known = base.members
+    parts += [
+        f"{_quoted(name)}:{text}"
+        for name, text in content.members.items()
+        if known.get(name) != text
+    ]
+    return f'{{{",".join(parts)},"sequence":{sequence}}}'.encode()
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name)
