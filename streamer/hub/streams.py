@@ -162,12 +162,17 @@ class TopicStream:
     )
 
     def __init__(
-        self, topic: Topic, epoch: str, *, history_length: int, renditions: Renditions
+        self,
+        topic: Topic,
+        epoch: str,
+        *,
+        history_length: int,
+        renditions: Renditions | None = None,
     ) -> None:
         self.topic = topic
         self.is_personal = topic.is_personal
         """Whether it is for one user: then it makes no groups, which would have one member each."""
-        self.renditions = renditions
+        self.renditions = renditions or Renditions()
         self._naming = _naming(topic)
         self.epoch = epoch
         self.former_epoch = epoch

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import streamer.hub.renditions
 from streamer.hub.hub import SubscriptionRequest
 from streamer.hub.publication import Publication
 from streamer.hub.recovery import Want, subscribe
 from streamer.hub.renditions import Detail, Renditions
+from streamer.protocol.deltas import delta_text
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from tests.helpers.rebuild import content, cut, read_exactly, rebuilt
@@ -111,13 +111,13 @@ def test_a_stalled_client_gets_one_delta_from_what_it_holds() -> None:
 def test_a_delta_is_made_once_for_all_with_the_same_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """In groups and out of them, plain and conflated."""
     made: list[bytes | None] = []
-    make = streamer.hub.renditions.delta_text
+    make = delta_text
 
     def counted(*arguments: Any) -> bytes | None:
         made.append(make(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(streamer.hub.renditions, "delta_text", counted)
+    monkeypatch.setattr("streamer.hub.renditions.delta_text", counted)
     house = House()
     with (
         slow_reader(house.hub) as one,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from streamer.hub.renditions import Renditions
 from streamer.hub.streams import TopicStream
 from streamer.hub.unused_topics import UnusedTopics
 from streamer.protocol.topics import Topic
 
-STREAMS = [
-    TopicStream(Topic.parse(f"stock:{n}"), "e", history_length=1, renditions=Renditions())
-    for n in range(5)
-]
+STREAMS = [TopicStream(Topic.parse(f"stock:{n}"), "e", history_length=1) for n in range(5)]
 
 
 def numbers(streams: Iterable[TopicStream]) -> list[int]:
