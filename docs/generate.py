@@ -12,8 +12,8 @@ from typing import Any
 
 import attrs
 
-from docs import typescript
-from streamer.admin.openapi import open_api, vectors
+from docs import typescript, vectors
+from streamer.admin.openapi import open_api
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol import messages, publications, schema
