@@ -19,6 +19,7 @@ USED: Final = {
     "after_io_wait": "called by Trio: an Instrument",
     "before_io_wait": "called by Trio: an Instrument",
     "convert": "called by click",
+    "revoke": "a command of click",
     "format_options": "called by click",
     "caption_justify": "read by rich",
     "default_map": "read by click",

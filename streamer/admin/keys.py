@@ -86,16 +86,23 @@ def _parse(text: str) -> list[_Key]:
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
-        match = _LINE.fullmatch(line)
-        if match is None:  # the line is not quoted: it is a secret
+        named = split_key(line)
+        if named is None:  # the line is not quoted: it is a secret
             raise ValueError(
                 f"line {number} is not KEY or NAME:KEY with a key of at least "
                 f"{MIN_KEY_CHARACTERS} characters of ASCII, without spaces"
             )
-        keys.append(_Key(match[1] or f"line {number}", _digest(match[2])))
+        name, key = named
+        keys.append(_Key(name or f"line {number}", _digest(key)))
     if not keys:
         raise ValueError("it has no key")
     return keys
+
+
+def split_key(line: str) -> tuple[str | None, str] | None:
+    """Return the name, if any, and the key of a line; None if it has no valid key."""
+    match = _LINE.fullmatch(line)
+    return None if match is None else (match[1], match[2])
 
 
 def _digest(key: str) -> bytes:

@@ -180,8 +180,8 @@ def _shown_default(default: object) -> str:
     return f"  [default: {default:g}]" if isinstance(default, float) else f"  [default: {default}]"
 
 
-_OTHER_VARIABLES: Final = (_CONFIG_VARIABLE, "STREAMER_URL")
-"""Variables that are not settings: the file, and the URL of `streamer listen`."""
+_OTHER_VARIABLES: Final = (_CONFIG_VARIABLE, "STREAMER_URL", "STREAMER_ADMIN_URL")
+"""Variables that are not settings: the file, and URLs of `streamer listen` and `streamer admin`."""
 
 
 def _build(

@@ -70,6 +70,7 @@ def files(tmp_path: Path) -> dict[str, Any]:
         "tls_key": str(key),
         "allowed_origins": ["https://a.example", "https://b.example"],
         "http_allowed_hosts": ["a.example", "b.example"],
+        "api_key_file": str(key),
         "auth": "optional",
         "auth_secret_file": str(key),
         "auth_keys_file": str(key),
