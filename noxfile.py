@@ -12,6 +12,7 @@
     nox -s bench -- --help    the benchmark
     nox -s abuse              attacks on a server, beside a client that must not notice them
     nox -s chaos -- --minutes 30 --seed 1   random faults; every client's account must add up
+    nox -s browser            streamer.js and its faults in Chromium
     nox -s soak               clients that connect and leave for 20 minutes; memory must not grow
     nox -s autobahn -- --python PATH/TO/python2.7   the Autobahn suite, plain and over TLS
     nox -r …                  the same with the environments of the last run, which is faster
@@ -260,6 +261,17 @@ def chaos(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Run clients that connect and leave at a steady load; `-- --minutes 20` sets the duration."""
     run_proof(session, "chaos.soak")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Run streamer.js in Chromium, and there the faults of tests/faults, too."""
+    provide_redis(session)
+    provide_chromium(session)
+    session.install("-e", ".", *dependencies("test"))
+    session.env["STREAMER_BROWSER_SESSION"] = "1"
+    parts = session.posargs or ["tests/web", "tests/faults/test_javascript_faults.py"]
+    session.run("pytest", *parts)
 
 
 @nox.session

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-MODULES: Final = ("streamer.js",)
+MODULES: Final = ("streamer.js", "streamer-shared.js", "streamer-sse.js")
 """The files that are served, each at the path of its name."""
 
 

@@ -166,7 +166,7 @@ export class Book {
   }
 }
 
-/** The last values of one topic: the bases of deltas, and snapshots for late subscribers. */
+/** Last values of one topic: bases of deltas, and snapshots for late subscribers. */
 class Values {
   /** Type of message, and its stock -> {message, exact, book}. */
   #last = new Map();
@@ -398,9 +398,10 @@ class Subscription {
     if (!this.#awaited.delete(topic)) return;
     if (refusal) this.#refusals.push(refusal);
     if (this.#awaited.size > 0) return;
-    const [first] = this.#refusals;
-    if (first) this.#settle.reject(Object.assign(first, { refusals: this.#refusals }));
-    else this.#settle.resolve();
+    const refusals = this.#refusals;
+    if (refusals.length === 0) return this.#settle.resolve();
+    const error = new StreamerError(refusals[0].code, refusals.map((it) => it.message).join("; "));
+    this.#settle.reject(Object.assign(error, { refusals }));
   }
 
   /** @internal */
@@ -426,7 +427,7 @@ class Subscription {
   }
 }
 
-/** Call a function of the page: its fault must not end the client. */
+/** Call a function of the page, whose fault must not end the client. */
 function callOut(listener, value) {
   try {
     listener(value);
@@ -470,8 +471,7 @@ function parts(topics, size, keyOf) {
 // Transports: how messages come. Each has `send`, `close`, and calls onText and onClose.
 
 function openWebSocket({ url, token, WebSocket, onText, onClose }) {
-  // The token is no part of the URL, which ends in logs. A browser closes the connection if a
-  // server that was offered subprotocols selects none, so none is offered without a token.
+  // A URL would end in logs. Browsers close a connection if none of their subprotocols is selected.
   const socket = token
     ? new WebSocket(url, ["streamer.v1", `bearer.${token}`])
     : new WebSocket(url);
@@ -499,7 +499,10 @@ export class Streamer {
   #transport = null;
   #timer;
   #failures = 0;
+  /** Attempts in turn that opened no WebSocket. */
   #unopened = 0;
+  #hadSocket = false;
+  #cursor = { id: "", topics: new Set() };
   #openedAt = 0;
   #announced = null;
   #isStopped = true;
@@ -665,10 +668,18 @@ export class Streamer {
     try {
       const token = await this.#currentToken("connect");
       if (!isCurrent()) return;
-      this.#transport = openWebSocket({
+      const open = this.#isBlocked
+        ? (await import("./streamer-sse.js")).openEventStream
+        : openWebSocket;
+      if (!isCurrent()) return;
+      this.#transport = open({
         ...this.#options,
         url: this.#url.href,
         token,
+        widest,
+        kinds: KINDS,
+        cursor: this.#cursor,
+        onAlive: () => (this.#heardAt = performance.now()),
         onText: (text) => isCurrent() && this.#receive(text),
         onClose: (code, reason) => isCurrent() && this.#lost(code, reason),
       });
@@ -679,12 +690,19 @@ export class Streamer {
     }
   }
 
+  /** Whether to try server-sent events. */
+  get #isBlocked() {
+    const { fallback, fetch } = this.#options;
+    const isBlocked = this.#unopened >= (this.#hadSocket ? 8 : ATTEMPTS_BEFORE_FALLBACK);
+    return fallback && fetch && isBlocked && this.#unopened % 2 === 0;
+  }
+
   #setTimer(milliseconds, callback) {
     clearTimeout(this.#timer);
     this.#timer = later(milliseconds, callback);
   }
 
-  /** End the connection, or the attempt; whatever it still does is ignored. */
+  /** End the connection, or the attempt to open it. */
   #drop() {
     this.#attempt++;
     clearTimeout(this.#timer);
@@ -698,13 +716,14 @@ export class Streamer {
     this.#isRestoring = false;
   }
 
-  /** The connection ended, or could not be opened: come back, unless the contract says not to. */
+  /** Come back after a lost connection, unless the contract says not to. */
   #lost(code, reason) {
     const announced = this.#announced;
     this.#announced = null;
     const wasOpen = this.#openedAt > 0;
     const lastedMs = wasOpen ? performance.now() - this.#openedAt : 0;
-    this.#unopened = wasOpen ? 0 : this.#unopened + 1;
+    if (!wasOpen) this.#unopened++;
+    else if (this.#transport.name === "websocket" || lastedMs > HOUR_MS) this.#unopened = 0;
     this.#drop();
     if (code === UNAUTHENTICATED) this.#token = undefined;
     const hasNoOtherToken = typeof this.#options.token !== "function";
@@ -780,7 +799,7 @@ export class Streamer {
     this.#open();
   }
 
-  /** Come back at once, unless the server said when; make sure that a connection is alive. */
+  /** Come back at once, unless the server said when. */
   #wake() {
     if (this.#isWaiting) this.#open();
     else this.probe();
@@ -788,7 +807,6 @@ export class Streamer {
 
   // The watchdog: a connection can die without a word, and JavaScript does not see pings.
 
-  /** Find out at once whether the connection is alive. */
   probe() {
     if (this.#state !== "connected") return;
     this.#ping();
@@ -797,7 +815,7 @@ export class Streamer {
 
   #ping() {
     this.#pingedAt = performance.now();
-    this.#request({ type: "ping" });
+    if (this.#transport.name === "websocket") this.#request({ type: "ping" });
   }
 
   #watch(dueAt = Infinity) {
@@ -869,7 +887,7 @@ export class Streamer {
     this.#transport.send({ ...message, request_id: id });
   }
 
-  /** Hand an answer to its request; false if it answers none. */
+  /** Hand an answer to its request, if there is one. */
   #answer(message) {
     let { request_id: id } = message;
     if (id == null && !ABOUT_CONNECTION.has(message.code)) {
@@ -966,7 +984,12 @@ export class Streamer {
         this.#retries = 0;
         for (const target of answer.targets) {
           const topic = `${type}:${target}`;
-          this.#account.begin(topic, since[target], answer.positions[target], !!options.kinds);
+          const announced = answer.positions[target];
+          this.#account.begin(topic, since[target], announced, !!options.kinds);
+          if (since[target] && answer.fresh?.includes(target)) {
+            const reason = "transport_changed"; // a stream of events has no `since`
+            this.#take({ type: "gap", ...naming([topic]), target, reason, ...announced });
+          }
           for (const it of this.#wanted.get(topic) ?? []) it.answered(topic);
         }
         for (const { target, ...refusal } of answer.rejected) {
@@ -1102,12 +1125,17 @@ export class Streamer {
       default:
         // An answer; or an event of a later version, which is to be ignored.
         if (message.request_id != null) this.#answer(message);
+        else this.#identify(message);
     }
   }
 
   #takeGreeting(message) {
     const former = this.#session;
     this.#session = { id: message.session_id, held: new Map() };
+    if (this.#transport.name === "websocket") {
+      this.#hadSocket = true;
+      this.#cursor = { id: "", topics: new Set() }; // which is no longer where this client is
+    }
     this.#limits = message.limits ?? {};
     this.#openedAt = performance.now();
     this.#refused.clear();
@@ -1118,7 +1146,7 @@ export class Streamer {
     this.#change("connected", { code: null, transport: this.#transport.name });
     this.#identify(message);
     if (this.#options.max_bandwidth) this.#sendOptions();
-    if (former && (former.held.size > 0 || this.#userId != null)) this.#restore(former);
+    if (former?.id && message.session_id && (former.held.size > 0 || this.#userId != null)) this.#restore(former);
     else this.#reconcile();
   }
 

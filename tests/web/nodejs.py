@@ -132,13 +132,22 @@ class Remote:
 
 @asynccontextmanager
 async def remote(
-    url: str, *, asks_for_token: bool = False, **options: Any
+    url: str, *, asks_for_token: bool = False, is_blocked: bool = False, **options: Any
 ) -> AsyncIterator[Remote]:
-    """A client that connects to this URL; its delays are short unless `options` say otherwise."""
+    """A client that connects to this URL; its delays are short unless `options` say otherwise.
+
+    `is_blocked`: it can open no WebSocket.
+    """
     short = {"firstDelayMs": 20, "maxDelayMs": 200}
     async with running(HERE / "remote.mjs", str(MODULE)) as program, trio.open_nursery() as nursery:
         client = Remote(program)
         nursery.start_soon(client.read)
-        await client.do("open", url=url, options=short | options, asksForToken=asks_for_token)
+        await client.do(
+            "open",
+            url=url,
+            options=short | options,
+            asksForToken=asks_for_token,
+            isBlocked=is_blocked,
+        )
         yield client
         nursery.cancel_scope.cancel()

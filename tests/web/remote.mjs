@@ -8,12 +8,20 @@ const tokens = [];
 const subscriptions = new Map();
 let streamer;
 
+/** A WebSocket where none can be opened: what answers in its place is plain HTTP. */
+class BlockedWebSocket extends WebSocket {
+  constructor(url) {
+    super(url.replace("/v1/ws", "/blocked"));
+  }
+}
+
 function say(event, value) {
   process.stdout.write(`${JSON.stringify({ event, value })}\n`);
 }
 
 const commands = {
-  open({ url, options, asksForToken }) {
+  open({ url, options, asksForToken, isBlocked }) {
+    if (isBlocked) options.WebSocket = BlockedWebSocket;
     const token = ({ why }) =>
       new Promise((resolve, reject) => {
         tokens.push({ resolve, reject });

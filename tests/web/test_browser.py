@@ -6,9 +6,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from streamer.publisher import open_publisher
+from tests.helpers.proxy import Proxy
 from tests.helpers.publications import price
-from tests.helpers.server import running_server
-from tests.web.browser import Chromium, serving
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
+from tests.web.browser import Chromium, running_chromium, serving
+from tests.web.nodejs import WEB
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "browser.html"
 
@@ -41,3 +44,102 @@ async def test_the_example_shows_prices_over_a_restart(redis_url: str, chromium:
                 assert await tab.evaluate("window.state.textContent") == "connected"
                 await tab.close()
             assert tab.errors == []
+
+
+def files(page: str) -> dict[str, tuple[str, bytes]]:
+    """A page, and beside it the modules that it imports."""
+    modules = {f"/{path.name}": ("text/javascript", path.read_bytes()) for path in WEB.glob("*.js")}
+    return {"/": ("text/html", f"<!doctype html>\n{page}".encode()), **modules}
+
+
+SHARING = """<script type="module">
+import { share } from "./streamer-shared.js";
+window.received = [];
+window.streamer = share(new URLSearchParams(location.search).get("url"));
+window.first = streamer.subscribe("stock:A", ({ price }) => received.push(price));
+</script>
+"""
+
+
+async def test_the_tabs_of_an_origin_share_a_connection(chromium: Chromium) -> None:
+    """Each gets its messages; the connection ends with the last of them."""
+    async with running_server() as server:
+        with serving(files(SHARING)) as origin:
+            url = f"{origin}/?url={server.websocket_url}"
+            first = await chromium.open(url)
+            await first.evaluate("window.first.ready")
+            second = await first.another(url)
+            await second.evaluate("window.first.ready")
+            assert server.active_connections == 1
+            publish(server, "stock:A:price", price("A", 1))
+            for tab in (first, second):
+                await tab.wait_for("received.includes(1)")
+            refused = "streamer.subscribe('stock:*', () => {}).ready.catch((error) => error.code)"
+            assert await second.evaluate(refused) == "INVALID_TARGET"
+            await first.close()
+            publish(server, "stock:A:price", price("A", 2))
+            await second.wait_for("received.includes(2)")
+            account = await second.evaluate("streamer.account()")
+            assert (account["received"], account["violations"]) == (2, 0)
+            assert await second.evaluate("streamer.position('stock:A')") is not None
+            await second.evaluate("streamer.close()")
+            await eventually(lambda: server.active_connections == 0)
+            await second.close()
+
+
+LIFECYCLE = """<script type="module">
+import { Streamer } from "./streamer.js";
+window.received = [];
+window.states = [];
+window.streamer = new Streamer(new URLSearchParams(location.search).get("url"), {
+  pongTimeoutMs: 500,
+});
+streamer.on("state", ({ state, reason }) => states.push(reason ?? state));
+window.first = streamer.subscribe("stock:A", ({ price }) => received.push(price));
+</script>
+<a href="/other">other</a>
+"""
+
+
+async def test_a_page_comes_back_from_the_cache_and_has_missed_nothing() -> None:
+    """It closes its connection when it is left, so that the browser can keep the page."""
+    with (
+        running_chromium(without=("--disable-back-forward-cache",)) as chromium,
+        serving(
+            files(LIFECYCLE) | {"/other": ("text/html", b"<!doctype html>elsewhere")}
+        ) as origin,
+    ):
+        async with running_server() as server:
+            tab = await chromium.open(f"{origin}/?url={server.websocket_url}")
+            await tab.evaluate("window.first.ready")
+            publish(server, "stock:A:price", price("A", 1))
+            await tab.wait_for("received.includes(1)")
+            await tab.evaluate("window.mark = 'kept'")
+            await tab.run(lambda page: page.goto(f"{origin}/other"))
+            await eventually(lambda: server.active_connections == 0)
+            publish(server, "stock:A:price", price("A", 2))
+            # A page from the cache has no load event, for which Playwright's go_back would wait.
+            await tab.evaluate("history.back()")
+            await tab.wait_for("window.received?.includes(2)")
+            assert await tab.evaluate("window.mark") == "kept"
+            assert await tab.evaluate("received") == [1, 2]
+            account = await tab.evaluate("streamer.account()")
+            assert (account["violations"], account["gaps"]) == (0, {})
+
+
+async def test_the_network_goes_and_comes_back(chromium: Chromium) -> None:
+    """A page that waits to reconnect does so at once when the browser is online again."""
+    network = Proxy()
+    async with running_server() as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        page = LIFECYCLE.replace("pongTimeoutMs: 500", "firstDelayMs: 3e9, maxDelayMs: 3e9")
+        with serving(files(page)) as origin:
+            tab = await chromium.open(f"{origin}/?url=ws://127.0.0.1:{network.port}/v1/ws")
+            await tab.evaluate("window.first.ready")
+            await tab.run(lambda page: page.context.set_offline(True))
+            network.break_off(1)
+            await tab.wait_for("streamer.state === 'connecting'")
+            publish(server, "stock:A:price", price("A", 1))
+            await tab.run(lambda page: page.context.set_offline(False))
+            await tab.wait_for("received.includes(1)")
+            await tab.close()

@@ -224,3 +224,53 @@ async def test_merged_messages_are_counted() -> None:
         assert account["received"] + account["merged"] == 10
         assert account["merged"] > 0
         assert account["violations"] == 0
+
+
+async def test_server_sent_events_where_no_websocket_can_be_opened() -> None:
+    """The client gets the same, and a change of topics opens another stream without a hole."""
+    async with (
+        running_server() as server,
+        remote(server.websocket_url, is_blocked=True) as client,
+    ):
+        prices = await client.subscribe("stock:A", kinds=["price"])
+        assert await client.ready(prices) == []
+        assert (await client.state("connected"))["transport"] == "sse"
+        publish(server, "stock:A:price", price("A", 1))
+        assert (await client.update(prices))["price"] == 1
+        more = await client.subscribe("market:KOSPI", "stock:B", "stock:*")
+        assert await client.ready(more) == [["stock:*", "INVALID_TARGET"]]
+        for value in range(2, 102):
+            publish(server, "stock:A:price", price("A", value))
+            publish(server, "stock:B:price", price("B", value))
+        while (await client.update(prices))["price"] != 101:
+            pass
+        await client.do("unsubscribe", id=more)
+        await eventually(lambda: server.statistics().subscriptions == 1)
+        publish(server, "stock:A:price", price("A", 102))
+        while (await client.update(prices))["price"] != 102:
+            pass
+        account = await client.ask("account")
+        assert (account["violations"], account["gaps"]) == (0, {})
+
+
+async def test_server_sent_events_resume_after_a_restart(redis_url: str) -> None:
+    """The cursor of the last event brings what was missed, once."""
+    async with running_server(redis=redis_url, drain_min_retry_ms=0) as server:
+        port = urlsplit(server.websocket_url).port
+        async with (
+            remote(server.websocket_url, is_blocked=True) as client,
+            open_publisher(redis_url) as publisher,
+        ):
+            await publisher.publish("stock:A:price", price("A", 1))
+            await client.ready(await client.subscribe("stock:A"))
+            assert (await client.update())["price"] == 1
+            await publisher.publish("stock:A:price", price("A", 2))
+            assert (await client.update())["price"] == 2
+            server.shutdown()
+            await client.event("state", lambda value: value.get("code") == 1001)
+            await publisher.publish("stock:A:price", price("A", 3))
+            async with running_server(redis=redis_url, port=port):
+                message = await client.update()
+                assert (message["price"], message["sequence"]) == (3, 3)
+                account = await client.ask("account")
+                assert (account["violations"], account["gaps"]) == (0, {})

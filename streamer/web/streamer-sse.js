@@ -1,0 +1,164 @@
+/**
+ * Server-sent events for streamer.js, which loads this file where no WebSocket can be opened.
+ *
+ * It looks like a WebSocket to the client: requests are answered here. A stream has its topics in
+ * its URL, so a change of topics opens another one, which resumes from the cursor of the last event.
+ */
+
+/** HTTP statuses as the close codes that mean the same. */
+const CLOSE_CODES = { 401: 4001, 429: 1013, 503: 1013 };
+const FINAL = 4500;
+
+/**
+ * `cursor`, {id, topics}, outlives the connection: the id of the last event, and the topics in it.
+ * `widest` makes one set of options of several: a stream has one for all of its topics.
+ */
+export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...on }) {
+  const topics = new Map(); // topic -> its options
+  let pending = []; // requests that are not answered yet
+  const refused = new Map(); // type -> the refusals for them
+  let stream = new AbortController();
+  let isScheduled = false;
+
+  function say(message) {
+    on.onText(JSON.stringify(message));
+  }
+
+  function query() {
+    const all = [...topics].map(([topic, options]) => ({
+      ...options,
+      kinds: options.kinds ?? kinds[topic.split(":", 1)[0]],
+    }));
+    const { mode, max_rate, kinds: some } = widest(all);
+    const target = new URL(url);
+    target.protocol = target.protocol.replace("ws", "http");
+    target.pathname = target.pathname.replace(/ws$/, "stream");
+    for (const topic of topics.keys()) target.searchParams.append("topic", topic);
+    if ([...topics.values()].some((options) => options.kinds)) target.searchParams.set("kinds", some);
+    if (mode) target.searchParams.set("mode", mode);
+    if (max_rate) target.searchParams.set("max_rate", max_rate);
+    if (cursor.id) target.searchParams.set("last_event_id", cursor.id);
+    return target;
+  }
+
+  /** Answer the requests whose topics these are: granted ones, with positions, or refused ones. */
+  function answer({ subscription_type: type, targets, positions, rejected }) {
+    if (type === "user") say({ type: "authenticated", user_id: targets[0], positions });
+    const isOurs = (target) => topics.has(`${type}:${target}`);
+    for (const request of pending.filter((one) => one.subscription_type === type)) {
+      const own = request.targets.filter((target) => targets.includes(target) && isOurs(target));
+      say({
+        type: "subscribed",
+        request_id: request.request_id,
+        targets: own,
+        positions,
+        rejected: [...rejected, ...(refused.get(type) ?? [])].filter(({ target }) =>
+          request.targets.includes(target),
+        ),
+        // The stream begins now, whatever this client held.
+        fresh: own.filter((target) => !cursor.topics.has(`${type}:${target}`)),
+      });
+    }
+    pending = pending.filter((one) => one.subscription_type !== type);
+    refused.delete(type);
+    for (const { target } of rejected) topics.delete(`${type}:${target}`);
+    for (const target of targets) cursor.topics.add(`${type}:${target}`);
+  }
+
+  function take(data) {
+    const message = /"(subscribed|closed)"/.test(data) ? JSON.parse(data) : {};
+    if (message.type === "closed") on.onClose(message.code, message.reason);
+    else if (message.type === "subscribed") answer(message);
+    else on.onText(data);
+  }
+
+  /** Refuse the topics that the server names, and ask for the others; else close. */
+  async function fail(response) {
+    const { code, message, details } = await response.json().catch(() => ({}));
+    const rejected = details?.rejected ?? [];
+    for (const one of rejected) {
+      const [, type, target] = /^([^:]*):(.*)$/s.exec(one.topic);
+      const refusal = { code: one.code, message: one.message ?? message, target };
+      refused.set(type, [...(refused.get(type) ?? []), refusal]);
+      topics.delete(one.topic);
+    }
+    const remaining = [...topics.keys()].map((topic) => topic.split(":", 1)[0]);
+    for (const type of [...refused.keys()].filter((type) => !remaining.includes(type))) {
+      answer({ subscription_type: type, targets: [], positions: {}, rejected: [] });
+    }
+    if (rejected.length > 0) reopen();
+    else if (code === "INVALID_TOKEN") on.onClose(FINAL, message);
+    else on.onClose(CLOSE_CODES[response.status] ?? 1006, message ?? `HTTP ${response.status}`);
+  }
+
+  async function read({ body }) {
+    const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    let data = [];
+    let id;
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      on.onAlive();
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (line.startsWith("data: ")) data.push(line.slice(6));
+        else if (line.startsWith("id: ")) id = line.slice(4);
+        else if (line === "" && data.length > 0) {
+          take(data.join("\n"));
+          if (id) cursor.id = id;
+          data = [];
+        }
+      }
+    }
+    on.onClose(1006, "the stream was cut");
+  }
+
+  async function open() {
+    isScheduled = false;
+    stream.abort();
+    if (topics.size === 0) return;
+    const { signal } = (stream = new AbortController());
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    try {
+      const response = await fetch(query(), { headers, signal, cache: "no-store" });
+      await (response.ok ? read(response) : fail(response));
+    } catch (error) {
+      if (!signal.aborted) on.onClose(1006, error.message);
+    }
+  }
+
+  function reopen() {
+    if (!isScheduled) queueMicrotask(open);
+    isScheduled = true;
+  }
+
+  const requests = {
+    subscribe({ subscription_type: type, targets, ...request }) {
+      for (const target of targets) topics.set(`${type}:${target}`, request);
+      pending.push({ ...request, subscription_type: type, targets });
+      reopen();
+    },
+    unsubscribe({ subscription_type: type, targets, request_id }) {
+      for (const target of targets) {
+        topics.delete(`${type}:${target}`);
+        cursor.topics.delete(`${type}:${target}`);
+      }
+      say({ type: "unsubscribed", request_id });
+      reopen();
+    },
+    authenticate({ token: renewed, request_id }) {
+      token = renewed;
+      say({ type: "authenticated", request_id });
+      reopen();
+    },
+  };
+
+  queueMicrotask(() => say({ type: "connected" }));
+  return {
+    name: "sse",
+    send: (message) => queueMicrotask(() => requests[message.type]?.(message)),
+    close: () => stream.abort(),
+  };
+}
