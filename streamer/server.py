@@ -59,6 +59,7 @@ from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.requests import Services
 from streamer.edge.served import ConnectionInfo, Transport
 from streamer.edge.sessions import RestorableSessions
+from streamer.edge.tls import ServerTls
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
@@ -200,6 +201,7 @@ class Server:
         )
         self._acceptor = Acceptor(services, self._heartbeat)
         self._control = self._make_control()
+        self._tls: ServerTls | None = None
         self._shutdown = shutdown
         self._started_at = utc_timestamp()
         self._started_seconds = trio.current_time()
@@ -270,12 +272,28 @@ class Server:
         """Begin a graceful stop; `serve` returns when it is done."""
         self._shutdown.set()
 
+    def reload(self) -> None:
+        """Take the certificate for new connections from its files again; open ones are untouched.
+
+        If the files cannot be used, that is logged and the present certificate stays.
+        """
+        if self._tls is None:
+            return
+        try:
+            self._tls.reload()
+        except OSError as error:  # ssl.SSLError included
+            log.warning("certificate not reloaded", reason=str(error))
+        else:
+            log.info("certificate reloaded")
+
     # The nursery tree
 
     async def run(self, task_status: trio.TaskStatus[Server]) -> None:
         """Serve until `shutdown`; see `serve`."""
         settings = self.settings
-        listeners = await open_listeners(settings, self._acceptor.on_exhausted)
+        if settings.tls_certificate is not None and settings.tls_key is not None:
+            self._tls = ServerTls(settings.tls_certificate, settings.tls_key)
+        listeners = await open_listeners(settings, self._acceptor.on_exhausted, self._tls)
         async with AsyncExitStack() as stack, trio.open_nursery() as root:
             for listener in listeners:
                 await stack.enter_async_context(listener)  # closed even if serving never begins

@@ -34,11 +34,20 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[
+            structlog.stdlib.filter_by_level,  # the level of logging, which can be changed later
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def set_log_level(level: LogLevel) -> None:
+    """Change the least severity that is logged, from now on."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def _render_json(_logger: WrappedLogger, _method: str, entry: EventDict) -> str:

@@ -18,7 +18,7 @@ import attrs
 import click
 from click.core import ParameterSource
 
-from streamer.config import Settings
+from streamer.config import LogLevel, Settings
 from streamer.setting_rules import SettingError
 
 ENVIRONMENT_PREFIX: Final = "STREAMER_"
@@ -234,6 +234,11 @@ def _read_config(context: click.Context, _option: click.Parameter, path: Path | 
     """Make the values of the file click's defaults; called before other options are read."""
     if path is None:
         return
+    context.default_map = _load_config(path)
+    context.meta[_CONFIG_VARIABLE] = path
+
+
+def _load_config(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
@@ -243,8 +248,24 @@ def _read_config(context: click.Context, _option: click.Parameter, path: Path | 
         raise click.UsageError(f"{path} is not TOML: {error}") from None
     for name in values:
         _check_known(name, str(path))
-    context.default_map = values
-    context.meta[_CONFIG_VARIABLE] = path
+    return values
+
+
+def read_log_level(context: click.Context, settings: Settings) -> LogLevel:
+    """Return the log level that the --config file has now; `settings` are those of the start.
+
+    A flag or a variable overrides the file, as at the start. Raises click.UsageError if the file
+    cannot be used.
+    """
+    path = context.meta.get(_CONFIG_VARIABLE)
+    overriding = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    if path is None or context.get_parameter_source("log_level") in overriding:
+        return settings.log_level
+    level: Any = _load_config(path).get("log_level", _FIELDS["log_level"].default)
+    try:
+        return attrs.evolve(settings, log_level=level).log_level
+    except SettingError as error:
+        raise click.UsageError(f"{error} (from {path})") from None
 
 
 _config_option: Final = click.option(

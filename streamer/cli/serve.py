@@ -15,9 +15,10 @@ import trio
 
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
-from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
+from streamer.cli.options import SETTINGS_HELP, SettingsCommand, read_log_level, with_settings
+from streamer.cli.reload import reload_at_hangup
 from streamer.cli.signals import handle_end_signals, ignore_hangup
-from streamer.config import Settings
+from streamer.config import LogLevel, Settings
 from streamer.gc_pauses import keep_collections_short
 from streamer.listen_error import ListenError
 from streamer.nursery import first_of
@@ -43,7 +44,7 @@ _HELP: Final = f"""Send what is published to Redis to clients over WebSocket.
 
 The first line on stdout is the address for clients, the second the one of statistics and health.
 Ctrl-C or SIGTERM tells each client when to reconnect, then closes its connection; a second one ends
-the server at once.
+the server at once. SIGHUP reads the certificate and the log level again.
 
 {SETTINGS_HELP}
 """
@@ -64,7 +65,8 @@ def command(settings: Settings) -> int:
         run: Run = partial(supervise, command=_WORKER_COMMAND)
     else:
         from streamer.server import serve as run  # noqa: PLC0415
-    return trio.run(run_server, run, settings, handle_signals, _announce)
+    read_level = partial(read_log_level, click.get_current_context(), settings)
+    return trio.run(run_server, run, settings, handle_signals, _announce, read_level)
 
 
 def _warn_if_open(settings: Settings) -> None:
@@ -81,12 +83,22 @@ def _announce(running: "Server | Supervisor") -> None:
     click.echo(f"WebSocket  {running.websocket_url}\nHTTP       {running.http_url}")
 
 
+def _reload(running: "Server | Supervisor", level: LogLevel) -> None:
+    from streamer.server import Server  # noqa: PLC0415
+
+    if isinstance(running, Server):
+        running.reload()
+    else:
+        running.reload(level)
+
+
 @attrs.define
 class _Announcement:
     """A task status that prints the server's addresses once it listens."""
 
     announce: Callable[[Any], None]
     nursery: trio.Nursery
+    read_log_level: Callable[[], LogLevel] | None
     made: bool = False
 
     def started(self, value: "Server | Supervisor | None" = None) -> None:
@@ -94,6 +106,9 @@ class _Announcement:
         self.made = True
         self.announce(value)
         self.nursery.start_soon(keep_collections_short, value)
+        if self.read_log_level is not None:
+            reload = partial(_reload, value)
+            self.nursery.start_soon(reload_at_hangup, self.read_log_level, reload)
 
 
 async def run_server(
@@ -101,11 +116,13 @@ async def run_server(
     settings: Settings,
     handle_signals: Callable[..., Awaitable[None]],
     announce: Callable[[Any], None],
+    read_level: Callable[[], LogLevel] | None = None,
 ) -> ExitCode:
     """Run `serve`, or a function with the same signature; return the exit code.
 
     `handle_signals` is called with the event that begins a graceful stop, and the cancel scope of
-    everything. `announce` is called with the server once it listens. Raises CommandError.
+    everything. `announce` is called with the server once it listens. With `read_level`, SIGHUP
+    reloads certificates and the log level that this returns. Raises CommandError.
     """
     from streamer.server import RedisRequired  # noqa: PLC0415
 
@@ -113,7 +130,7 @@ async def run_server(
     code = ExitCode.INTERRUPTED  # unless the server ends by itself
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
-        announcement = _Announcement(announce, nursery)
+        announcement = _Announcement(announce, nursery, read_level)
         await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
         try:
             await run(settings, shutdown=shutdown, task_status=announcement)

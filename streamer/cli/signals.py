@@ -25,7 +25,6 @@ async def handle_end_signals(
 def ignore_hangup() -> None:
     """Ignore SIGHUP in this process and in those that it starts.
 
-    A server must outlive the terminal in which it was started. The disposition is inherited across
-    exec, so a worker ignores SIGHUP from its first instruction.
+    A server must outlive the terminal in which it was started, while it starts and stops, too.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

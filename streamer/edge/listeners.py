@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
@@ -13,6 +12,7 @@ from typing import Final
 import trio
 
 from streamer.config import Settings
+from streamer.edge.tls import ServerTls
 from streamer.listen_error import ListenError, place_of
 
 _ACCEPT_BACKLOG: Final = 4096
@@ -121,7 +121,24 @@ class BurstListener(trio.abc.Listener[trio.SocketStream]):
         await trio.lowlevel.checkpoint()
 
 
-ClientListener = BurstListener | trio.SSLListener[trio.SocketStream]
+class TlsListener(trio.abc.Listener[trio.SSLStream[trio.SocketStream]]):
+    """Accepts connections for TLS, each with the certificate of its moment."""
+
+    def __init__(self, transport_listener: BurstListener, tls: ServerTls) -> None:
+        """Take over a listener. `trio.SSLListener` keeps one context for ever."""
+        self.transport_listener = transport_listener
+        self._tls = tls
+
+    async def accept(self) -> trio.SSLStream[trio.SocketStream]:
+        """Wait for the next connection, as `BurstListener.accept`; TLS has not begun then."""
+        return self._tls.wrap(await self.transport_listener.accept())
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        await self.transport_listener.aclose()
+
+
+ClientListener = BurstListener | TlsListener
 
 
 async def bind_sockets(host: str, port: int, *, shared: bool) -> list[socket.socket]:
@@ -218,17 +235,13 @@ def close_sockets(sockets: Iterable[socket.socket]) -> None:
 
 
 async def open_listeners(
-    settings: Settings, on_exhausted: Callable[[], object]
+    settings: Settings, on_exhausted: Callable[[], object], tls: ServerTls | None
 ) -> list[ClientListener]:
     """Listen on the addresses of the settings, together with other processes if there are workers.
 
     `on_exhausted` is called for each connection that was closed for lack of a file descriptor.
-    Raises ListenError, and ssl.SSLError for a certificate that does not match its key.
+    Raises ListenError.
     """
-    context: ssl.SSLContext | None = None
-    if settings.tls_certificate is not None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
     bound = await bind_sockets(settings.host, settings.port, shared=settings.workers > 1)
     try:
         for one in bound:
@@ -241,14 +254,11 @@ async def open_listeners(
     except OSError:
         close_sockets(bound)
         raise
-    if context is None:
-        return list(listeners)
-    return [trio.SSLListener(listener, context, https_compatible=True) for listener in listeners]
+    return list(listeners) if tls is None else [TlsListener(one, tls) for one in listeners]
 
 
 def listener_port(listener: ClientListener) -> int:
     """Return the port that a listener is bound to."""
-    inner = listener.transport_listener if isinstance(listener, trio.SSLListener) else listener
-    assert isinstance(inner, BurstListener)
+    inner = listener.transport_listener if isinstance(listener, TlsListener) else listener
     port: int = inner.socket.getsockname()[1]
     return port

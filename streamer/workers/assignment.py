@@ -1,11 +1,11 @@
-"""The settings that the parent sends to a worker, and the error for one that cannot serve."""
+"""The messages of the parent to a worker, and the error for one that cannot serve."""
 
 from __future__ import annotations
 
 import attrs
 import orjson
 
-from streamer.config import Settings
+from streamer.config import LogLevel, Settings
 
 
 class WorkerFailedError(Exception):
@@ -33,3 +33,19 @@ class Assignment:
         """Decode an assignment; `Settings` converts text to paths and lists to tuples."""
         assignment = orjson.loads(line)
         return cls(assignment["worker"], Settings(**assignment["settings"]))
+
+
+@attrs.frozen
+class Reload:
+    """The request to read certificates again, and to log from this level on; sent as JSON."""
+
+    log_level: LogLevel
+
+    def to_json(self) -> bytes:
+        """Encode the request as one line, without its end."""
+        return orjson.dumps(attrs.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Reload:
+        """Decode a request."""
+        return cls(**orjson.loads(line))

@@ -26,7 +26,7 @@ from streamer.admin.api import Api
 from streamer.admin.http import Readiness, Report, serve_http
 from streamer.admin.keys import ApiKeys
 from streamer.admin.models import ApiError
-from streamer.config import Settings
+from streamer.config import LogLevel, Settings
 from streamer.edge.listeners import bind_sockets, close_sockets
 from streamer.workers.assignment import Assignment
 from streamer.workers.totals import add_up
@@ -88,6 +88,11 @@ class Supervisor:
             for worker in together:
                 await worker.listening.wait()
         task_status.started(self)
+
+    def reload(self, log_level: LogLevel) -> None:
+        """Have all workers read certificates again, and log from this level on."""
+        for worker in self.workers:
+            worker.reload(log_level)
 
     # For the operator
 

@@ -1,6 +1,7 @@
 """One worker: a process that serves, and is replaced when it ends.
 
-The parent writes the settings to the worker's stdin, as one line of JSON. Closing stdin asks the
+The parent writes the settings to the worker's stdin, as one line of JSON, and later a line for each
+reload. Closing stdin asks the
 worker to stop gracefully; that also happens when the parent dies without sending a signal. The
 worker writes the address that it listens on to stdout. Its statistics page listens on a unix
 socket.
@@ -11,16 +12,19 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import httpx2
 import structlog
 import trio
 
 from streamer.backoff import Backoff
-from streamer.workers.assignment import Assignment, WorkerFailedError
+from streamer.config import LogLevel
+from streamer.workers.assignment import Assignment, Reload, WorkerFailedError
 
 _ANSWER_TIMEOUT_SECONDS: Final = 5.0
 _SETTLED_SECONDS: Final = 60.0
@@ -48,6 +52,8 @@ class Worker:
         self._command = command
         self._socket = socket
         self._shutdown = shutdown
+        self._reload = trio.Event()
+        """Set while a reload is to be written to the process."""
         self._backoff = Backoff(first_seconds=0.5, max_seconds=30.0)
 
     async def run(self) -> None:
@@ -77,6 +83,12 @@ class Worker:
                 await self._shutdown.wait()
                 return
 
+    def reload(self, log_level: LogLevel) -> None:
+        """Have the process, and those after it, read certificates again and log from a level on."""
+        settings = attrs.evolve(self._assignment.settings, log_level=log_level)
+        self._assignment = Assignment(self.number, settings)
+        self._reload.set()
+
     async def _run_process(self) -> int:
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(
@@ -86,6 +98,9 @@ class Worker:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     check=False,
+                    # Its group is its own: a SIGHUP for that of the parent would end a process that
+                    # does not ignore it yet.
+                    process_group=0,
                     deliver_cancel=_kill,
                 )
             )
@@ -100,12 +115,21 @@ class Worker:
 
     async def _instruct(self, process: trio.Process) -> None:
         assert process.stdin is not None
-        try:
-            await process.stdin.send_all(self._assignment.to_json() + b"\n")
-        except trio.BrokenResourceError:
-            return  # the process has ended
-        await self._shutdown.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, process.stdin)
+            await self._shutdown.wait()
+            nursery.cancel_scope.cancel()
         await process.stdin.aclose()
+
+    async def _write(self, stdin: trio.abc.SendStream) -> None:
+        """Write the assignment, and each reload, until cancelled or the process ends."""
+        with suppress(trio.BrokenResourceError):
+            await stdin.send_all(self._assignment.to_json() + b"\n")
+            while True:
+                await self._reload.wait()
+                self._reload = trio.Event()
+                request = Reload(self._assignment.settings.log_level)
+                await stdin.send_all(request.to_json() + b"\n")
 
     async def _listen(self, process: trio.Process) -> None:
         """Read the process's output until it ends."""

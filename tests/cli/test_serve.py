@@ -64,7 +64,7 @@ class Serving:
         """Return the URLs for clients and for the operator, when they are printed."""
         assert self.process.stdout is not None
         lines = [self.process.stdout.readline() for _ in range(2)]
-        websocket = re.fullmatch(r"WebSocket  (ws://127\.0\.0\.1:\d+/v1/ws)\n", lines[0])
+        websocket = re.fullmatch(r"WebSocket  (wss?://127\.0\.0\.1:\d+/v1/ws)\n", lines[0])
         http = re.fullmatch(r"HTTP       (http://127\.0\.0\.1:\d+)\n", lines[1])
         assert websocket is not None, (lines, self.log)
         assert http is not None, (lines, self.log)
