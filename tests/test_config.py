@@ -149,6 +149,64 @@ def test_memory_does_not_require_redis() -> None:
         Settings(memory=True, require_redis=True)
 
 
+KEYS: dict[str, Any] = {"auth": "required", "auth_jwks_url": "https://a.example/jwks.json"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"auth": "optional"}, "auth needs keys: one of auth_secret_file, auth_keys_file, "),
+        ({"auth": "required", "auth_refresh_url": "https://a.example"}, "auth needs keys"),
+        ({"auth_secret_file": "s"}, "auth_secret_file is of no use while auth is none"),
+        ({"auth_jwks_url": "https://a.example"}, "auth_jwks_url is of no use while auth is none"),
+        ({"auth_refresh_url": "https://a.example"}, "auth_refresh_url is of no use while auth"),
+        (
+            KEYS | {"auth_refresh_url": "https://a.example", "auth_signing_key_file": "k"},
+            "auth_refresh_url contradicts auth_signing_key_file",
+        ),
+        (KEYS | {"auth_client_secret_file": "s"}, "auth_client_secret_file needs auth_client_id"),
+        (KEYS | {"auth_cookie": "token"}, "auth_cookie needs allowed_origins"),
+        (KEYS | {"auth_jwks_url": "http://a.example"}, "auth_jwks_url must be a URL with https"),
+        (KEYS | {"auth_jwks_url": "http://127.0.0.2.example"}, "auth_jwks_url must be a URL"),
+        (KEYS | {"auth_jwks_url": "https://u:hunter2@a.example"}, "auth_jwks_url must be a URL"),
+        (KEYS | {"auth_jwks_url": "https://a.example:port"}, "auth_jwks_url must be a URL"),
+        (KEYS | {"auth_jwks_url": "https://[a"}, "auth_jwks_url must be a URL"),
+        (KEYS | {"auth_jwks_url": "file:///etc/passwd"}, "auth_jwks_url must be a URL"),
+        (KEYS | {"auth_refresh_url": "http://a.example"}, "auth_refresh_url must be a URL"),
+        (KEYS | {"auth_algorithms": ("none",)}, "auth_algorithms must be a list of RS256"),
+        (KEYS | {"auth_algorithms": ()}, "auth_algorithms must be a list of RS256"),
+        (KEYS | {"auth_cookie": "a b"}, "auth_cookie must be the name of a cookie"),
+        (KEYS | {"public_topics": ("user:*",)}, "public_topics must be a list of patterns"),
+        (KEYS | {"public_topics": ("stock",)}, "public_topics must be a list of patterns"),
+    ],
+)
+def test_settings_of_identity_that_do_not_fit_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    """A server that would be open, or let nobody in, does not start."""
+    with pytest.raises(SettingError, match=f"^{message}") as refused:
+        Settings(**settings)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        KEYS,
+        KEYS | {"auth_jwks_url": "http://localhost:1/jwks"},
+        KEYS | {"auth_jwks_url": "http://127.0.0.1:1/jwks"},
+        KEYS | {"auth_jwks_url": "http://[::1]:1/jwks"},
+        KEYS | {"auth_secret_file": "s", "auth_keys_file": "k", "auth_signing_key_file": "p"},
+        KEYS | {"auth_cookie": "token", "allowed_origins": ["https://a.example"]},
+        KEYS | {"auth_refresh_url": "https://a.example/token", "auth_client_id": "c"},
+        KEYS | {"public_topics": []},
+    ],
+)
+def test_settings_of_identity_that_fit_are_kept(settings: dict[str, Any]) -> None:
+    """Several sources of keys may be used together; a provider on this machine needs no TLS."""
+    assert Settings(**settings).auth == "required"
+
+
 @pytest.mark.parametrize(("rate", "burst"), [(100, 200), (0.1, 1), (0, 1)])
 def test_burst_follows_the_rate_and_always_admits_one_message(rate: float, burst: float) -> None:
     """A low rate is slow, not a ban."""
