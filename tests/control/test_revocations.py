@@ -6,7 +6,8 @@ Covers streamer.broker.revocations.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 
 from streamer.auth.errors import TokenError
 from streamer.auth.identity import Identity
+from streamer.control import revocations
 from streamer.control.revocations import Revocation, Revocations
 from streamer.server import Server
 from tests.auth.tokens import NOW, secret_file, signed
-from tests.helpers.operator import key_file, operator_of
+from tests.helpers.events import EventClient, streaming
+from tests.helpers.operator import Operator, key_file, operator_of
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
@@ -73,6 +76,84 @@ async def test_a_revoked_token_is_refused_everywhere(
         assert not await is_accepted(later, token)
         assert [await is_accepted(later, other) for other in others] == [True, True]
     assert 0 < redis.zcard("streamer:revocations") <= 1
+
+
+@asynccontextmanager
+async def two_with_streams(
+    redis_url: str, directory: Path, *tokens: str
+) -> AsyncIterator[tuple[Operator, list[EventClient]]]:
+    """Two servers with an event stream for each token on each, and an operator of the first."""
+    chosen = settings(directory, redis_url)
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(running_server(**chosen)) for _ in range(2)]
+        operator = await stack.enter_async_context(operator_of(servers[0].http_url))
+        while (await operator.done("info"))["answered"] < 2:
+            pass
+        clients = []
+        for server in servers:
+            for token in tokens:
+                headers = {"Authorization": f"Bearer {token}"}
+                opening = streaming(server, "stock:A", headers=headers)
+                client = await stack.enter_async_context(opening)
+                await client.message()
+                clients.append(client)
+        yield operator, clients
+
+
+async def farewell(client: EventClient, message_type: str, field: str) -> tuple[Any, int]:
+    """A field of the last message before the close, which has this type; and the close code."""
+    last, close = (await client.rest())[-2:]
+    assert last["type"] == message_type, last
+    return last[field], close["code"]
+
+
+async def test_connections_with_a_revoked_token_are_closed(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """On every server, after INVALID_TOKEN; that of another token of the user is not."""
+    tokens = [signed(jti="one"), signed(jti="two")]
+    async with two_with_streams(redis_url, tmp_path, *tokens) as (operator, clients):
+        answer = await operator.done("revoke", jti="one")
+        assert (answer["count"], answer["answered"]) == (2, 2)
+        for client in clients[::2]:
+            assert await farewell(client, "error", "code") == ("INVALID_TOKEN", 4500)
+        page = await operator.done("connections", user="42", state="open")
+        assert page["total"] == 2
+        answer = await operator.done("revoke", user="42")
+        assert (answer["count"], answer["answered"]) == (2, 2)
+        for client in clients[1::2]:
+            assert await farewell(client, "error", "code") == ("INVALID_TOKEN", 4500)
+
+
+async def test_a_user_is_disconnected_on_every_server(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """All connections of that user, and of no other; the token is still good."""
+    tokens = [signed(), signed(sub="43")]
+    async with two_with_streams(redis_url, tmp_path, *tokens) as (operator, clients):
+        answer = await operator.done("disconnect", user="42", reason="maintenance")
+        assert (answer["count"], answer["answered"]) == (2, 2)
+        for client in clients[::2]:
+            assert await farewell(client, "disconnected", "reason") == ("maintenance", 4003)
+        page = await operator.done("connections", state="open")
+        assert {row["user"] for row in page["connections"]} == {"43"}
+        explained = await operator.done("explain", topic="user:42", token=tokens[0])
+        assert explained["allowed"] is True
+
+
+async def test_a_connection_made_while_its_token_is_revoked_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was not there yet when the revocation came is found soon after."""
+    monkeypatch.setattr(revocations, "_SWEEP_SECONDS", 0.01)
+    chosen = settings(tmp_path, "")
+    del chosen["redis"]
+    async with running_server(**chosen) as server:
+        headers = {"Authorization": f"Bearer {signed()}"}
+        async with streaming(server, "stock:A", headers=headers) as client:
+            # As if it had come before the connection, of which it then could not know.
+            server._revocations.add(Revocation("42", time.time() + 1), time.time() + 1000)
+            assert await farewell(client, "error", "code") == ("INVALID_TOKEN", 4500)
 
 
 async def test_a_revocation_that_redis_lost_is_written_again(
@@ -195,12 +276,12 @@ def test_a_token_is_revoked_by_any_entry_that_is_about_it(
     Of several entries of one user, the latest time of issue and the latest end hold.
     """
     clock = [90.0 - 1]
-    revocations = Revocations(lambda: clock[0])
+    known = Revocations(lambda: clock[0])
     for user, before, until in revoked:
         one = Revocation(jti="t") if user is None else Revocation(user, before)
-        revocations.add(one, until)
+        known.add(one, until)
     clock[0] = float(now)
-    revocations.expire()
+    known.expire()
     identity = Identity("a", issued_at=issued, token_id="t")
     entries = [(before, until) for user, before, until in revoked if user == "a"]
     by_user = bool(entries) and (
@@ -208,4 +289,4 @@ def test_a_token_is_revoked_by_any_entry_that_is_about_it(
         and (issued is None or issued < max(before for before, _ in entries))
     )
     by_id = any(until > now for user, _, until in revoked if user is None)
-    assert revocations.is_revoked(identity) is (by_user or by_id)
+    assert known.is_revoked(identity) is (by_user or by_id)
