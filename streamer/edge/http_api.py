@@ -67,7 +67,11 @@ class HttpApi:
                 headers=[("Allow", ALLOWED_METHODS)],
             )
         if request.path == STREAM_PATH:
-            query = read_stream_query(request, max_topics=self._max_topics)
+            query = read_stream_query(
+                request,
+                max_topics=self._max_topics,
+                max_book_levels=self._settings.max_book_levels,
+            )
             identity = await self._identify(request)
             allowed, forbidden = self._divide(query.topics, identity)
             personal = None if identity is None else Topic(SubscriptionType.USER, identity.user_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Final, TypeVar
 
 import attrs
@@ -17,8 +18,9 @@ from streamer.edge.http_answers import bad_request
 from streamer.edge.http_request import HttpRequest
 from streamer.hub.hub import SubscriptionRequest
 from streamer.hub.recovery import Want
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.protocol.errors import ErrorCode
-from streamer.protocol.messages import MAX_RATE, MIN_RATE, Mode, Position
+from streamer.protocol.messages import MAX_RATE, MAX_SEQUENCE, MIN_RATE, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic, target_problem
 from streamer.wire.cursor import decode_cursor
 
@@ -30,9 +32,6 @@ MAX_STREAM_TOPICS: Final = 100
 MAX_HISTORY_MESSAGES: Final = 1000
 """Messages of one answer to `history`."""
 
-_NOT_FOR_HTTP: Final = frozenset({"delta", "depth"})
-"""Options of `subscribe` that streams of events do not have."""
-
 
 @attrs.frozen
 class StreamQuery:
@@ -43,6 +42,7 @@ class StreamQuery:
     kinds: frozenset[Kind] = frozenset()
     """Empty: all."""
     interval_seconds: float = 0.0
+    detail: Detail = WHOLE
     cursor: str = ""
     """Where to resume; empty: at the present."""
 
@@ -59,6 +59,7 @@ class StreamQuery:
                     self.mode,
                     frozenset() if topic == personal else self.kinds & frozenset(topic.kinds),
                     self.interval_seconds,
+                    detail=WHOLE if topic == personal else self.detail,
                 ),
                 since.get(topic),
             )
@@ -75,10 +76,14 @@ class HistoryQuery:
     limit: int = MAX_HISTORY_MESSAGES
 
 
-def read_stream_query(request: HttpRequest, *, max_topics: int) -> StreamQuery:
+def read_stream_query(
+    request: HttpRequest, *, max_topics: int, max_book_levels: int
+) -> StreamQuery:
     """Read the query of `/v1/stream`. Raises HttpError (400)."""
     lists, options = _split(
-        request, {"topics", "topic"}, {"mode", "kinds", "max_rate", "last_event_id"}
+        request,
+        {"topics", "topic"},
+        {"mode", "kinds", "max_rate", "delta", "depth", "last_event_id"},
     )
     topics = _topics(lists, max_topics)
     mode = _option(options, "mode", _mode, Mode.LATEST)
@@ -86,6 +91,8 @@ def read_stream_query(request: HttpRequest, *, max_topics: int) -> StreamQuery:
     interval_seconds = _option(options, "max_rate", _interval_seconds, 0.0)
     if interval_seconds and mode is Mode.ALL:
         raise bad_request("max_rate merges messages, which mode all forbids")
+    delta = _option(options, "delta", _boolean, default=False)
+    depth = _option(options, "depth", partial(_integer, maximum=max_book_levels), None)
     without = [str(topic) for topic in topics if kinds and not kinds & frozenset(topic.kinds)]
     if without:
         raise bad_request(f"kinds leaves nothing of {without[0]}", details={"topics": without})
@@ -93,7 +100,7 @@ def read_stream_query(request: HttpRequest, *, max_topics: int) -> StreamQuery:
     cursor = request.last_event_id or options.get("last_event_id", "")
     if cursor:
         _positions(cursor, topics)
-    return StreamQuery(topics, mode, kinds, interval_seconds, cursor)
+    return StreamQuery(topics, mode, kinds, interval_seconds, Detail(delta, depth), cursor)
 
 
 def read_snapshot_query(request: HttpRequest, *, max_topics: int) -> tuple[Topic, ...]:
@@ -109,16 +116,10 @@ def read_history_query(request: HttpRequest) -> HistoryQuery:
     missing = [name for name in ("epoch", "sequence") if name not in options]
     if missing:
         raise bad_request(f"{' and '.join(missing)} of the position is missing")
-
-    def integer(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and len(text) <= 16):
-            raise ValueError("it is no number of at most 16 digits")
-        return int(text)
-
-    sequence = _option(options, "sequence", integer, 0)
-    limit = _option(options, "limit", integer, MAX_HISTORY_MESSAGES)
-    if not 1 <= limit <= MAX_HISTORY_MESSAGES:
-        raise bad_request(f"limit: it is from 1 to {MAX_HISTORY_MESSAGES}")
+    sequence = _option(options, "sequence", partial(_integer, minimum=0), 0)
+    limit = _option(
+        options, "limit", partial(_integer, maximum=MAX_HISTORY_MESSAGES), MAX_HISTORY_MESSAGES
+    )
     try:
         since = Position(options["epoch"], sequence)
     except ValueError as error:
@@ -139,8 +140,6 @@ def _split(
             if name in single:
                 raise bad_request(f"{name} is given twice")
             single[name] = value
-        elif name in _NOT_FOR_HTTP:
-            raise bad_request(f"{name} is not supported over HTTP: open a WebSocket for it")
         else:
             known = ", ".join(sorted(lists | options | {"token"}))
             raise bad_request(f"a parameter is unknown here, where {known} are known")
@@ -160,6 +159,19 @@ def _mode(text: str) -> Mode:
     if text not in tuple(Mode):
         raise ValueError(f"it is one of {', '.join(Mode)}")
     return Mode(text)
+
+
+def _boolean(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError("it is true or false")
+    return text == "true"
+
+
+def _integer(text: str, *, minimum: int = 1, maximum: int = MAX_SEQUENCE - 1) -> int:
+    is_number = text.isascii() and text.isdecimal() and len(text) <= len(str(maximum))
+    if not is_number or not minimum <= int(text) <= maximum:
+        raise ValueError(f"it is a number from {minimum} to {maximum}")
+    return int(text)
 
 
 def _kinds(text: str) -> frozenset[Kind]:

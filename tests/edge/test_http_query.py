@@ -19,6 +19,7 @@ from streamer.edge.http_query import (
     read_stream_query,
 )
 from streamer.edge.http_request import BadQueryError, HttpRequest, read_http_request
+from streamer.hub.renditions import Detail
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.cursor import OWED_GAP, encode_cursor
@@ -35,7 +36,7 @@ def request(query: str, headers: dict[bytes, bytes] | None = None) -> HttpReques
 
 def stream_query(query: str, headers: dict[bytes, bytes] | None = None) -> StreamQuery:
     """The query of a stream."""
-    return read_stream_query(request(query, headers), max_topics=3)
+    return read_stream_query(request(query, headers), max_topics=3, max_book_levels=50)
 
 
 def test_a_list_of_topics_is_split_at_commas_and_each_at_its_first_colon() -> None:
@@ -51,6 +52,8 @@ def test_a_list_of_topics_is_split_at_commas_and_each_at_its_first_colon() -> No
 
 def test_the_options_are_those_of_subscribe() -> None:
     """Kinds hold for the topics that carry them."""
+    query = stream_query("topics=stock:005930&delta=true&depth=50")
+    assert query.detail == Detail(delta=True, depth=50)
     query = stream_query("topics=stock:005930&mode=latest&kinds=price&max_rate=4")
     assert (query.mode, query.kinds, query.interval_seconds) == (
         Mode.LATEST,
@@ -92,8 +95,10 @@ def test_a_stream_resumes_at_its_cursor() -> None:
         ("topics=stock:A,stock:B,stock:C,stock:D", "4 topics"),
         ("topics=stock:A&Topics=stock:B", "unknown"),
         ("topics=stock:A&session_id=1", "unknown"),
-        ("topics=stock:A&delta=true", "not supported over HTTP"),
-        ("topics=stock:A&depth=5", "not supported over HTTP"),
+        ("topics=stock:A&delta=yes", "delta"),
+        ("topics=stock:A&depth=0", "depth"),
+        ("topics=stock:A&depth=51", "depth"),
+        ("topics=stock:A&depth=", "depth"),
         ("topics=stock:A&mode=fast", "mode"),
         ("topics=stock:A&mode=all&mode=all", "twice"),
         ("topics=stock:A&kinds=", "kinds"),

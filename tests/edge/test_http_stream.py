@@ -221,6 +221,34 @@ async def test_kinds_and_rates_are_those_of_subscribe(mock_clock: MockClock) -> 
         assert (last["price"], last["previous"]) == (4, 2)
 
 
+async def test_deltas_are_those_of_subscribe_and_a_resumed_stream_begins_whole() -> None:
+    """What changes of a book; who resumes has a base again before the next change."""
+    books = [
+        b'{"type":"orderbook_update","stock_code":"A","bids":[%b],"asks":[],'
+        b'"timestamp":"2026-01-02T03:04:05.678Z"}'
+        % b",".join(
+            b'{"price":%d,"quantity":%d}' % (100 - n, n + 1 + (n == first)) for n in range(40)
+        )
+        for first in range(4)
+    ]
+    async with running_server(flush_interval_ms=0) as server:
+        async with streaming(server, "stock:A", query="&delta=true") as client:
+            await subscribed(client)
+            for book in books[:2]:
+                publish(server, "stock:A:orderbook", book)
+            received = [await client.message() for _ in range(2)]
+            assert [one["type"] for one in received] == ["orderbook_update", "orderbook_delta"]
+            assert len(received[1]["bids"]) == 2
+            cursor = client.last_id
+        publish(server, "stock:A:orderbook", books[2])
+        async with streaming(server, "stock:A", query="&delta=true", cursor=cursor) as client:
+            await subscribed(client)
+            assert (await client.message())["type"] == "orderbook_update"
+            publish(server, "stock:A:orderbook", books[3])
+            message = await client.message()
+            assert (message["type"], message["sequence"]) == ("orderbook_delta", 4)
+
+
 # Heartbeat
 
 
@@ -379,7 +407,7 @@ async def test_a_client_that_sends_on_and_on_is_cut() -> None:
 
 
 async def test_an_old_http_version_is_served_too() -> None:
-    """A default nginx speaks 1.0 to its upstreams unless configured otherwise: so nothing is chunked."""
+    """A default nginx speaks 1.0 to its upstreams: so nothing is chunked."""
     async with running_server() as server:
         async with requested(server, "/v1/stream?topics=stock:A", version="1.0") as client:
             response = await client.head()

@@ -7,7 +7,7 @@ import itertools
 import json
 import subprocess
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -52,10 +52,12 @@ class Program:
 
 
 @asynccontextmanager
-async def running(script: Path, *arguments: str) -> AsyncIterator[Program]:
-    """A program, killed in the end."""
+async def running(
+    script: Path, *arguments: str, options: Sequence[str] = ()
+) -> AsyncIterator[Program]:
+    """A program, killed in the end; `options` are those of Node itself."""
     process = await trio.lowlevel.open_process(
-        [str(node()), "--no-warnings", str(script), *arguments],
+        [str(node()), "--no-warnings", *options, str(script), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
