@@ -93,6 +93,7 @@ class _Request:
     max_rate: float | None
     count: int | None
     duration: float | None
+    compress: bool
     verify: bool
 
 
@@ -134,6 +135,7 @@ class _Request:
     metavar="SECONDS",
     help="End after this time.",
 )
+@click.option("--compress", is_flag=True, help="Let the server compress messages.")
 @click.option("--verify", is_flag=True, help="End with an account that proves the stream.")
 def command(**options: Any) -> ExitCode:
     """Listen until a signal, the count or the duration ends it."""
@@ -178,7 +180,7 @@ async def _run(request: _Request) -> _Result:
 async def _listen(request: _Request, result: _Result) -> None:
     show = _show_table if sys.stdout.isatty() else _write_lines
     try:
-        async with open_client(request.url) as client:
+        async with open_client(request.url, compress=request.compress) as client:
             # While connected, a signal cancels this scope only: the connection is then closed.
             with trio.CancelScope() as result.scope:
                 try:

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-import trio_websocket
 
 from streamer.backoff import Backoff
 from streamer.client.account import Account, Violation
@@ -33,6 +32,7 @@ from streamer.client.messages import Data, Error, Gap
 from streamer.client.requests import Limits, Options, subscribe_requests, unsubscribe_requests
 from streamer.client.restore import restore
 from streamer.client.verify import Verifier
+from streamer.client.websocket import WebSocket, WebSocketClosedError
 from streamer.protocol import messages
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.protocol.messages import Mode, Position
@@ -285,7 +285,7 @@ class Client:
     async def _converse(
         self,
         task_status: trio.TaskStatus[None],
-        socket: trio_websocket.WebSocketConnection,
+        socket: WebSocket,
     ) -> Ending:
         """Use a connection until it ends."""
         ending = Ending(ABNORMAL, "left")
@@ -318,7 +318,7 @@ class Client:
                 return await connection.receive_greeting()
         except trio.TooSlowError:
             return Ending(ABNORMAL, f"no greeting within {timeout_seconds:g} s")
-        except trio_websocket.ConnectionClosed as closed:
+        except WebSocketClosedError as closed:
             return Ending.of(closed)
         except DecodeError as error:
             # If there was a server before, it may be back at the next attempt.
@@ -367,6 +367,7 @@ async def open_client(
     token: Token | None = None,
     ssl_context: ssl.SSLContext | None = None,
     backoff: Backoff | None = None,
+    compress: bool = False,
     buffer_messages: int = 10_000,
     max_message_bytes: int = 16 * 2**20,
     connect_timeout_seconds: float = 10.0,
@@ -377,9 +378,10 @@ async def open_client(
     """Connect to a server, and stay connected while the block runs.
 
     `token`, or the token that this function returns, is sent with each connection: with a function
-    the client can reconnect after its token has expired. `on_violation` is called for each message
-    that violates the contract. Raises ValueError for an invalid URL, and ConnectError, ClosedError
-    and DecodeError if the first connection fails; after that, the client reconnects.
+    the client can reconnect after its token has expired. With `compress`, messages are compressed
+    where the server agrees (permessage-deflate). `on_violation` is called for each message that
+    violates the contract. Raises ValueError for an invalid URL, and ConnectError, ClosedError and
+    DecodeError if the first connection fails; after that, the client reconnects.
     """
     parts = urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
@@ -389,6 +391,7 @@ async def open_client(
             url=url,
             token=token,
             ssl_context=ssl_context,
+            compress=compress,
             max_message_bytes=max_message_bytes,
             connect_timeout_seconds=connect_timeout_seconds,
             close_timeout_seconds=close_timeout_seconds,

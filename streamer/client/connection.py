@@ -9,12 +9,12 @@ from typing import Final, Protocol, TypeVar
 
 import attrs
 import trio
-import trio_websocket
 
 from streamer.client.decode import Message, decode_server
 from streamer.client.endings import ABNORMAL, Ending
 from streamer.client.errors import ClientError, ConnectionLostError, DecodeError, RequestError
 from streamer.client.messages import Error, Unreadable
+from streamer.client.websocket import WebSocket, WebSocketClosedError
 from streamer.protocol import messages
 from streamer.protocol.codec import encode_request
 from streamer.protocol.errors import ErrorCode
@@ -62,7 +62,7 @@ class _PendingRequest:
 class Connection:
     """An open WebSocket, from the server's greeting to its end."""
 
-    def __init__(self, socket: trio_websocket.WebSocketConnection, owner: Owner) -> None:
+    def __init__(self, socket: WebSocket, owner: Owner) -> None:
         self._socket = socket
         self._owner = owner
         self._ids = itertools.count(1)
@@ -80,7 +80,7 @@ class Connection:
     async def receive_greeting(self) -> messages.Connected:
         """Return the server's `connected`; an `error` may precede or replace it.
 
-        Raises trio_websocket.ConnectionClosed, and DecodeError for any other message.
+        Raises WebSocketClosedError, and DecodeError for any other message.
         """
         while True:
             text = await self._socket.get_message()
@@ -135,7 +135,7 @@ class Connection:
                 self._waits_for_room = False
                 for message in _decode(await self._socket.get_message()):
                     self._owner.on_message(message, is_answer=self._take_answer(message))
-        except trio_websocket.ConnectionClosed as closed:
+        except WebSocketClosedError as closed:
             self.end(Ending.of(closed))
 
     async def _write(self) -> None:
@@ -143,7 +143,7 @@ class Connection:
         try:
             async for text in self._to_write:
                 await self._socket.send_message(text)
-        except trio_websocket.ConnectionClosed:
+        except WebSocketClosedError:
             pass  # the reader notices it, too, after the messages before
 
     async def _keep_alive(self, interval_seconds: float, timeout_seconds: float) -> None:
@@ -156,7 +156,7 @@ class Connection:
                 # While the reader waits for room, it does not read the pong.
                 if patience.cancelled_caught and not self._waits_for_room:
                     self.end(Ending(ABNORMAL, "the server did not answer a ping"))
-        except trio_websocket.ConnectionClosed:
+        except WebSocketClosedError:
             pass
 
     async def ask(self, message: messages.ClientMessage, answer_type: type[AnswerT]) -> AnswerT:

@@ -1,7 +1,7 @@
 """Connect to a server by TCP, TLS and the WebSocket handshake, and close all three.
 
-`trio_websocket.open_websocket_url` is not used: it leaves the socket open when a certificate, the
-handshake or a deadline fails, and reports a wrong certificate as a timeout.
+Whatever fails (a certificate, the handshake, a deadline), the socket is closed, and the error names
+the reason.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import attrs
 import trio
-import trio_websocket
-from wsproto.utilities import LocalProtocolError
 
 from streamer.client.endings import ABNORMAL, Ending
 from streamer.client.errors import ConnectError
+from streamer.client.websocket import (
+    HandshakeRejectedError,
+    WebSocket,
+    WebSocketClosedError,
+    open_websocket,
+)
 
-_RECEIVE_BYTES: Final = 65536
-"""Bytes per read: with trio-websocket's default of 4 KiB, one batch takes many reads."""
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429})
 """HTTP client errors that may pass (RFC 9110, 8470, 6585); others do not."""
 
 
 _Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-Converse = Callable[[trio_websocket.WebSocketConnection], Awaitable[Ending]]
+Converse = Callable[[WebSocket], Awaitable[Ending]]
 Token = str | Callable[[], Awaitable[str]]
 
 
@@ -40,6 +42,8 @@ class Dialer:
     """A token, or a function that returns one and is called for each connection."""
     ssl_context: ssl.SSLContext | None
     """None: ssl's default context, for a URL with wss."""
+    compress: bool
+    """Whether to offer permessage-deflate."""
     max_message_bytes: int
     connect_timeout_seconds: float
     close_timeout_seconds: float
@@ -88,31 +92,24 @@ class Dialer:
     async def _use(self, stream: _Stream, token: str | None, converse: Converse) -> Ending:
         parts = urlsplit(self.url)
         query = parse_qsl(parts.query) + ([] if token is None else [("token", token)])
-        ending = self._silence
         try:
-            async with trio.open_nursery() as nursery:
-                with trio.move_on_after(self.connect_timeout_seconds) as patience:
-                    socket = await trio_websocket.wrap_client_stream(
-                        nursery,
-                        stream,
-                        parts.netloc.rpartition("@")[2],
-                        urlunsplit(("", "", parts.path or "/", urlencode(query), "")),
-                        max_message_size=self.max_message_bytes,
-                        receive_buffer_size=_RECEIVE_BYTES,
-                    )
-                if not patience.cancelled_caught:
-                    ending = await converse(socket)
-                    with trio.move_on_after(self.close_timeout_seconds):
-                        await socket.aclose()
-                nursery.cancel_scope.cancel()
-        except* trio_websocket.ConnectionRejected as group:
-            (rejected,) = group.exceptions
-            assert isinstance(rejected, trio_websocket.ConnectionRejected)
-            ending = _rejection(rejected.status_code)
-        except* LocalProtocolError:
-            # trio-websocket answers each ping, but after its own close frame it must not (RFC 6455,
-            # 5.5.1): wsproto raises this in its reader if a ping follows the unread data.
-            pass
+            with trio.fail_after(self.connect_timeout_seconds):
+                socket = await open_websocket(
+                    stream,
+                    parts.netloc.rpartition("@")[2],
+                    urlunsplit(("", "", parts.path or "/", urlencode(query), "")),
+                    compress=self.compress,
+                    max_message_bytes=self.max_message_bytes,
+                )
+        except trio.TooSlowError:
+            return self._silence
+        except HandshakeRejectedError as rejected:
+            return _rejection(rejected.status)
+        except WebSocketClosedError as closed:
+            return Ending.of(closed)
+        ending = await converse(socket)
+        with trio.move_on_after(self.close_timeout_seconds):
+            await socket.aclose()
         return ending
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final, Self
 
 import attrs
-import trio_websocket
 
 from streamer.backoff import Backoff
 from streamer.client.errors import ClientError, ClosedError
+from streamer.client.websocket import WebSocketClosedError
 from streamer.protocol import errors
 from streamer.protocol.messages import Disconnected, ServerShutdown
 
@@ -41,10 +41,9 @@ class Ending:
     """Why the client must not reconnect; None if it may."""
 
     @classmethod
-    def of(cls, closed: trio_websocket.ConnectionClosed) -> Self:
-        """Make the ending that trio-websocket's exception reports."""
-        assert closed.reason is not None  # it is set before this is raised
-        return cls(closed.reason.code, closed.reason.reason or "the connection was cut")
+    def of(cls, closed: WebSocketClosedError) -> Self:
+        """Make the ending of a connection that has been closed."""
+        return cls(closed.code, closed.reason or "the connection was cut")
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.code})"

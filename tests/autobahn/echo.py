@@ -16,27 +16,28 @@ from streamer.config import Settings
 from streamer.edge import acceptor
 from streamer.edge.session import Session
 from streamer.server import serve
-from streamer.wire.frames import text_frame
 
 LARGEST_MESSAGE_BYTES: Final = 64 * 2**20
 """The largest messages of the suite have 16 MiB."""
-_BINARY: Final = b"\x82"
-"""First byte of a whole binary message: FIN and opcode 2 (RFC 6455, 5.2)."""
+_MANY: Final = 1000
+"""Members of a group that is large enough for a compressor with a window."""
 
 
 class EchoSession(Session):
     """A session without a greeting that sends each message back."""
 
-    __slots__ = ()
+    __slots__ = ("_echoes",)
 
     def _greeting(self) -> bytes:
+        # With a window, as if the connection were a group of clients.
+        self._echoes = self.outbox.wire.for_group(_MANY, has_newcomer=False)
         return b""
 
     async def _take(self, message: str | bytes) -> None:
-        if isinstance(message, str):
-            frame = text_frame(message.encode())
-        else:
-            frame = _BINARY + text_frame(message)[1:]
+        payload = message.encode() if isinstance(message, str) else message
+        frame = self._echoes.data([(0, payload, True)], list)
+        if isinstance(message, bytes):  # opcode 2 in place of 1
+            frame = bytes((frame[0] + 1,)) + frame[1:]
         self.outbox.send_control(frame)
         await self._websocket.wait_room()
 
@@ -59,6 +60,8 @@ async def main(*certificate_and_key: str) -> None:
         max_message_bytes=LARGEST_MESSAGE_BYTES,
         max_unread_replies_bytes=LARGEST_MESSAGE_BYTES,
         heartbeat_interval_seconds=3600,
+        compression_min_bytes=0,
+        max_compression_bytes=2**40,
     )
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     vars(acceptor)["Session"] = EchoSession

@@ -118,7 +118,7 @@ async def test_the_mode_is_written_as_in_the_protocol(
 async def test_kinds_and_rate_are_kept(server: Server, nursery: trio.Nursery) -> None:
     """Only what was asked for comes, and no more often than asked for."""
     nursery.start_soon(publish_without_end, server)
-    options = ("--kinds", "price", "--max-rate", "2", "--count", "3", "--verify")
+    options = ("--kinds", "price", "--max-rate", "2", "--count", "3", "--compress", "--verify")
     ran = await run(arguments(server, "stock:005930", *options))
     assert ran.returncode == ExitCode.OK, ran.stderr
     lines = ran.stdout.decode().splitlines()

@@ -253,15 +253,15 @@ def test_while_the_loop_is_busy_only_groups_are_compressed() -> None:
 
 def test_a_short_message_is_not_compressed() -> None:
     """By itself it would hardly shrink; with a window the limit is a setting."""
-    compression = new_compression(min_members=1, min_message_bytes=200)
-    alone, window = compression.format(Window(15, takeover=False)), compression.format(WINDOW)
-    with world_of(alone, window) as world:
-        send(world, size=0)
-        assert compression.messages == 0
-        send(world, size=165)
-        assert compression.messages == 1
-        send(world, size=300)
-        assert compression.messages == 3
+    compression = new_compression(min_message_bytes=200)
+    alone = compression.format(WINDOW)
+    with_window = alone.for_group(2, has_newcomer=False)
+    counts = []
+    for size in (199, 200, 255, 256):
+        for wire in (alone, with_window):
+            wire.data([(1, b"x" * size, False)], list)
+            counts.append(compression.messages)
+    assert counts == [0, 0, 0, 1, 1, 2, 3, 4]
 
 
 def test_a_message_that_would_grow_is_sent_plain_by_itself() -> None:
