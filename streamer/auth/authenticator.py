@@ -25,7 +25,13 @@ from streamer.auth.errors import TokenError, invalid
 from streamer.auth.identity import Identity
 from streamer.auth.jwks import JwksSource
 from streamer.auth.key_files import KeyFile
-from streamer.auth.keys import VerificationKey, candidates, public_keys, secret_keys
+from streamer.auth.keys import (
+    HMAC_ALGORITHMS,
+    VerificationKey,
+    candidates,
+    public_keys,
+    secret_keys,
+)
 from streamer.auth.refresh import TokenEndpoint
 from streamer.auth.revocations import NoRevocations, Revocations
 from streamer.auth.signing import SigningKey, check_is_access, check_is_refresh
@@ -42,6 +48,7 @@ _MAX_THREADS: Final = 2
 
 _MAX_INLINE_CHARACTERS: Final = 2048
 _MAX_INLINE_RSA_BITS: Final = 3072
+_MAX_INLINE_SECRETS: Final = 4
 
 
 class Authenticator:
@@ -174,7 +181,9 @@ class Authenticator:
         keys = self._keys_for(header)
         jwks = self._jwks
         is_named = any(key.key_id == header.key_id for key in keys)
-        if jwks is not None and header.key_id is not None and not is_named:
+        # No JWK Set has secrets, so none can have the key of an HMAC.
+        may_be_new = header.key_id is not None and header.algorithm not in HMAC_ALGORITHMS
+        if jwks is not None and may_be_new and not is_named:
             was_fetched = await jwks.find_unknown_key()
             keys = self._keys_for(header)
             if not keys:
@@ -256,7 +265,7 @@ def _is_cheap(token: str, keys: list[VerificationKey]) -> bool:
     if len(token) > _MAX_INLINE_CHARACTERS:
         return False
     if all(key.is_secret for key in keys):
-        return True
+        return len(keys) <= _MAX_INLINE_SECRETS
     if len(keys) > 1:
         return False
     match keys[0].key:

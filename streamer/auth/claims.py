@@ -159,9 +159,13 @@ def _time(claims: dict[str, Any], name: str) -> float | None:
     value = claims.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        seconds = float(value) if type(value) in {int, float} else math.nan
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
         raise invalid(f"the token's {name} is not a number of seconds")
-    return float(value)
+    return seconds
 
 
 def _patterns(claims: dict[str, Any]) -> tuple[TopicPattern, ...]:

@@ -31,15 +31,15 @@ async def request_json(
     form: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
     """Send a request; return the status and the body. Raises HttpProblem."""
-    request = client.build_request(method, url, data=form, headers=_HEADERS)
     try:
+        request = client.build_request(method, url, data=form, headers=_HEADERS)
         with trio.fail_after(TIMEOUT_SECONDS):
             response = await client.send(request, stream=True)
             try:
                 body = await _read(response, max_bytes)
             finally:
                 await response.aclose()
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise HttpProblem(f"cannot be reached: {type(error).__name__}") from None
     except trio.TooSlowError:
         raise HttpProblem(f"has not answered within {TIMEOUT_SECONDS:g} s") from None

@@ -149,6 +149,8 @@ def unsigned(header: dict[str, Any], **changes: Any) -> str:
         (lambda: signed(exp=None), "no exp"),
         (lambda: signed(exp="tomorrow"), "exp is not a number"),
         (lambda: signed(exp=True), "exp is not a number"),
+        (lambda: signed(exp=10**400), "exp is not a number"),
+        (lambda: signed(exp=float("nan")), "exp is not a number"),
         (lambda: signed(nbf=int(NOW) + 40), "not valid yet"),
         (lambda: signed(nbf=[]), "nbf is not a number"),
         (lambda: signed(iat=int(NOW) + 40), "issued in the future"),

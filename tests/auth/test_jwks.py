@@ -202,3 +202,4 @@ async def test_secrets_and_a_url_can_be_used_together(
         await authenticator.authenticate(key.sign())
         await authenticator.authenticate(signed())
         await authenticator.authenticate(signed(key_id="mine"))
+    assert provider.fetches == 1

@@ -128,6 +128,16 @@ def write_set(path: Path, key: Key) -> None:
     path.write_text(json.dumps({"keys": [key.jwk]}))
 
 
+async def test_many_secrets_hold_at_the_same_time(tmp_path: Path) -> None:
+    """Each may sign, whichever line it is on."""
+    secrets = [f"secret number {number:02} of 32 bytes and more" for number in range(20)]
+    path = secret_file(tmp_path, *secrets)
+    authenticator = Authenticator(Settings(auth="required", auth_secret_file=path))
+    for secret in secrets:
+        assert await accepted(authenticator, signed(secret))
+    assert not await accepted(authenticator, signed())
+
+
 @pytest.mark.parametrize("content", [None, b"", b"short"])
 async def test_a_file_that_becomes_unusable_leaves_the_last_keys(
     tmp_path: Path, mock_clock: MockClock, content: bytes | None
