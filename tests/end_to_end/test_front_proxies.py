@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 import pytest
+import trio
 import trustme
 
 from streamer.server import Server
@@ -163,6 +164,29 @@ async def test_clients_are_served_and_counted_through_a_proxy(
             assert await second.closed() == 1013
         for client in clients:
             await client.ping_pong()
+
+
+@pytest.mark.parametrize(("front", "settings"), FRONTS[:2])
+async def test_events_are_passed_on_at_once(
+    front: Front, settings: dict[str, str], certificate: Certificate, tmp_path: Path
+) -> None:
+    """A stream of server-sent events is not held back until a buffer of the proxy is full."""
+    async with (
+        running_server(**settings, trusted_proxies=("127.0.0.1",)) as server,
+        front(server, certificate, tmp_path) as proxy_port,
+        await trio.open_ssl_over_tcp_stream(
+            "127.0.0.1", proxy_port, ssl_context=certificate.trusting
+        ) as stream,
+    ):
+        await stream.send_all(b"GET /v1/stream?topics=stock:A HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        await eventually(lambda: server.statistics().subscriptions == 1)
+        for value in 72_500, 72_600:
+            publish(server, "stock:A:price", price("A", value))
+            received = b""
+            while b"%d" % value not in received:
+                data = await stream.receive_some()
+                assert data, received
+                received += data
 
 
 @front_proxies.needs_nginx
