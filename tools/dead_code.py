@@ -34,7 +34,6 @@ USED: Final = {
 
 PUBLIC: Final = {
     "refresh": "of Authenticator: for the message refresh_token",
-    "admit_user": "for sessions whose user becomes known",
     "ended_bytes": "the bound that tests measure",
     "wait_subscribed": "the moment that tests wait for",
     "is_ahead": "asked by the model of tests/hub",
