@@ -91,6 +91,8 @@ class _Request:
     kinds: list[Kind] | None
     mode: str
     max_rate: float | None
+    delta: bool
+    depth: int | None
     count: int | None
     duration: float | None
     compress: bool
@@ -127,6 +129,18 @@ class _Request:
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
     help="At most N messages per second of each topic and kind, the newest ones.",
+)
+@click.option(
+    "--delta",
+    is_flag=True,
+    help="Receive only what changed in prices and order books; a table shows them whole, and "
+    "lines are as the server sent them.",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only the best N levels of each side of an order book.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
@@ -189,6 +203,8 @@ async def _listen(request: _Request, result: _Result) -> None:
                         kinds=request.kinds,
                         mode=Mode(request.mode),
                         max_rate=request.max_rate,
+                        delta=request.delta,
+                        depth=request.depth,
                     )
                     with trio.move_on_after(request.duration or math.inf):
                         await show(client, request)

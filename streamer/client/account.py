@@ -21,6 +21,8 @@ class Fault(enum.StrEnum):
     EPOCH = "new epoch without a gap"
     GAP = "gap that goes back"
     SNAPSHOT = "snapshot ahead of its stream"
+    CHECKSUM = "wrong checksum"
+    BASE = "delta without a base"
     UNSOLICITED = "not subscribed"
     NO_MESSAGE = "not a message"
 

@@ -92,6 +92,10 @@ class Client:
         """Unparked when `_connection` or `_failure` is set."""
         self._connection: Connection | None = None
         """The open connection, once its subscriptions are restored."""
+        self._conversing: Connection | None = None
+        """The open connection, whether or not its subscriptions are restored."""
+        self._resyncing: set[Topic] = set()
+        """Topics for which whole messages were asked for and have not come yet."""
         self._failure: ClientError | None = None
         self._conversation: trio.CancelScope | None = None
         self._tasks = trio.CancelScope()
@@ -158,12 +162,16 @@ class Client:
         mode: Mode | str = Mode.LATEST,
         max_rate: float | None = None,
         snapshot: bool = True,
+        delta: bool = False,
+        depth: int | None = None,
     ) -> None:
         """Subscribe to topics such as `stock:005930`, also on later connections.
 
         `kinds` limits the kinds that the topics carry. `max_rate` is the most messages per second
-        of each topic and kind. Waits for the answer, through lost connections if necessary;
-        meanwhile more than `buffer_messages` may be buffered.
+        of each topic and kind. With `delta`, prices and order books come as changes; the client
+        applies them, checks their checksums, and delivers whole messages. `depth` is the number of
+        levels of each side of an order book. Waits for the answer, through lost connections if
+        necessary; meanwhile more than `buffer_messages` may be buffered.
         Raises ValueError for a request that no server would accept, SubscriptionRejectedError if
         some of the topics are rejected, RequestError, DecodeError, and the error that ends the
         client.
@@ -173,6 +181,8 @@ class Client:
             mode=Mode(mode),
             max_rate=max_rate,
             snapshot=snapshot,
+            delta=delta,
+            depth=depth,
         )
         wanted = dict.fromkeys(map(_topic, topics), options)
         rejected: list[Rejected] = []
@@ -224,8 +234,16 @@ class Client:
         topic = self._verifier.receive(message)
         match message:
             case Data():
-                message.assign_topic(topic)
-                self._deliver(message)
+                whole = self._verifier.whole
+                if whole is not None or topic is None:
+                    message = message if whole is None else whole
+                    message.assign_topic(topic)
+                    self._deliver(message)
+                else:
+                    self._resync(topic)
+            case messages.Resynced():
+                for target in message.targets:
+                    self._resyncing.discard(Topic(message.subscription_type, target))
             case Gap():
                 self._deliver(message)
             case Error(request_id=None) if not is_answer:
@@ -234,6 +252,12 @@ class Client:
                 self._return_policy.announce(message)
             case _:
                 pass
+
+    def _resync(self, topic: Topic) -> None:
+        """Ask for whole messages of a topic, whose deltas cannot be applied."""
+        if topic not in self._resyncing and self._conversing is not None:
+            self._resyncing.add(topic)
+            self._conversing.send_nowait(messages.Resync(topic.subscription_type, [topic.target]))
 
     def _deliver(self, event: Event) -> None:
         self._inbox.append(event)
@@ -291,7 +315,8 @@ class Client:
         ending = Ending(ABNORMAL, "left")
         # Cancelling only this scope, not all tasks, leaves time for the closing handshake.
         with trio.CancelScope() as self._conversation:
-            connection = Connection(socket, self)
+            connection = self._conversing = Connection(socket, self)
+            self._resyncing.clear()
             greeting = await self._receive_greeting(connection)
             if isinstance(greeting, Ending):
                 ending = greeting

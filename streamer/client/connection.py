@@ -188,6 +188,12 @@ class Connection:
                 problem = other.problem if isinstance(other, Unreadable) else f"it is {other.type}"
                 raise DecodeError(f"the answer to {message.type} cannot be read: {problem}")
 
+    def send_nowait(self, message: messages.ClientMessage) -> None:
+        """Send a request whose answer nobody waits for."""
+        message = attrs.evolve(message, request_id=next(self._ids))
+        self._owner.on_request(message)
+        self._outgoing.send_nowait(encode_request(message))
+
     def _take_answer(self, message: Message) -> bool:
         """Hand an answer to its request; False if no request waits for it."""
         if not isinstance(message, Answer):

@@ -25,7 +25,9 @@ from streamer.client.messages import (
     Gap,
     MarketStatus,
     Notification,
+    OrderbookDelta,
     OrderbookUpdate,
+    PriceDelta,
     PriceUpdate,
     Unknown,
     Unreadable,
@@ -48,6 +50,7 @@ Control = (
     messages.Connected
     | messages.Subscribed
     | messages.Unsubscribed
+    | messages.Resynced
     | messages.Pong
     | messages.Authenticated
     | messages.TokenExpiring
@@ -66,6 +69,7 @@ _CONTROL: Final[Mapping[str, type[Control]]] = {
         messages.Connected,
         messages.Subscribed,
         messages.Unsubscribed,
+        messages.Resynced,
         messages.Pong,
         messages.Authenticated,
         messages.TokenExpiring,
@@ -78,9 +82,18 @@ _CONTROL: Final[Mapping[str, type[Control]]] = {
     )
 }
 _DATA: Final[Mapping[str, type[Data]]] = {
-    model.type: model for model in (PriceUpdate, OrderbookUpdate, MarketStatus, Alert, Notification)
+    model.type: model
+    for model in (
+        PriceUpdate,
+        OrderbookUpdate,
+        MarketStatus,
+        Alert,
+        Notification,
+        PriceDelta,
+        OrderbookDelta,
+    )
 }
-_OWN: Final = {"topic", "extra", "text"}
+_OWN: Final = {"topic", "extra", "text", "changes"}
 """Attributes of the models that are not members of the JSON."""
 _MEMBERS: Final = {model: frozenset(attrs.fields_dict(model)) - _OWN for model in _DATA.values()}
 
@@ -158,10 +171,23 @@ def _message(decoded: Any, text: str) -> Message:
 
 
 def _data_message(model: type[Data], decoded: dict[str, Any], text: str) -> Data:
+    if model is PriceDelta or model is OrderbookDelta:
+        return _delta(model, decoded, text)
     members = {key: value for key, value in decoded.items() if value is not None}
     extra = {key: members.pop(key) for key in members.keys() - _MEMBERS[model]}
     extra.pop("type")
     return model(**members, extra=extra, text=text)
+
+
+_NAMING: Final = ("subscription_type", "target")
+
+
+def _delta(model: type[PriceDelta | OrderbookDelta], decoded: dict[str, Any], text: str) -> Data:
+    members = {name: decoded.pop(name) for name in _MEMBERS[model] & decoded.keys()}
+    known = {name: value for name, value in members.items() if value is not None}
+    changes = {name: value for name, value in decoded.items() if name != "type"}
+    extra: dict[str, Any] = {name: changes[name] for name in _NAMING if name in changes}
+    return model(**known, changes=changes, extra=extra, text=text)
 
 
 def _open_converter() -> cattrs.Converter:
@@ -189,7 +215,7 @@ def _control_message(model: type[Control], text: str) -> Control:
 def _check_topics(message: Control) -> None:
     """Raise ValueError if this version does not know one of the topics."""
     match message:
-        case messages.Subscribed() | messages.Unsubscribed():
+        case messages.Subscribed() | messages.Unsubscribed() | messages.Resynced():
             for target in message.targets:
                 Topic(message.subscription_type, target)
         case messages.Reconnected():

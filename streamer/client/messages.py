@@ -29,6 +29,8 @@ def _decimal(value: Any) -> Decimal:
 
 
 def _levels(value: Any) -> tuple[PriceLevel, ...]:
+    if isinstance(value, tuple):
+        return value  # the result of a delta
     if not isinstance(value, list) or not all(isinstance(level, dict) for level in value):
         raise TypeError("expected a list of objects")
     return tuple(
@@ -142,6 +144,39 @@ class OrderbookUpdate(Data):
     stock_code: str = attrs.field(validator=_STRING)
     bids: Sequence[PriceLevel] = attrs.field(converter=_levels)
     asks: Sequence[PriceLevel] = attrs.field(converter=_levels)
+
+    @property
+    def about(self) -> str:
+        """The stock code."""
+        return self.stock_code
+
+
+@attrs.frozen(kw_only=True)
+class PriceDelta(Data):
+    """The members of a price that changed. A client delivers the whole price instead."""
+
+    type: ClassVar[str] = messages.PriceDelta.type
+    stock_code: str = attrs.field(validator=_STRING)
+    changes: Mapping[str, Any] = attrs.field(factory=dict)
+    """The members that changed; None: one that became null."""
+
+    @property
+    def about(self) -> str:
+        """The stock code."""
+        return self.stock_code
+
+
+@attrs.frozen(kw_only=True)
+class OrderbookDelta(Data):
+    """The levels of a book that changed. A client delivers the whole book instead."""
+
+    type: ClassVar[str] = messages.OrderbookDelta.type
+    stock_code: str = attrs.field(validator=_STRING)
+    bids: Sequence[PriceLevel] = attrs.field(converter=_levels)
+    asks: Sequence[PriceLevel] = attrs.field(converter=_levels)
+    checksum: int = attrs.field(validator=_WHOLE)
+    changes: Mapping[str, Any] = attrs.field(factory=dict)
+    """The further members that changed; None: one that became null."""
 
     @property
     def about(self) -> str:

@@ -29,6 +29,10 @@ class Options:
     max_rate: float | None = None
     """Messages per second."""
     snapshot: bool = True
+    delta: bool = False
+    """Whether prices and order books come as changes."""
+    depth: int | None = None
+    """Levels of each side of an order book; None: all."""
 
 
 def subscribe_requests(
@@ -57,6 +61,8 @@ def subscribe_requests(
                 mode=options.mode,
                 max_rate=options.max_rate,
                 snapshot=options.snapshot,
+                delta=options.delta,
+                depth=options.depth,
                 since=since or None,
             )
 

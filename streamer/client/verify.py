@@ -15,6 +15,8 @@ The rules, for each topic:
 - After a `gap` the stream continues from the gap's position, in an epoch that may be new. Only a
   gap leads into another epoch or over a hole.
 - A `snapshot` is not ahead of the stream, and does not move it.
+- A delta changes the last message of its kind, and an order book's checksum is right then. After a
+  wrong one, deltas of the topic are not verified until a whole message of the kind has come.
 - A message that the client cannot read, but whose position it can, is skipped: the stream continues
   as if it had been received.
 """
@@ -27,6 +29,7 @@ from typing import Final
 
 from streamer.client.account import Account, Fault, Violation
 from streamer.client.decode import Message
+from streamer.client.deltas import Deltas, WrongChecksumError
 from streamer.client.messages import Data, Unreadable
 from streamer.protocol import messages
 from streamer.protocol.messages import GapReason, Position
@@ -34,7 +37,8 @@ from streamer.protocol.topics import KINDS, Kind, SubscriptionType, Topic, is_ta
 
 _CARRIERS: Final[Mapping[str, frozenset[SubscriptionType]]] = {
     model.type: frozenset(type_ for type_, kinds in KINDS.items() if kind in kinds)
-    for kind, model in messages.DATA_MESSAGES.items()
+    for models in (messages.DATA_MESSAGES, messages.DELTA_MESSAGES)
+    for kind, model in models.items()
 }
 """The types of topics that carry each type of message."""
 
@@ -45,6 +49,12 @@ _NAMED_BY_MESSAGE: Final[Mapping[str, SubscriptionType]] = {
     if carrier.names_itself
 }
 """The type of topic that a type of message names."""
+
+_DELTA_TYPES: Final = {
+    messages.DATA_MESSAGES[kind].type: model.type for kind, model in messages.DELTA_MESSAGES.items()
+}
+_WHOLE_TYPES: Final = frozenset({*_DELTA_TYPES, *_DELTA_TYPES.values()})
+"""The types of prices and order books, whole or not."""
 
 VIOLATIONS_KEPT: Final = 100
 """Violations that are kept in full; further ones are only counted."""
@@ -103,6 +113,11 @@ class Verifier:
         self._shared: dict[Topic, None] = {}
         """The live topics whose messages do not name them."""
         self._requests: dict[messages.RequestId | None, messages.ClientMessage] = {}
+        self._deltas = Deltas()
+        self._unknown: set[tuple[Topic, str]] = set()
+        """The types of deltas of a topic whose base was lost by a fault that is reported."""
+        self.whole: Data | None = None
+        """The last data message as a whole; None if that cannot be made of a delta."""
         self._received = 0
         self._snapshots = 0
         self._merged = 0
@@ -142,6 +157,8 @@ class Verifier:
         """Note the end of the connection; the positions are kept."""
         self._requests.clear()
         self._shared.clear()
+        self._deltas.clear()
+        self._unknown.clear()
         for stream in self._streams.values():
             stream.live = False
 
@@ -151,7 +168,9 @@ class Verifier:
             case Data():
                 self._received += 1
                 self._snapshots += message.snapshot
-                return self._receive_streamed(message)
+                topic = self._receive_streamed(message)
+                self.whole = None if topic is None else self._apply(topic, message)
+                return topic
             case messages.Gap():
                 return self._receive_gap(message)
             case messages.Subscribed():
@@ -163,6 +182,7 @@ class Verifier:
             case (
                 messages.Error()
                 | messages.Pong()
+                | messages.Resynced()
                 | messages.Authenticated()
                 | messages.TokenRefreshed()
             ):
@@ -204,6 +224,7 @@ class Verifier:
             topic = Topic(message.subscription_type, target)
             self._streams.pop(topic, None)
             self._shared.pop(topic, None)
+            self._deltas.forget(topic)
 
     def _begin(
         self, topic: Topic, since: Position | None, announced: Position | None, *, partial: bool
@@ -234,6 +255,7 @@ class Verifier:
     def _receive_gap(self, message: messages.Gap) -> Topic:
         topic = Topic(message.subscription_type, message.target)
         self._gaps[message.reason] += 1
+        self._deltas.forget(topic)
         stream = self._streams.get(topic)
         if stream is None or not stream.live:
             self._violate(Fault.UNSOLICITED, topic, f"a gap ({message.reason})")
@@ -251,9 +273,28 @@ class Verifier:
         if message.type is None:
             self._violate(Fault.NO_MESSAGE, None, message.problem)
         elif message.sequence is not None and message.type in _CARRIERS:
-            self._receive_streamed(message)
+            topic = self._receive_streamed(message)
+            if topic is not None and message.type in _WHOLE_TYPES:
+                self._deltas.forget(topic)  # a later delta may change what could not be read
+                self._unknown.update((topic, of) for of in _WHOLE_TYPES)
         elif message.request_id is not None:
             self._requests.pop(message.request_id, None)
+
+    def _apply(self, topic: Topic, message: Data) -> Data | None:
+        """Return the message as a whole; None if its base is not known."""
+        try:
+            whole = self._deltas.whole(topic, message)
+        except WrongChecksumError:
+            self._unknown.add((topic, message.type))
+            self._violate(Fault.CHECKSUM, topic, f"after {message.type} {message.sequence}")
+            return None
+        delta_type = _DELTA_TYPES.get(message.type, message.type)
+        if whole is not None:
+            self._unknown.discard((topic, delta_type))
+        elif (topic, delta_type) not in self._unknown:
+            self._unknown.add((topic, delta_type))
+            self._violate(Fault.BASE, topic, f"{message.type} {message.sequence}")
+        return whole
 
     def _receive_streamed(self, message: Data | Unreadable) -> Topic | None:
         topic = self._find_topic(message)

@@ -104,6 +104,18 @@ async def test_a_message_is_one_line_whatever_its_white_space(
     assert [json.loads(line)["a"] for line in lines] == ["\u2028"] * 5
 
 
+async def test_with_delta_lines_are_what_changed(server: Server, nursery: trio.Nursery) -> None:
+    """Deltas are written as they were received, and verified with their checksums."""
+    nursery.start_soon(publish_without_end, server)
+    options = ("--delta", "--depth", "5", "--count", "20", "--verify")
+    ran = await run(arguments(server, "stock:005930", *options))
+    assert ran.returncode == ExitCode.OK, ran.stderr
+    types = [json.loads(line)["type"] for line in ran.stdout.splitlines()]
+    assert {"price_update", "orderbook_update"} <= set(types)
+    assert "price_delta" in types
+    assert ran.stderr.decode().splitlines()[-1] == "violations 0"
+
+
 @pytest.mark.parametrize("mode", ["all", "latest"])
 async def test_the_mode_is_written_as_in_the_protocol(
     mode: str, server: Server, nursery: trio.Nursery
