@@ -10,6 +10,7 @@
     ├── authenticator     fetches the keys of tokens, and reads changed key files again
     ├── control           carries out what operators ask of this process, or of all
     ├── HTTP listener     statistics, connections and health, and the operator's API
+    ├── token expiry      notifies clients whose tokens end, and closes those that do nothing
     ├── loop lag          measures how long the event loop is held up
     ├── loop budget       defers work that would make a turn too long
     └── connections       outlives the listeners while draining
@@ -60,6 +61,7 @@ from streamer.edge.requests import Services
 from streamer.edge.served import ConnectionInfo, Transport
 from streamer.edge.sessions import RestorableSessions
 from streamer.edge.tls import ServerTls
+from streamer.edge.token_expiry import TokenExpiry
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
@@ -187,6 +189,10 @@ class Server:
         self._compression = self._new_compression() if settings.compression else None
         self._revocations = Revocations()
         self._authenticator = Authenticator(settings, revocations=self._revocations)
+        self._expiry = TokenExpiry(
+            grace_seconds=settings.auth_grace_seconds,
+            timeout_seconds=settings.auth_timeout_seconds,
+        )
         services = Services(
             self.hub,
             settings,
@@ -198,6 +204,7 @@ class Server:
             self._authenticator,
             Permissions(settings),
             self._compression,
+            self._expiry,
         )
         self._acceptor = Acceptor(services, self._heartbeat)
         self._control = self._make_control()
@@ -307,6 +314,7 @@ class Server:
             root.start_soon(self._sessions.run)
             await root.start(self._authenticator.run)
             await root.start(self._control.run)
+            root.start_soon(self._expiry.run)
             report = Report(
                 at_once(self._statistics_json),
                 self._connections_json,

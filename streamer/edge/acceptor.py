@@ -17,6 +17,9 @@ from typing import Final
 import structlog
 import trio
 
+from streamer.auth.errors import TokenError
+from streamer.auth.identity import Identity
+from streamer.edge.access import identify, prepare_own_topic
 from streamer.edge.addresses import counted_address, normal_address
 from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals
 from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
@@ -35,8 +38,16 @@ from streamer.edge.session import Session
 from streamer.edge.session_ids import new_session_id, short_hash
 from streamer.edge.websocket import close_lingering
 from streamer.origins import OriginRules
-from streamer.protocol.errors import ABUSE, SHUTTING_DOWN, CloseReason
-from streamer.protocol.messages import ServerShutdown
+from streamer.protocol.errors import (
+    ABUSE,
+    INVALID_TOKEN,
+    SHUTTING_DOWN,
+    TOKEN_EXPIRED,
+    UNAUTHENTICATED,
+    CloseReason,
+    ErrorCode,
+)
+from streamer.protocol.messages import Error, ServerShutdown
 
 UNSENT_BYTES: Final = 64 * 1024
 """Bytes that the kernel may hold unsent for one client (TCP_NOTSENT_LOWAT). Its default limit, the
@@ -237,7 +248,7 @@ class Acceptor:
         if cause is None:
             return request
         self.refusals.add(cause, address, request.origin)
-        await self._refuse(stream, request, cause)
+        await self._refuse(stream, request, CLOSE_REASONS[cause])
         return None
 
     async def _accept_http(
@@ -346,13 +357,14 @@ class Acceptor:
             await self._admission.wait_left()
         return cause
 
-    async def _refuse(self, stream: ClientStream, request: Request, cause: Cause) -> None:
+    async def _refuse(
+        self, stream: ClientStream, request: Request, reason: CloseReason, farewell: bytes = b""
+    ) -> None:
         # The handshake is accepted first: a browser shows a page the close code, but not the
         # status of an HTTP answer.
-        reason = CLOSE_REASONS[cause]
         with trio.move_on_after(self._settings.close_timeout_seconds):
             await stream.send_all(
-                request.accept() + self._services.wire.close(reason.code, reason.reason)
+                request.accept() + farewell + self._services.wire.close(reason.code, reason.reason)
             )
             await close_lingering(stream)
 
@@ -374,51 +386,78 @@ class Acceptor:
         if isinstance(request, ReadRequest):
             await self._read(stream, request, counted_address(address))
             return
-        session: Served
-        if isinstance(request, StreamRequest):
-            opening = self._http.answers.event_stream(request.http)
-            session = HttpStream(
-                new_session_id(),
-                stream,
-                self._services,
-                request,
-                self._http.answers,
-                client_socket=_socket(stream),
-                descriptor=descriptor,
-                remote_address=address,
-                start_task=start_task,
-            )
-        else:
-            agreement = self._services.agree(request.extensions)
-            opening = request.accept(agreement)
-            session = Session(
-                new_session_id(),
-                stream,
-                self._services,
-                request,
-                agreement,
-                descriptor=descriptor,
-                remote_address=address,
-                start_task=start_task,
-            )
-        self._admission.serve(counted_address(address), session)
+        session: Served | None = None
+        reason: CloseReason | None
+        try:
+            identity: Identity | None
+            if isinstance(request, StreamRequest):
+                identity = request.identity
+                opening = self._http.answers.event_stream(request.http)
+                session = HttpStream(
+                    new_session_id(),
+                    stream,
+                    self._services,
+                    request,
+                    self._http.answers,
+                    client_socket=_socket(stream),
+                    descriptor=descriptor,
+                    remote_address=address,
+                    start_task=start_task,
+                )
+            else:
+                identity = await identify(self._services, request.token)
+                agreement = self._services.agree(request.extensions)
+                opening = request.accept(agreement)
+                session = Session(
+                    new_session_id(),
+                    stream,
+                    self._services,
+                    request,
+                    agreement,
+                    descriptor=descriptor,
+                    remote_address=address,
+                    start_task=start_task,
+                    admit_user=self.admit_user,
+                    identity=identity,
+                )
+            self._admission.serve(counted_address(address), session)
+            if identity is not None:
+                restored_id = None
+                if isinstance(request, Request):
+                    restored_id = request.query.get("session_id")
+                no_place = await self.admit_user(identity.user_id, session, restored_id)
+                if no_place is not None:
+                    session.end(no_place)
+                elif isinstance(request, Request):
+                    await prepare_own_topic(self._services, identity)
+            reason = await self._run(session, opening)
+            if reason is ABUSE:
+                self.refusals.add(Cause.ABUSE, address)
+        except TokenError as error:
+            assert isinstance(request, Request)  # the token of any other was verified before
+            self.refusals.add(Cause.TOKEN, address, error.message)
+            farewell = self._services.wire.answer(Error(error.code, error.message))
+            await self._refuse(stream, request, _close_reason(error), farewell)
+        finally:
+            self._admission.leave(counted_address(address), session)
+
+    async def _run(self, session: Served, opening: bytes) -> CloseReason | None:
         self.sessions[session.session_id] = session
         self.connections_total += 1
         self._heartbeat.add(session)
         if self._is_stopping:
             self._dismiss(session)
         try:
-            if isinstance(request, StreamRequest) and request.identity is not None:
-                no_place = await self.admit_user(request.identity.user_id, session)
-                if no_place is not None:
-                    session.end(no_place)
-            reason = await session.run(opening)
-            if reason is ABUSE:
-                self.refusals.add(Cause.ABUSE, address)
+            return await session.run(opening)
         finally:
             self._heartbeat.remove(session)
             del self.sessions[session.session_id]
-            self._admission.leave(counted_address(address), session)
+
+
+def _close_reason(error: TokenError) -> CloseReason:
+    if error.code is ErrorCode.TOKEN_EXPIRED:
+        return TOKEN_EXPIRED
+    return INVALID_TOKEN if error.is_final else UNAUTHENTICATED
 
 
 def _client_descriptors() -> float:

@@ -36,6 +36,8 @@ class Cause(enum.StrEnum):
     """No valid header of the PROXY protocol came, or not from a trusted proxy."""
     ABUSE = "abuse"
     """The client kept sending over the rate limit."""
+    TOKEN = "token"
+    """The token of its handshake is not valid, or has expired."""
     DESCRIPTORS = "descriptors"
     """The process has no file descriptor left for it."""
 

@@ -103,8 +103,8 @@ class HttpStream:
             max_replay_bytes=settings.max_replay_bytes,
         )
         self._writer = BlockedWriter(stream, services.hub.fanout, self.outbox)
-        self._requests = Requests(self.outbox, services)
-        self._requests.identity = request.identity
+        self._requests = Requests(None, self.outbox, services)
+        self._requests.access.identity = request.identity
         if request.identity is not None:
             self.outbox.user_id = request.identity.user_id
         self._opening = b""
@@ -326,6 +326,7 @@ class HttpStream:
         return ConnectionInfo(
             session=short_hash(self.session_id),
             transport=self.transport,
+            user_id=self.outbox.user_id,
             remote_address=self.remote_address,
             user_agent=self._request.http.user_agent,
             connected_at=self.connected_at,

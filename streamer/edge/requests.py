@@ -8,12 +8,13 @@ from typing import Final, assert_never
 import attrs
 
 from streamer.auth.authenticator import Authenticator
-from streamer.auth.identity import Identity
 from streamer.auth.permissions import Permissions
 from streamer.config import Settings
+from streamer.edge.access import Access, IdentifiedSession
 from streamer.edge.extensions import Agreement, Offer, agree
 from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.sessions import RestorableSessions
+from streamer.edge.token_expiry import TokenExpiry
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.recovery import RecoveryPlan, Want, subscribe
@@ -54,6 +55,7 @@ class Services:
     permissions: Permissions
     compression: Compression | None
     """Makes the formats of clients that offer to inflate; None: nothing is compressed."""
+    expiry: TokenExpiry
 
     def agree(self, offers: Sequence[Offer]) -> Agreement | None:
         """Return what a client that offers extensions and the server agree to, if anything."""
@@ -79,13 +81,14 @@ Answer = Callable[[RecoveryPlan], bytes]
 class Requests:
     """The requests of one client, one after another."""
 
-    __slots__ = ("_outbox", "_services", "identity")
+    __slots__ = ("_outbox", "_services", "access")
 
-    def __init__(self, outbox: Outbox, services: Services) -> None:
+    def __init__(
+        self, session: IdentifiedSession | None, outbox: Outbox, services: Services
+    ) -> None:
         self._outbox = outbox
         self._services = services
-        self.identity: Identity | None = None
-        """The user of the connection; None for an anonymous client."""
+        self.access = Access(session, outbox, services)
 
     async def carry_out(self, message: messages.ClientMessage) -> None:
         """Carry out a message and answer it. Raises ProtocolError if that is impossible."""
@@ -99,12 +102,10 @@ class Requests:
                 self._resync(message)
             case messages.Ping():
                 self._send(messages.Pong(message.request_id))
-            case messages.Authenticate() | messages.RefreshToken():
-                raise ProtocolError(
-                    ErrorCode.INVALID_TOKEN,
-                    "this server does not ask for tokens",
-                    request_id=message.request_id,
-                )
+            case messages.Authenticate():
+                await self.access.authenticate(message)
+            case messages.RefreshToken():
+                await self.access.refresh(message)
             case messages.Reconnect():
                 await self.restore(message.session_id, message.positions, message.request_id)
             case _:  # pragma: no cover
@@ -117,15 +118,12 @@ class Requests:
     def _subscriptions(self) -> Iterable[Subscription]:
         return self._outbox.subscriptions.values()
 
-    def _may_have(self, topic: Topic) -> bool:
-        return self._services.permissions.decide(self.identity, topic).is_allowed
-
     # Subscribe and unsubscribe
 
     def subscribe(self, message: messages.Subscribe) -> Awaitable[None] | None:
         """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
-        topics = list(filter(self._may_have, named))
+        topics = list(filter(self.access.may_have, named))
         rejected += [forbidden_target(topic) for topic in named if topic not in topics]
         since = message.since or {}
         interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
@@ -165,7 +163,9 @@ class Requests:
         return self.enter(room, answer, forbidden)
 
     def _unsubscribe(self, message: messages.Unsubscribe) -> None:
-        topics, rejected = self._topics(message)
+        named, rejected = self._topics(message)
+        topics = [topic for topic in named if not self.access.is_own(topic)]
+        rejected += [_kept(topic) for topic in named if topic not in topics]
         self._services.hub.unsubscribe(self._outbox, topics)
         self._services.sessions.changed(self._outbox.name)
         self._send(
@@ -227,8 +227,9 @@ class Requests:
 
     def _room_for(self, wants: Sequence[Want]) -> list[Want]:
         """Return the wants that fit the connection's limit, in order; held topics always do."""
+        is_own = self.access.is_own
         held = {subscription.lane.stream.topic for subscription in self._subscriptions}
-        room = self._services.settings.max_subscriptions - len(held)
+        room = self._services.settings.max_subscriptions - sum(not is_own(topic) for topic in held)
         admitted = []
         for want in wants:
             new = want.topic not in held
@@ -265,6 +266,8 @@ class Requests:
                 "this session is not known, or no more; subscribe anew",
                 request_id=request_id,
             )
+        topics = {Topic.parse(held.topic): held for held in record.subscriptions}
+        rejected = [topic for topic in topics if not self.access.may_have(topic)]
         wants = [
             Want(
                 SubscriptionRequest(
@@ -277,9 +280,10 @@ class Requests:
                 ),
                 positions.get(held.topic, held.confirmed),
             )
-            for held in record.subscriptions
-            if self._may_have(topic := Topic.parse(held.topic))
+            for topic, held in topics.items()
+            if topic not in rejected
         ]
+        room = self._room_for(wants)
 
         forbidden: list[Topic] = []
 
@@ -287,18 +291,26 @@ class Requests:
             restored: dict[SubscriptionType, list[str]] = {}
             for topic in plan.positions:
                 restored.setdefault(topic.subscription_type, []).append(topic.target)
+            refused: dict[SubscriptionType, list[RejectedTarget]] = {}
+            for topic in rejected + forbidden:
+                refused.setdefault(topic.subscription_type, []).append(forbidden_target(topic))
+            for want in wants:
+                if want not in room:
+                    refusal = self._no_room(want.topic)
+                    refused.setdefault(want.topic.subscription_type, []).append(refusal)
             return self._outbox.wire.answer(
                 Reconnected(
                     session_id=self._outbox.name,
                     restored_subscriptions=restored,
                     missed_messages_count=plan.missed_messages,
-                    recovered=plan.recovered and not forbidden,
+                    recovered=plan.recovered and not refused,
                     positions={str(topic): at for topic, at in plan.positions.items()},
+                    rejected=refused or None,
                     request_id=request_id,
                 )
             )
 
-        if (rest := self.enter(self._room_for(wants), answer, forbidden)) is not None:
+        if (rest := self.enter(room, answer, forbidden)) is not None:
             await rest
 
     async def _load(self, session_id: str) -> SessionRecord | None:
@@ -338,8 +350,10 @@ class Requests:
         since: dict[Topic, Position] = {}
         for want in wants:
             stream = hub.stream(want.topic)
-            # A topic that is held already continues unchanged: it has missed nothing.
-            if want.since is not None and stream not in self._outbox.subscriptions:
+            # A topic that is held already continues unchanged: it has missed nothing. Only the
+            # user's own was begun without the position that the client has.
+            is_new = stream not in self._outbox.subscriptions or self.access.is_own(want.topic)
+            if want.since is not None and is_new:
                 since[want.topic] = want.since
         return [want.topic for want in wants], since
 
@@ -361,6 +375,9 @@ class Requests:
             if want.topic not in forbidden
         ]
         hub, outbox = self._services.hub, self._outbox
+        resumed = [want.topic for want in admitted if want.since is not None]
+        if resumed := list(filter(self.access.is_own, resumed)):
+            hub.unsubscribe(outbox, resumed)  # and it begins again at the position that is named
         plan = subscribe(
             hub, outbox, admitted, max_replay_bytes=self._services.settings.max_replay_bytes
         )
@@ -375,6 +392,14 @@ class Requests:
 def forbidden_target(topic: Topic) -> RejectedTarget:
     """Return the entry of `rejected` for a topic that may not be had."""
     return RejectedTarget(topic.target, ErrorCode.FORBIDDEN, ERROR_MEANINGS[ErrorCode.FORBIDDEN])
+
+
+def _kept(topic: Topic) -> RejectedTarget:
+    return RejectedTarget(
+        topic.target,
+        ErrorCode.FORBIDDEN,
+        "every connection of a user holds the user's own topic",
+    )
 
 
 def continued(want: Want, recovery: Recovery | None) -> Want:

@@ -28,6 +28,8 @@ class ConnectionInfo:
     session: str
     """A short hash of the session's id, which cannot be used to restore it; logs show the same."""
     transport: Transport
+    user_id: str | None
+    """The user that the client has proved to be; null for an anonymous client."""
     remote_address: str
     user_agent: str | None
     connected_at: str

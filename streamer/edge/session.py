@@ -18,7 +18,7 @@ from streamer.edge.frame_reader import MessageTooLargeError
 from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
 from streamer.edge.requests import Requests, Services
-from streamer.edge.served import ConnectionInfo, Transport
+from streamer.edge.served import ConnectionInfo, Served, Transport
 from streamer.edge.session_ids import short_hash
 from streamer.edge.websocket import (
     ConnectionEndedError,
@@ -46,6 +46,13 @@ read."""
 
 _ENTRY_BYTES: Final = 64
 """Memory that each waiting message takes besides its text: a tuple and its place in the queue."""
+
+_WAITING_REQUESTS: Final = (messages.Reconnect, messages.Authenticate, messages.RefreshToken)
+"""Requests that usually have to wait: for records in Redis, for keys, for a token endpoint."""
+
+AdmitUser = Callable[[str, Served, str | None], Awaitable[CloseReason | None]]
+"""Takes a place of a user for a session, perhaps that of another session of the user, which has the
+id; returns why there is none."""
 
 log = structlog.get_logger()
 
@@ -89,6 +96,7 @@ class Session:
     """
 
     __slots__ = (
+        "_admit_user",
         "_connected_at",
         "_connected_seconds",
         "_ending",
@@ -96,8 +104,10 @@ class Session:
         "_is_broken",
         "_is_closing",
         "_is_held_up",
+        "_is_open",
         "_limiter",
         "_messages_received",
+        "_opening_identity",
         "_pinged_delivered",
         "_pinged_seconds",
         "_pings",
@@ -127,6 +137,8 @@ class Session:
         descriptor: int,
         remote_address: str,
         start_task: Callable[..., None],
+        admit_user: AdmitUser,
+        identity: Identity | None = None,
     ) -> None:
         """Take over a connection whose handshake is read and not yet answered.
 
@@ -173,7 +185,9 @@ class Session:
             limiter=self._limiter,
             loop_budget=services.loop_budget,
         )
-        self._requests = Requests(self.outbox, services)
+        self._admit_user = admit_user
+        self._opening_identity = identity
+        self._requests = Requests(self, self.outbox, services)
         self._work: _Work | None = None
         self._pings = 0
         self._pongs = 0
@@ -186,6 +200,8 @@ class Session:
         self._is_broken = False
         self._is_closing = False
         """Whether a close frame has been sent or received: none may follow it."""
+        self._is_open = False
+        """Whether the answer to the handshake has been sent: nothing may precede it."""
         self._is_held_up = False
         """Whether the socket is not read, since much has arrived after a waiting request."""
 
@@ -197,6 +213,8 @@ class Session:
         """
         self._hub.add(self.outbox)
         try:
+            self._requests.access.begin(self._opening_identity)
+            self._is_open = True
             self.outbox.send_control(opening + self._greeting())
             if self._ending is None:
                 with self._scope:
@@ -212,6 +230,7 @@ class Session:
             with trio.CancelScope(shield=True):
                 await self._stop_work()
             self._keep_record()
+            self._requests.access.end()
             self._hub.remove(self.outbox)
 
     def _keep_record(self) -> None:
@@ -286,7 +305,7 @@ class Session:
         except ProtocolError as error:
             self._send_error(error)
         else:
-            if isinstance(request, messages.Reconnect):
+            if isinstance(request, _WAITING_REQUESTS):
                 self._start_work(self._requests.carry_out(request))
                 return
             if isinstance(request, messages.Subscribe):
@@ -388,7 +407,7 @@ class Session:
     @property
     def identity(self) -> Identity | None:
         """The identity in the client's token; None for an anonymous client."""
-        return self._requests.identity
+        return self._requests.access.identity
 
     @property
     def messages_received(self) -> int:
@@ -443,7 +462,7 @@ class Session:
 
     def ping(self) -> None:
         """Ask the client for a sign of life, ahead of any waiting data."""
-        if not self._is_closing:
+        if self._is_open and not self._is_closing:
             self._pings += 1
             self._pinged_seconds = trio.current_time()
             self._pinged_delivered = self.outbox.account[1]
@@ -490,8 +509,28 @@ class Session:
                 "rate_limit": settings.rate_limit,
                 "rate_limit_burst": settings.rate_limit_burst,
             },
+            user_id=self.user_id,
+            expires_in=self._requests.access.expires_in,
+            positions=self._requests.access.positions or None,
         )
         return self.outbox.wire.answer(connected)
+
+    @property
+    def user_id(self) -> str | None:
+        """The user that the client has proved to be; None for an anonymous client."""
+        return self.outbox.user_id
+
+    async def admit_user(self, user_id: str) -> bool:
+        """Take one of the places of a user; close the connection if there is none."""
+        reason = await self._admit_user(user_id, self, self._restore_id)
+        if reason is not None:
+            self.end(reason)
+        return reason is None
+
+    def send_event(self, message: messages.ServerMessage) -> None:
+        """Send a message of the server, ahead of any waiting data."""
+        if not self._is_closing:
+            self._send(message)
 
     def _send(self, message: messages.ServerMessage) -> None:
         self.outbox.send_control(self.outbox.wire.answer(message))
@@ -519,6 +558,7 @@ class Session:
         return ConnectionInfo(
             session=short_hash(self.session_id),
             transport=self.transport,
+            user_id=self.user_id,
             remote_address=self._remote_address,
             user_agent=self._user_agent,
             connected_at=self._connected_at,
