@@ -16,10 +16,19 @@ from docs import typescript, vectors
 from streamer.admin.openapi import open_api
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
+from streamer.edge.http_query import MAX_HISTORY_MESSAGES, MAX_STREAM_TOPICS
+from streamer.edge.http_reads import MAX_BODY_BYTES
 from streamer.protocol import messages, publications, schema
-from streamer.protocol.endpoint import VERSION, WEBSOCKET_PATH
+from streamer.protocol.endpoint import (
+    HISTORY_PATH,
+    SNAPSHOT_PATH,
+    STREAM_PATH,
+    VERSION,
+    WEBSOCKET_PATH,
+)
 from streamer.protocol.errors import CLOSE_REASONS, ERROR_MEANINGS, ErrorCode
 from streamer.protocol.topics import KINDS, TARGET_RULE, Topic
+from streamer.wire.cursor import MAX_CURSOR_BYTES
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS / "reference"
@@ -90,6 +99,13 @@ def _tables() -> dict[str, str]:
     return {
         "version": str(VERSION),
         "path": WEBSOCKET_PATH,
+        "stream_path": STREAM_PATH,
+        "snapshot_path": SNAPSHOT_PATH,
+        "history_path": HISTORY_PATH,
+        "max_stream_topics": str(MAX_STREAM_TOPICS),
+        "max_cursor_bytes": str(MAX_CURSOR_BYTES),
+        "max_history_messages": str(MAX_HISTORY_MESSAGES),
+        "max_body_bytes": str(MAX_BODY_BYTES),
         "max_depth": str(publications.MAX_DEPTH),
         "max_number_characters": str(publications.MAX_NUMBER_CHARACTERS),
         "max_exponent": str(publications.MAX_EXPONENT),

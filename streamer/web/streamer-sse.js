@@ -105,9 +105,9 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
       for (const line of lines) {
         if (line.startsWith("data: ")) data.push(line.slice(6));
         else if (line.startsWith("id: ")) id = line.slice(4);
-        else if (line === "" && data.length > 0) {
-          take(data.join("\n"));
-          if (id) cursor.id = id;
+        else if (line === "") {
+          if (data.length > 0) take(data.join("\n"));
+          if (id) cursor.id = id; // a stream begins with an id that has no event
           data = [];
         }
       }

@@ -222,7 +222,7 @@ async def test_kinds_and_rates_are_those_of_subscribe(mock_clock: MockClock) -> 
 
 
 async def test_deltas_are_those_of_subscribe_and_a_resumed_stream_begins_whole() -> None:
-    """What changes of a book; who resumes has a base again before the next change."""
+    """Only the changes of a book come; who resumes has a base before the next change."""
     books = [
         b'{"type":"orderbook_update","stock_code":"A","bids":[%b],"asks":[],'
         b'"timestamp":"2026-01-02T03:04:05.678Z"}'
