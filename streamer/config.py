@@ -124,6 +124,12 @@ class Settings:
         "NAME:KEY; read again when it changes; without it there is no API.",
         converter=path_if_text,
     )
+    api_timeout_seconds: float = setting(
+        1.0,
+        SECONDS,
+        "How long the other servers and workers may take to answer an operator's request; those "
+        "that take longer are reported as silent.",
+    )
     tls_certificate: Path | None = setting(
         None,
         PATH,

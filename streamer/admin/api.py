@@ -43,6 +43,9 @@ _FAILURE_SECONDS: Final = 1.0
 _MAX_FAILURES: Final = 64
 """Wrong keys that may wait at a time; the others are answered at once, with 429."""
 
+_SUBJECTS: Final = ("user", "session", "topic", "jti")
+"""The fields of requests that the log shows."""
+
 log = structlog.get_logger()
 
 CarryOut = Callable[[Any, Mapping[str, str]], Awaitable[Any]]
@@ -135,12 +138,15 @@ class _Endpoints:
                 headers={"Cache-Control": "no-store"},
                 media_type="application/json",
             )
+        # Who did what: neither tokens nor messages are in it.
+        entry: dict[str, Any] = {"key": operator, "request": name, "status": 200}
         try:
-            answer = await self._carry_out(name, body)
+            answer = await self._carry_out(name, body, entry)
         except ApiError as error:
-            log.info("operator", key=operator, request=name, status=error.status)
+            entry["status"] = error.status
             raise
-        log.info("operator", key=operator, request=name, status=200)
+        finally:
+            log.info("operator", **entry)
         return json_response(answer)
 
     async def _check_key(self, request: Request) -> tuple[str, str]:
@@ -183,12 +189,17 @@ class _Endpoints:
             return bytes(body)
         raise ApiError(408, f"the body did not arrive within {_BODY_SECONDS:g} s")
 
-    async def _carry_out(self, name: str, body: bytes) -> Any:
+    async def _carry_out(self, name: str, body: bytes, entry: dict[str, Any]) -> Any:
         try:
             decoded = orjson.loads(body or b"{}")
         except ValueError as error:
             raise ApiError(400, f"the body is not JSON: {error}") from None
         request = structure(REQUESTS[name][0], decoded)
+        entry |= {
+            subject: value
+            for subject in _SUBJECTS
+            if (value := getattr(request, subject, None)) is not None
+        }
         assert self._api.carry_out is not None  # one of the two is given
         members = dict(split_members(body.decode())) if body else {}
         return CONVERTER.unstructure(await self._api.carry_out(request, members))

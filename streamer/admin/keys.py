@@ -49,7 +49,7 @@ class ApiKeys:
         try:
             self._read()
         except (OSError, ValueError) as error:
-            raise SettingError(_SETTING, f"cannot be used: {_reason(error)}") from None
+            raise SettingError(_SETTING, f"{path} cannot be used: {_reason(error)}") from None
 
     def name_of(self, key: str) -> str | None:
         """Return the name of a key, None if it is none of the file's. In constant time."""

@@ -22,10 +22,6 @@ from streamer.bounded_log import BoundedLog
 from streamer.broker.errors import RedisConnectionError
 from streamer.control.messages import Answer, Ask, decode, encode
 
-ANSWER_SECONDS: Final = 1.0
-"""How long the answers of other processes are waited for: longer than any takes that is well, and
-short for an operator."""
-
 _MAX_REQUESTS: Final = 32
 """Requests of others that are carried out at a time; further ones are dropped, and not answered."""
 
@@ -96,10 +92,21 @@ class _Question:
 class ControlChannel:
     """One process's end of the control channel: a `ControlHandler`."""
 
-    def __init__(self, process_id: str, act: Act, *, on_connected: Callable[[], None]) -> None:
-        """`on_connected` is called when requests of others may have been missed before."""
+    def __init__(
+        self,
+        process_id: str,
+        act: Act,
+        *,
+        answer_seconds: float,
+        on_connected: Callable[[], None],
+    ) -> None:
+        """`answer_seconds` is how long others may take to answer.
+
+        `on_connected` is called when requests of others may have been missed before.
+        """
         self.process_id = process_id
         self._act = act
+        self._answer_seconds = answer_seconds
         self._on_connected = on_connected
         self._bus: ControlBus | None = None
         self._nursery: trio.Nursery | None = None
@@ -123,7 +130,7 @@ class ControlChannel:
     # Asking
 
     async def ask(self, action: str, arguments: Mapping[str, Any]) -> Answers:
-        """Carry out an action here and everywhere; wait a second at most for the others.
+        """Carry out an action here and everywhere; wait for the others, but not long.
 
         A process that fails counts as one that does not answer.
         """
@@ -150,7 +157,7 @@ class ControlChannel:
         self, bus: ControlBus, request: Ask, question: _Question, outcome: list[str | None]
     ) -> None:
         problem: str | None = None
-        with trio.move_on_after(ANSWER_SECONDS):
+        with trio.move_on_after(self._answer_seconds):
             try:
                 question.receivers = await bus.ask(encode(request))
             except RedisConnectionError as error:
@@ -159,7 +166,7 @@ class ControlChannel:
                 while not question.is_complete:
                     await question.changed.wait()
         if question.receivers is None and problem is None:
-            problem = f"Redis did not answer within {ANSWER_SECONDS:g} s"
+            problem = f"Redis did not answer within {self._answer_seconds:g} s"
         outcome.append(problem)
 
     # Called by the bus
@@ -212,7 +219,7 @@ class ControlChannel:
     async def _carry_out(self, bus: ControlBus, request: Ask) -> None:
         try:
             answer = await self._answer(request)
-            with trio.move_on_after(ANSWER_SECONDS):  # nobody waits longer for it
+            with trio.move_on_after(self._answer_seconds):  # nobody waits longer for it
                 await bus.answer(request.process, encode(answer))
         except RedisConnectionError as error:
             self._warn("unanswered", "control request not answered", reason=str(error))

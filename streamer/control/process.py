@@ -61,7 +61,10 @@ class ProcessControl:
             on_new=actions.close_revoked,
         )
         self._channel = ControlChannel(
-            here.process_id, actions, on_connected=self._revoking.read_soon
+            here.process_id,
+            actions,
+            answer_seconds=settings.api_timeout_seconds,
+            on_connected=self._revoking.read_soon,
         )
         if self._commands is not None:
             self._channel.connect(

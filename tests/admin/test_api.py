@@ -248,9 +248,12 @@ async def test_a_connection_is_closed_by_its_hash(server: Server, operator: Oper
         listed = await operator.done("connections", limit=1)
         session = listed["connections"][0]["session"]
         both = {one.session_id: one for one in (client, other)}
-        answer = await operator.done(
-            "disconnect", session=session, reason="moved", reconnect=True, retry_after_ms=1500
-        )
+        with structlog.testing.capture_logs() as logs:
+            answer = await operator.done(
+                "disconnect", session=session, reason="moved", reconnect=True, retry_after_ms=1500
+            )
+        (line,) = [line for line in logs if line["event"] == "operator"]
+        assert (line["key"], line["request"], line["session"]) == ("alice", "disconnect", session)
         assert answer == {"count": 1, "processes": 1, "answered": 1}
         await eventually(lambda: server.active_connections == 1)
         (left,) = list(server._acceptor.sessions)

@@ -132,7 +132,7 @@ async def test_the_documented_users_are_allowed_all_that_they_need(
 async def operate(server_url: str, keys: Path) -> None:
     """Let an operator use all that needs Redis, of two servers."""
     async with (
-        running_server(redis=server_url, api_key_file=keys) as one,
+        running_server(redis=server_url, api_key_file=keys, api_timeout_seconds=30) as one,
         running_server(redis=server_url, api_key_file=keys),
         operator_of(one.http_url) as operator,
     ):

@@ -217,6 +217,19 @@ def test_an_unusable_key_file_is_a_usage_error(serve: Serve, tmp_path: Path) -> 
         assert "hunter2" not in serving.log
 
 
+def test_an_unusable_file_of_operators_keys_is_a_usage_error(serve: Serve, tmp_path: Path) -> None:
+    """The error names the setting and the line, and shows nothing of the file."""
+    path = tmp_path / "operators"
+    path.write_text("# keys\nhunter2\n")
+    for source in (["--memory"], ["--workers", "2"]):
+        serving = serve(*source, "--api-key-file", str(path))
+        serving.ends_with(ExitCode.USAGE)
+        (line,) = errors(serving.log)
+        assert f"api_key_file {path} cannot be used: line 2 is not KEY or NAME:KEY" in line
+        assert "Traceback" not in serving.log
+        assert "hunter2" not in serving.log
+
+
 OPEN: Final = "anybody who reaches the port may have every topic"
 
 

@@ -36,6 +36,7 @@ def settings(directory: Path, redis_url: str) -> dict[str, Any]:
         "auth": "optional",
         "auth_secret_file": secret_file(directory),
         "api_key_file": key_file(directory),
+        "api_timeout_seconds": 30,
     }
 
 
@@ -59,7 +60,7 @@ async def test_a_revoked_token_is_refused_everywhere(
     Other users, other tokens and later ones are not concerned.
     """
     token = signed(jti="one")
-    others = [signed(sub="43", jti="two"), signed(iat=int(NOW) + 60, jti="three")]
+    others = [signed(sub="43", jti="two"), signed(iat=int(time.time()) + 200, jti="three")]
     chosen = settings(tmp_path, redis_url) | {"auth_leeway_seconds": 300}
     async with running_server(**chosen) as one, running_server(**chosen) as two:
         async with operator_of(one.http_url) as operator:
