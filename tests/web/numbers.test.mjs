@@ -1,10 +1,11 @@
 // Numbers as text, decimals, and CRC-32.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { crc32 as zlibCrc32 } from "node:zlib";
 
-import { compareDecimals, crc32, decimal, quoteNumbers } from "../../streamer/web/streamer.js";
+import { Book, compareDecimals, crc32, decimal, quoteNumbers } from "../../streamer/web/streamer.js";
 
 test("every number becomes a string of the same digits, and nothing else changes", () => {
   const cases = [
@@ -93,4 +94,27 @@ test("CRC-32 is that of zlib, unsigned", () => {
     assert.equal(crc32(text), zlibCrc32(text));
   }
   assert.equal(crc32("123456789"), 0xcbf43926);
+});
+
+test("the checksum of a book is that of the protocol's vectors", () => {
+  const path = new URL("../../docs/reference/checksum.json", import.meta.url);
+  const vectors = JSON.parse(readFileSync(path, "utf-8"));
+  assert.ok(vectors.length >= 9);
+  const levels = (side) => side.map(([price, quantity]) => ({ price, quantity }));
+  for (const { name, bids, asks, text, checksum } of vectors) {
+    assert.equal(crc32(text), checksum, name);
+    // Levels come in any order, as changes of a book that has another one; all of it is replaced.
+    const other = { bids: [{ price: "5e-7", quantity: "1" }], asks: [] };
+    const book = new Book(other, other);
+    const gone = { price: "0.0000005", quantity: "0.0" };
+    const delta = {
+      bids: [...levels(bids).reverse(), gone],
+      asks: levels(asks).reverse(),
+      checksum,
+    };
+    const applied = book.apply(delta, delta);
+    assert.ok(applied.isIntact, name);
+    assert.deepEqual([applied.bids, applied.asks], [levels(bids), levels(asks)], name);
+    assert.ok(!book.apply({ bids: [], asks: [], checksum: checksum + 1 }, delta).isIntact);
+  }
 });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ import trio
 from streamer.broker.keys import history_key
 from streamer.protocol.topics import KINDS
 from streamer.publisher.publisher import open_publisher
+from streamer.wire.frames import text_frame
 from tests.helpers.proxy import Proxy
 from tests.helpers.publications import market_status, orderbook, price
 from tests.helpers.server import publish, running_server
@@ -274,3 +276,93 @@ async def test_server_sent_events_resume_after_a_restart(redis_url: str) -> None
                 assert (message["price"], message["sequence"]) == (3, 3)
                 account = await client.ask("account")
                 assert (account["violations"], account["gaps"]) == (0, {})
+
+
+def random_book(chance: random.Random, levels: dict[str, list[int]]) -> bytes:
+    """Change some levels of a book, and return it as a producer writes it, digits and all."""
+    for side in levels.values():
+        for price_ in chance.sample(range(100), 4):
+            if price_ in side:
+                side.remove(price_)
+            else:
+                side.append(price_)
+    bids, asks = (
+        ",".join(
+            f'{{"price":{sign}{price_ // 4 + 1}.{price_ % 4 * 25}0,"quantity":{chance.randint(1, 3)}.50,"orders":2}}'
+            for price_ in sorted(levels[side], reverse=side == "bids")
+        )
+        for side, sign in (("bids", ""), ("asks", "1"))
+    )
+    return (
+        f'{{"type":"orderbook_update","stock_code":"A","bids":[{bids}],"asks":[{asks}],'
+        f'"timestamp":"2026-01-02T03:04:05.678Z"}}'
+    ).encode()
+
+
+@pytest.mark.parametrize("numbers", ["number", "text"])
+async def test_deltas_become_whole_messages(numbers: str) -> None:
+    """Books and prices are what the producer published, and every checksum is right."""
+    chance = random.Random(1)
+    levels: dict[str, list[int]] = {
+        "bids": [*range(0, 100, 5)],
+        "asks": [*range(0, 100, 5)],
+    }
+    async with (
+        running_server() as server,
+        remote(server.websocket_url, numbers=numbers) as client,
+    ):
+        number = await client.subscribe("stock:A", delta=True)
+        await client.ready(number)
+        changed = 0
+        for value in range(60):
+            book = random_book(chance, levels)
+            publish(server, "stock:A:orderbook", book)
+            publish(server, "stock:A:price", price("A", value, change=1.5))
+            received = await client.update(number)
+            kinds = {"parse_float": str, "parse_int": str} if numbers == "text" else {}
+            expected = json.loads(book, **kinds)
+            assert received["type"] == "orderbook_update"
+            assert (received["bids"], received["asks"]) == (expected["bids"], expected["asks"])
+            changed += "changed" in received
+            update = await client.update(number)
+            assert (update["type"], update["volume"]) in {("price_update", 1), ("price_update", "1")}
+            assert update["price"] in {value, str(value)}
+            assert update["change"] in {1.5, "1.5"}
+        assert changed > 50  # most of them came as deltas
+        account = await client.ask("account")
+        assert (account["violations"], account["resyncs"]) == (0, 0)
+
+
+async def test_a_wrong_checksum_is_answered_with_the_whole_book() -> None:
+    """What cannot be right is not given to the page; the server is asked for the whole book."""
+    network = Proxy()
+    async with running_server() as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        url = f"ws://127.0.0.1:{network.port}/v1/ws"
+        async with remote(url, numbers="text") as client:
+            await client.ready(await client.subscribe("stock:A", delta=True))
+            publish(server, "stock:A:orderbook", orderbook("A", 7))
+            assert (await client.update())["bids"] == [{"price": "7", "quantity": "1"}]
+            wrong = (
+                b'{"type":"orderbook_delta","timestamp":"2026-01-02T03:04:05Z","stock_code":"A",'
+                b'"bids":[{"price":7,"quantity":2}],"asks":[],"checksum":1,"sequence":2}'
+            )
+            await network.inject(text_frame(wrong))
+            violation = await client.event("violation")
+            assert violation["fault"] == "delta without its base"
+            whole = await client.update()
+            assert (whole["bids"], whole["snapshot"]) == ([{"price": "7", "quantity": "1"}], True)
+            assert (await client.ask("account"))["resyncs"] == 1
+
+
+async def test_a_subscription_gets_its_depth() -> None:
+    """The server sends the deepest that is wanted, and each subscription gets its own levels."""
+    levels = [{"price": 10 - level, "quantity": 1} for level in range(5)]
+    book = json.loads(orderbook("A", 1)) | {"bids": levels}
+    async with running_server() as server, remote(server.websocket_url) as client:
+        one = await client.subscribe("stock:A", depth=1)
+        three = await client.subscribe("stock:A", depth=3)
+        assert await client.ready(one) == await client.ready(three) == []
+        publish(server, "stock:A:orderbook", json.dumps(book).encode())
+        assert (await client.update(one))["bids"] == levels[:1]
+        assert (await client.update(three))["bids"] == levels[:3]
