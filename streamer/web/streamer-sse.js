@@ -43,7 +43,12 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
 
   /** Answer the requests whose topics these are: granted ones, with positions, or refused ones. */
   function answer({ subscription_type: type, targets, positions, rejected }) {
-    if (type === "user") say({ type: "authenticated", user_id: targets[0], positions });
+    if (type === "user" && targets.length > 0) {
+      const [userId] = targets;
+      const isResumed = cursor.topics.has(`user:${userId}`);
+      const own = { [`user:${userId}`]: positions[userId] };
+      say({ type: "authenticated", user_id: userId, positions: own, isResumed });
+    }
     const isOurs = (target) => topics.has(`${type}:${target}`);
     for (const request of pending.filter((one) => one.subscription_type === type)) {
       const own = request.targets.filter((target) => targets.includes(target) && isOurs(target));

@@ -11,7 +11,7 @@
  */
 
 const HOUR_MS = 3_600_000;
-/** Beyond it, a timer fires at once (HTML, "timers": a signed 32-bit integer). */
+/** Beyond it, a timer fires at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Close codes after which the contract says not to come back. */
 const FINAL_CODES = new Set([1002, 1007, 1008, 1009, 4500]);
@@ -20,7 +20,7 @@ const UNAUTHENTICATED = 4001;
 const ABNORMAL = 1006;
 /** Errors after which the same request may succeed later. */
 const PASSING = new Set(["RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR"]);
-/** Errors that are about the connection and answer no request. */
+/** Errors that answer no request. */
 const ABOUT_CONNECTION = new Set(["INVALID_TOKEN", "TOKEN_EXPIRED"]);
 /** Attempts without a WebSocket after which server-sent events are tried. */
 const ATTEMPTS_BEFORE_FALLBACK = 2;
@@ -447,7 +447,7 @@ function split(topic) {
   return [topic.slice(0, at), topic.slice(at + 1)];
 }
 
-/** The members of a request that name these topics, which are of one type. */
+/** The members of a request that name topics, which are of one type. */
 function naming(topics) {
   const [[type]] = topics.map(split);
   return { subscription_type: type, targets: topics.map((topic) => split(topic)[1]) };
@@ -468,7 +468,7 @@ function parts(topics, size, keyOf) {
   return all;
 }
 
-// Transports: how messages come. Each has `send`, `close`, and calls onText and onClose.
+// Transports have `send` and `close`, and call onText and onClose.
 
 function openWebSocket({ url, token, WebSocket, onText, onClose }) {
   // A URL would end in logs. Browsers close a connection if none of their subprotocols is selected.
@@ -628,7 +628,7 @@ export class Streamer {
     return subscription;
   }
 
-  /** Give a later subscriber of a topic what the first one was given as snapshots. */
+  /** Give a later subscriber the last values. */
   #catchUp(topic, subscription) {
     if (!this.#account.isLive(topic)) return; // the answer is still to come, for both
     subscription.answered(topic);
@@ -805,7 +805,7 @@ export class Streamer {
     else this.probe();
   }
 
-  // The watchdog: a connection can die without a word, and JavaScript does not see pings.
+  // The watchdog: a connection can die in silence, and JavaScript does not see pings.
 
   probe() {
     if (this.#state !== "connected") return;
@@ -867,13 +867,14 @@ export class Streamer {
     }
   }
 
-  /** Note who the user is; the user's own topic is held without being asked for. */
-  #identify({ user_id: userId, positions = {} }) {
+  /** Note who the user is, whose own topic comes without being asked for. */
+  #identify({ user_id: userId, positions, isResumed }) {
     if (userId == null) return;
     this.#userId = userId;
-    for (const [name, announced] of Object.entries(positions)) {
-      const topic = name.includes(":") ? name : `user:${name}`;
-      if (!this.#account.isLive(topic)) this.#account.begin(topic, undefined, announced);
+    for (const [topic, announced] of Object.entries(positions ?? {})) {
+      const since = this.#account.position(topic);
+      // A position from a former connection is restored by a request: see #restoreOwn.
+      if (!since || isResumed) this.#account.begin(topic, since, announced);
     }
     this.#refused.clear(); // the new token may allow more
     this.#reconcileSoon();
@@ -935,8 +936,9 @@ export class Streamer {
     });
   }
 
-  /** Ask the server for what is wanted and not held, and leave what is held and not wanted. */
+  /** Subscribe to topics that are wanted and not held, and leave the others. */
   #reconcile() {
+    this.#restoreOwn();
     const { held } = this.#session;
     const size = this.#limits.max_targets_per_request ?? 100;
     const typeOf = (topic) => split(topic)[0];
@@ -951,6 +953,17 @@ export class Streamer {
     );
     const keyOf = (topic) => typeOf(topic) + this.#optionsOf(topic);
     for (const topics of parts(missing, size, keyOf)) this.#subscribe(topics);
+  }
+
+  /** Get what came for the user while there was no connection. */
+  #restoreOwn() {
+    const topic = `user:${this.#userId}`;
+    const since = this.#account.position(topic);
+    if (!since || this.#account.isLive(topic)) return;
+    const message = { type: "subscribe", ...naming([topic]), since: { [this.#userId]: since } };
+    this.#request(message, ({ positions }) => {
+      if (positions) this.#account.begin(topic, since, positions[this.#userId]);
+    });
   }
 
   #unsubscribe(topics) {
@@ -1004,7 +1017,7 @@ export class Streamer {
     });
   }
 
-  /** Note that the server does not give a topic; it is asked again on the next connection. */
+  /** Note a refusal; the server is asked again on the next connection. */
   #refuse(topic, { code, message, details }) {
     const refusal = new StreamerError(code, `${topic}: ${message}`, details);
     refusal.topic = topic;
@@ -1022,12 +1035,12 @@ export class Streamer {
     later(delayMs, () => attempt === this.#attempt && this.#reconcileSoon());
   }
 
-  /** Restore the former session, from the positions of this client; then ask for what it lacks. */
+  /** Restore the former session; then subscribe to topics that it lacks. */
   #restore(former) {
     const positions = {};
     for (const topic of former.held.keys()) positions[topic] = this.#account.position(topic);
     const own = `user:${this.#userId}`;
-    if (this.#userId != null) positions[own] = this.#account.position(own);
+    positions[own] = this.#account.position(own);
     const message = { type: "reconnect", session_id: former.id, positions };
     const limit = this.#limits.max_message_bytes ?? 65_536;
     if (new TextEncoder().encode(JSON.stringify(message)).length > limit - 40) {
@@ -1071,7 +1084,7 @@ export class Streamer {
     message.messages.forEach((one, index) => this.#take(one, exact?.messages[index]));
   }
 
-  /** Return a message, and `exact`, the same with its numbers as text, where a book needs it. */
+  /** Return a message, and `exact`, the same with numbers as text, which books need. */
   #decode(text) {
     if (this.#options.numbers === "text") {
       const exact = JSON.parse(quoteNumbers(text));
@@ -1164,6 +1177,8 @@ export class Streamer {
       if (message.previous != null) message.previous = Number(message.previous);
     }
     const topic = this.#topicOf(message);
+    // What comes for the user before the former position is restored, comes again after it.
+    if (topic === `user:${this.#userId}` && !this.#account.isLive(topic)) return;
     this.#account.data(topic, message);
     if (!this.#values.has(topic)) this.#values.set(topic, new Values());
     const whole = this.#values.get(topic).take(message, exact);
@@ -1179,7 +1194,7 @@ export class Streamer {
   /** A message names its topic, or belongs to that of its stock or market. */
   #topicOf({ subscription_type: type, target, stock_code: stock, market }) {
     const named = `${type}:${target}`;
-    if (type in KINDS && this.#account.isLive(named)) return named;
+    if (type in KINDS && this.#account.position(named)) return named;
     return stock === undefined ? `market:${market}` : `stock:${stock}`;
   }
 
@@ -1190,7 +1205,7 @@ export class Streamer {
     }
   }
 
-  /** Ask for whole messages: a delta has no base here, or its result is not the server's. */
+  /** Ask for whole messages, since a delta has no base here. */
   #resync(topic, message) {
     this.#account.resync(topic, message);
     this.#values.delete(topic);

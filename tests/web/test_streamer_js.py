@@ -286,16 +286,17 @@ def random_book(chance: random.Random, levels: dict[str, list[int]]) -> bytes:
                 side.remove(price_)
             else:
                 side.append(price_)
-    bids, asks = (
-        ",".join(
-            f'{{"price":{sign}{price_ // 4 + 1}.{price_ % 4 * 25}0,"quantity":{chance.randint(1, 3)}.50,"orders":2}}'
+
+    def text(side: str, sign: str) -> str:
+        return ",".join(
+            f'{{"price":{sign}{price_ // 4 + 1}.{price_ % 4 * 25}0,'
+            f'"quantity":{chance.randint(1, 3)}.50,"orders":2}}'
             for price_ in sorted(levels[side], reverse=side == "bids")
         )
-        for side, sign in (("bids", ""), ("asks", "1"))
-    )
+
     return (
-        f'{{"type":"orderbook_update","stock_code":"A","bids":[{bids}],"asks":[{asks}],'
-        f'"timestamp":"2026-01-02T03:04:05.678Z"}}'
+        f'{{"type":"orderbook_update","stock_code":"A","bids":[{text("bids", "")}],'
+        f'"asks":[{text("asks", "1")}],"timestamp":"2026-01-02T03:04:05.678Z"}}'
     ).encode()
 
 
@@ -325,7 +326,10 @@ async def test_deltas_become_whole_messages(numbers: str) -> None:
             assert (received["bids"], received["asks"]) == (expected["bids"], expected["asks"])
             changed += "changed" in received
             update = await client.update(number)
-            assert (update["type"], update["volume"]) in {("price_update", 1), ("price_update", "1")}
+            assert (update["type"], update["volume"]) in {
+                ("price_update", 1),
+                ("price_update", "1"),
+            }
             assert update["price"] in {value, str(value)}
             assert update["change"] in {1.5, "1.5"}
         assert changed > 50  # most of them came as deltas
@@ -334,7 +338,7 @@ async def test_deltas_become_whole_messages(numbers: str) -> None:
 
 
 async def test_a_wrong_checksum_is_answered_with_the_whole_book() -> None:
-    """What cannot be right is not given to the page; the server is asked for the whole book."""
+    """A book that cannot be right is not given to the page; the server is asked for a whole one."""
     network = Proxy()
     async with running_server() as server, network.run():
         network.server_port = urlsplit(server.websocket_url).port or 0
