@@ -22,6 +22,7 @@ from streamer.control import revocations
 from streamer.control.revocations import Revocation, Revocations
 from streamer.server import Server
 from tests.auth.tokens import NOW, secret_file, signed
+from tests.helpers.clients import connected, open_client
 from tests.helpers.events import EventClient, streaming
 from tests.helpers.operator import Operator, key_file, operator_of
 from tests.helpers.redis_server import RedisServer
@@ -140,6 +141,34 @@ async def test_a_user_is_disconnected_on_every_server(
         assert {row["user"] for row in page["connections"]} == {"43"}
         explained = await operator.done("explain", topic="user:42", token=tokens[0])
         assert explained["allowed"] is True
+
+
+async def test_websockets_of_a_user_are_closed_and_a_revoked_token_does_not_come_back(
+    tmp_path: Path,
+) -> None:
+    """4003 for a disconnect, after which the token opens another; 4500 for a revocation, always."""
+    chosen = settings(tmp_path, "")
+    del chosen["redis"]
+    headers = [(b"Authorization", f"Bearer {signed()}".encode())]
+    async with (
+        running_server(**chosen) as server,
+        operator_of(server.http_url) as operator,
+        connected(server) as anonymous,
+    ):
+        async with connected(server, headers=headers) as client:
+            assert (await operator.done("disconnect", user="42", reconnect=True))["count"] == 1
+            assert (await client.receive_type("disconnected"))["reconnect"] is True
+            assert await client.closed() == 4003
+        async with connected(server, headers=headers) as client:
+            assert (await operator.done("revoke", user="42"))["count"] == 1
+            assert (await client.receive_type("error"))["code"] == "INVALID_TOKEN"
+            assert await client.closed() == 4500
+        async with open_client(server, headers=headers) as client:
+            while (message := await client.receive())["type"] != "error":
+                pass
+            assert message["code"] == "INVALID_TOKEN"
+            assert await client.closed() == 4500
+        await anonymous.ping_pong()
 
 
 async def test_a_connection_made_while_its_token_is_revoked_is_closed(
