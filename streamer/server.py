@@ -38,6 +38,7 @@ import trio
 
 from streamer import __version__
 from streamer.admin.http import Readiness, Report, at_once, serve_http
+from streamer.admin.market import MarketPage, PageRoute, market_routes
 from streamer.admin.models import ProcessInfo
 from streamer.auth.authenticator import Authenticator
 from streamer.auth.permissions import Permissions
@@ -101,8 +102,11 @@ class RedisRequired(Exception):  # noqa: N818 - reads as what it says
 class Server:
     """A running server; `serve` makes it."""
 
-    def __init__(self, settings: Settings, shutdown: trio.Event) -> None:
+    def __init__(
+        self, settings: Settings, shutdown: trio.Event, market: MarketPage | None = None
+    ) -> None:
         self.settings = settings
+        self._market = market
         self.instance = secrets.token_hex(4)
         wakeup = Wakeup()
         demand = TopicDemand()
@@ -327,6 +331,7 @@ class Server:
                     settings.http_host,
                     settings.http_port,
                     api=self._control.api,
+                    pages=self._pages(listener_port(listeners[0])),
                     allowed_hosts=settings.http_allowed_hosts,
                 )
             )
@@ -347,6 +352,16 @@ class Server:
             with trio.move_on_after(_LAST_SAVE_SECONDS):
                 await self._sessions.save()
             root.cancel_scope.cancel()
+
+    def _pages(self, websocket_port: int) -> list[PageRoute]:
+        settings = self.settings
+        if self._market is None:
+            return []
+        return market_routes(
+            self._market,
+            websocket_port=websocket_port,
+            encrypted=settings.tls_certificate is not None,
+        )
 
     async def _run_source(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
@@ -458,9 +473,12 @@ async def serve(
     settings: Settings,
     *,
     shutdown: trio.Event | None = None,
+    market: MarketPage | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a server; started with it once it listens.
+
+    With `market`, the HTTP port serves the page of a live market, too.
 
     Returns after a graceful stop, begun by `Server.shutdown` or by setting `shutdown`. Cancel it to
     end it at once. Raises SettingError for an unusable key file; and inside an exception group, as
@@ -468,7 +486,7 @@ async def serve(
     that does not match its key.
     """
     shutdown = trio.Event() if shutdown is None else shutdown
-    await Server(settings, shutdown).run(task_status)
+    await Server(settings, shutdown, market).run(task_status)
 
 
 def _url(settings: Settings, port: int) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, TypeVar
@@ -67,9 +67,16 @@ def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
 
 
 def make_app(
-    report: Report, *, api: Api | None = None, allowed_hosts: Collection[str] | None
+    report: Report,
+    *,
+    api: Api | None = None,
+    pages: Sequence[Route] = (),
+    allowed_hosts: Collection[str] | None,
 ) -> ASGIApp:
-    """Return all pages as an ASGI application; with `allowed_hosts` None, any Host is served."""
+    """Return all pages as an ASGI application; with `allowed_hosts` None, any Host is served.
+
+    `pages` are served besides.
+    """
 
     async def statistics(_request: Request) -> Response:
         return json_response(await report.statistics())
@@ -101,6 +108,7 @@ def make_app(
             Route("/readyz", readyz),
             *assets.routes(),
             *api_routes(api),
+            *pages,
         ],
         exception_handlers={HTTPException: http_error, Exception: server_error},
     )
@@ -148,12 +156,13 @@ async def serve_http(
     port: int,
     *,
     api: Api | None = None,
+    pages: Sequence[Route] = (),
     allowed_hosts: Collection[str] = (),
     task_status: trio.TaskStatus[str],
 ) -> None:
     """Serve all pages until cancelled; started with their URL, which has the real port.
 
-    Without `api`, all below /v1/api is 404.
+    Without `api`, all below /v1/api is 404. `pages` are served besides.
 
     A `host` of unix:PATH listens on a unix socket there; then the port is ignored, and any Host is
     served, since no web page can reach it. `allowed_hosts` are the names that a Host may have
@@ -166,7 +175,8 @@ async def serve_http(
     config.errorlog = logging.getLogger("streamer.http")
     config.errorlog.setLevel(logging.WARNING)  # no second line with the address
     config.graceful_timeout = 1.0
-    app = make_app(report, api=api, allowed_hosts=None if is_unix else (*allowed_hosts, host))
+    hosts = None if is_unix else (*allowed_hosts, host)
+    app = make_app(report, api=api, pages=pages, allowed_hosts=hosts)
     async with trio.open_nursery() as nursery:
         try:
             binds = await nursery.start(partial(serve, mode="asgi"), app, config)

@@ -1,5 +1,6 @@
 """`streamer demo`: a server and a simulated market in one process, without Redis."""
 
+import webbrowser
 from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -17,22 +18,24 @@ from streamer.cli.serve import allow_many_connections, cannot_start, handle_sign
 from streamer.cli.signals import ignore_hangup
 from streamer.config import Settings
 from streamer.feeds.playback import play
-from streamer.feeds.simulated import SimulatedMarket
+from streamer.feeds.simulated import LEVELS, SimulatedMarket
 from streamer.nursery import first_of
 from streamer.protocol.topics import SubscriptionType, Topic
 from streamer.source.memory import MemoryBus
 
 if TYPE_CHECKING:
+    from streamer.admin.market import MarketPage
     from streamer.server import Server
 
 _HELP: Final = f"""Run a server and a simulated market in one process, without Redis.
 
 A dozen Korean stocks trade at made-up prices in two markets, which open and close every two
-minutes or so. The demo prints the addresses, commands to watch it from another terminal, and the
-topics that can be subscribed to.
+minutes or so. The demo prints the address of a page to open in a browser, commands to watch it from
+another terminal, and the topics that can be subscribed to.
 
 \b
   streamer demo
+  streamer demo --open                              the page, in a browser
   streamer demo --rate 500                          a busy market
   streamer demo --port 9000 --http-port 9001        where the usual ports are taken
 
@@ -71,8 +74,9 @@ _SETTINGS_OF_REDIS: Final = (
     metavar="N",
     help="The seed of the random numbers: the same seed gives the same prices.",
 )
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in a browser.")
 @with_settings(without=_SETTINGS_OF_REDIS)
-def command(settings: Settings, trades_per_second: float, seed: int) -> int:
+def command(settings: Settings, trades_per_second: float, seed: int, *, open_browser: bool) -> int:
     """Run the server and the market until a signal ends them."""
     configure_logging(settings.log_level, settings.log_format)
     allow_many_connections()
@@ -80,10 +84,10 @@ def command(settings: Settings, trades_per_second: float, seed: int) -> int:
     market = SimulatedMarket(
         seed=seed, started_at=datetime.now(UTC), trades_per_second=trades_per_second
     )
-    return trio.run(_run, attrs.evolve(settings, memory=True), market)
+    return trio.run(_run, attrs.evolve(settings, memory=True), market, open_browser)
 
 
-async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
+async def _run(settings: Settings, market: SimulatedMarket, open_browser: bool) -> ExitCode:
     # Imported here: it takes longer than the other commands need to start.
     from streamer.server import serve  # noqa: PLC0415
 
@@ -94,11 +98,20 @@ async def _run(settings: Settings, market: SimulatedMarket) -> ExitCode:
         await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
         async with trio.open_nursery() as serving:
             try:
-                server: Server = await serving.start(partial(serve, settings, shutdown=shutdown))
+                server: Server = await serving.start(
+                    partial(serve, settings, shutdown=shutdown, market=_page(market))
+                )
             except* OSError as group:
                 failure = cannot_start(first_of(group))
             else:
                 click.echo("\n".join(_introduction(server, market)))
+                if open_browser:
+                    # In a thread: some browsers only return when they end.
+                    nursery.start_soon(
+                        partial(trio.to_thread.run_sync, abandon_on_cancel=True),
+                        webbrowser.open,
+                        _page_url(server),
+                    )
                 assert server.bus is not None  # since memory=True
                 nursery.start_soon(_trade, market, server.bus)
         code = ExitCode.OK
@@ -115,9 +128,29 @@ async def _trade(market: SimulatedMarket, bus: MemoryBus) -> None:
                 bus.publish(message.channel, message.payload)
 
 
+def _page(market: SimulatedMarket) -> "MarketPage":
+    from streamer.admin.market import ListedStock, MarketPage  # noqa: PLC0415 - as above
+
+    return MarketPage(
+        stocks=[
+            ListedStock(stock.code, stock.name, stock.market, stock.sector)
+            for stock in market.stocks
+        ],
+        markets=list(dict.fromkeys(stock.market for stock in market.stocks)),
+        levels=LEVELS,
+    )
+
+
+def _page_url(server: "Server") -> str:
+    from streamer.admin.market import MARKET_PATH  # noqa: PLC0415 - as above
+
+    return f"{server.http_url}{MARKET_PATH}"
+
+
 def _introduction(server: "Server", market: SimulatedMarket) -> Iterator[str]:
-    """Yield the lines to print; the first two are those of `streamer serve`."""
+    """Yield the lines to print."""
     topics = f"stock:{market.stocks[0].code} market:{market.stocks[0].market}"
+    yield f"Open       {_page_url(server)}"
     yield f"WebSocket  {server.websocket_url}"
     yield f"HTTP       {server.http_url}"
     yield ""

@@ -42,6 +42,12 @@ def running_demo(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+def address(text: str, name: str = "WebSocket") -> str:
+    """The address of a name in what a demo prints."""
+    words = text.split()
+    return words[words.index(name) + 1]
+
+
 def introduction(process: subprocess.Popen[str]) -> str:
     """Return the output of a demo up to its last line."""
     assert process.stdout is not None
@@ -76,7 +82,10 @@ def test_what_it_tells_to_try_works(tmp_path: Path) -> None:
         listen = re.search(r"  streamer listen --url (\S+) (.*)\n", text)
         assert listen is not None
         url, topics = listen[1], listen[2].split()
-        assert text.startswith(f"WebSocket  {url}\nHTTP       http://127.0.0.1:")
+        page = re.match(r"Open       (http://127\.0\.0\.1:\d+/market/)\n", text)
+        assert page is not None
+        with urllib.request.urlopen(page[1], timeout=DEADLINE_SECONDS) as response:
+            assert b"<title>Live market" in response.read()
 
         wanted = {"price_update", "orderbook_update", "market_status"}
         messages = trio.run(received_by_a_client, url, topics, wanted)
@@ -100,7 +109,7 @@ def test_all_that_is_listed_can_be_subscribed_to(tmp_path: Path) -> None:
         text = introduction(process)
         topics = re.findall(r"^  ((?:stock|market|sector|watchlist):\S+)", text, re.MULTILINE)
         assert len(topics) == len(set(topics)) >= len(STOCKS) + 4
-        url = text.split()[1]
+        url = address(text)
         messages = trio.run(received_by_a_client, url, topics, {"subscribed", "market_status"})
         process.send_signal(signal.SIGTERM)
         assert process.wait() == ExitCode.OK
@@ -126,7 +135,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     """A client that does not leave is not waited for."""
     waits = ["--close-timeout-seconds", "600", "--drain-timeout-seconds", "600"]
     with running_demo(tmp_path / "log", *waits) as process:
-        url = introduction(process).split()[1]
+        url = address(introduction(process))
         trio.run(stop_with_a_silent_client, url, process)
         assert process.wait() == ExitCode.INTERRUPTED
 

@@ -1,0 +1,104 @@
+"""The page of a live market, which `streamer demo` serves on the HTTP port.
+
+Its files are static. What differs from server to server is in market.json, which the page loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Final, TypeAlias
+
+import attrs
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from streamer.admin.api import json_response
+from streamer.protocol.endpoint import WEBSOCKET_PATH
+
+MARKET_PATH: Final = "/market/"
+
+_FILES: Final = {
+    "": ("index.html", "text/html"),
+    "market.css": ("market.css", "text/css"),
+    "market.js": ("market.js", "text/javascript"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
+}
+"""The files by their names below the page, each with its type."""
+
+
+@attrs.frozen
+class ListedStock:
+    """A stock of the page."""
+
+    code: str
+    name: str
+    market: str
+    sector: str
+
+
+@attrs.frozen
+class MarketPage:
+    """The contents of the page: the topics that it shows."""
+
+    stocks: Sequence[ListedStock]
+    markets: Sequence[str]
+    levels: int
+    """Levels of each side of an order book."""
+    token: str | None = None
+    """The token of the user whose alerts it shows. Whoever can load the page gets it."""
+
+
+PageRoute: TypeAlias = Route
+"""A route of a page."""
+
+
+def market_routes(page: MarketPage, *, websocket_port: int, encrypted: bool) -> list[PageRoute]:
+    """Return the routes of the page.
+
+    It connects to `websocket_port` of the host that it was loaded from.
+    """
+    contents: dict[str, Any] = attrs.asdict(page) | {
+        "port": websocket_port,
+        "path": WEBSOCKET_PATH,
+        "encrypted": encrypted,
+    }
+
+    async def contents_json(_request: Request) -> Response:
+        return json_response(contents)
+
+    async def redirect(_request: Request) -> Response:
+        return RedirectResponse(f"{MARKET_PATH.strip('/')}/")
+
+    return [
+        *(_file(name, *file) for name, file in _FILES.items()),
+        Route(f"{MARKET_PATH}market.json", contents_json),
+        Route(MARKET_PATH.removesuffix("/"), redirect),
+    ]
+
+
+def _file(name: str, file: str, media_type: str) -> Route:
+    body = resources.files("streamer").joinpath("web", "market", file).read_bytes()
+
+    async def serve(request: Request) -> Response:
+        host = request.url.hostname or ""
+        shown_host = f"[{host}]" if ":" in host else host
+        return Response(
+            body,
+            media_type=media_type,
+            headers={
+                "Cache-Control": "no-cache",
+                # Nothing from elsewhere, and nothing in the page itself that a message could bring
+                # in: connections go to this host alone, on any port.
+                "Content-Security-Policy": (
+                    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+                    f"connect-src 'self' ws://{shown_host}:* wss://{shown_host}:*; "
+                    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+                ),
+                "Referrer-Policy": "no-referrer",
+                "X-Content-Type-Options": "nosniff",
+            },
+        )
+
+    return Route(f"{MARKET_PATH}{name}", serve)

@@ -1,0 +1,159 @@
+"""The page of `streamer demo` in Chromium, as its users see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, Request, expect
+
+from tests.cli.test_demo import introduction, running_demo
+from tests.helpers.timing import DEADLINE_SECONDS
+from tests.web.browser import Chromium, Tab
+
+AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+WAIT_MS = DEADLINE_SECONDS * 1000
+PHONE = {"width": 360, "height": 740}
+
+
+@pytest.fixture(name="demo_url")
+async def address_of_the_demo(tmp_path: Path) -> AsyncIterator[str]:
+    """The address that the first line of a demo names."""
+    with running_demo(tmp_path / "log", "--rate", "100") as process:
+        first_line = introduction(process).splitlines()[0]
+        yield first_line.split()[-1]
+
+
+async def open_market(chromium: Chromium, url: str, **options: Any) -> Tab:
+    """Open the page, and wait until it shows a price."""
+    tab = await chromium.open(url, **options)
+
+    def wait(page: Page) -> None:
+        expect(page.locator("#state")).to_have_text("connected", timeout=WAIT_MS)
+        expect(page.locator("#rows td.price").first).to_have_text(
+            re.compile(r"^[\d,]+$"), timeout=WAIT_MS
+        )
+
+    await tab.run(wait)
+    return tab
+
+
+def check_account(page: Page) -> None:
+    """The account of the stream is without violations."""
+    expect(page.locator("#violations")).to_have_text("0")
+    assert page.evaluate("market.streamer.account().violations") == 0
+
+
+async def test_prices_move_and_nothing_is_fetched_from_elsewhere(
+    chromium: Chromium, demo_url: str
+) -> None:
+    """Prices flash, the order book has depth, and all requests go to the demo."""
+    requested: list[str] = []
+    tab = await chromium.open("about:blank")
+
+    def note(request: Request) -> None:
+        requested.append(request.url)
+
+    def look(page: Page) -> None:
+        page.on("request", note)
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.goto(demo_url)
+        expect(page.locator("#rows .flash-rose, #rows .flash-fell").first).to_be_attached(
+            timeout=WAIT_MS
+        )
+        expect(page.locator("#ladder .depth").nth(5)).to_have_attribute(
+            "style", re.compile("width: [1-9]"), timeout=WAIT_MS
+        )
+        expect(page.locator("#phases")).to_contain_text("KOSPI open", timeout=WAIT_MS)
+        check_account(page)
+        assert messages == []
+
+    await tab.run(look)
+    await tab.close()
+    assert tab.errors == []
+    assert {urlsplit(url).netloc for url in requested} == {urlsplit(demo_url).netloc}
+
+
+async def test_a_cut_connection_comes_back_and_misses_nothing(
+    chromium: Chromium, demo_url: str
+) -> None:
+    """The button cuts without a close frame; the client restores its topics by itself."""
+    tab = await open_market(chromium, demo_url)
+
+    def cut(page: Page) -> None:
+        for number in range(2, 4):
+            page.locator("#cut").click()
+            expect(page.locator("#connections")).to_have_text(str(number), timeout=WAIT_MS)
+        before = page.evaluate("market.streamer.account().received")
+        expect(page.locator("#received")).not_to_have_text(f"{before:,}", timeout=WAIT_MS)
+        assert page.evaluate("market.streamer.account().gaps") == {}
+        check_account(page)
+
+    await tab.run(cut)
+    await tab.close()
+    assert tab.errors == []
+
+
+async def test_the_keyboard_is_enough(chromium: Chromium, demo_url: str) -> None:
+    """/ goes to the search, which filters the stocks; Tab and Enter choose one."""
+    tab = await open_market(chromium, demo_url)
+
+    def choose(page: Page) -> None:
+        page.keyboard.press("/")
+        expect(page.locator("#search")).to_be_focused()
+        page.keyboard.type("kakao games")
+        expect(page.locator("#rows tr:visible")).to_have_count(1)
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.locator("#book-title")).to_have_text("Order book: Kakao Games")
+        page.locator("#search").fill("nothing like that")
+        expect(page.locator("#none")).to_be_visible()
+
+    await tab.run(choose)
+    await tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_nothing_hinders_a_screen_reader(
+    chromium: Chromium, demo_url: str, scheme: str
+) -> None:
+    """Axe has no findings, in both schemes, on a phone."""
+    # Without motion: in a flash, a color is between two.
+    tab = await open_market(
+        chromium, demo_url, color_scheme=scheme, reduced_motion="reduce", viewport=PHONE
+    )
+
+    def examine(page: Page) -> list[str]:
+        page.evaluate(AXE)
+        found = page.evaluate("axe.run()")
+        return [f"{violation['id']}: {violation['help']}" for violation in found["violations"]]
+
+    assert await tab.run(examine) == []
+    await tab.close()
+
+
+async def test_a_phone_shows_it_without_scrolling_sideways(
+    chromium: Chromium, demo_url: str
+) -> None:
+    """The table leaves columns out; no digit of a price is cut."""
+    tab = await open_market(chromium, demo_url, viewport=PHONE)
+    assert await tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    cut = "[...document.querySelectorAll('.price')].filter((c) => c.scrollWidth > c.clientWidth)"
+    assert await tab.evaluate(f"{cut}.length") == 0
+    await tab.close()
+
+
+async def test_digits_are_grouped_and_none_is_changed(chromium: Chromium, demo_url: str) -> None:
+    """A price is shown with the digits that its producer wrote."""
+    tab = await open_market(chromium, demo_url)
+    script = "async (texts) => texts.map((await import('./market.js')).inGroups)"
+    texts = ["72500.10", "-1234567", "12345678901234567890.5", "0.00", "1e5", "none"]
+    grouped = ["72,500.10", "-1,234,567", "12,345,678,901,234,567,890.5", "0.00", "1e5", "none"]
+    assert await tab.evaluate(script, texts) == grouped
+    await tab.close()
