@@ -9,7 +9,6 @@ id of its last event is enough to resume, here or on another server.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -38,10 +37,6 @@ from streamer.protocol.topics import SubscriptionType, Topic
 RETRY_MS: Final = (1_000, 5_000)
 """The delays before a browser reconnects, one of them for each client: when a server has failed,
 its clients do not come back all at once."""
-
-_WARNING_SHARE: Final = (1 / 10, 1 / 3)
-"""How long before its token ends a client is warned, as a share of the time that is left of it."""
-_MAX_WARNING_SECONDS: Final = 300.0
 
 _MAX_DISCARDED_BYTES: Final = 64 * 1024
 """Bytes that a client may send after its request, such as a body that GET does not have."""
@@ -123,6 +118,8 @@ class HttpStream:
         hub = self._services.hub
         self._opening = opening + b"retry: %d\n\n" % random.randint(*RETRY_MS)  # noqa: S311
         hub.add(self.outbox)
+        if self.identity is not None:
+            self._services.expiry.watch(self, self.identity)
         try:
             if self._ending is None:
                 with self._scope:
@@ -134,6 +131,7 @@ class HttpStream:
                     await self._finish(*self._ending)
             return None if self._ending is None else self._ending[0]
         finally:
+            self._services.expiry.forget(self)
             hub.remove(self.outbox)
 
     async def _serve(self) -> None:
@@ -158,7 +156,7 @@ class HttpStream:
                 await self._writer.wait_written()
                 await close_lingering(self._stream)
             return
-        await self._wait_end()
+        await self._wait_disconnect()
 
     def _subscribed(self, plan: RecoveryPlan, forbidden: list[Topic]) -> list[Subscribed]:
         """Return the first events: the answer for the topics of each type."""
@@ -182,35 +180,6 @@ class HttpStream:
             for subscription_type in dict.fromkeys((*targets, *rejected))
         ]
 
-    async def _wait_end(self) -> None:
-        """Wait until the client disconnects or its token expires."""
-        identity = self._request.identity
-        if identity is None or identity.expires_at is None:
-            await self._wait_disconnect()
-            return
-        remaining_seconds = max(identity.expires_at - time.time(), 0.0)
-        grace_seconds = self._services.settings.auth_grace_seconds
-        expires = trio.current_time() + remaining_seconds
-        # Spread, so that clients whose tokens end together do not all ask for new ones at once.
-        warning_seconds = min(
-            remaining_seconds * random.uniform(*_WARNING_SHARE),  # noqa: S311
-            _MAX_WARNING_SECONDS,
-        )
-        with trio.move_on_at(expires - warning_seconds):
-            await self._wait_disconnect()
-            return
-        self.outbox.send_control(
-            self.outbox.wire.answer(messages.TokenExpiring(round(warning_seconds, 3)))
-        )
-        with trio.move_on_at(expires + grace_seconds):
-            await self._wait_disconnect()
-            return
-        self.end(
-            errors.UNAUTHENTICATED,
-            messages.Error(ErrorCode.TOKEN_EXPIRED, errors.ERROR_MEANINGS[ErrorCode.TOKEN_EXPIRED]),
-        )
-        await trio.lowlevel.checkpoint()
-
     async def _wait_disconnect(self) -> None:
         discarded = 0
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -233,6 +202,11 @@ class HttpStream:
         self.outbox.send_control(wire.close(reason.code, reason.reason))
         await self._writer.wait_written()
         await close_lingering(self._stream)
+
+    def send_event(self, message: messages.ServerMessage) -> None:
+        """Send a message that answers no request."""
+        if not self._opening and not self._is_closing:
+            self.outbox.send_control(self.outbox.wire.answer(message))
 
     def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
         """Close the stream with a reason, and a message before it. Does not wait."""

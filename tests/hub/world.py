@@ -359,6 +359,9 @@ class Client:
         self.cursor = cursor
         positions = decode_cursor(cursor, TOPICS)
         self._owed = {topic for topic, position in positions.items() if position == OWED_GAP}
+        awaited = {topic for topic, _ in self._answer_gaps}
+        awaited |= {topic for topic, values in self._after_gap.items() if values}
+        assert awaited & positions.keys() <= self._owed, "a gap is to come, and no cursor says so"
         for topic, view in self.views.items():
             # One that narrowed its options is behind where its answer says; it never resumes.
             if topic in positions and topic not in self._owed and not view.narrowed:
