@@ -98,7 +98,11 @@ class TokenExpiry:
         self._clock = clock
         self._random_part = random_part
         self._next: dict[Authenticated, _Next] = {}
-        self._heap: list[tuple[float, int, Authenticated]] = []
+        self._sessions: dict[int, Authenticated] = {}
+        """The session of each entry that is not out of date."""
+        self._heap: list[tuple[float, int]] = []
+        """When a step is due, and the number of its entry. It does not name the session: entries
+        out of date stay for a while, and would keep sessions that have ended."""
         self._numbers = itertools.count(1)
         self._earlier = trio.Event()
 
@@ -129,27 +133,26 @@ class TokenExpiry:
 
     def forget(self, session: Authenticated) -> None:
         """Forget a session that has ended, or whose token has no end."""
-        self._next.pop(session, None)
+        former = self._next.pop(session, None)
+        if former is not None:
+            del self._sessions[former.number]
         self._drop_stale()
 
     def _drop_stale(self) -> None:
         if len(self._heap) > 2 * len(self._next) + _STALE_ENTRIES:
-            self._heap = [entry for entry in self._heap if self._is_current(entry)]
+            self._heap = [entry for entry in self._heap if entry[1] in self._sessions]
             heapq.heapify(self._heap)
 
     def _schedule(self, session: Authenticated, step: _Step, due: float, ends: float) -> None:
+        self.forget(session)
         number = next(self._numbers)
         self._next[session] = _Next(number, step, due, ends)
+        self._sessions[number] = session
         is_first = not self._heap or due < self._heap[0][0]
-        heapq.heappush(self._heap, (due, number, session))
+        heapq.heappush(self._heap, (due, number))
         self._drop_stale()
         if is_first:
             self._earlier.set()
-
-    def _is_current(self, entry: tuple[float, int, Authenticated]) -> bool:
-        _, number, session = entry
-        current = self._next.get(session)
-        return current is not None and current.number == number
 
     async def run(self) -> NoReturn:
         """Notify and close, each at its time, until cancelled."""
@@ -163,10 +166,11 @@ class TokenExpiry:
     async def _take_due(self) -> None:
         taken = 0
         while self._heap and self._heap[0][0] <= trio.current_time():
-            entry = heapq.heappop(self._heap)
-            if not self._is_current(entry):
+            _, number = heapq.heappop(self._heap)
+            session = self._sessions.pop(number, None)
+            if session is None:
                 continue
-            self._take(entry[2], self._next.pop(entry[2]))
+            self._take(session, self._next.pop(session))
             taken += 1
             if taken % _PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
