@@ -17,7 +17,7 @@ from streamer.backoff import Backoff
 from streamer.client.account import Account, Violation
 from streamer.client.connection import AnswerT, Connection
 from streamer.client.decode import Message
-from streamer.client.dial import Dialer, Token
+from streamer.client.dial import Dialer
 from streamer.client.endings import ABNORMAL, Ending, ReturnPolicy
 from streamer.client.errors import (
     ClientError,
@@ -31,10 +31,12 @@ from streamer.client.errors import (
 from streamer.client.messages import Data, Error, Gap
 from streamer.client.requests import Limits, Options, subscribe_requests, unsubscribe_requests
 from streamer.client.restore import restore
+from streamer.client.tokens import Token, TokenSource
 from streamer.client.verify import Verifier
 from streamer.client.websocket import WebSocket, WebSocketClosedError
 from streamer.protocol import messages
 from streamer.protocol.endpoint import WEBSOCKET_PATH
+from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.urls import redact
@@ -80,7 +82,7 @@ class Client:
         on_violation: Callable[[Violation], None] | None,
     ) -> None:
         self._dialer = dialer
-        self._return_policy = ReturnPolicy(backoff, renews_token=callable(dialer.token))
+        self._return_policy = ReturnPolicy(backoff, renews_token=dialer.tokens.renews)
         self._buffer_messages = buffer_messages
         self._pong_timeout_seconds = pong_timeout_seconds
         self._verifier = Verifier(on_violation)
@@ -92,6 +94,11 @@ class Client:
         """Unparked when `_connection` or `_failure` is set."""
         self._connection: Connection | None = None
         """The open connection, once its subscriptions are restored."""
+        self._expiring = trio.Event()
+        """Set when the server announces the end of the token."""
+        self._renewals = trio.CancelScope()
+        self._personal: list[Topic] = []
+        """The topics that the server holds for the client's user without being asked."""
         self._conversing: Connection | None = None
         """The open connection, whether or not its subscriptions are restored."""
         self._resyncing: set[Topic] = set()
@@ -231,6 +238,8 @@ class Client:
 
     def on_message(self, message: Message, *, is_answer: bool) -> None:
         """Verify a message, and buffer it if it is for the consumer."""
+        if isinstance(message, Data | Gap) and self._verifier.is_early(message):
+            return  # it is repeated when the topic is restored
         topic = self._verifier.receive(message)
         match message:
             case Data():
@@ -248,10 +257,28 @@ class Client:
                 self._deliver(message)
             case Error(request_id=None) if not is_answer:
                 self._deliver(message)
+            case _:
+                self._on_announcement(message)
+
+    def _on_announcement(self, message: Message) -> None:
+        """Take note of what the server announces about the connection."""
+        match message:
+            case messages.TokenExpiring():
+                self._expiring.set()
+            case messages.Unsubscribed(reason=reason) if reason is not None:
+                self._give_up(message)
             case messages.ServerShutdown() | messages.Disconnected():
                 self._return_policy.announce(message)
             case _:
                 pass
+
+    def _give_up(self, message: messages.Unsubscribed) -> None:
+        """Note that the server has ended subscriptions, and report it to the consumer."""
+        topics = [Topic(message.subscription_type, target) for target in message.targets]
+        for topic in topics:
+            self._wanted.pop(topic, None)
+        names = ", ".join(map(str, topics))
+        self._deliver(Error(ErrorCode.FORBIDDEN, f"the new token does not permit {names}"))
 
     def _resync(self, topic: Topic) -> None:
         """Ask for whole messages of a topic, whose deltas cannot be applied."""
@@ -301,10 +328,32 @@ class Client:
         self._leaving = True
         if self._failure is None:
             self._fail(ClientError("the client has been closed"))
+        self._renewals.cancel()
         if self._conversation is None:
             self._tasks.cancel()
         else:
             self._conversation.cancel()
+
+    async def renew_tokens(self) -> None:
+        """Present a new token whenever the server announces the end of the last, until `leave`."""
+        with self._renewals:
+            while self._dialer.tokens.renews:
+                await self._expiring.wait()
+                self._expiring = trio.Event()
+                try:
+                    token = await self._dialer.tokens.get()
+                except Exception as error:  # noqa: BLE001 - of the function of the application
+                    self._last_problem = f"no new token: {error!r}"
+                    continue
+                connection = self._conversing
+                if token is not None and connection is not None:
+                    await self._present(connection, token)
+
+    async def _present(self, connection: Connection, token: str) -> None:
+        try:
+            await connection.ask(messages.Authenticate(token), messages.Authenticated)
+        except ClientError as error:
+            self._last_problem = str(error)  # the server closes with 4001, and another is asked for
 
     async def _converse(
         self,
@@ -325,6 +374,7 @@ class Client:
                 self._limits = greeting.limits
                 self._connections += 1
                 self._verifier.disconnected()
+                self._personal = self._verifier.greeted(greeting)
                 interval_seconds = greeting.heartbeat_interval
                 ending = await connection.run(
                     partial(self._restore, connection, former_session_id, task_status),
@@ -356,12 +406,13 @@ class Client:
         task_status: trio.TaskStatus[None],
     ) -> None:
         """Restore the subscriptions, each from its position; then admit requests."""
+        own = {topic: Options(snapshot=False) for topic in self._personal}
         try:
-            if self._wanted:
+            if wanted := self._wanted | own:
                 session_id = await restore(
                     connection,
                     former_session_id,
-                    dict(self._wanted),
+                    wanted,
                     limits=self._limits,
                     position=self._verifier.position,
                 )
@@ -402,8 +453,10 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Connect to a server, and stay connected while the block runs.
 
-    `token`, or the token that this function returns, is sent with each connection: with a function
-    the client can reconnect after its token has expired. With `compress`, messages are compressed
+    `token`, or the token that this function (async or not) returns, is sent with each connection.
+    With a function, the client also presents a new token when the server announces the end of the
+    last, and reconnects after it has expired. A client with a token receives the messages to its
+    user without subscribing. With `compress`, messages are compressed
     where the server agrees (permessage-deflate). `on_violation` is called for each message that
     violates the contract. Raises ValueError for an invalid URL, and ConnectError, ClosedError and
     DecodeError if the first connection fails; after that, the client reconnects.
@@ -414,7 +467,7 @@ async def open_client(
     client = Client(
         Dialer(
             url=url,
-            token=token,
+            tokens=TokenSource(token),
             ssl_context=ssl_context,
             compress=compress,
             max_message_bytes=max_message_bytes,
@@ -430,6 +483,7 @@ async def open_client(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(client.run)
+            nursery.start_soon(client.renew_tokens)
             try:
                 yield client
             finally:

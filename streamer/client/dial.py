@@ -10,13 +10,14 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 import trio
 
 from streamer.client.endings import ABNORMAL, Ending
 from streamer.client.errors import ConnectError
+from streamer.client.tokens import TokenSource
 from streamer.client.websocket import (
     HandshakeRejectedError,
     WebSocket,
@@ -30,7 +31,6 @@ _RETRIED_STATUSES: Final = frozenset({408, 425, 429})
 
 _Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 Converse = Callable[[WebSocket], Awaitable[Ending]]
-Token = str | Callable[[], Awaitable[str]]
 
 
 @attrs.frozen(kw_only=True)
@@ -38,8 +38,8 @@ class Dialer:
     """Opens connections to one URL."""
 
     url: str
-    token: Token | None = attrs.field(repr=False)
-    """A token, or a function that returns one and is called for each connection."""
+    tokens: TokenSource
+    """Asked for each connection; a token is sent in the header Authorization."""
     ssl_context: ssl.SSLContext | None
     """None: ssl's default context, for a URL with wss."""
     compress: bool
@@ -53,7 +53,7 @@ class Dialer:
 
         Returns how the connection ended, or why none could be made.
         """
-        token = await self.token() if callable(self.token) else self.token
+        token = await self.tokens.get()
         try:
             with trio.fail_after(self.connect_timeout_seconds):
                 stream = await self._open_stream()
@@ -91,13 +91,13 @@ class Dialer:
 
     async def _use(self, stream: _Stream, token: str | None, converse: Converse) -> Ending:
         parts = urlsplit(self.url)
-        query = parse_qsl(parts.query) + ([] if token is None else [("token", token)])
         try:
             with trio.fail_after(self.connect_timeout_seconds):
                 socket = await open_websocket(
                     stream,
                     parts.netloc.rpartition("@")[2],
-                    urlunsplit(("", "", parts.path or "/", urlencode(query), "")),
+                    urlunsplit(("", "", parts.path or "/", parts.query, "")),
+                    token=token,
                     compress=self.compress,
                     max_message_bytes=self.max_message_bytes,
                 )

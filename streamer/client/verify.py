@@ -118,6 +118,8 @@ class Verifier:
         """The types of deltas of a topic whose base was lost by a fault that is reported."""
         self.whole: Data | None = None
         """The last data message as a whole; None if that cannot be made of a delta."""
+        self._awaited: dict[Topic, None] = {}
+        """The topics of the client's user that are still to be restored on this connection."""
         self._received = 0
         self._snapshots = 0
         self._merged = 0
@@ -159,8 +161,32 @@ class Verifier:
         self._shared.clear()
         self._deltas.clear()
         self._unknown.clear()
+        self._awaited.clear()
         for stream in self._streams.values():
             stream.live = False
+
+    def greeted(self, greeting: messages.Connected) -> list[Topic]:
+        """Note the topics that the server holds for a user; return those that are to be restored.
+
+        The others begin at once: the client has no position in them.
+        """
+        for name, announced in (greeting.positions or {}).items():
+            topic = Topic.parse(name)
+            if self.position(topic) is None:
+                self._begin(topic, None, announced, partial=False)
+            else:
+                self._awaited[topic] = None
+        return list(self._awaited)
+
+    def is_early(self, message: Data | messages.Gap) -> bool:
+        """Whether a message comes before its topic is restored, which then repeats it."""
+        if not self._awaited:
+            return False
+        if isinstance(message, messages.Gap):
+            named: tuple[object, object] = (message.subscription_type, message.target)
+        else:
+            named = (message.extra.get("subscription_type"), message.extra.get("target"))
+        return any(named == (topic.subscription_type, topic.target) for topic in self._awaited)
 
     def receive(self, message: Message) -> Topic | None:
         """Verify a message; return the topic to whose stream it belongs, if any."""
@@ -180,13 +206,11 @@ class Verifier:
             case messages.Reconnected():
                 self._receive_reconnected(message)
             case (
-                messages.Error()
-                | messages.Pong()
-                | messages.Resynced()
-                | messages.Authenticated()
-                | messages.TokenRefreshed()
+                messages.Error() | messages.Pong() | messages.Resynced() | messages.TokenRefreshed()
             ):
                 self._requests.pop(message.request_id, None)
+            case messages.Authenticated():
+                self._receive_authenticated(message)
             case Unreadable():
                 self._receive_unreadable(message)
             case _:
@@ -206,6 +230,13 @@ class Verifier:
             topic = Topic(message.subscription_type, target)
             announced = message.positions.get(target)
             self._begin(topic, since.get(target), announced, partial=partial)
+
+    def _receive_authenticated(self, message: messages.Authenticated) -> None:
+        self._requests.pop(message.request_id, None)
+        for name, announced in message.positions.items():
+            stream = self._streams.get(topic := Topic.parse(name))
+            if topic not in self._awaited and (stream is None or not stream.live):
+                self._begin(topic, None, announced, partial=False)
 
     def _receive_reconnected(self, message: messages.Reconnected) -> None:
         request = self._requests.pop(message.request_id, None)
@@ -231,6 +262,7 @@ class Verifier:
     ) -> None:
         """Begin or resume the stream of a topic on this connection."""
         stream = self._streams.setdefault(topic, _Stream())
+        self._awaited.pop(topic, None)
         if since is None and announced is not None:
             unchanged = stream.live and not stream.partial and not partial
             same_epoch = stream.epoch == announced.epoch

@@ -208,16 +208,24 @@ class WebSocket:
 
 
 async def open_websocket(
-    stream: trio.abc.Stream, host: str, target: str, *, compress: bool, max_message_bytes: int
+    stream: trio.abc.Stream,
+    host: str,
+    target: str,
+    *,
+    token: str | None = None,
+    compress: bool,
+    max_message_bytes: int,
 ) -> WebSocket:
     """Carry out the handshake on a connected stream. Callers set a deadline.
 
-    With `compress`, permessage-deflate is offered. Raises HandshakeRejectedError, and
+    `token` is sent in the header Authorization: a URL ends in logs. With `compress`,
+    permessage-deflate is offered. Raises HandshakeRejectedError, and
     WebSocketClosedError if the connection ends first or the answer is not HTTP.
     """
     connection = WSConnection(ConnectionType.CLIENT)
     extensions: Sequence[Extension] = [PerMessageDeflate()] if compress else []
-    request = Request(host=host, target=target, extensions=list(extensions))
+    headers = [] if token is None else [(b"Authorization", f"Bearer {token}".encode())]
+    request = Request(host=host, target=target, extensions=list(extensions), extra_headers=headers)
     socket = WebSocket(stream, connection, max_message_bytes)
     try:
         await stream.send_all(connection.send(request))

@@ -47,6 +47,7 @@ class Line:
 
     def __init__(self, request: trio_websocket.WebSocketRequest) -> None:
         self.path = request.path
+        self.headers = dict(request.headers)
         self._request = request
         self._socket: trio_websocket.WebSocketConnection | None = None
 

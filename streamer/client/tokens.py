@@ -1,0 +1,42 @@
+"""The access token of a client: a fixed one, or a function that gets a new one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+
+import trio
+
+Token = str | Callable[[], str | Awaitable[str]]
+"""A token, or a function (async or not) that returns one and is called for each that is needed."""
+
+
+class TokenSource:
+    """Gets tokens, one at a time.
+
+    A connection that is made while a token is being renewed uses the same one: two calls at a time
+    would use a refresh token twice, which revokes it with many identity providers.
+    """
+
+    def __init__(self, token: Token | None) -> None:
+        self._token = token
+        self._lock = trio.Lock()
+        self._calls = 0
+        self._last: str | None = None
+
+    @property
+    def renews(self) -> bool:
+        """Whether it can get a new token."""
+        return callable(self._token)
+
+    async def get(self) -> str | None:
+        """Return a token, a new one if possible; None if the client has none."""
+        if not callable(self._token):
+            return self._token
+        calls = self._calls
+        async with self._lock:
+            if self._calls == calls:
+                token = self._token()
+                self._last = await token if inspect.isawaitable(token) else token
+                self._calls += 1
+            return self._last
