@@ -51,6 +51,8 @@ CLIENT_SETTINGS = (
     "max_unread_replies_bytes",
     "heartbeat_interval_seconds",
     "heartbeat_timeout_seconds",
+    "auth_timeout_seconds",
+    "auth_grace_seconds",
     "session_lifetime_seconds",
     "history_length",
     "history_seconds",
