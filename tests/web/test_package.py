@@ -37,4 +37,4 @@ def test_the_package_has_the_modules_and_their_types(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("*.tgz")
     with tarfile.open(archive) as package:
         packed = {Path(name).name for name in package.getnames()}
-    assert packed == {path.name for path in WEB.iterdir()}
+    assert packed == {path.name for path in WEB.iterdir() if path.is_file()}
