@@ -142,6 +142,7 @@ class Server:
             reads,
             report,
             max_publication_bytes=settings.max_publication_bytes,
+            max_book_levels=settings.max_book_levels,
         )
         bus: Bus
         self._positions: PositionReader | None = None

@@ -13,7 +13,13 @@ import trio
 
 from streamer.cli.errors import CommandError
 from streamer.protocol.errors import InvalidPublicationError
-from streamer.protocol.messages import DATA_MESSAGES, MarketStatus, OrderbookUpdate, PriceUpdate
+from streamer.protocol.messages import (
+    DATA_MESSAGES,
+    MarketStatus,
+    OrderbookDelta,
+    OrderbookUpdate,
+    PriceUpdate,
+)
 from streamer.protocol.topics import Kind, SubscriptionType, Topic, parse_channel
 from streamer.publisher import Destination
 
@@ -24,11 +30,12 @@ _UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 _KIND_OF_TYPE: Final[Mapping[str, Kind]] = {
     model.type: kind for kind, model in DATA_MESSAGES.items()
-}
+} | {OrderbookDelta.type: Kind.ORDERBOOK}
 
 _TOPIC_OF_TYPE: Final[Mapping[str, tuple[SubscriptionType, str]]] = {
     PriceUpdate.type: (SubscriptionType.STOCK, "stock_code"),
     OrderbookUpdate.type: (SubscriptionType.STOCK, "stock_code"),
+    OrderbookDelta.type: (SubscriptionType.STOCK, "stock_code"),
     MarketStatus.type: (SubscriptionType.MARKET, "market"),
 }
 """Type of a message -> the type of its topic, and the field that has the target."""

@@ -148,6 +148,15 @@ class Hub:
             self.fanout.mark_dirty(stream)
         stream.window.append(publication)
 
+    def leave_out(self, stream: TopicStream, sequence: int) -> None:
+        """Pass over a publication that no client can be sent, as a gap has announced.
+
+        The next message follows the one before it, by its `previous`. Clients that return with an
+        earlier position are sent a gap.
+        """
+        stream.sequence = sequence
+        self._forget_history(stream)
+
     def start_epoch(
         self,
         stream: TopicStream,
@@ -175,6 +184,7 @@ class Hub:
         latest: Iterable[tuple[Kind, int, bytes]] = (),
     ) -> None:
         """Continue from the position that the producers keep."""
+        stream.book_is_unknown = False
         stream.epoch = stream.former_epoch = position.epoch
         stream.sequence = position.sequence
         stream.latest.clear()

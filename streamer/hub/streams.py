@@ -145,6 +145,7 @@ class TopicStream:
     __slots__ = (
         "_naming",
         "_position",
+        "book_is_unknown",
         "epoch",
         "flushed_order",
         "former_epoch",
@@ -177,6 +178,8 @@ class TopicStream:
         self.epoch = epoch
         self.former_epoch = epoch
         """Another name of the epoch, which clients were given before its producers named it."""
+        self.book_is_unknown = False
+        """Whether a gap has announced that the order book is unknown until a whole one."""
         self.sequence = 0
         """The sequence of the last publication."""
         self.order = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import attrs
 from streamer.protocol.json_text import items_of, read_members
 from streamer.protocol.messages import OrderbookDelta, PriceDelta
 from streamer.protocol.orderbook import (
+    Level,
     Side,
     best,
     changed_levels,
@@ -73,6 +75,25 @@ def read_content(text: bytes, *, is_book: bool) -> Content | None:
     bids = side_of(read_levels(values[_BIDS], members.pop(_BIDS)), descending=True)
     asks = side_of(read_levels(values[_ASKS], members.pop(_ASKS)), descending=False)
     return None if bids is None or asks is None else Content(identity, members, bids, asks)
+
+
+def read_changes(
+    text: bytes,
+) -> tuple[Content, list[tuple[Decimal, Level]], list[tuple[Decimal, Level]], int | None]:
+    """Return what an `orderbook_delta` has: its other members, bids, asks and checksum."""
+    identity: dict[str, str] = {}
+    members: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for name, value, member in read_members(text.decode()):
+        values[name] = value
+        if name in _IN_EVERY_DELTA:
+            identity[name] = member
+        elif name not in _OF_THE_STREAM:
+            members[name] = member
+    bids = list(read_levels(values[_BIDS], members.pop(_BIDS)))
+    asks = list(read_levels(values[_ASKS], members.pop(_ASKS)))
+    checksum = members.pop("checksum", "null")
+    return Content(identity, members), bids, asks, None if checksum == "null" else int(checksum)
 
 
 def cut_book(text: bytes, depth: int) -> bytes:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import islice
-from operator import gt, lt
+from operator import gt, itemgetter, lt
 from typing import Any, Final
 
 import orjson
@@ -25,6 +25,8 @@ Level = tuple[str, str, str]
 
 Side = Mapping[Decimal, Level]
 """One side of a book: its levels by price, best first."""
+
+_FIRST: Final = itemgetter(0)
 
 _USUAL_MEMBERS: Final = ({"price", "quantity"}, {"price", "quantity", "orders"})
 
@@ -125,6 +127,21 @@ def _differ(known: Level, level: Level) -> bool:
     if known[2] != level[2]:
         return True
     return known[1] != level[1] and Decimal(known[1]) != Decimal(level[1])
+
+
+def apply_changes(
+    side: Side, changes: Iterable[tuple[Decimal, Level]], *, descending: bool
+) -> Side:
+    """Return the side after changes, each a level with its new quantity; 0 removes it."""
+    changed = dict(side)
+    is_new = False
+    for price, level in changes:
+        if Decimal(level[1]):
+            is_new |= price not in changed
+            changed[price] = level
+        else:
+            changed.pop(price, None)
+    return dict(sorted(changed.items(), key=_FIRST, reverse=descending)) if is_new else changed
 
 
 def best(side: Side, count: int) -> Side:

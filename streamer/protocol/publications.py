@@ -74,6 +74,16 @@ _FLAT: Final = frozenset({Kind.PRICE, Kind.STATUS, Kind.NOTIFICATION})
 _FITS: Final = {kind: fits(model) for kind, model in messages.DATA_MESSAGES.items()}
 
 
+_CHANGES: Final = messages.OrderbookDelta
+_CHANGES_FIT: Final = fits(_CHANGES)
+
+
+class BookChange(bytes):
+    """The text of an `orderbook_delta` of a producer: not yet a message for all clients."""
+
+    __slots__ = ()
+
+
 @attrs.define  # frozen would cost twice as much, for each publication
 class DecodedPublication:
     """A producer's message that fits its channel."""
@@ -103,11 +113,9 @@ def decode_publication(
         decoded = _load_leniently(raw, error)
     if type(decoded) is not dict:
         raise InvalidPublicationError(f"not a JSON object but {type(decoded).__name__}")
-    model = messages.DATA_MESSAGES[kind]
     named_type = decoded.get("type")
-    if named_type != model.type and named_type is not None:
-        raise InvalidPublicationError(f"type {short(named_type)} where {model.type!r} belongs")
-    present = _FITS[kind](decoded)
+    model = _model(kind, named_type)
+    present = _CHANGES_FIT(decoded) if model is _CHANGES else _FITS[kind](decoded)
     if not present:
         _check_fields(model, decoded, raw)
     # If it has only members of the model, besides type and epoch, nothing can be nested, and a
@@ -133,12 +141,24 @@ def decode_publication(
         dropped = _dropped(kind, key, decoded, position, gets_position=gets_position)
     # The usual case: complete and without such members, it is forwarded unchanged.
     if timestamp_in_utc is timestamp and named_type is not None and not dropped:
-        return DecodedPublication(raw.strip(), position)
+        text = raw.strip()
+        return DecodedPublication(BookChange(text) if model is _CHANGES else text, position)
     dropped |= {"type", "timestamp"}
     # By name: if a member occurs twice, the last one is kept, which is the one that was validated.
     members = {name: text for name, text in split_members(raw.decode()) if name not in dropped}
     own = (f'"type":"{model.type}"', f'"timestamp":"{timestamp_in_utc}"')
-    return DecodedPublication(f"{{{','.join((*own, *members.values()))}}}".encode(), position)
+    text = f"{{{','.join((*own, *members.values()))}}}".encode()
+    return DecodedPublication(BookChange(text) if model is _CHANGES else text, position)
+
+
+def _model(kind: Kind, named_type: object) -> type[Any]:
+    """Return the model of a message on a channel of this kind."""
+    model = messages.DATA_MESSAGES[kind]
+    if named_type == model.type or named_type is None:
+        return model
+    if named_type == _CHANGES.type and kind is Kind.ORDERBOOK:
+        return _CHANGES
+    raise InvalidPublicationError(f"type {short(named_type)} where {model.type!r} belongs")
 
 
 def _load_leniently(raw: bytes, refusal: Exception) -> Any:

@@ -18,6 +18,7 @@ from streamer.hub.streams import TopicStream
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind, Topic
+from streamer.source.books import BookKeeper
 from streamer.source.positions import channels_of
 from streamer.source.reads import TopicReads
 from streamer.source.report import SourceReport, SourceStatistics
@@ -38,6 +39,7 @@ class Router:
         report: SourceReport,
         *,
         max_publication_bytes: int,
+        max_book_levels: int = 1000,
     ) -> None:
         self._hub = hub
         self._flush_loop = flush_loop
@@ -45,6 +47,7 @@ class Router:
         self._report = report
         self.validator = Validator(report, max_publication_bytes=max_publication_bytes)
         self._room = HeldRoom()
+        self._books = BookKeeper(hub, report, max_levels=max_book_levels)
         self._sequencers: dict[Topic, Sequencer] = {}
         self._routes: dict[bytes, tuple[Sequencer, Kind, str | None]] = {}
         self._received = 0
@@ -63,6 +66,7 @@ class Router:
             report=self._report,
             room=self._room,
             decode_entry=partial(self.validator.decode_entry, topic),
+            books=self._books,
         )
         for kind in topic.kinds:
             self._routes[topic.channel(kind).encode()] = (sequencer, kind, topic.key)

@@ -38,8 +38,9 @@ from streamer.broker.history import Entry, HistoryQuery, TopicHistory
 from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.messages import GapReason, Position
-from streamer.protocol.publications import DecodedPublication
+from streamer.protocol.publications import BookChange, DecodedPublication
 from streamer.protocol.topics import Kind
+from streamer.source.books import BookKeeper
 from streamer.source.report import SourceReport
 
 TOPIC_HELD_BYTES: Final = 1 << 20
@@ -164,6 +165,7 @@ class Sequencer:
 
     __slots__ = (
         "_asked",
+        "_books",
         "_decode_entry",
         "_epoch",
         "_held",
@@ -187,6 +189,7 @@ class Sequencer:
         report: SourceReport,
         room: HeldRoom,
         decode_entry: DecodeEntry,
+        books: BookKeeper,
     ) -> None:
         """Create it in state OPENING; `open` requests the position."""
         self._hub = hub
@@ -195,6 +198,7 @@ class Sequencer:
         self._report = report
         self._room = room
         self._decode_entry = decode_entry
+        self._books = books
         self._state = State.OPENING
         self._epoch: str | None = None
         """The producers' name of the epoch; None: they give no positions. Clients may know it by
@@ -254,6 +258,7 @@ class Sequencer:
         """Drop the held publications: the topic is not wanted any more."""
         self._move(Event.CLOSED)
         self._take_held()
+        self._books.forget(self.stream)
 
     # Publications
 
@@ -273,6 +278,9 @@ class Sequencer:
         if position.epoch == self._epoch or self._names_epoch(position):
             if position.sequence == stream.sequence + 1:
                 self._last_payload = payload
+                if type(publication.text) is BookChange:
+                    self._books.publish(stream, publication.text, position.sequence)
+                    return
                 self._hub.publish_positioned(stream, kind, publication.text, position.sequence)
                 return
             if self._is_repeat(publication, payload):
@@ -285,6 +293,9 @@ class Sequencer:
     def _publish_plain(self, kind: Kind, publication: DecodedPublication) -> None:
         if self._epoch is not None:
             self._begin_own_epoch()
+        if type(publication.text) is BookChange:
+            self._books.publish(self.stream, publication.text, None)
+            return
         self._hub.publish(self.stream, kind, publication.text)
 
     def _names_epoch(self, position: Position) -> bool:
@@ -301,6 +312,8 @@ class Sequencer:
         """Whether clients have received this publication; None if that is not known any more."""
         position, stream = publication.position, self.stream
         assert position is not None
+        if type(publication.text) is BookChange and position.sequence != stream.sequence:
+            return None  # only the book after it is kept
         if position.sequence == stream.sequence and self._last_payload is not None:
             return payload == self._last_payload
         history = stream.history
@@ -376,7 +389,7 @@ class Sequencer:
 
         Returns how many were published.
         """
-        hub, stream = self._hub, self.stream
+        stream = self.stream
         count = 0
         for kind, sequence, payload in entries:
             if sequence <= stream.sequence:
@@ -386,7 +399,7 @@ class Sequencer:
                 continue
             if sequence > stream.sequence + 1:
                 self._skip_to(sequence - 1)
-            hub.publish_positioned(stream, kind, text, sequence)
+            self._publish_at(kind, text, sequence)
             self._last_payload = payload
             count += 1
         if end > stream.sequence:
@@ -441,11 +454,18 @@ class Sequencer:
     def _latest(self, entries: Iterable[Entry], upto: int) -> list[Entry]:
         """Return the newest valid entry of each kind that has a last known value, for the hub."""
         latest: dict[Kind, Entry] = {}
+        known = 0
         for kind, sequence, payload in entries:
             if sequence <= upto and not kind.is_event:
                 text = self._decode_entry(kind, sequence, payload)
+                if sequence != known + 1 or text is None:
+                    # A change that is missing would make a wrong book of the changes after it.
+                    latest.pop(Kind.ORDERBOOK, None)
+                if type(text) is BookChange:
+                    text = self._books.rebuilt(latest.pop(Kind.ORDERBOOK, None), text, sequence)
                 if text is not None:
                     latest[kind] = (kind, sequence, text)
+                known = sequence
         return list(latest.values())
 
     def _pass_held_on(self, record: TopicHistory | None, asked: int) -> bool:
@@ -471,8 +491,14 @@ class Sequencer:
                 return False
             if self._may_pass(publication, payload, record):
                 self._last_payload = payload
-                self._hub.publish_positioned(self.stream, kind, publication.text, position.sequence)
+                self._publish_at(kind, publication.text, position.sequence)
         return True
+
+    def _publish_at(self, kind: Kind, text: bytes, sequence: int) -> None:
+        if type(text) is BookChange:
+            self._books.publish(self.stream, text, sequence)
+        else:
+            self._hub.publish_positioned(self.stream, kind, text, sequence)
 
     def _is_doubtful(self, position: Position) -> bool:
         if position.epoch == self._epoch or self._names_epoch(position):

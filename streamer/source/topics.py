@@ -14,6 +14,7 @@ from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.hub.upstream import Recovery, RecoveryOutcome
 from streamer.protocol.messages import Position
+from streamer.protocol.publications import BookChange
 from streamer.protocol.topics import Topic
 from streamer.source.demand import Joined, Released, TopicDemand, Wanted
 from streamer.source.positions import Bus, PositionReader, channels_of
@@ -197,6 +198,7 @@ class TopicSource:
             for kind, sequence, payload in record.entries
             if sequence < oldest
             and (text := decode(stream.topic, kind, sequence, payload)) is not None
+            and type(text) is not BookChange  # the book before it is not known
         ]
         if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
             self._hub.extend_history(stream, earlier)

@@ -17,6 +17,7 @@ from streamer.hub.streams import TopicStream
 from streamer.protocol.messages import Position
 from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind
+from streamer.source.books import BookKeeper
 from streamer.source.report import SourceReport
 from streamer.source.sequencer import HeldRoom, Sequencer, State
 from tests.hub.bodies import body
@@ -40,13 +41,15 @@ class PositionedProducer:
         self._came = came
         self._asks = False
         """Whether the sequencer wants its position read."""
+        report = SourceReport(lambda: 0.0)
         self._sequencer = Sequencer(
             hub,
             stream,
             reads=self,
-            report=SourceReport(lambda: 0.0),
+            report=report,
             room=HeldRoom(topic_bytes=MAX_HELD_BYTES),
             decode_entry=lambda _kind, _sequence, payload: payload,
+            books=BookKeeper(hub, report, max_levels=10),
         )
         self._stream = stream
         self._position = Position(epoch, 0)

@@ -7,18 +7,20 @@ from decimal import Decimal
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from docs.vectors import VECTORS, Vector
 from streamer.protocol.json_text import read_members
 from streamer.protocol.orderbook import (
     Side,
+    apply_changes,
     changed_levels,
     checksum,
     plain_decimal,
     read_levels,
     side_of,
 )
-from tests.protocol.books import NUMBERS, levels_text
+from tests.protocol.books import NUMBERS, levels_text, side_texts
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector.name)
@@ -90,6 +92,26 @@ def _side(*levels: tuple[str, str], descending: bool = False) -> Side | None:
 def test_a_side_out_of_order_is_none(levels: list[tuple[str, str]]) -> None:
     """Levels that are not in order, that are twice there, or without a quantity have no changes."""
     assert _side(*levels) is None
+
+
+@given(side_texts(), side_texts(), st.booleans())
+def test_changes_lead_from_one_side_to_another(
+    base: list[tuple[str, str]], new: list[tuple[str, str]], descending: bool
+) -> None:
+    """Applied to the first side, they give the second: same numbers, in the same order."""
+    if descending:
+        base.reverse()
+        new.reverse()
+    before, after = _side(*base, descending=descending), _side(*new, descending=descending)
+    assert before is not None
+    assert after is not None
+    changes = changed_levels(before, after)
+    text = f"[{','.join(changes)}]"
+    read = list(read_levels(_decoded(text), text))
+    result = apply_changes(before, read, descending=descending)
+    numbers = [(price, Decimal(level[1])) for price, level in after.items()]
+    assert [(price, Decimal(level[1])) for price, level in result.items()] == numbers
+    assert not [price for price, level in read if before.get(price, ("", "", ""))[1] == level[1]]
 
 
 def test_a_change_of_another_member_is_a_change() -> None:

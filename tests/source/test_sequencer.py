@@ -15,6 +15,7 @@ from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Position
 from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind, Topic
+from streamer.source.books import BookKeeper
 from streamer.source.report import SourceReport
 from streamer.source.sequencer import (
     TRANSITIONS,
@@ -64,6 +65,7 @@ class House:
             report=self.report,
             room=self.room,
             decode_entry=lambda _kind, _sequence, payload: None if payload == INVALID else payload,
+            books=BookKeeper(self.hub, self.report, max_levels=10),
         )
         self.sequencer.open()
 
