@@ -13,11 +13,13 @@ from rich.text import Text
 
 from streamer.client import (
     Account,
+    Alert,
     ClientStatistics,
     Data,
     Event,
     Gap,
     MarketStatus,
+    Notification,
     OrderbookUpdate,
     PriceUpdate,
     Topic,
@@ -52,6 +54,8 @@ class _Row:
                 )
             case MarketStatus():
                 self.last = message.status
+            case Alert() | Notification():
+                self.last = message.message
 
     def cells(self, now_seconds: float) -> Iterable[RenderableType]:
         yield self.last
@@ -84,8 +88,9 @@ class Board:
             row = self._rows.get(event.topic)
             if row is not None:
                 row.note = f"gap: {event.reason}"
-        elif isinstance(event, Data) and event.topic in self._rows:
-            row = self._rows[event.topic]
+        elif isinstance(event, Data) and event.topic is not None:
+            # Messages to the user come without having been asked for.
+            row = self._rows.setdefault(event.topic, _Row())
             row.show(event)
             row.sequence, row.note = str(event.sequence), ""
             row.updated_seconds = self._clock()

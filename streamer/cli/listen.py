@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -37,6 +39,7 @@ _HELP: Final = """Subscribe to topics and show their messages.
   streamer listen stock:005930 market:KOSPI sector:semiconductors
   streamer listen stock:005930 --kinds price --count 10 | jq .price
   streamer listen stock:005930 --duration 60 --verify
+  streamer listen --token-file token.txt            the alerts of a user
 
 A topic is TYPE:TARGET with a type of stock, market, sector or watchlist. A terminal shows a table
 with the latest values of each topic. A pipe or a file gets every message as the server sent it, one
@@ -87,6 +90,7 @@ class _Request:
     """The arguments of the command line."""
 
     topics: list[Topic]
+    token_file: Path | None
     url: str
     kinds: list[Kind] | None
     mode: str
@@ -100,7 +104,14 @@ class _Request:
 
 
 @click.command("listen", help=_HELP)
-@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...", callback=_parse_topics)
+@click.argument("topics", nargs=-1, metavar="TOPIC...", callback=_parse_topics)
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A file with an access token, read again when a new one is needed. The user's alerts and "
+    "notifications come without a topic.",
+)
 @click.option(
     "--url",
     envvar="STREAMER_URL",
@@ -154,6 +165,8 @@ class _Request:
 def command(**options: Any) -> ExitCode:
     """Listen until a signal, the count or the duration ends it."""
     request = _Request(**options)
+    if not request.topics and request.token_file is None:
+        raise click.UsageError("Missing argument 'TOPIC...'.")
     result = trio.run(_run, request)
     if request.verify and result.account is not None:
         click.echo(str(result.account), err=True)
@@ -194,7 +207,9 @@ async def _run(request: _Request) -> _Result:
 async def _listen(request: _Request, result: _Result) -> None:
     show = _show_table if sys.stdout.isatty() else _write_lines
     try:
-        async with open_client(request.url, compress=request.compress) as client:
+        token_file = request.token_file
+        token = None if token_file is None else partial(_read_token, token_file)
+        async with open_client(request.url, token=token, compress=request.compress) as client:
             # While connected, a signal cancels this scope only: the connection is then closed.
             with trio.CancelScope() as result.scope:
                 try:
@@ -216,6 +231,10 @@ async def _listen(request: _Request, result: _Result) -> None:
         result.failure = click.UsageError(str(error))
     except BrokenPipeError:
         pass  # the reader of the pipe has ended, as `head` does
+
+
+def _read_token(path: Path) -> str:
+    return path.read_text().strip()
 
 
 async def _write_lines(client: Client, request: _Request) -> None:

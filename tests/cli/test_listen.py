@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -22,11 +23,13 @@ from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol.errors import ABUSE
 from streamer.server import Server, serve
+from tests.helpers.identities import identity_settings, token
 from tests.helpers.timing import DEADLINE_SECONDS, PACE_SECONDS, eventually
 
 PRICE: Final = (
     b'{"stock_code":"005930","price":72500.10,"change":-50,"change_percent":-0.10,"volume":7}'
 )
+ALERT: Final = b'{"alert_id":7,"stock_code":"005930","alert_type":"above","message":"up"}'
 BOOK: Final = (
     b'{"stock_code":"005930","bids":[{"price":72400,"quantity":1}],'
     b'"asks":[{"price":72600,"quantity":2}]}'
@@ -336,3 +339,34 @@ def test_the_url_can_be_a_variable(
     assert error == (
         "streamer: error: cannot connect to ws://127.0.0.1:1/v1/ws: Connection refused\n"
     )
+
+
+async def test_a_token_brings_the_alerts_of_its_user(nursery: trio.Nursery, tmp_path: Path) -> None:
+    """Without a topic; the file is read when the client connects."""
+    settings = Settings(memory=True, port=0, http_port=0, **identity_settings(tmp_path))
+    server: Server = await nursery.start(serve, settings)
+    token_file = tmp_path / "token.txt"
+    token_file.write_text(token("ann") + "\n")
+
+    async def publish_alerts() -> None:
+        assert server.bus is not None
+        while True:
+            server.bus.publish("alerts:bob", ALERT.replace(b"7", b"8"))
+            server.bus.publish("alerts:ann", ALERT)
+            await trio.sleep(PACE_SECONDS)
+
+    nursery.start_soon(publish_alerts)
+    result = await run(
+        arguments(server, "--token-file", str(token_file), "--count", "2", "--verify")
+    )
+    nursery.cancel_scope.cancel()
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["alert_id"], line["target"]) for line in lines] == [(7, "ann")] * 2
+    assert b"violations 0" in result.stderr
+    assert result.returncode == 0
+
+
+def test_without_a_token_a_topic_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    """There would be nothing to receive."""
+    assert main(["listen"]) == ExitCode.USAGE
+    assert "TOPIC" in capsys.readouterr().err
