@@ -426,8 +426,12 @@ class Hub:
     def mark_ping(self, outbox: Outbox) -> None:
         """Remember the client's positions before the ping that is sent next."""
         if not self.fanout.is_owed(outbox):
+            is_gap_owed = outbox.backlog.is_gap_owed
             for subscription in outbox.subscriptions.values():
-                subscription.pinged = self.position(subscription)
+                # The ping overtakes a gap that waits, and whoever has not received that must be
+                # sent it again.
+                if not is_gap_owed(subscription):
+                    subscription.pinged = self.position(subscription)
 
     def mark_pong(self, outbox: Outbox) -> None:
         """Note that a client has received everything that was sent before the last ping."""
@@ -435,12 +439,14 @@ class Hub:
             subscription.confirmed = subscription.pinged
 
     def announce_hole(
-        self, subscription: Subscription, reason: GapReason, position: Position
+        self, subscription: Subscription, since: Position, reason: GapReason, position: Position
     ) -> None:
         """Send a client that has just subscribed a gap, and the last known values after it.
 
-        The stream resumes at `position`: its end, or further ahead if another server was ahead of
-        this one. Then the values here are old, and publications up to `position` are not sent.
+        Until the client is known to have received the gap, it counts as being at `since`, from
+        which a session that is restored meanwhile continues: with a gap again. The stream resumes
+        at `position`: its end, or further ahead if another server was ahead of this one. Then the
+        values here are old, and publications up to `position` are not sent.
         """
         outbox = subscription.outbox
         stream = subscription.lane.stream
@@ -456,6 +462,7 @@ class Hub:
             subscription.skip_sequence = position.sequence
         keeps_live = subscription.lane.mode is Mode.ALL
         outbox.backlog.replay(subscription, notices, keeps_live=keeps_live)
+        subscription.pinged = subscription.confirmed = since
 
     def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
         """Return the publications that a subscription has missed since a position.

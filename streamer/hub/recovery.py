@@ -71,7 +71,8 @@ def subscribe(
             continue
         if want.since is not None and topic not in held:
             recovery.recovered = False
-            hub.announce_hole(subscription, *_hole(hub, subscription, want.since, want))
+            reason, position = _hole(hub, subscription, want.since, want)
+            hub.announce_hole(subscription, want.since, reason, position)
         elif want.request.snapshot:
             known = hub.snapshot(subscription, kinds)
             recovery.snapshots += map(subscription.lane.render_whole, known)

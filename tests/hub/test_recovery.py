@@ -228,3 +228,23 @@ def test_options_that_change_before_a_gap_is_sent_move_no_position_ahead_of_it()
         received = client.heard()
         assert received[0]["type"] == "gap"
         assert [(m["sequence"], m.get("previous")) for m in received[1:]] == [(1, None), (2, None)]
+
+
+def test_a_gap_that_was_not_received_is_sent_again_to_the_restored_session() -> None:
+    """Neither the answer nor a ping that overtook the gap confirm the position behind it."""
+    house = House()
+    filled(house, STOCK, 6)
+    since = Position("unheard-of", 9)
+    with listening(house.hub) as client:
+        client.outbox.hold(b"", 0, 0)  # a write is not over
+        client.recover(STOCK, since)
+        house.hub.mark_ping(client.outbox)
+        house.hub.mark_pong(client.outbox)
+        (held,) = record_session(client.outbox).subscriptions
+        assert held.confirmed == since
+        house.hub.fanout.resume(client.outbox)
+        assert [message["type"] for message in client.heard()] == ["gap", "x"]
+        house.hub.mark_ping(client.outbox)
+        house.hub.mark_pong(client.outbox)
+        (held,) = record_session(client.outbox).subscriptions
+        assert held.confirmed == Position(house.hub.stream(STOCK).epoch, 6)
