@@ -16,6 +16,7 @@ import trio
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, read_log_level, with_settings
+from streamer.cli.print_config import config_text
 from streamer.cli.reload import reload_at_hangup
 from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.config import LogLevel, Settings
@@ -41,6 +42,7 @@ _HELP: Final = f"""Send what is published to Redis to clients over WebSocket.
   streamer serve --redis redis://10.0.0.5 --host 0.0.0.0
   streamer serve --config streamer.toml
   streamer serve --workers 4                        four processes on one port
+  streamer serve --print-config > streamer.toml     a file with every setting, to edit
 
 The first line on stdout is the address for clients, the second the one of statistics and health.
 Ctrl-C or SIGTERM tells each client when to reconnect, then closes its connection; a second one ends
@@ -51,9 +53,17 @@ the server at once. SIGHUP reads the certificate and the log level again.
 
 
 @click.command("serve", cls=SettingsCommand, help=_HELP)
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print the settings in force as a TOML file with comments, without secrets, and exit.",
+)
 @with_settings()
-def command(settings: Settings) -> int:
+def command(settings: Settings, *, print_config: bool) -> int:
     """Run the server until a signal ends it."""
+    if print_config:
+        click.echo(config_text(settings), nl=False)
+        return ExitCode.OK
     configure_logging(settings.log_level, settings.log_format)
     _warn_if_open(settings)
     allow_many_connections()
