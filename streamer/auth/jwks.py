@@ -27,6 +27,14 @@ _MAX_RETRY_SECONDS: Final = 60.0
 log = structlog.get_logger()
 
 
+async def fetch_keys(client: httpx2.AsyncClient, url: str) -> tuple[VerificationKey, ...]:
+    """Fetch a JWK Set once. Raises HttpProblem and KeyProblem."""
+    status, body = await request_json(client, "GET", url, max_bytes=MAX_KEYS_BYTES)
+    if status != httpx2.codes.OK:
+        raise HttpProblem(f"answered with status {status}")
+    return jwk_set(body)
+
+
 class JwksSource:
     """The keys at one URL, which is a setting: no token names a URL that is fetched.
 
@@ -82,10 +90,7 @@ class JwksSource:
 
     async def _fetch(self, client: httpx2.AsyncClient) -> None:
         try:
-            status, body = await request_json(client, "GET", self._url, max_bytes=MAX_KEYS_BYTES)
-            if status != httpx2.codes.OK:
-                raise HttpProblem(f"answered with status {status}")  # noqa: TRY301
-            keys = jwk_set(body)
+            keys = await fetch_keys(client, self._url)
         except (HttpProblem, KeyProblem) as error:
             self._failed(str(error))
         else:

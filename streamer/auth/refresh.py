@@ -35,7 +35,7 @@ class TokenEndpoint:
         self._auth: httpx2.Auth | None = None
         if client_secret_file is not None:
             assert client_id is not None, "the settings ask for both"
-            self._auth = httpx2.BasicAuth(client_id, _secret(client_secret_file))
+            self._auth = httpx2.BasicAuth(client_id, read_secret(client_secret_file))
         self._limiter = trio.CapacityLimiter(_MAX_REQUESTS)
         self._log = BoundedLog(log.warning)
 
@@ -82,7 +82,8 @@ class TokenEndpoint:
         return token
 
 
-def _secret(path: Path) -> str:
+def read_secret(path: Path) -> str:
+    """Return the secret of this server as a client. Raises SettingError."""
     try:
         secret = path.read_text(encoding="utf-8").strip()
     except OSError as error:

@@ -9,6 +9,7 @@ all sources; this module adds the source to them.
 import difflib
 import functools
 import os
+import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -77,13 +78,25 @@ def with_settings(
     file is enough for all commands. `complete` may add to the values that were given.
     """
     names = [name for name in only or _FIELDS if name not in without]
+    return _with_values(names, "settings", lambda context, given: _build(context, given, complete))
 
+
+def with_judged_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of all settings, and pass `judged` to the command: `JudgedSettings`."""
+    names = list(_FIELDS)
+    decorate = _with_values(names, "judged", lambda context, given: _judge(context, given, dict))
+    return decorate(command)
+
+
+def _with_values(
+    names: list[str], keyword: str, make: Callable[[click.Context, dict[str, object]], object]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
         @click.pass_context
         def run(context: click.Context, /, *arguments: Any, **values: Any) -> Any:
             given = {name: values.pop(name) for name in names}
-            return command(*arguments, settings=_build(context, given, complete), **values)
+            return command(*arguments, **{keyword: make(context, given)}, **values)
 
         decorated: Callable[..., Any] = run
         for option in reversed([*_setting_options(names), _config_option]):
@@ -184,33 +197,65 @@ _OTHER_VARIABLES: Final = (_CONFIG_VARIABLE, "STREAMER_URL", "STREAMER_ADMIN_URL
 """Variables that are not settings: the file, and URLs of `streamer listen` and `streamer admin`."""
 
 
+@attrs.frozen
+class JudgedSettings:
+    """The settings of a command line, without those that are wrong."""
+
+    settings: Settings
+    """Settings made from the values that are right."""
+    problems: tuple[str, ...]
+    """Every problem, each with the source of the value."""
+    wrong: frozenset[str]
+    """The names of settings with a wrong value, in place of which `settings` has the default."""
+
+
 def _build(
     context: click.Context,
     given: dict[str, object],
     complete: Callable[[Mapping[str, object]], Mapping[str, object]],
 ) -> Settings:
     """Make the settings from the values that click has taken from their sources."""
-    for variable in sorted(os.environ):
-        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
-            _check_known(variable.removeprefix(ENVIRONMENT_PREFIX).lower(), f"variable {variable}")
+    judged = _judge(context, given, complete)
+    if judged.problems:
+        raise click.UsageError(judged.problems[0])
+    return judged.settings
+
+
+def _judge(
+    context: click.Context,
+    given: dict[str, object],
+    complete: Callable[[Mapping[str, object]], Mapping[str, object]],
+) -> JudgedSettings:
+    problems = list(_unknown_names(context))
     explicit = {
         name: value
         for name, value in given.items()
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
+    wrong: set[str] = set()
     if explicit.get("memory") is True and "redis" in explicit:
         sources = f"{_source(context, 'memory')} and {_source(context, 'redis')}"
-        raise click.UsageError(f"memory and redis exclude each other (from {sources})")
-    try:
-        settings = Settings(**complete(explicit))  # type: ignore[arg-type]  # Settings judges them
-    except SettingError as error:
-        raise click.UsageError(f"{error} (from {_source(context, error.setting)})") from None
+        problems.append(f"memory and redis exclude each other (from {sources})")
+        wrong.add("redis")
+        del explicit["redis"]
+    settings: Settings | None = None
+    while settings is None:
+        try:
+            settings = Settings(**complete(explicit))  # type: ignore[arg-type]  # it judges them
+        except SettingError as error:
+            # A setting that contradicts one that is wrong may be right once that is.
+            if wrong.isdisjoint(re.findall(r"\w+", str(error))):
+                problems.append(f"{error} (from {_source(context, error.setting)})")
+            if error.setting not in explicit:
+                raise click.UsageError(problems[0]) from None
+            wrong.add(error.setting)
+            del explicit[error.setting]
     for name in explicit:
         path = getattr(settings, name)
         if isinstance(path, Path) and not os.access(path, os.R_OK):
-            source = _source(context, name)
-            raise click.UsageError(f"{name}: {path} cannot be read (from {source})")
-    return settings
+            problems.append(f"{name}: {path} cannot be read (from {_source(context, name)})")
+            wrong.add(name)
+    return JudgedSettings(settings, tuple(problems), frozenset(wrong))
 
 
 def _source(context: click.Context, setting: str) -> str:
@@ -223,11 +268,22 @@ def _source(context: click.Context, setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
-def _check_known(setting: str, source: str) -> None:
-    if setting not in _FIELDS:
-        alike = difflib.get_close_matches(setting, _FIELDS, n=1)
-        hint = f"; did you mean {alike[0]}?" if alike else ""
-        raise click.UsageError(f"{setting} is not a setting (from {source}){hint}")
+def _unknown_names(context: click.Context) -> Iterator[str]:
+    """Yield a problem for each name in the file, and each variable, that is not a setting."""
+    for name in context.default_map or ():
+        if name not in _FIELDS:
+            yield _unknown(name, str(context.meta[_CONFIG_VARIABLE]))
+    for variable in sorted(os.environ):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in _OTHER_VARIABLES:
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if name not in _FIELDS:
+                yield _unknown(name, f"variable {variable}")
+
+
+def _unknown(name: str, source: str) -> str:
+    alike = difflib.get_close_matches(name, _FIELDS, n=1)
+    hint = f"; did you mean {alike[0]}?" if alike else ""
+    return f"{name} is not a setting (from {source}){hint}"
 
 
 def _read_config(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
@@ -241,14 +297,11 @@ def _read_config(context: click.Context, _option: click.Parameter, path: Path | 
 def _load_config(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            values = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise click.UsageError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise click.UsageError(f"{path} is not TOML: {error}") from None
-    for name in values:
-        _check_known(name, str(path))
-    return values
 
 
 def read_log_level(context: click.Context, settings: Settings) -> LogLevel:
@@ -261,7 +314,11 @@ def read_log_level(context: click.Context, settings: Settings) -> LogLevel:
     overriding = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     if path is None or context.get_parameter_source("log_level") in overriding:
         return settings.log_level
-    level: Any = _load_config(path).get("log_level", _FIELDS["log_level"].default)
+    values = _load_config(path)
+    for name in values:
+        if name not in _FIELDS:
+            raise click.UsageError(_unknown(name, str(path)))
+    level: Any = values.get("log_level", _FIELDS["log_level"].default)
     try:
         return attrs.evolve(settings, log_level=level).log_level
     except SettingError as error:

@@ -1,0 +1,1 @@
+"""Tests of `streamer check`: each part on its own, and the command."""
