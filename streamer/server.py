@@ -9,7 +9,8 @@
     ├── sessions          saves and forgets sessions that can be restored
     ├── authenticator     fetches the keys of tokens, and reads changed key files again
     ├── control           carries out what operators ask of this process, or of all
-    ├── HTTP listener     statistics, connections and health, and the operator's API
+    ├── HTTP listener     statistics, connections and health, and the operator's API and page
+    │   └── samples       of the last 15 minutes of statistics
     ├── token expiry      notifies clients whose tokens end, and closes those that do nothing
     ├── loop lag          measures how long the event loop is held up
     ├── loop budget       defers work that would make a turn too long

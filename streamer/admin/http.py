@@ -1,6 +1,7 @@
 """For the operator: statistics, metrics, connections and health over HTTP, on a port of its own.
 
-The requests that change something are in `streamer.admin.api`.
+The requests that change something are in `streamer.admin.api`, the page for people in
+`streamer.admin.operator`.
 
 Starlette on Hypercorn, both of which run on Trio. It is for operators, not for clients: it shows
 addresses, so it listens on 127.0.0.1 by default. A web page that an operator visits may make its
@@ -31,6 +32,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamer.admin import assets
 from streamer.admin.api import Api, api_routes, http_error, json_response, server_error
 from streamer.admin.metrics import exposition
+from streamer.admin.operator import operator_routes
+from streamer.admin.recent import INTERVAL_SECONDS, Recent
 from streamer.listen_error import ListenError, place_of
 from streamer.nursery import first_of
 
@@ -68,6 +71,7 @@ def at_once(function: Callable[[], T]) -> Callable[[], Awaitable[T]]:
 
 def make_app(
     report: Report,
+    recent: Recent,
     *,
     api: Api | None = None,
     pages: Sequence[Route] = (),
@@ -91,6 +95,14 @@ def make_app(
         listed = await report.connections()
         return json_response({"count": len(listed), "connections": listed})
 
+    async def samples(request: Request) -> Response:
+        try:
+            since_seconds = float(request.query_params.get("since", "0"))
+        except ValueError:
+            return json_response({"error": "since: must be seconds since 1970"}, 400)
+        listed = [attrs.asdict(sample) for sample in recent.since(since_seconds)]
+        return json_response({"interval_seconds": INTERVAL_SECONDS, "samples": listed})
+
     async def healthz(_request: Request) -> Response:
         """Answer; any answer proves that the event loop runs."""
         return json_response({"status": "ok"})
@@ -104,9 +116,11 @@ def make_app(
             Route("/v1/ws/stats", statistics),
             Route("/metrics", metrics),
             Route("/v1/ws/connections", connections),
+            Route("/v1/ws/recent", samples),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             *assets.routes(),
+            *operator_routes(),
             *api_routes(api),
             *pages,
         ],
@@ -176,7 +190,8 @@ async def serve_http(
     config.errorlog.setLevel(logging.WARNING)  # no second line with the address
     config.graceful_timeout = 1.0
     hosts = None if is_unix else (*allowed_hosts, host)
-    app = make_app(report, api=api, pages=pages, allowed_hosts=hosts)
+    recent = Recent(report.statistics)
+    app = make_app(report, recent, api=api, pages=pages, allowed_hosts=hosts)
     async with trio.open_nursery() as nursery:
         try:
             binds = await nursery.start(partial(serve, mode="asgi"), app, config)
@@ -184,4 +199,5 @@ async def serve_http(
             error = first_of(group)
             assert isinstance(error, OSError)
             raise ListenError(place, ("http_host", "http_port"), error) from None
+        nursery.start_soon(recent.run)
         task_status.started(binds[0])

@@ -6,7 +6,6 @@ Its files are static. What differs from server to server is in market.json, whic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -15,17 +14,13 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from streamer.admin.api import json_response
+from streamer.admin.pages import common_files, page_file
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 
 MARKET_PATH: Final = "/market/"
 
-_FILES: Final = {
-    "": ("index.html", "text/html"),
-    "market.css": ("market.css", "text/css"),
-    "market.js": ("market.js", "text/javascript"),
-    "icon.svg": ("icon.svg", "image/svg+xml"),
-}
-"""The files by their names below the page, each with its type."""
+_FILES: Final = {"": "index.html", "market.css": "market.css", "market.js": "market.js"}
+"""The files by their names below the page."""
 
 
 @attrs.frozen
@@ -72,33 +67,11 @@ def market_routes(page: MarketPage, *, websocket_port: int, encrypted: bool) -> 
         return RedirectResponse(f"{MARKET_PATH.strip('/')}/")
 
     return [
-        *(_file(name, *file) for name, file in _FILES.items()),
+        *(
+            page_file(f"{MARKET_PATH}{name}", f"market/{file}", to_websockets=True)
+            for name, file in _FILES.items()
+        ),
+        *common_files(MARKET_PATH),
         Route(f"{MARKET_PATH}market.json", contents_json),
         Route(MARKET_PATH.removesuffix("/"), redirect),
     ]
-
-
-def _file(name: str, file: str, media_type: str) -> Route:
-    body = resources.files("streamer").joinpath("web", "market", file).read_bytes()
-
-    async def serve(request: Request) -> Response:
-        host = request.url.hostname or ""
-        shown_host = f"[{host}]" if ":" in host else host
-        return Response(
-            body,
-            media_type=media_type,
-            headers={
-                "Cache-Control": "no-cache",
-                # Nothing from elsewhere, and nothing in the page itself that a message could bring
-                # in: connections go to this host alone, on any port.
-                "Content-Security-Policy": (
-                    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-                    f"connect-src 'self' ws://{shown_host}:* wss://{shown_host}:*; "
-                    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-                ),
-                "Referrer-Policy": "no-referrer",
-                "X-Content-Type-Options": "nosniff",
-            },
-        )
-
-    return Route(f"{MARKET_PATH}{name}", serve)

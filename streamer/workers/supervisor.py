@@ -1,7 +1,7 @@
 """The parent of the workers: it keeps the port, replaces workers, and adds up statistics.
 
     supervise
-    ├── statistics page     asks each worker, and adds up
+    ├── HTTP pages          ask each worker, and add up, also every 5 s for the samples
     └── processes           continues after shutdown until all connections are closed
         └── per worker      one process after the other
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -28,6 +29,20 @@ ARGUMENTS: Final = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+WAIT_MS: Final = DEADLINE_SECONDS * 1000
+"""For Playwright's `expect`."""
+
+PHONE: Final = {"width": 360, "height": 740}
+
+
+def axe_findings(page: Page) -> list[str]:
+    """Return all that axe finds in a page that hinders people, such as a lack of contrast."""
+    axe = resources.files("axe_playwright_python").joinpath("axe.min.js")
+    page.evaluate(axe.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")
+    return [f"{violation['id']}: {violation['help']}" for violation in found["violations"]]
 
 
 def find_chromium() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,12 +12,7 @@ import pytest
 from playwright.sync_api import Page, Request, expect
 
 from tests.cli.test_demo import introduction, running_demo
-from tests.helpers.timing import DEADLINE_SECONDS
-from tests.web.browser import Chromium, Tab
-
-AXE = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-WAIT_MS = DEADLINE_SECONDS * 1000
-PHONE = {"width": 360, "height": 740}
+from tests.web.browser import PHONE, WAIT_MS, Chromium, Tab, axe_findings
 
 
 @pytest.fixture(name="demo_url")
@@ -128,13 +122,7 @@ async def test_nothing_hinders_a_screen_reader(
     tab = await open_market(
         chromium, demo_url, color_scheme=scheme, reduced_motion="reduce", viewport=PHONE
     )
-
-    def examine(page: Page) -> list[str]:
-        page.evaluate(AXE)
-        found = page.evaluate("axe.run()")
-        return [f"{violation['id']}: {violation['help']}" for violation in found["violations"]]
-
-    assert await tab.run(examine) == []
+    assert await tab.run(axe_findings) == []
     await tab.close()
 
 

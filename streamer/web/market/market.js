@@ -6,6 +6,7 @@
  */
 
 import { Streamer } from "../streamer.js";
+import { addThemeSwitch, byId, element, grouped } from "./page.js";
 
 const POINTS = 240;
 const EVENTS_SHOWN = 60;
@@ -15,20 +16,10 @@ const FULL_BYTES_PER_SECOND = 100_000_000;
 const ACCOUNT_MS = 250;
 const RATE_SECONDS = 2;
 
-const byId = (id) => document.getElementById(id);
-const grouped = new Intl.NumberFormat("en-US");
-
 /** Write a number's digits in groups of three; the digits stay those of the producer. */
 export function inGroups(text) {
   const [, sign, whole, rest] = /^(-?)(\d+)(.*)$/.exec(text) ?? [];
   return whole === undefined ? text : sign + whole.replace(/\B(?=(\d{3})+$)/g, ",") + rest;
-}
-
-function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
 }
 
 /** A WebSocket that can be cut as a network cuts it: the page sees no close frame. */
@@ -342,12 +333,7 @@ async function main() {
       note("Full speed again.");
     }, STALL_MS);
   });
-  byId("theme").addEventListener("click", () => {
-    const { dataset } = document.documentElement;
-    const isDark = dataset.theme
-      ? dataset.theme === "dark"
-      : matchMedia("(prefers-color-scheme: dark)").matches;
-    dataset.theme = isDark ? "light" : "dark";
+  addThemeSwitch(byId("theme"), () => {
     for (const stock of stocks.values()) stock.isChanged = stock.isPriced = stock.count > 0;
   });
   document.addEventListener("keydown", (event) => {
