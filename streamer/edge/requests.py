@@ -102,6 +102,9 @@ class Requests:
                 self._resync(message)
             case messages.Ping():
                 self._send(messages.Pong(message.request_id))
+            case messages.SetOptions():
+                self._limit_bandwidth(message.max_bandwidth)
+                self._send(messages.ConnectionOptions(self._max_bandwidth, message.request_id))
             case messages.Authenticate():
                 await self.access.authenticate(message)
             case messages.RefreshToken():
@@ -118,11 +121,23 @@ class Requests:
     def _subscriptions(self) -> Iterable[Subscription]:
         return self._outbox.subscriptions.values()
 
+    # Options of the connection
+
+    @property
+    def _max_bandwidth(self) -> float:
+        bandwidth = self._outbox.bandwidth
+        return 0.0 if bandwidth is None else bandwidth.bytes_per_second
+
+    def _limit_bandwidth(self, bytes_per_second: float | None) -> None:
+        if bytes_per_second is not None and bytes_per_second != self._max_bandwidth:
+            self._services.hub.fanout.limit_bandwidth(self._outbox, bytes_per_second)
+
     # Subscribe and unsubscribe
 
     def subscribe(self, message: messages.Subscribe) -> Awaitable[None] | None:
         """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
+        self._limit_bandwidth(message.max_bandwidth)
         topics = list(filter(self.access.may_have, named))
         rejected += [forbidden_target(topic) for topic in named if topic not in topics]
         since = message.since or {}

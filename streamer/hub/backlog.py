@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
@@ -59,6 +60,11 @@ class Backlog(Generic[S]):
     def due_seconds(self) -> float | None:
         """When the first message that waits for its rate may be sent; None: none waits."""
         return None if self._limited is None else self._limited.due_seconds
+
+    @property
+    def next_seconds(self) -> float | None:
+        """When the first message of all may be sent, long ago if at once; None: none waits."""
+        return -math.inf if self._pending or self._replays else self.due_seconds
 
     def is_behind(self, subscription: S) -> bool:
         """Whether messages wait that may belong to a subscription."""

@@ -23,6 +23,7 @@ from typing import Final, Protocol, cast
 
 import attrs
 
+from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.group import Group, GroupKey
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.streams import Lane, TopicStream
@@ -350,13 +351,23 @@ class FanOut:
     def _flush_solo(self, outbox: Outbox) -> int:
         """Write one client's waiting messages, and let it join a group if none is left."""
         messages = outbox.flush(self._clock())
-        due = outbox.backlog.due_seconds
+        due = outbox.due_seconds
         if due is not None and not outbox.blocked and self._due.get(outbox) != due:
             self._due[outbox] = due
             heapq.heappush(self._due_heap, (due, next(self._entries), outbox))
             self._wakeup.set()  # called by a writer task, perhaps, while the flush loop sleeps
         self.join(outbox)
         return messages
+
+    def limit_bandwidth(self, outbox: Outbox, bytes_per_second: float) -> None:
+        """Send a client at most so many bytes a second; 0: as much as its socket takes.
+
+        It is in no group then: each write depends on the bytes that it alone has been sent.
+        """
+        self.leave(outbox)
+        outbox.bandwidth = Bandwidth(bytes_per_second) if bytes_per_second else None
+        if not outbox.blocked and not outbox.closed:
+            self._flush_solo(outbox)
 
     def start_replays(self, outbox: Outbox) -> None:
         """Begin to send a client its missed messages; its writer task does the rest."""

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import attrs
 
 from streamer.hub.backlog import Backlog
+from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.publication import Publication
 from streamer.hub.renditions import Held
 from streamer.hub.streams import Lane, TopicStream
@@ -183,6 +184,7 @@ class Outbox:
         "_owner",
         "_replayed",
         "backlog",
+        "bandwidth",
         "blocked",
         "closed",
         "control_bytes",
@@ -228,6 +230,8 @@ class Outbox:
         """The number of its last entry into a group; entries into all groups count up."""
         self.blocked = False
         self.closed = False
+        self.bandwidth: Bandwidth | None = None
+        """None: the client is sent what its socket takes."""
         self._held: bytes | memoryview = b""
         """The unsent rest of the write that filled the socket."""
         self._held_messages = 0
@@ -329,6 +333,8 @@ class Outbox:
             self._control.append(data)
             self.control_bytes += len(data)
         else:
+            if self.bandwidth is not None:
+                self.bandwidth.spend(len(data))
             self.write(data)
 
     # Waiting messages
@@ -362,6 +368,8 @@ class Outbox:
 
     def _is_full(self, publication: Publication) -> bool:
         """Whether there is room for one more only in place of another."""
+        if self._waits_for_bandwidth:
+            return True
         if self.descriptor >= 0:
             return self.blocked
         # TLS shows no socket buffer, so a bounded amount is kept before anything is merged. Half of
@@ -369,6 +377,19 @@ class Outbox:
         limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes // 2)
         size = self.backlog.queued_bytes + len(publication.text)
         return self.blocked and size > limit
+
+    @property
+    def _waits_for_bandwidth(self) -> bool:
+        return self.bandwidth is not None and self.bandwidth.is_short
+
+    @property
+    def due_seconds(self) -> float | None:
+        """When messages that wait for a rate or for bandwidth may be sent; None: none waits."""
+        bandwidth = self.bandwidth
+        if bandwidth is None:
+            return self.backlog.due_seconds
+        due_seconds = self.backlog.next_seconds
+        return None if due_seconds is None else max(due_seconds, bandwidth.due_seconds)
 
     def put(
         self, subscription: Subscription, publication: Publication, *, gap: Publication | None
@@ -397,7 +418,7 @@ class Outbox:
             if self.backlog.replay_bytes > self._max_replay_bytes:
                 self._overflow()
             return
-        if not merge and self.blocked:
+        if not merge and (self.blocked or self._waits_for_bandwidth):
             size = self.backlog.queued_bytes + len(publication.text)
             if size > self._max_queued_bytes:
                 self.dropped["overflow"] += 1
@@ -471,7 +492,23 @@ class Outbox:
             control = b"".join(self._control)
             self._control.clear()
             self.control_bytes = 0
+            if self.bandwidth is not None:
+                self.bandwidth.spend(len(control))
             return control, 0
+        if self.bandwidth is not None:
+            return self._take_paced(self.bandwidth, now_seconds)
+        return self._take_data(now_seconds)
+
+    def _take_paced(self, bandwidth: Bandwidth, now_seconds: float) -> tuple[bytes, int]:
+        if not bandwidth.allows(now_seconds):
+            bandwidth.is_short = self.backlog.next_seconds is not None
+            return b"", 0
+        bandwidth.is_short = False
+        data, messages = self._take_data(now_seconds)
+        bandwidth.spend(len(data))
+        return data, messages
+
+    def _take_data(self, now_seconds: float) -> tuple[bytes, int]:
         if self.backlog.replaying:
             return self._take_replay()
         entries = self.backlog.take(now_seconds)
@@ -522,7 +559,12 @@ class Outbox:
         """Whether the client has no state of its own that keeps it from joining a group."""
         backlog = self.backlog
         return not (
-            self.blocked or self.closed or self.descriptor < 0 or backlog or backlog.replaying
+            self.blocked
+            or self.closed
+            or self.descriptor < 0
+            or self.bandwidth is not None
+            or backlog
+            or backlog.replaying
         )
 
     def close(self, reason: str = "disconnected") -> None:

@@ -36,6 +36,16 @@ MAX_RATE: Final = 1e9
 """Bounds of `max_rate`: at least a message in 1,000 s, so that every message is sent in the end."""
 
 
+MIN_BANDWIDTH: Final = 1000
+MAX_BANDWIDTH: Final = 1e9
+"""Bounds of `max_bandwidth`: with less than 1 kB/s, a client would never be up to date."""
+
+
+def _check_bandwidth(_instance: object, _attribute: object, value: float | None) -> None:
+    if value and not MIN_BANDWIDTH <= value <= MAX_BANDWIDTH:
+        raise ValueError(f"max_bandwidth is 0, or from {MIN_BANDWIDTH} to {MAX_BANDWIDTH:.0f}")
+
+
 def _check_request_id(_instance: object, _attribute: object, value: RequestId | None) -> None:
     # Compared as a number: Python refuses to convert a very long integer to a string.
     too_long = isinstance(value, int) and abs(value) >= 10**MAX_REQUEST_ID_CHARACTERS
@@ -130,6 +140,8 @@ class Subscribe:
         ),
     )
     """The most messages per second of each target and kind; the newest are kept."""
+    max_bandwidth: float | None = attrs.field(default=None, validator=_check_bandwidth)
+    """As in `options`: it holds for the connection, not for the targets alone."""
     delta: bool = False
     """Whether prices and order books come as changes (`price_delta`, `orderbook_delta`) after the
     first whole message."""
@@ -193,6 +205,17 @@ class Authenticate:
 
 
 @attrs.frozen
+class SetOptions:
+    """Change options of the connection, or ask for them; answered with `options`."""
+
+    type: ClassVar[str] = "options"
+    max_bandwidth: float | None = attrs.field(default=None, validator=_check_bandwidth)
+    """The most bytes per second that the server sends, 1,000 to 1e9; 0 = no limit. Beyond it the
+    client counts as behind."""
+    request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
+
+
+@attrs.frozen
 class RefreshToken:
     """Exchange a refresh token for a new access token, which is also used for the connection."""
 
@@ -212,13 +235,16 @@ class Reconnect:
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
 
 
-ClientMessage = Subscribe | Unsubscribe | Resync | Ping | Authenticate | RefreshToken | Reconnect
+ClientMessage = (
+    Subscribe | Unsubscribe | Resync | Ping | SetOptions | Authenticate | RefreshToken | Reconnect
+)
 
 CLIENT_MESSAGES: Final[tuple[type[ClientMessage], ...]] = (
     Subscribe,
     Unsubscribe,
     Resync,
     Ping,
+    SetOptions,
     Authenticate,
     RefreshToken,
     Reconnect,
@@ -321,6 +347,16 @@ class Pong:
     """The answer to `ping`."""
 
     type: ClassVar[str] = "pong"
+    request_id: RequestId | None = None
+
+
+@attrs.frozen
+class ConnectionOptions:
+    """The answer to `options`: what holds for the connection now."""
+
+    type: ClassVar[str] = "options"
+    max_bandwidth: float
+    """Bytes per second; 0 = no limit."""
     request_id: RequestId | None = None
 
 
@@ -594,6 +630,7 @@ ServerMessage = (
     | Unsubscribed
     | Resynced
     | Pong
+    | ConnectionOptions
     | Authenticated
     | TokenExpiring
     | TokenRefreshed
@@ -635,6 +672,7 @@ SERVER_MESSAGES: Final[tuple[type[ServerMessage], ...]] = (
     Unsubscribed,
     Resynced,
     Pong,
+    ConnectionOptions,
     Authenticated,
     TokenExpiring,
     TokenRefreshed,

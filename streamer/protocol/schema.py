@@ -48,6 +48,7 @@ ANSWERS: Final[Mapping[type[Any], type[Any]]] = {
     messages.Unsubscribe: messages.Unsubscribed,
     messages.Resync: messages.Resynced,
     messages.Ping: messages.Pong,
+    messages.SetOptions: messages.ConnectionOptions,
     messages.Authenticate: messages.Authenticated,
     messages.RefreshToken: messages.TokenRefreshed,
     messages.Reconnect: messages.Reconnected,
