@@ -33,7 +33,6 @@ USED: Final = {
 """Names that are used from outside, each with its user."""
 
 PUBLIC: Final = {
-    "refresh": "of Authenticator: for the message refresh_token",
     "ended_bytes": "the bound that tests measure",
     "wait_subscribed": "the moment that tests wait for",
     "is_ahead": "asked by the model of tests/hub",

@@ -1,8 +1,9 @@
 """`streamer demo`: a server and a simulated market in one process, without Redis."""
 
+import shlex
 import webbrowser
-from collections.abc import Iterator
-from contextlib import aclosing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, aclosing
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import click
 import trio
+from click.core import ParameterSource
 
+from streamer.cli.demo_users import ALERT_USERS, DemoUser, demo_users
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
@@ -18,6 +21,7 @@ from streamer.cli.serve import allow_many_connections, cannot_start, handle_sign
 from streamer.cli.signals import ignore_hangup
 from streamer.config import Settings
 from streamer.feeds.playback import play
+from streamer.feeds.price_alerts import with_price_alerts
 from streamer.feeds.simulated import LEVELS, SimulatedMarket
 from streamer.nursery import first_of
 from streamer.protocol.topics import SubscriptionType, Topic
@@ -31,7 +35,8 @@ _HELP: Final = f"""Run a server and a simulated market in one process, without R
 
 A dozen Korean stocks trade at made-up prices in two markets, which open and close every two
 minutes or so. The demo prints the address of a page to open in a browser, commands to watch it from
-another terminal, and the topics that can be subscribed to.
+another terminal, and the topics that can be subscribed to. Two users have alerts, unless settings
+say how clients are identified.
 
 \b
   streamer demo
@@ -84,10 +89,33 @@ def command(settings: Settings, trades_per_second: float, seed: int, *, open_bro
     market = SimulatedMarket(
         seed=seed, started_at=datetime.now(UTC), trades_per_second=trades_per_second
     )
-    return trio.run(_run, attrs.evolve(settings, memory=True), market, open_browser)
+    settings = attrs.evolve(settings, memory=True)
+    with ExitStack() as stack:
+        users: list[DemoUser] = []
+        if not _is_identity_given():
+            watchlist = Topic(SubscriptionType.WATCHLIST, market.watchlist.id)
+            try:
+                settings, users = stack.enter_context(
+                    demo_users(settings, public_topics=[str(watchlist)])
+                )
+            except OSError as error:
+                raise CommandError(f"cannot write the tokens of the users: {error}") from None
+        return trio.run(_run, settings, market, users, open_browser)
 
 
-async def _run(settings: Settings, market: SimulatedMarket, open_browser: bool) -> ExitCode:
+def _is_identity_given() -> bool:
+    """Whether a flag, a variable or the file sets anything about tokens."""
+    context = click.get_current_context()
+    return any(
+        context.get_parameter_source(field.name) is not ParameterSource.DEFAULT
+        for field in attrs.fields(Settings)
+        if field.name == "auth" or field.name.startswith("auth_")
+    )
+
+
+async def _run(
+    settings: Settings, market: SimulatedMarket, users: Sequence[DemoUser], open_browser: bool
+) -> ExitCode:
     # Imported here: it takes longer than the other commands need to start.
     from streamer.server import serve  # noqa: PLC0415
 
@@ -99,12 +127,12 @@ async def _run(settings: Settings, market: SimulatedMarket, open_browser: bool) 
         async with trio.open_nursery() as serving:
             try:
                 server: Server = await serving.start(
-                    partial(serve, settings, shutdown=shutdown, market=_page(market))
+                    partial(serve, settings, shutdown=shutdown, market=_page(market, users))
                 )
             except* OSError as group:
                 failure = cannot_start(first_of(group))
             else:
-                click.echo("\n".join(_introduction(server, market)))
+                click.echo("\n".join(_introduction(server, market, users)))
                 if open_browser:
                     # In a thread: some browsers only return when they end.
                     nursery.start_soon(
@@ -122,13 +150,13 @@ async def _run(settings: Settings, market: SimulatedMarket, open_browser: bool) 
 
 
 async def _trade(market: SimulatedMarket, bus: MemoryBus) -> None:
-    async with aclosing(play(market)) as batches:
+    async with aclosing(play(with_price_alerts(market, ALERT_USERS))) as batches:
         async for batch in batches:
             for message in batch:
                 bus.publish(message.channel, message.payload)
 
 
-def _page(market: SimulatedMarket) -> "MarketPage":
+def _page(market: SimulatedMarket, users: Sequence[DemoUser]) -> "MarketPage":
     from streamer.admin.market import ListedStock, MarketPage  # noqa: PLC0415 - as above
 
     return MarketPage(
@@ -138,6 +166,7 @@ def _page(market: SimulatedMarket) -> "MarketPage":
         ],
         markets=list(dict.fromkeys(stock.market for stock in market.stocks)),
         levels=LEVELS,
+        token=users[0].token if users else None,
     )
 
 
@@ -147,7 +176,9 @@ def _page_url(server: "Server") -> str:
     return f"{server.http_url}{MARKET_PATH}"
 
 
-def _introduction(server: "Server", market: SimulatedMarket) -> Iterator[str]:
+def _introduction(
+    server: "Server", market: SimulatedMarket, users: Sequence[DemoUser]
+) -> Iterator[str]:
     """Yield the lines to print."""
     topics = f"stock:{market.stocks[0].code} market:{market.stocks[0].market}"
     yield f"Open       {_page_url(server)}"
@@ -159,6 +190,13 @@ def _introduction(server: "Server", market: SimulatedMarket) -> Iterator[str]:
     yield f"  curl {server.http_url}/v1/ws/stats"
     yield f"  curl {server.http_url}/v1/ws/connections"
     yield ""
+    if users:
+        names = " and ".join(user.id for user in users)
+        yield f"Alerts of {names}; the page shows those of {users[0].id}:"
+        for user in users:
+            file = shlex.quote(str(user.token_file))
+            yield f"  streamer listen --url {server.websocket_url} --token-file {file}"
+        yield ""
     yield "Topics to subscribe to:"
     for topic, what in _topics(market):
         yield f"  {topic!s:<26}  {what}"

@@ -1,14 +1,19 @@
 """The bus inside the process: for the demo, for tests in virtual time, and for one machine.
 
 It keeps the last message of each channel, so that the first subscriber of a topic receives its last
-known value, too.
+known value, too. Alerts and notifications have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from streamer.broker.reader import MessageHandler
+from streamer.protocol.topics import Kind
+
+_EVENT_PREFIXES: Final = tuple(f"{kind}:" for kind in Kind if kind.is_event)
+"""How the names of channels without a last known value begin."""
 
 
 class MemoryBus:
@@ -26,7 +31,8 @@ class MemoryBus:
 
     def publish(self, channel: str, payload: bytes) -> int:
         """Publish one message; returns how many received it (0 or 1), as Redis does."""
-        self._last[channel] = payload
+        if not channel.startswith(_EVENT_PREFIXES):
+            self._last[channel] = payload
         if channel not in self._channels:
             return 0
         self._listener.on_messages([(channel.encode(), payload)])

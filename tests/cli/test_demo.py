@@ -1,7 +1,12 @@
-"""`streamer demo` as a process, with real clients."""
+"""`streamer demo` as a process, with real clients.
+
+Covers streamer.cli.demo_users.
+"""
 
 import json
+import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from streamer.cli import main
@@ -26,10 +32,16 @@ from tests.helpers.timing import DEADLINE_SECONDS
 def running_demo(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run a demo on free ports; it does not outlive the block."""
     command = [sys.executable, "-m", "streamer", "demo", "--port", "0", "--http-port", "0"]
+    # A demo that is killed leaves its temporary directory behind: in that of the test.
+    environment = os.environ | {"TMPDIR": str(log.parent)}
     with (
         log.open("wb") as stderr,
         subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=environment,
         ) as process,
     ):
         # What hangs fails: its output then ends.
@@ -101,6 +113,55 @@ def test_what_it_tells_to_try_works(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait() == ExitCode.OK, log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+async def listened(command: str, count: int) -> list[dict[str, Any]]:
+    """The first messages that a printed command shows."""
+    arguments = [*shlex.split(command)[1:], "--count", str(count)]
+    with trio.fail_after(DEADLINE_SECONDS):
+        process = await trio.run_process(
+            [sys.executable, "-m", "streamer", *arguments], capture_stdout=True
+        )
+    return [json.loads(line) for line in process.stdout.splitlines()]
+
+
+def test_each_of_two_users_receives_alerts(tmp_path: Path) -> None:
+    """With the printed commands; the tokens are in no output, and are deleted at the end."""
+    log = tmp_path / "log"
+    with running_demo(log, "--rate", "2000", "--log-level", "debug") as process:
+        text = introduction(process)
+        commands = re.findall(r"^  (streamer listen .* --token-file .*)$", text, re.MULTILINE)
+        assert len(commands) == 2
+        files = [Path(shlex.split(command)[-1]) for command in commands]
+        tokens = [file.read_text().strip() for file in files]
+        for user_id, command in zip(("ann", "bob"), commands, strict=True):
+            messages = trio.run(listened, command, 2)
+            assert {(m["type"], m["target"]) for m in messages} == {("alert", user_id)}
+        secret = (files[0].parent / "secret").read_text().strip()
+        assert {path.stat().st_mode & 0o077 for path in files[0].parent.iterdir()} == {0}
+        assert files[0].parent.stat().st_mode & 0o077 == 0
+
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == ExitCode.OK, log.read_text()
+    output = text + log.read_text()
+    for hidden in (*tokens, secret):
+        assert hidden not in output
+    assert not files[0].parent.exists()
+
+
+@pytest.mark.parametrize("is_required", [True, False])
+def test_settings_of_identity_replace_the_users(tmp_path: Path, is_required: bool) -> None:
+    """Then no token of the demo's own is made, neither printed nor given to the page."""
+    secret = tmp_path / "secret"
+    secret.write_text("s" * 48)
+    flags = ["--auth", "required", "--auth-secret-file", str(secret)]
+    with running_demo(tmp_path / "log", *(flags if is_required else ["--auth", "none"])) as process:
+        text = introduction(process)
+        with urllib.request.urlopen(
+            f"{address(text, 'Open')}market.json", timeout=DEADLINE_SECONDS
+        ) as response:
+            assert json.load(response)["token"] is None
+    assert "--token-file" not in text
 
 
 def test_all_that_is_listed_can_be_subscribed_to(tmp_path: Path) -> None:

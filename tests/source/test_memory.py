@@ -45,3 +45,15 @@ def test_only_what_is_subscribed_is_heard_and_its_last_message_at_once() -> None
     assert bus.publish("a", b"3") == 0
     bus.subscribe(["a"])
     assert heard.messages == [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")]
+
+
+def test_an_event_is_not_repeated_to_a_later_subscriber() -> None:
+    """An alert that comes again at the next subscription would look like another."""
+    heard = Heard()
+    bus = MemoryBus(heard)
+    for channel in ("alerts:ann", "notifications:ann"):
+        bus.publish(channel, b"1")
+        bus.subscribe([channel])
+    assert heard.messages == []
+    assert bus.publish("alerts:ann", b"2") == 1
+    assert heard.messages == [(b"alerts:ann", b"2")]

@@ -74,6 +74,21 @@ async def test_prices_move_and_nothing_is_fetched_from_elsewhere(
     assert {urlsplit(url).netloc for url in requested} == {urlsplit(demo_url).netloc}
 
 
+async def test_alerts_of_a_user_are_among_the_events(chromium: Chromium, demo_url: str) -> None:
+    """They come over the connection of the prices, and are judged like these."""
+    tab = await open_market(chromium, demo_url)
+
+    def look(page: Page) -> None:
+        expect(page.locator("#events li.alert").first).to_contain_text(
+            re.compile(r"has (risen|fallen) to [\d,]+ KRW"), timeout=WAIT_MS
+        )
+        check_account(page)
+
+    await tab.run(look)
+    await tab.close()
+    assert tab.errors == []
+
+
 async def test_a_cut_connection_comes_back_and_misses_nothing(
     chromium: Chromium, demo_url: str
 ) -> None:
