@@ -27,6 +27,7 @@ loop ends the server, with a traceback: otherwise clients could receive a wrong 
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import socket
 from collections import deque
@@ -70,6 +71,7 @@ from streamer.hub.outbox import Outbox
 from streamer.hub.wakeup import Wakeup
 from streamer.listen_error import place_of
 from streamer.loop_lag import LoopLag
+from streamer.process_usage import process_statistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.protocol.topics import Topic
@@ -199,7 +201,7 @@ class Server:
             grace_seconds=settings.auth_grace_seconds,
             timeout_seconds=settings.auth_timeout_seconds,
         )
-        services = Services(
+        services = self._services = Services(
             self.hub,
             settings,
             self._source,
@@ -428,6 +430,7 @@ class Server:
         acceptor = self._acceptor
         sessions = acceptor.sessions.values()
         return ServerStatistics(
+            build={"version": __version__, "python": platform.python_version()},
             started_at=self._started_at,
             uptime_seconds=trio.current_time() - self._started_seconds,
             active_connections=len(sessions),
@@ -455,6 +458,9 @@ class Server:
             ),
             compression=None if self._compression is None else self._compression.statistics(),
             ingest=self._router.statistics(),
+            process=process_statistics(),
+            closes=dict(acceptor.closes),
+            ping_round_trips=self._services.ping_times.statistics(),
             redis=None if self._redis is None else self._redis.statistics(),
         )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import attrs
 
 from streamer.broker.reader import ReaderStatistics
+from streamer.histogram import HistogramStatistics
 from streamer.hub.flush import FlushStatistics
 from streamer.hub.hub import HubStatistics
 from streamer.loop_lag import LoopStatistics
+from streamer.process_usage import ProcessStatistics
 from streamer.source.report import SourceStatistics
 from streamer.wire.deflate import CompressionStatistics
 
@@ -26,6 +28,8 @@ class RateLimitStatistics:
 class ServerStatistics:
     """Every figure that the server counts."""
 
+    build: dict[str, str]
+    """The versions of streamer and Python."""
     started_at: str
     uptime_seconds: float
     active_connections: int
@@ -51,5 +55,11 @@ class ServerStatistics:
     compression: CompressionStatistics | None
     """None where the settings turn it off."""
     ingest: SourceStatistics
+    process: ProcessStatistics
+    closes: dict[str, int]
+    """Connections that have ended, by the server's close code; `client` for those that the client
+    closed or that broke."""
+    ping_round_trips: HistogramStatistics
+    """How long clients took to answer pings over WebSocket."""
     redis: ReaderStatistics | None
     """None with the bus in the process."""

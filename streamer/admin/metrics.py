@@ -6,13 +6,30 @@ workers are added up with their statistics (`workers.totals`).
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import attrs
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+
+
+class Shape(enum.Enum):
+    """How the figure of a metric looks in the statistics."""
+
+    NUMBERS = enum.auto()
+    """A number, or an object of numbers."""
+    HISTOGRAM = enum.auto()
+    """A `HistogramStatistics`."""
+    INFORMATION = enum.auto()
+    """An object of texts, which become the labels of a 1."""
 
 
 @attrs.frozen
@@ -26,9 +43,32 @@ class Family:
     """Whether it only grows; its name then ends in _total."""
     label: str | None = None
     """The name of the label for the keys, if the figure is an object."""
+    shape: Shape = Shape.NUMBERS
 
 
 FAMILIES: Final = (
+    Family(
+        "streamer_build_info",
+        ("build",),
+        "1, with the versions as labels.",
+        shape=Shape.INFORMATION,
+    ),
+    Family(
+        "process_cpu_seconds",
+        ("process", "cpu_seconds_total"),
+        "CPU time of the process, or of all workers.",
+        counts=True,
+    ),
+    Family(
+        "process_resident_memory_bytes",
+        ("process", "resident_bytes"),
+        "Memory of the process, or of all workers.",
+    ),
+    Family(
+        "process_max_fds",
+        ("process", "max_open_files"),
+        "Files that the process, or all workers, may have open.",
+    ),
     Family("streamer_uptime_seconds", ("uptime_seconds",), "Since the start."),
     Family("streamer_connections", ("active_connections",), "Clients connected now."),
     Family(
@@ -49,6 +89,26 @@ FAMILIES: Final = (
         "Connections refused or closed for abuse, by cause.",
         counts=True,
         label="cause",
+    ),
+    Family(
+        "streamer_connections_closed",
+        ("closes",),
+        "Connections that have ended, by the server's close code, or client.",
+        counts=True,
+        label="code",
+    ),
+    Family(
+        "streamer_ping_round_trip_seconds",
+        ("ping_round_trips",),
+        "How long clients took to answer pings.",
+        shape=Shape.HISTOGRAM,
+    ),
+    Family(
+        "streamer_recoveries",
+        ("hub", "recoveries"),
+        "Topics that clients came back to, with all that they missed, or a gap.",
+        counts=True,
+        label="result",
     ),
     Family(
         "streamer_pending_handshakes",
@@ -132,6 +192,18 @@ FAMILIES: Final = (
         ("batching", "stretched"),
         "Flushes that conflated because the server was behind.",
         counts=True,
+    ),
+    Family(
+        "streamer_flush_duration_seconds",
+        ("batching", "durations"),
+        "From the beginning of a flush to its end.",
+        shape=Shape.HISTOGRAM,
+    ),
+    Family(
+        "streamer_delivery_seconds",
+        ("batching", "latencies"),
+        "From the first publication of a flush to its write to the last client.",
+        shape=Shape.HISTOGRAM,
     ),
     Family(
         "streamer_flush_seconds",
@@ -224,6 +296,9 @@ class _Snapshot(Collector):
             value = self._find(family)
             if value is None:
                 continue  # as without a Redis, or before its first probe
+            if family.shape is not Shape.NUMBERS:
+                yield _shaped(family, value)
+                continue
             make = CounterMetricFamily if family.counts else GaugeMetricFamily
             if family.label is None:
                 yield make(family.name, family.help, value=float(value))
@@ -238,6 +313,17 @@ class _Snapshot(Collector):
         for name in family.path:
             value = None if value is None else value.get(name)  # there may be no worker
         return value
+
+
+def _shaped(family: Family, value: Mapping[str, Any]) -> Metric:
+    if family.shape is Shape.HISTOGRAM:
+        buckets = [(bound, float(count)) for bound, count in value["buckets"].items()]
+        return HistogramMetricFamily(
+            family.name, family.help, buckets=buckets, sum_value=float(value["seconds_total"])
+        )
+    information = GaugeMetricFamily(family.name, family.help, labels=tuple(value))
+    information.add_metric(tuple(value.values()), 1.0)
+    return information
 
 
 def exposition(statistics: Mapping[str, Any], accept: str) -> tuple[bytes, str]:

@@ -118,6 +118,9 @@ class Acceptor:
         self.sessions: dict[str, Served] = {}
         self.connections_total = 0
         """Sessions since the start."""
+        self.closes: Counter[str] = Counter()
+        """Connections that have ended since the start, by the server's close code; `client` for
+        those that the client closed or that broke."""
 
     async def run(
         self,
@@ -360,6 +363,7 @@ class Acceptor:
     async def _refuse(
         self, stream: ClientStream, request: Request, reason: CloseReason, farewell: bytes = b""
     ) -> None:
+        self.closes[str(reason.code)] += 1
         # The handshake is accepted first: a browser shows a page the close code, but not the
         # status of an HTTP answer.
         with trio.move_on_after(self._settings.close_timeout_seconds):
@@ -445,11 +449,23 @@ class Acceptor:
         self.sessions[session.session_id] = session
         self.connections_total += 1
         self._heartbeat.add(session)
+        log.debug(
+            "client connected",
+            session=short_hash(session.session_id),
+            transport=session.transport.value,
+            address=session.remote_address,
+        )
         if self._is_stopping:
             self._dismiss(session)
+        ending = "client"  # also if the server is cancelled
         try:
-            return await session.run(opening)
+            reason = await session.run(opening)
+            if reason is not None:
+                ending = str(reason.code)
+            return reason
         finally:
+            self.closes[ending] += 1
+            log.debug("client left", session=short_hash(session.session_id), close=ending)
             self._heartbeat.remove(session)
             del self.sessions[session.session_id]
 

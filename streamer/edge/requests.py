@@ -15,6 +15,7 @@ from streamer.edge.extensions import Agreement, Offer, agree
 from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.sessions import RestorableSessions
 from streamer.edge.token_expiry import TokenExpiry
+from streamer.histogram import Histogram
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.recovery import RecoveryPlan, Want, subscribe
@@ -56,6 +57,8 @@ class Services:
     compression: Compression | None
     """Makes the formats of clients that offer to inflate; None: nothing is compressed."""
     expiry: TokenExpiry
+    ping_times: Histogram = attrs.field(factory=Histogram)
+    """How long clients take to answer pings."""
 
     def agree(self, offers: Sequence[Offer]) -> Agreement | None:
         """Return what a client that offers extensions and the server agree to, if anything."""

@@ -486,6 +486,7 @@ class Session:
             self._websocket.admit()  # an unsolicited pong counts against the rate limit
             return
         self._pongs = self._pings
+        self._services.ping_times.observe(trio.current_time() - self._pinged_seconds)
         self._hub.mark_pong(self.outbox)
         self._services.sessions.changed(self.session_id)
 

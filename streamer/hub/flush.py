@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 import attrs
 import trio
 
+from streamer.histogram import Histogram, HistogramStatistics
 from streamer.hub.fanout import FanOut, FlushProgress
 from streamer.hub.wakeup import Wakeup
 
@@ -49,6 +50,11 @@ class FlushStatistics:
     """How long the last window was open: longer than the interval if it had to stretch."""
     stretched: int
     """Flushes that conflated for clients in mode latest because the server was behind."""
+    durations: HistogramStatistics
+    """From the beginning of each flush to its end."""
+    latencies: HistogramStatistics
+    """From the first publication that each flush had to the end of the flush, when the last
+    client's socket had it: the longest way through the server of all its messages."""
 
 
 class FlushLoop:
@@ -86,6 +92,10 @@ class FlushLoop:
         self._seconds_last = 0.0
         self._seconds_longest = 0.0
         self._window_seconds = 0.0
+        self._opened_seconds: float | None = None
+        """When the first publication of the flush under way was published."""
+        self._durations = Histogram()
+        self._latencies = Histogram()
 
     @property
     def flushing(self) -> bool:
@@ -149,7 +159,7 @@ class FlushLoop:
 
     def _begin(self, now: float) -> None:
         self._began_seconds = now
-        opened = self._fanout.opened_seconds
+        opened = self._opened_seconds = self._fanout.opened_seconds
         self._window_seconds = 0.0 if opened is None else now - opened
         self._stretching = self._window_seconds > self._stretch_limit_seconds
         self._steps = self._fanout.flush(self._total, stretched=self._stretching)
@@ -162,7 +172,11 @@ class FlushLoop:
             if trio.current_time() >= deadline:
                 return False
         self._steps = None
-        self._seconds_last = trio.current_time() - self._began_seconds
+        now = trio.current_time()
+        self._seconds_last = now - self._began_seconds
+        self._durations.observe(self._seconds_last)
+        if self._opened_seconds is not None:
+            self._latencies.observe(now - self._opened_seconds)
         self._flushes += 1
         self._stretched += self._stretching
         self._seconds_total += self._seconds_last
@@ -188,4 +202,6 @@ class FlushLoop:
             seconds_per_flush=self._seconds_total / max(self._flushes, 1),
             window_seconds_last=self._window_seconds,
             stretched=self._stretched,
+            durations=self._durations.statistics(),
+            latencies=self._latencies.statistics(),
         )

@@ -63,6 +63,8 @@ class HubStatistics:
     groups: int
     delta_checksum_failures: int
     """Topics for which clients asked for whole messages, since a delta did not fit."""
+    recoveries: dict[str, int]
+    """Topics that clients came back to, by result: all that was missed (complete), or a gap."""
 
 
 class Hub:
@@ -89,6 +91,8 @@ class Hub:
         self._clock = clock
         self._timestamp = timestamp
         self._linger_seconds = linger_seconds
+        self.recoveries = {"complete": 0, "gap": 0}
+        """Recoveries since the start, of one topic each, by result."""
         self._history_length = history_length
         self._max_history_bytes = max_history_bytes
         self.fanout = FanOut(wakeup, clock=clock, writes_per_turn=writes_per_turn)
@@ -555,4 +559,5 @@ class Hub:
             blocked_clients=blocked,
             groups=self.fanout.groups,
             delta_checksum_failures=self._checksum_failures,
+            recoveries=dict(self.recoveries),
         )

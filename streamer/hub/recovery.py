@@ -68,9 +68,11 @@ def subscribe(
         if topic in replays:
             recovery.positions[topic], missed = replays[topic]
             recovery.missed_messages += len(missed)
+            hub.recoveries["complete"] += 1
             continue
         if want.since is not None and topic not in held:
             recovery.recovered = False
+            hub.recoveries["gap"] += 1
             reason, position = _hole(hub, subscription, want.since, want)
             hub.announce_hole(subscription, want.since, reason, position)
         elif want.request.snapshot:
