@@ -56,8 +56,11 @@ def running(*command: str) -> Iterator[subprocess.Popen[str]]:
 def addresses(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Return the addresses that a server prints, for clients and for the operator."""
     assert process.stdout is not None
-    websocket, http = (process.stdout.readline().split()[1] for _ in range(2))
-    return websocket, http
+    named: dict[str, str] = {}
+    while "HTTP" not in named:
+        name, url = process.stdout.readline().split()
+        named[name] = url
+    return named["WebSocket"], named["HTTP"]
 
 
 def listen(url: str, block: str) -> list[Any]:
