@@ -11,8 +11,8 @@ import attrs
 import trio
 
 INTERVAL_SECONDS: Final = 5.0
-"""Between two samples. Each holds the loop up as a request for the statistics does: about 1 µs for
-each client."""
+"""Between two samples. Each holds the loop up as a request for the statistics does: by one to four
+microseconds for each client."""
 
 KEPT_SECONDS: Final = 900.0
 
