@@ -109,6 +109,21 @@ async def test_a_cut_connection_comes_back_and_misses_nothing(
     assert tab.errors == []
 
 
+async def test_a_stalled_client_sees_updates_merged(chromium: Chromium, demo_url: str) -> None:
+    """The button limits the bandwidth for some seconds; nothing is lost in silence."""
+    tab = await open_market(chromium, demo_url)
+
+    def stall(page: Page) -> None:
+        page.locator("#stall").click()
+        expect(page.locator("#stall")).to_be_disabled()
+        expect(page.locator("#merged")).not_to_have_text("0", timeout=WAIT_MS)
+        expect(page.locator("#stall")).to_be_enabled(timeout=WAIT_MS)
+        check_account(page)
+
+    await tab.run(stall)
+    await tab.close()
+
+
 async def test_the_keyboard_is_enough(chromium: Chromium, demo_url: str) -> None:
     """/ goes to the search, which filters the stocks; Tab and Enter choose one."""
     tab = await open_market(chromium, demo_url)

@@ -11,8 +11,8 @@ import { addThemeSwitch, byId, element, grouped } from "./page.js";
 const POINTS = 240;
 const EVENTS_SHOWN = 60;
 const STALL_MS = 6000;
-const STALL_BYTES_PER_SECOND = 300;
-const FULL_BYTES_PER_SECOND = 100_000_000;
+const STALL_BYTES_PER_SECOND = 1000;
+const UNLIMITED = 0;
 const ACCOUNT_MS = 250;
 const RATE_SECONDS = 2;
 
@@ -325,10 +325,10 @@ async function main() {
   });
   byId("stall").addEventListener("click", () => {
     byId("stall").disabled = true;
-    note(`Only ${STALL_BYTES_PER_SECOND} bytes a second for ${STALL_MS / 1000} s: see updates being merged, none lost in silence.`);
+    note(`Only ${grouped.format(STALL_BYTES_PER_SECOND)} bytes a second for ${STALL_MS / 1000} s: see updates being merged, none lost in silence.`);
     streamer.setBandwidth(STALL_BYTES_PER_SECOND);
     setTimeout(() => {
-      streamer.setBandwidth(FULL_BYTES_PER_SECOND);
+      streamer.setBandwidth(UNLIMITED);
       byId("stall").disabled = false;
       note("Full speed again.");
     }, STALL_MS);
