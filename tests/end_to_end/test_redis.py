@@ -21,9 +21,9 @@ from tests.helpers.timing import eventually
 
 
 def channels(redis: redis_py.Redis) -> set[str]:
-    """The channels that Redis has subscribers of, probes aside."""
+    """The channels of topics that Redis has subscribers of, without the servers' own."""
     names: Any = redis.pubsub_channels()
-    return {name.decode() for name in names if not name.startswith(b"streamer:probe:")}
+    return {name.decode() for name in names if not name.startswith(b"streamer:")}
 
 
 def subscribers(redis: redis_py.Redis, channel: str) -> int:
