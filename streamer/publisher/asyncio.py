@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
+from typing import Unpack
 
 from streamer.backoff import Backoff
 from streamer.broker.connect import (
@@ -28,6 +29,7 @@ from streamer.publisher.core import (
     BACKOFF_SECONDS,
     MAX_BACKOFF_SECONDS,
     Call,
+    PublisherArguments,
     PublisherCore,
     PublisherOptions,
     PublisherStatistics,
@@ -183,33 +185,14 @@ class Publisher:
 
 @asynccontextmanager
 async def open_publisher(
-    url: str,
-    *,
-    positioned: bool = True,
-    history_length: int = 5000,
-    history_seconds: float = 300,
-    hold_seconds: float = 30,
-    hold_messages: int = 10_000,
-    max_publication_bytes: int = 262_144,
-    timeout_seconds: float = 5,
+    url: str, **options: Unpack[PublisherArguments]
 ) -> AsyncIterator[Publisher]:
     """Open a publisher for the length of the block.
 
     The parameters are those of `streamer.open_publisher`. Raises `ValueError` for a URL that is not
     one of Redis.
     """
-    publisher = Publisher(
-        url,
-        PublisherOptions(
-            positioned=positioned,
-            history_length=history_length,
-            history_seconds=history_seconds,
-            hold_seconds=hold_seconds,
-            hold_messages=hold_messages,
-            max_publication_bytes=max_publication_bytes,
-            timeout_seconds=timeout_seconds,
-        ),
-    )
+    publisher = Publisher(url, PublisherOptions(**options))
     keeping = asyncio.create_task(publisher.run())
     try:
         yield publisher

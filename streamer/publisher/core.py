@@ -16,7 +16,7 @@ import math
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 from weakref import WeakValueDictionary
 
 import attrs
@@ -71,6 +71,18 @@ class PublisherOptions:
     hold_messages: int = 10_000
     max_publication_bytes: int = 262_144
     timeout_seconds: float = 5
+
+
+class PublisherArguments(TypedDict, total=False):
+    """Keyword arguments of `PublisherOptions`; its defaults hold for those left out."""
+
+    positioned: bool
+    history_length: int
+    history_seconds: float
+    hold_seconds: float
+    hold_messages: int
+    max_publication_bytes: int
+    timeout_seconds: float
 
 
 @attrs.frozen

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Unpack
 
 from streamer.backoff import Backoff
 from streamer.broker.connect import INCOMPLETE, RedisConnectionError
@@ -25,6 +26,7 @@ from streamer.publisher.core import (
     MAX_BACKOFF_SECONDS,
     Attempt,
     Call,
+    PublisherArguments,
     PublisherCore,
     PublisherOptions,
     PublisherStatistics,
@@ -199,17 +201,7 @@ def _nothing() -> None:
 
 
 @contextmanager
-def open_publisher(
-    url: str,
-    *,
-    positioned: bool = True,
-    history_length: int = 5000,
-    history_seconds: float = 300,
-    hold_seconds: float = 30,
-    hold_messages: int = 10_000,
-    max_publication_bytes: int = 262_144,
-    timeout_seconds: float = 5,
-) -> Iterator[Publisher]:
+def open_publisher(url: str, **options: Unpack[PublisherArguments]) -> Iterator[Publisher]:
     """Open a publisher for the length of the block.
 
     It connects when it publishes first. The parameters are those of `streamer.open_publisher`;
@@ -218,18 +210,7 @@ def open_publisher(
 
     Raises `ValueError` for a URL that is not one of Redis.
     """
-    publisher = Publisher(
-        url,
-        PublisherOptions(
-            positioned=positioned,
-            history_length=history_length,
-            history_seconds=history_seconds,
-            hold_seconds=hold_seconds,
-            hold_messages=hold_messages,
-            max_publication_bytes=max_publication_bytes,
-            timeout_seconds=timeout_seconds,
-        ),
-    )
+    publisher = Publisher(url, PublisherOptions(**options))
     try:
         yield publisher
     finally:
