@@ -62,7 +62,8 @@ async def test_each_missing_command_is_named(
     with redis_server.connect() as redis:
         for rule in documented_users():
             redis.execute_command(*rule)
-        redis.execute_command("ACL", "SETUSER", "streamer", f"-{command}")
+        # Redis 6.2 cannot take back a subcommand alone.
+        redis.execute_command("ACL", "SETUSER", "streamer", f"-{command.partition('|')[0]}")
     url = f"redis://streamer:{quote(PASSWORD)}@127.0.0.1:{redis_server.port}/0"
     findings = await check_redis(Settings(redis=url, api_key_file=key_file(tmp_path)))
     if command == "time":

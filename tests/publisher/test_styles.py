@@ -208,7 +208,7 @@ def test_publications_that_redis_refuses_fail_and_the_rest_is_published(
 ) -> None:
     """A user without permission for one stock publishes the others."""
     server = own_redis_server(
-        user="writer on nopass ~* resetchannels &stock:005930:* +@all -@dangerous"
+        user="writer on nopass ~* resetchannels &stock:005930:* +@all -@dangerous +client|setname"
     )
     url = f"redis://writer:any@127.0.0.1:{server.port}"
     with opened(url) as publisher:
