@@ -30,7 +30,7 @@ from streamer.client.errors import (
 )
 from streamer.client.messages import Data, Error, Gap
 from streamer.client.requests import Limits, Options, subscribe_requests, unsubscribe_requests
-from streamer.client.restore import restore
+from streamer.client.restore import restore, restore_options
 from streamer.client.tokens import Token, TokenSource
 from streamer.client.verify import Verifier
 from streamer.client.websocket import WebSocket, WebSocketClosedError
@@ -78,6 +78,7 @@ class Client:
         *,
         backoff: Backoff,
         buffer_messages: int,
+        max_bandwidth: float | None,
         pong_timeout_seconds: float,
         on_violation: Callable[[Violation], None] | None,
     ) -> None:
@@ -87,6 +88,7 @@ class Client:
         self._pong_timeout_seconds = pong_timeout_seconds
         self._verifier = Verifier(on_violation)
         self._wanted: dict[Topic, Options] = {}
+        self._max_bandwidth = max_bandwidth
         self._inbox: deque[Event] = deque()
         self._arrival = trio.lowlevel.ParkingLot()
         self.room = trio.lowlevel.ParkingLot()
@@ -208,6 +210,17 @@ class Client:
             self._wanted.pop(topic, None)
         for request in unsubscribe_requests(unwanted, self._limits):
             await self._ask(request, messages.Unsubscribed)
+
+    async def limit_bandwidth(self, bytes_per_second: float) -> None:
+        """Be sent at most so many bytes per second, also on later connections; 0: no limit.
+
+        Beyond it, messages are merged in mode latest, and a client in mode all is disconnected.
+        Waits for the answer, as `subscribe` does. Raises ValueError for a number that no server
+        would accept, RequestError, DecodeError, and the error that ends the client.
+        """
+        request = messages.SetOptions(bytes_per_second)
+        self._max_bandwidth = bytes_per_second
+        await self._ask(request, messages.ConnectionOptions)
 
     async def _ask(self, request: messages.ClientMessage, answer_type: type[AnswerT]) -> AnswerT:
         while True:
@@ -408,6 +421,7 @@ class Client:
         """Restore the subscriptions, each from its position; then admit requests."""
         own = {topic: Options(snapshot=False) for topic in self._personal}
         try:
+            await restore_options(connection, self._max_bandwidth)
             if wanted := self._wanted | own:
                 session_id = await restore(
                     connection,
@@ -445,6 +459,7 @@ async def open_client(
     backoff: Backoff | None = None,
     compress: bool = False,
     buffer_messages: int = 10_000,
+    max_bandwidth: float | None = None,
     max_message_bytes: int = 16 * 2**20,
     connect_timeout_seconds: float = 10.0,
     pong_timeout_seconds: float = 10.0,
@@ -456,11 +471,13 @@ async def open_client(
     `token`, or the token that this function (async or not) returns, is sent with each connection.
     With a function, the client also presents a new token when the server announces the end of the
     last, and reconnects after it has expired. A client with a token receives the messages to its
-    user without subscribing. With `compress`, messages are compressed
-    where the server agrees (permessage-deflate). `on_violation` is called for each message that
-    violates the contract. Raises ValueError for an invalid URL, and ConnectError, ClosedError and
+    user without subscribing. With `compress`, messages are compressed where the server agrees
+    (permessage-deflate). `max_bandwidth` is the most bytes per second that the server sends
+    (`Client.limit_bandwidth`). `on_violation` is called for each message that violates the
+    contract. Raises ValueError for an invalid URL or bandwidth, and ConnectError, ClosedError and
     DecodeError if the first connection fails; after that, the client reconnects.
     """
+    messages.SetOptions(max_bandwidth)  # checks it
     parts = urlsplit(url)
     if parts.scheme not in {"ws", "wss"} or not parts.hostname:
         raise ValueError(f"{redact(url)!r} is no URL with the scheme ws or wss")
@@ -476,6 +493,7 @@ async def open_client(
         ),
         backoff=backoff or Backoff(),
         buffer_messages=buffer_messages,
+        max_bandwidth=max_bandwidth,
         pong_timeout_seconds=pong_timeout_seconds,
         on_violation=on_violation,
     )

@@ -24,6 +24,7 @@ Answer = (
     | messages.Unsubscribed
     | messages.Reconnected
     | messages.Pong
+    | messages.ConnectionOptions
     | messages.Authenticated
     | messages.TokenRefreshed
     | Error

@@ -52,6 +52,7 @@ Control = (
     | messages.Unsubscribed
     | messages.Resynced
     | messages.Pong
+    | messages.ConnectionOptions
     | messages.Authenticated
     | messages.TokenExpiring
     | messages.TokenRefreshed
@@ -71,6 +72,7 @@ _CONTROL: Final[Mapping[str, type[Control]]] = {
         messages.Unsubscribed,
         messages.Resynced,
         messages.Pong,
+        messages.ConnectionOptions,
         messages.Authenticated,
         messages.TokenExpiring,
         messages.TokenRefreshed,

@@ -73,6 +73,17 @@ async def restore(
     return restored_id
 
 
+async def restore_options(connection: Connection, max_bandwidth: float | None) -> None:
+    """Ask for the options of the connection itself; None: the client has never asked for any.
+
+    Before the subscriptions: what was missed comes within the bandwidth, too.
+    Raises RequestError, DecodeError and ConnectionLostError.
+    """
+    if max_bandwidth is not None:
+        request = messages.SetOptions(max_bandwidth)
+        await _ask_until_answered(connection, request, messages.ConnectionOptions)
+
+
 async def _ask_until_answered(
     connection: Connection, request: messages.ClientMessage, answer_type: type[AnswerT]
 ) -> AnswerT:

@@ -206,7 +206,11 @@ class Verifier:
             case messages.Reconnected():
                 self._receive_reconnected(message)
             case (
-                messages.Error() | messages.Pong() | messages.Resynced() | messages.TokenRefreshed()
+                messages.Error()
+                | messages.Pong()
+                | messages.ConnectionOptions()
+                | messages.Resynced()
+                | messages.TokenRefreshed()
             ):
                 self._requests.pop(message.request_id, None)
             case messages.Authenticated():

@@ -84,13 +84,15 @@ Answer = Callable[[RecoveryPlan], bytes]
 class Requests:
     """The requests of one client, one after another."""
 
-    __slots__ = ("_outbox", "_services", "access")
+    __slots__ = ("_names_bandwidth", "_outbox", "_services", "access")
 
     def __init__(
         self, session: IdentifiedSession | None, outbox: Outbox, services: Services
     ) -> None:
         self._outbox = outbox
         self._services = services
+        self._names_bandwidth = False
+        """Whether the client has asked for a bandwidth on this connection."""
         self.access = Access(session, outbox, services)
 
     async def carry_out(self, message: messages.ClientMessage) -> None:
@@ -107,7 +109,9 @@ class Requests:
                 self._send(messages.Pong(message.request_id))
             case messages.SetOptions():
                 self._limit_bandwidth(message.max_bandwidth)
-                self._send(messages.ConnectionOptions(self._max_bandwidth, message.request_id))
+                self._send(
+                    messages.ConnectionOptions(self._outbox.max_bandwidth, message.request_id)
+                )
             case messages.Authenticate():
                 await self.access.authenticate(message)
             case messages.RefreshToken():
@@ -126,14 +130,13 @@ class Requests:
 
     # Options of the connection
 
-    @property
-    def _max_bandwidth(self) -> float:
-        bandwidth = self._outbox.bandwidth
-        return 0.0 if bandwidth is None else bandwidth.bytes_per_second
-
     def _limit_bandwidth(self, bytes_per_second: float | None) -> None:
-        if bytes_per_second is not None and bytes_per_second != self._max_bandwidth:
+        if bytes_per_second is None:
+            return
+        self._names_bandwidth = True
+        if bytes_per_second != self._outbox.max_bandwidth:
             self._services.hub.fanout.limit_bandwidth(self._outbox, bytes_per_second)
+            self._services.sessions.changed(self._outbox.name)
 
     # Subscribe and unsubscribe
 
@@ -284,6 +287,8 @@ class Requests:
                 "this session is not known, or no more; subscribe anew",
                 request_id=request_id,
             )
+        if not self._names_bandwidth:
+            self._limit_bandwidth(record.max_bandwidth)
         topics = {Topic.parse(held.topic): held for held in record.subscriptions}
         rejected = [topic for topic in topics if not self.access.may_have(topic)]
         wants = [

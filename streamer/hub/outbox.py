@@ -555,6 +555,11 @@ class Outbox:
         return total
 
     @property
+    def max_bandwidth(self) -> float:
+        """The bytes per second that the client asked to be sent at most; 0: no limit."""
+        return 0.0 if self.bandwidth is None else self.bandwidth.bytes_per_second
+
+    @property
     def may_join(self) -> bool:
         """Whether the client has no state of its own that keeps it from joining a group."""
         backlog = self.backlog

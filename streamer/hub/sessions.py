@@ -41,6 +41,8 @@ class SessionRecord:
     """Whether the connection had ended: a record of a live one may be out of date."""
     user_id: str | None = None
     """The user to whom the session belongs; None for a session of an anonymous client."""
+    max_bandwidth: float = 0.0
+    """Bytes per second that the client asked to be sent at most; 0: no limit."""
 
     def may_be_restored_by(self, user_id: str | None) -> bool:
         """Whether a client may restore the session, whose id it knows.
@@ -77,6 +79,12 @@ class _StoredRecord:
     groups: Sequence[_StoredGroup]
     ended: bool
     user_id: str | None = None
+    max_bandwidth: float = attrs.field(default=0.0)
+
+    @max_bandwidth.validator
+    def _check_bandwidth(self, _attribute: object, value: float) -> None:
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"a bandwidth of {value} bytes/s")
 
 
 def encode_record(record: SessionRecord) -> bytes:
@@ -91,7 +99,13 @@ def encode_record(record: SessionRecord) -> bytes:
         if key not in groups:
             groups[key] = _StoredGroup(*options, {}, held.detail.delta, held.detail.depth)
         groups[key].sequences[topic.target] = held.confirmed.sequence  # type: ignore[index]
-    stored = _StoredRecord(record.session_id, list(groups.values()), record.ended, record.user_id)
+    stored = _StoredRecord(
+        record.session_id,
+        list(groups.values()),
+        record.ended,
+        record.user_id,
+        record.max_bandwidth,
+    )
     return orjson.dumps(CONVERTER.unstructure(stored))
 
 
@@ -113,7 +127,9 @@ def decode_record(text: bytes) -> SessionRecord:
         for group in stored.groups
         for target, sequence in group.sequences.items()
     ]
-    return SessionRecord(stored.session_id, subscriptions, stored.ended, stored.user_id)
+    return SessionRecord(
+        stored.session_id, subscriptions, stored.ended, stored.user_id, stored.max_bandwidth
+    )
 
 
 def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
@@ -134,4 +150,5 @@ def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
         ],
         ended,
         outbox.user_id,
+        outbox.max_bandwidth,
     )

@@ -211,7 +211,7 @@ class SetOptions:
     type: ClassVar[str] = "options"
     max_bandwidth: float | None = attrs.field(default=None, validator=_check_bandwidth)
     """The most bytes per second that the server sends, 1,000 to 1e9; 0 = no limit. Beyond it the
-    client counts as behind."""
+    client counts as behind. `reconnect` restores it, unless the new connection has named one."""
     request_id: RequestId | None = attrs.field(default=None, validator=_check_request_id)
 
 

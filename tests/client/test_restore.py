@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -25,13 +26,16 @@ from streamer.client import (
     open_client,
 )
 from streamer.client.endings import Ending
+from streamer.edge.session import Session
+from streamer.hub.sessions import record_session
 from streamer.protocol import errors
-from streamer.protocol.messages import GapReason
+from streamer.protocol.messages import GapReason, Position
 from streamer.server import Server
 from tests.client.conftest import Line, Peer, Serve
 from tests.helpers.timing import eventually
 
 STOCK = Topic.parse("stock:005930")
+START = Position("e", 0)
 TOPICS = ["stock:005930", "stock:000660", "market:KOSPI"]
 
 
@@ -70,13 +74,22 @@ async def prices(client: Client, count: int) -> list[int]:
     return received
 
 
-async def lose_and_miss(server: Server, client: Client, count: int) -> None:
+def only_session(server: Server) -> Session:
+    """Return the one WebSocket session of a server."""
+    (session,) = server._acceptor.sessions.values()
+    assert isinstance(session, Session)
+    return session
+
+
+async def lose_and_miss(
+    server: Server, client: Client, count: int, *, connections: int = 2
+) -> None:
     """Cut the connection of an up-to-date client, and publish before it is back."""
     cut(server)
     await eventually(lambda: not server._acceptor.sessions)
     for number in range(count):
         publish(server, 100 + number)
-    await eventually(lambda: client.statistics().connections == 2)
+    await eventually(lambda: client.statistics().connections == connections)
 
 
 @pytest.mark.parametrize("lifetime_seconds", [300.0, 0.0])
@@ -113,6 +126,45 @@ async def test_options_are_restored_too(start_server: Serve) -> None:
         publish(server, 2)
         assert await prices(client, 1) == [2]
         assert client.account().violations == 0
+
+
+@pytest.mark.parametrize("lifetime_seconds", [300.0, 0.0])
+async def test_everything_that_a_client_asked_for_holds_after_a_reconnect(
+    lifetime_seconds: float, start_server: Serve
+) -> None:
+    """From the session, and without one: options of subscriptions, and of the connection."""
+    server = await start_server(session_lifetime_seconds=lifetime_seconds)
+    async with open_client(server.websocket_url, backoff=at_once(), max_bandwidth=2000) as client:
+        await client.limit_bandwidth(1_000_000)
+        await client.subscribe([STOCK], kinds=["orderbook"], max_rate=50.0, delta=True, depth=5)
+        await client.subscribe(["stock:000660"], mode="all")
+        before = record_session(only_session(server).outbox)
+        for connections in (2, 3):
+            await lose_and_miss(server, client, 1, connections=connections)
+            await eventually(lambda: only_session(server).outbox.bandwidth is not None)
+            await client.subscribe(["market:KOSPI"])  # answered after everything is restored
+            await client.unsubscribe(["market:KOSPI"])
+            after = record_session(only_session(server).outbox)
+            assert after.max_bandwidth == before.max_bandwidth == 1_000_000
+            assert [attrs.evolve(held, confirmed=START) for held in after.subscriptions] == [
+                attrs.evolve(held, confirmed=START) for held in before.subscriptions
+            ]
+        assert client.account().violations == 0
+        await client.limit_bandwidth(0)
+        await lose_and_miss(server, client, 1, connections=4)
+        await client.subscribe(["market:KOSPI"])
+        assert only_session(server).outbox.bandwidth is None
+
+
+def test_a_bandwidth_that_no_server_accepts_is_refused() -> None:
+    """Before any connection is made."""
+
+    async def connect() -> None:
+        async with open_client("ws://127.0.0.1:1/v1/ws", max_bandwidth=1):
+            pass
+
+    with pytest.raises(ValueError, match="max_bandwidth"):
+        trio.run(connect)
 
 
 async def test_what_cannot_be_restored_is_a_gap(start_server: Serve) -> None:

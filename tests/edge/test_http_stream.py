@@ -247,6 +247,20 @@ async def test_deltas_are_those_of_subscribe_and_a_resumed_stream_begins_whole()
             publish(server, "stock:A:orderbook", books[3])
             message = await client.message()
             assert (message["type"], message["sequence"]) == ("orderbook_delta", 4)
+            cursor = client.last_id
+        # With the cursor, a base comes with the next change; without one, at once.
+        async with streaming(server, "stock:A", query="&delta=true", cursor=cursor) as client:
+            await subscribed(client)
+            publish(server, "stock:A:orderbook", books[0])
+            message = await client.message()
+            assert (message["type"], message["sequence"]) == ("orderbook_update", 5)
+        async with streaming(server, "stock:A", query="&delta=true") as client:
+            await subscribed(client)
+            message = await client.message()
+            assert (message["type"], message["snapshot"]) == ("orderbook_update", True)
+            publish(server, "stock:A:orderbook", books[1])
+            message = await client.message()
+            assert (message["type"], message["sequence"]) == ("orderbook_delta", 6)
 
 
 # Heartbeat

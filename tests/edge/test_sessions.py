@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub, SubscriptionRequest
 from streamer.hub.outbox import Outbox
+from streamer.hub.renditions import Detail
 from streamer.hub.sessions import (
     HeldSubscription,
     SessionRecord,
@@ -440,6 +441,38 @@ async def test_a_client_that_goes_to_another_server_has_its_last_subscriptions(
                     type="reconnect", session_id=client.session_id, positions={}
                 )
                 assert answer["restored_subscriptions"] == {"stock": ["B", str(number)]}
+
+
+async def test_another_server_restores_every_option(redis_url: str) -> None:
+    """The bandwidth too, unless the new connection has named its own."""
+    async with running_server(redis=redis_url) as first, running_server(redis=redis_url) as second:
+        options = {"kinds": ["orderbook"], "max_rate": 50, "delta": True, "depth": 5}
+        async with connected(first) as client:
+            await client.subscribe("stock:A", max_bandwidth=2000, **options)
+        for own, expected in ((None, 2000), (5000, 5000), (0, 0)):
+            async with connected(second) as elsewhere:
+                if own is not None:
+                    await elsewhere.request(type="options", max_bandwidth=own)
+                await elsewhere.request(
+                    type="reconnect", session_id=client.session_id, positions={}
+                )
+                await elsewhere.send(type="options")
+                while (answer := await elsewhere.receive())["type"] != "options":
+                    assert answer["type"] == "gap"  # the other server's positions are its own
+                assert answer["max_bandwidth"] == expected
+                (session,) = second._acceptor.sessions.values()
+                (subscription,) = session.outbox.subscriptions.values()
+                assert subscription.lane.kinds == {Kind.ORDERBOOK}
+                assert subscription.lane.detail == Detail(delta=True, depth=5)
+                assert subscription.interval_seconds == pytest.approx(0.02)
+
+
+def test_a_bandwidth_is_kept_in_a_record() -> None:
+    """One that no client can have asked for is refused."""
+    record = SessionRecord("s", [], max_bandwidth=2000.0)
+    assert decode_record(encode_record(record)) == record
+    with pytest.raises(ValueError, match="bandwidth"):
+        decode_record(encode_record(attrs.evolve(record, max_bandwidth=-1.0)))
 
 
 @pytest.mark.parametrize(
