@@ -282,7 +282,8 @@ class Settings:
         None,
         PATH,
         "A file with the private key (PEM) or secret that this server signs new tokens with when a "
-        "client sends refresh_token.",
+        "client sends refresh_token; of several the first signs, and all verify; read again when "
+        "it changes.",
         converter=path_if_text,
     )
     auth_token_lifetime_seconds: float = setting(

@@ -27,6 +27,7 @@ from streamer.auth.jwks import JwksSource
 from streamer.auth.key_files import KeyFile
 from streamer.auth.keys import (
     HMAC_ALGORITHMS,
+    KeyProblem,
     VerificationKey,
     candidates,
     public_keys,
@@ -79,9 +80,9 @@ class Authenticator:
             leeway_seconds=settings.auth_leeway_seconds,
             require_expiry=settings.auth_require_expiry,
         )
-        self._files: list[KeyFile] = []
+        self._files: list[KeyFile[tuple[VerificationKey, ...]]] = []
         self._jwks: JwksSource | None = None
-        self._signing_key: SigningKey | None = None
+        self._signing_file: KeyFile[SigningKey] | None = None
         self._endpoint: TokenEndpoint | None = None
         if settings.auth != "none":
             self._take_keys(settings)
@@ -96,8 +97,8 @@ class Authenticator:
         if settings.auth_jwks_url is not None:
             self._jwks = JwksSource(settings.auth_jwks_url, self._forget)
         if settings.auth_signing_key_file is not None:
-            self._signing_key = SigningKey.read(
-                "auth_signing_key_file", settings.auth_signing_key_file
+            self._signing_file = KeyFile(
+                "auth_signing_key_file", settings.auth_signing_key_file, self._signing_key
             )
         if settings.auth_refresh_url is not None:
             self._endpoint = TokenEndpoint(
@@ -105,6 +106,13 @@ class Authenticator:
                 settings.auth_client_id,
                 settings.auth_client_secret_file,
             )
+
+    def _signing_key(self, text: bytes) -> SigningKey:
+        """Read a key to sign with. Raises KeyProblem if this server would refuse its tokens."""
+        key = SigningKey(text)
+        if key.algorithm not in self._rules.algorithms:
+            raise KeyProblem(f"has a key for {key.algorithm}, which is not among auth_algorithms")
+        return key
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the keys up to date; started after the first attempt to fetch a JWK Set.
@@ -114,14 +122,19 @@ class Authenticator:
         async with trio.open_nursery() as nursery:
             if self._jwks is not None:
                 await nursery.start(self._jwks.run)
-            if self._files:
+            if self._watched:
                 nursery.start_soon(self._watch_files)
             task_status.started()
+
+    @property
+    def _watched(self) -> list[KeyFile[Any]]:
+        signing = [] if self._signing_file is None else [self._signing_file]
+        return [*self._files, *signing]
 
     async def _watch_files(self) -> NoReturn:
         while True:
             await trio.sleep(_FILE_CHECK_SECONDS)
-            for file in self._files:
+            for file in self._watched:
                 if await trio.to_thread.run_sync(file.read_if_changed):
                     self._forget()
 
@@ -181,9 +194,10 @@ class Authenticator:
         keys = self._keys_for(header)
         jwks = self._jwks
         is_named = any(key.key_id == header.key_id for key in keys)
+        # A token without kid may be of any key, so it asks for others only where there is none.
+        may_be_new = not keys if header.key_id is None else not is_named
         # No JWK Set has secrets, so none can have the key of an HMAC.
-        may_be_new = header.key_id is not None and header.algorithm not in HMAC_ALGORITHMS
-        if jwks is not None and may_be_new and not is_named:
+        if jwks is not None and may_be_new and header.algorithm not in HMAC_ALGORITHMS:
             was_fetched = await jwks.find_unknown_key()
             keys = self._keys_for(header)
             if not keys:
@@ -198,8 +212,8 @@ class Authenticator:
         keys = [key for file in self._files for key in file.keys]
         if self._jwks is not None:
             keys += self._jwks.keys
-        if self._signing_key is not None:
-            keys.append(self._signing_key.verification_key)
+        if self._signing_file is not None:
+            keys += self._signing_file.keys.verification_keys
         return list(candidates(keys, header.algorithm, header.key_id))
 
     async def _verify(
@@ -219,8 +233,8 @@ class Authenticator:
         Refresh tokens of this server's signing key are taken if it has one, otherwise those of the
         token endpoint.
         """
-        if self._signing_key is not None:
-            access_token = await self._sign_for(self._signing_key, refresh_token)
+        if self._signing_file is not None:
+            access_token = await self._sign_for(self._signing_file.keys, refresh_token)
         elif self._endpoint is not None:
             if len(refresh_token) > MAX_TOKEN_CHARACTERS:
                 raise invalid(f"the token is longer than {MAX_TOKEN_CHARACTERS} characters")
@@ -234,7 +248,7 @@ class Authenticator:
 
     async def _sign_for(self, signing_key: SigningKey, refresh_token: str) -> str:
         header = read_header(refresh_token)
-        keys = list(candidates([signing_key.verification_key], header.algorithm, header.key_id))
+        keys = list(candidates(signing_key.verification_keys, header.algorithm, header.key_id))
         if not keys:
             raise invalid("the token is no refresh token of this server")
         claims = await self._verify(refresh_token, header, keys)

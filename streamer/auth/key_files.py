@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import structlog
 
-from streamer.auth.keys import MAX_KEYS_BYTES, KeyProblem, VerificationKey
+from streamer.auth.keys import MAX_KEYS_BYTES, KeyProblem
 from streamer.setting_rules import SettingError
 
 log = structlog.get_logger()
+
+K = TypeVar("K")
 
 Stamp = tuple[int, int, int]
 """Changes with each new content: inode, size and time of modification."""
 
 
-class KeyFile:
+class KeyFile(Generic[K]):
     """The keys of one file. A file that becomes unusable leaves the last usable keys in force."""
 
-    def __init__(
-        self, setting: str, path: Path, parse: Callable[[bytes], tuple[VerificationKey, ...]]
-    ) -> None:
-        """Read the file. Raises SettingError, with the name of the setting, if it has no keys."""
+    def __init__(self, setting: str, path: Path, parse: Callable[[bytes], K]) -> None:
+        """Read the file. Raises SettingError, with the name of the setting, if it has no keys.
+
+        `parse` makes the keys of its content, and raises KeyProblem.
+        """
         self._setting = setting
         self._path = path
         self._parse = parse
@@ -47,14 +51,14 @@ class KeyFile:
         is_new = keys != self.keys
         self.keys = keys
         if is_new:
-            log.info("key file read again", setting=self._setting, keys=len(keys))
+            log.info("key file read again", setting=self._setting)
         return is_new
 
     def _current_stamp(self) -> Stamp:
         status = self._path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _read(self) -> tuple[VerificationKey, ...]:
+    def _read(self) -> K:
         with self._path.open("rb") as file:
             text = file.read(MAX_KEYS_BYTES + 1)
         if len(text) > MAX_KEYS_BYTES:

@@ -25,10 +25,10 @@ class Decision:
 
 
 _EVERYTHING: Final = Decision(is_allowed=True, rule="auth is none")
+_NO_TOKEN: Final = Decision(is_allowed=False, rule="auth is required: nothing without a token")
 _NO_USER: Final = Decision(
     is_allowed=False, rule="topics of users are for identified users, and auth is none"
 )
-_OWN: Final = Decision(is_allowed=True, rule="the user's own")
 _ANOTHERS: Final = Decision(is_allowed=False, rule="a topic user:ID is for that user alone")
 _NO_RULE: Final = Decision(is_allowed=False, rule="no rule matches")
 
@@ -42,6 +42,7 @@ class Permissions:
 
     def __init__(self, settings: Settings) -> None:
         self._is_off = settings.auth == "none"
+        self._is_required = settings.auth == "required"
         self._public = tuple(map(TopicPattern.parse, settings.public_topics))
 
     def decide(self, identity: Identity | None, topic: Topic) -> Decision:
@@ -52,15 +53,24 @@ class Permissions:
         is_personal = topic.subscription_type is SubscriptionType.USER
         if self._is_off:
             return _NO_USER if is_personal else _EVERYTHING
-        if identity is not None and _is_own(identity.user_id, topic):
-            return _OWN
-        if is_personal:
-            return _ANOTHERS
-        if identity is not None and (pattern := _matching(identity.patterns, topic)) is not None:
-            return Decision(is_allowed=True, rule=f"token pattern {pattern}")
-        if (pattern := _matching(self._public, topic)) is not None:
-            return Decision(is_allowed=True, rule=f"public_topics {pattern}")
-        return _NO_RULE
+        if identity is None and self._is_required:
+            return _NO_TOKEN
+        rule = None if identity is None else _granting_rule(identity, topic)
+        if rule is None and (pattern := _matching(self._public, topic)) is not None:
+            rule = f"public_topics {pattern}"
+        if rule is not None:
+            return Decision(is_allowed=True, rule=rule)
+        return _ANOTHERS if is_personal else _NO_RULE
+
+
+def _granting_rule(identity: Identity, topic: Topic) -> str | None:
+    """Return the rule by which a topic is the user's own, or granted by the token."""
+    if _is_own(identity.user_id, topic):
+        return "the user's own"
+    if topic.subscription_type is SubscriptionType.USER:
+        return None  # no pattern of a token gives the topic of another user
+    pattern = _matching(identity.patterns, topic)
+    return None if pattern is None else f"token pattern {pattern}"
 
 
 def _is_own(user_id: str, topic: Topic) -> bool:

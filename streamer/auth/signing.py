@@ -1,7 +1,8 @@
-"""A key of this server's own, and the access and refresh tokens that it signs."""
+"""Keys of this server's own, and the access and refresh tokens that it signs."""
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,16 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from streamer.auth.errors import invalid
+from streamer.auth.key_files import KeyFile
 from streamer.auth.keys import (
     HMAC_ALGORITHMS,
-    MAX_KEYS_BYTES,
+    MAX_KEYS,
     KeyProblem,
+    VerificationKey,
     public_key,
     secret_keys,
     thumbprint,
 )
-from streamer.setting_rules import SettingError
 
 USE_CLAIM: Final = "token_use"
 ACCESS: Final = "access"
@@ -33,32 +35,38 @@ REFRESH: Final = "refresh"
 _PREFERRED: Final = ("EdDSA", "ES256", "ES384", "ES512", "RS256", *HMAC_ALGORITHMS)
 _TOKEN_ID_BYTES: Final = 16
 
+_PRIVATE_PEM: Final = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL
+)
+
 
 class SigningKey:
-    """A private key in PEM, or a shared secret, and the tokens that it signs."""
+    """A private key in PEM, or a shared secret, and the tokens that it signs.
+
+    Further keys after the first sign nothing: they are earlier ones, whose tokens still hold.
+    """
 
     def __init__(self, text: bytes) -> None:
         """Raises KeyProblem if the text has neither, or an unusable key."""
         self._private: Any
         if b"-----BEGIN" in text:
-            self._private = _private_key(text)
-            public = self._private.public_key()
-            self.verification_key = public_key(public, thumbprint(public))
+            pems = [match[0] for match in _PRIVATE_PEM.finditer(text)] or [text]
+            if len(pems) > MAX_KEYS:
+                raise KeyProblem(f"has more than {MAX_KEYS} keys")
+            private = [_private_key(pem) for pem in pems]
+            self._private = private[0]
+            self.verification_keys = tuple(map(_verification_key, private))
         else:
-            self.verification_key = secret_keys(text)[0]
-            self._private = self.verification_key.key
-        self._algorithm = next(a for a in _PREFERRED if a in self.verification_key.algorithms)
+            self.verification_keys = secret_keys(text)
+            self._private = self.verification_keys[0].key
+        own = self.verification_keys[0]
+        self._key_id = own.key_id
+        self._algorithm = next(name for name in _PREFERRED if name in own.algorithms)
 
     @classmethod
     def read(cls, setting: str, path: Path) -> SigningKey:
         """Read a file. Raises SettingError, with the name of the setting, if it is unusable."""
-        try:
-            with path.open("rb") as file:
-                return cls(file.read(MAX_KEYS_BYTES))
-        except OSError as error:
-            raise SettingError(setting, f"{path} cannot be read: {error.strerror}") from None
-        except KeyProblem as error:
-            raise SettingError(setting, f"{path} {error}") from None
+        return KeyFile(setting, path, cls).keys
 
     @property
     def algorithm(self) -> str:
@@ -94,8 +102,7 @@ class SigningKey:
             claims["aud"] = audience
         if issuer is not None:
             claims["iss"] = issuer
-        key_id = self.verification_key.key_id
-        headers = {} if key_id is None else {"kid": key_id}
+        headers = {} if self._key_id is None else {"kid": self._key_id}
         return jwt.encode(claims, self._private, algorithm=self._algorithm, headers=headers)
 
 
@@ -111,6 +118,11 @@ def check_is_refresh(claims: dict[str, Any]) -> None:
     """Raise TokenError for a token that is not one of this server's refresh tokens."""
     if claims.get(USE_CLAIM) != REFRESH:
         raise invalid("the token is no refresh token")
+
+
+def _verification_key(private: Any) -> VerificationKey:
+    public = private.public_key()
+    return public_key(public, thumbprint(public))
 
 
 def _private_key(text: bytes) -> object:

@@ -14,12 +14,12 @@ import trio
 from streamer.cli.errors import CommandError
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import (
-    DATA_MESSAGES,
     MarketStatus,
     OrderbookDelta,
     OrderbookUpdate,
     PriceUpdate,
 )
+from streamer.protocol.publications import KIND_OF_TYPE
 from streamer.protocol.topics import Kind, SubscriptionType, Topic, parse_channel
 from streamer.publisher import Destination
 
@@ -27,10 +27,6 @@ _READ_BYTES: Final = 65536
 _MAX_LINE_BYTES: Final = 16 * 2**20
 """Far more than a server accepts; it bounds the memory for a file without line ends."""
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
-
-_KIND_OF_TYPE: Final[Mapping[str, Kind]] = {
-    model.type: kind for kind, model in DATA_MESSAGES.items()
-} | {OrderbookDelta.type: Kind.ORDERBOOK}
 
 _TOPIC_OF_TYPE: Final[Mapping[str, tuple[SubscriptionType, str]]] = {
     PriceUpdate.type: (SubscriptionType.STOCK, "stock_code"),
@@ -107,9 +103,9 @@ def _channel(where: str, flags: MessageFlags) -> str:
         kind = Kind.STATUS if flags.price is None else Kind.PRICE
     else:
         named = _decode(flags.json.encode()).get("type")
-        if type(named) is not str or named not in _KIND_OF_TYPE:
-            raise ValueError(f"the JSON's type must be one of {', '.join(_KIND_OF_TYPE)}")
-        kind = _KIND_OF_TYPE[named]
+        if type(named) is not str or named not in KIND_OF_TYPE:
+            raise ValueError(f"the JSON's type must be one of {', '.join(KIND_OF_TYPE)}")
+        kind = KIND_OF_TYPE[named]
     if kind not in topic.kinds:
         raise ValueError(f"it carries {' and '.join(topic.kinds)}, not {kind}")
     return topic.channel(kind)
@@ -154,7 +150,7 @@ def message_from_line(line: bytes, line_number: int, *, channel: str | None) -> 
             types = ", ".join(_TOPIC_OF_TYPE)
             raise InvalidPublicationError(f"without --channel its type must be one of {types}")
         subscription_type, field = _TOPIC_OF_TYPE[named]
-        channel = f"{subscription_type}:{decoded.get(field)}:{_KIND_OF_TYPE[named]}"
+        channel = f"{subscription_type}:{decoded.get(field)}:{KIND_OF_TYPE[named]}"
     return Message(channel, Destination.parse(channel).check(line), line_number)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
@@ -17,8 +17,8 @@ from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
 from streamer.config import Settings
 from streamer.hub.streams import TopicStream
 from streamer.protocol.errors import InvalidPublicationError
-from streamer.protocol.messages import DATA_MESSAGES
-from streamer.protocol.topics import Kind, Topic
+from streamer.protocol.publications import KIND_OF_TYPE
+from streamer.protocol.topics import Topic
 from streamer.publisher.destination import Destination
 from streamer.publisher.single import SinglePublication
 
@@ -27,8 +27,6 @@ _PUBLISH_SECONDS: Final = 3.0
 
 _MAX_REMEMBERED: Final = 10_000
 """Idempotency keys that a process without Redis remembers."""
-
-_KINDS: Final[Mapping[str, Kind]] = {model.type: kind for kind, model in DATA_MESSAGES.items()}
 
 
 class RedisPublishing:
@@ -129,7 +127,7 @@ class MemoryPublishing:
 def channel_of(request: PublishRequest) -> str:
     """Return the channel for the type of a message. Raises ApiError (422)."""
     topic = Topic.parse(request.topic)
-    known = {name: kind for name, kind in _KINDS.items() if kind in topic.kinds}
+    known = {name: kind for name, kind in KIND_OF_TYPE.items() if kind in topic.kinds}
     kind = known.get(str(request.message.get("type")))
     if kind is None:
         problem = f"{topic} takes messages of type {' or '.join(known)}"

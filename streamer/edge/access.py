@@ -118,8 +118,6 @@ class Access:
 
     def may_have(self, topic: Topic) -> bool:
         """Whether the client may subscribe to a topic, restore it, and recover its messages."""
-        if self.identity is None and self._services.settings.auth == "required":
-            return False
         return self._services.permissions.decide(self.identity, topic).is_allowed
 
     def is_own(self, topic: Topic) -> bool:

@@ -77,6 +77,11 @@ _FITS: Final = {kind: fits(model) for kind, model in messages.DATA_MESSAGES.item
 _CHANGES: Final = messages.OrderbookDelta
 _CHANGES_FIT: Final = fits(_CHANGES)
 
+KIND_OF_TYPE: Final[Mapping[str, Kind]] = {
+    model.type: kind for kind, model in messages.DATA_MESSAGES.items()
+} | {_CHANGES.type: Kind.ORDERBOOK}
+"""The kind of channel for each type of message that producers may publish."""
+
 
 class BookChange(bytes):
     """The text of an `orderbook_delta` of a producer: not yet a message for all clients."""

@@ -27,6 +27,10 @@ PRICE = {"type": "price_update", "stock_code": "005930", "price": 1, "change": 0
 PRICE |= {"change_percent": 0, "volume": 1}
 ALERT = {"type": "alert", "alert_id": 7, "stock_code": "005930", "alert_type": "above"}
 ALERT |= {"message": "It is above 70,000"}
+NOTIFICATION = {"type": "notification", "notification_id": 1, "title": "t", "message": "m"}
+NOTIFICATION |= {"notification_type": "news", "priority": "HIGH"}
+BOOK: dict[str, Any] = {"type": "orderbook_update", "stock_code": "005930"}
+BOOK |= {"bids": [{"price": 1, "quantity": 1}], "asks": []}
 
 
 @pytest.fixture
@@ -229,6 +233,26 @@ async def test_a_publication_reaches_those_who_hold_its_topic(
         "duplicate": False,
     }
     assert second == first | {"duplicate": True}
+
+
+@pytest.mark.parametrize(
+    ("topic", "message"),
+    [
+        ("stock:005930", PRICE),
+        ("stock:005930", BOOK),
+        ("stock:005930", BOOK | {"type": "orderbook_delta"}),
+        ("market:KOSPI", {"type": "market_status", "market": "KOSPI", "status": "open"}),
+        ("user:42", ALERT),
+        ("user:42", NOTIFICATION),
+    ],
+    ids=lambda value: value.get("type") if isinstance(value, dict) else "",
+)
+async def test_whatever_producers_may_publish_an_operator_may(
+    operator: Operator, topic: str, message: dict[str, Any]
+) -> None:
+    """The type says on which of the topic's channels it belongs."""
+    answer = await operator.done("publish", topic=topic, message=message)
+    assert answer["topic"] == topic
 
 
 async def test_a_topic_without_subscribers_can_be_published_to(operator: Operator) -> None:

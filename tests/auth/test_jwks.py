@@ -174,6 +174,23 @@ async def test_a_server_starts_while_the_url_fails(
         await authenticator.authenticate(key.sign())
 
 
+async def test_a_token_that_names_no_key_waits_for_the_url_too(
+    provider: Provider, mock_clock: MockClock
+) -> None:
+    """Its client is not sent away for good because the provider is away."""
+    key = Key("1")
+    token = signed(key.private, "ES256")
+    async with running(provider.jwks_url) as authenticator:
+        assert not (await refusal(authenticator, token)).is_final
+        provider.publish(key)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(UNKNOWN_KEY_SECONDS)
+        await authenticator.authenticate(token)
+        forged = signed(Key("1").private, "ES256")
+        assert (await refusal(authenticator, forged)).is_final
+    assert provider.fetches == 3  # at the start, for each try while there were no keys
+
+
 async def test_keys_come_over_https_with_a_certificate_that_is_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mock_clock: MockClock
 ) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import structlog
 import trio
@@ -102,6 +103,27 @@ async def test_secrets_are_rotated_while_the_server_runs(
         await wait_known(authenticator, old, known=False)
         assert not await accepted(authenticator, old)
         assert await accepted(authenticator, new)
+
+
+async def test_a_signing_key_is_rotated_while_the_server_runs(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """The next token is signed with the new key; with an unusable file, with the last one."""
+    path = secret_file(tmp_path, SECRET)
+    async with running(Settings(auth="required", auth_signing_key_file=path)) as authenticator:
+        old = signed()
+        assert await accepted(authenticator, old)
+        secret_file(tmp_path, NEW_SECRET)
+        await look_again(mock_clock)
+        await wait_known(authenticator, old, known=False)
+        assert not await accepted(authenticator, old)
+        access_token, _ = await authenticator.refresh(signed(NEW_SECRET, token_use="refresh"))
+        jwt.decode(access_token, NEW_SECRET, algorithms=["HS512", "HS384", "HS256"])
+        with structlog.testing.capture_logs() as logs:
+            path.write_text("short")
+            await look_again(mock_clock)
+            await eventually(lambda: logs)
+        await authenticator.refresh(signed(NEW_SECRET, token_use="refresh"))
 
 
 async def test_a_set_that_is_moved_into_place_is_read(

@@ -73,6 +73,15 @@ def test_what_no_rule_allows_is_forbidden() -> None:
     assert decide(user("7"), "watchlist:42") == no
 
 
+def test_where_a_token_is_required_nothing_goes_without() -> None:
+    """Public topics are for everybody who has a token."""
+    required = Permissions(Settings(auth="required", auth_secret_file=Path("secret")))
+    no = Decision(is_allowed=False, rule="auth is required: nothing without a token")
+    for topic in ("stock:A", "watchlist:A", "user:A"):
+        assert required.decide(None, Topic.parse(topic)) == no
+    assert required.decide(user("7"), Topic.parse("stock:A")).is_allowed
+
+
 def test_public_topics_are_by_default_those_of_the_market() -> None:
     """A watchlist is somebody's."""
     default = Permissions(Settings(auth="optional", auth_secret_file=Path("secret")))

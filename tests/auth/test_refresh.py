@@ -24,6 +24,7 @@ from streamer.auth.keys import KeyProblem
 from streamer.auth.signing import REFRESH, SigningKey
 from streamer.config import Settings
 from streamer.protocol.errors import ErrorCode
+from streamer.setting_rules import SettingError
 from tests.auth.provider import NO_ANSWER, TOKEN_PATH, Answer, Key, Provider
 from tests.auth.tokens import NOW, SECRET, secret_file, signed
 
@@ -141,6 +142,30 @@ def test_what_cannot_sign_is_refused(text: bytes, problem: str) -> None:
     """When the server starts, not when the first client needs it."""
     with pytest.raises(KeyProblem, match=problem):
         SigningKey(text)
+
+
+def test_a_key_whose_tokens_would_be_refused_is_refused(tmp_path: Path) -> None:
+    """Each refresh would fail."""
+    with pytest.raises(SettingError, match="key for ES256, which is not among auth_algorithms"):
+        signing(tmp_path, pem(PRIVATE_KEY), auth_algorithms=("RS256",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (pem(PRIVATE_KEY), pem(ed25519.Ed25519PrivateKey.generate())),
+        (f"{SECRET}\n".encode(), b"the secret that follows, of 32 bytes and more\n"),
+    ],
+    ids=["PEM", "secret"],
+)
+async def test_the_first_key_signs_and_all_verify(tmp_path: Path, old: bytes, new: bytes) -> None:
+    """A signing key can be replaced before the tokens that it signed have ended."""
+    earlier = SigningKey(old).token("42", use=REFRESH, issued_at=NOW, lifetime_seconds=60)
+    authenticator = signing(tmp_path, new + old)
+    access_token, _ = await authenticator.refresh(earlier)
+    await signing(tmp_path, new).authenticate(access_token)
+    with pytest.raises(TokenError):
+        await signing(tmp_path, old).authenticate(access_token)
 
 
 async def test_without_a_key_or_an_endpoint_the_error_says_what_to_do(tmp_path: Path) -> None:

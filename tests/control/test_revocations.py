@@ -288,6 +288,18 @@ async def test_the_rule_that_decides_is_explained(tmp_path: Path) -> None:
     assert "not a token" not in str(answer)
 
 
+async def test_where_a_token_is_required_the_explanation_says_so(tmp_path: Path) -> None:
+    """An anonymous client has nothing, as at a connection."""
+    chosen = settings(tmp_path, "") | {"auth": "required"}
+    del chosen["redis"]
+    async with (
+        running_server(**chosen) as server,
+        operator_of(server.http_url) as operator,
+    ):
+        answer = await operator.done("explain", topic="stock:A")
+    assert (answer["allowed"], answer["rule"][:16]) == (False, "auth is required")
+
+
 TIMES = st.integers(0, 10).map(float)
 
 
