@@ -444,6 +444,8 @@ class Server:
             subscriptions_by_type=hub.subscriptions_by_type,
             messages_received=sum(session.messages_received for session in sessions),
             messages_sent=hub.messages_delivered,
+            bytes_received=self.hub.traffic.received_bytes,
+            bytes_sent=self.hub.traffic.sent_bytes,
             messages_queued=hub.messages_queued,
             messages_conflated=hub.messages_conflated,
             messages_dropped=hub.messages_dropped,

@@ -44,6 +44,9 @@ class ServerStatistics:
     messages_received: int
     """Messages from the clients connected now."""
     messages_sent: int
+    bytes_received: int
+    bytes_sent: int
+    """Bytes of all clients since the start (`hub.traffic.Traffic`)."""
     messages_queued: int
     messages_conflated: int
     messages_dropped: dict[str, int]

@@ -130,6 +130,18 @@ FAMILIES: Final = (
         "Clients that read more slowly than they are sent to.",
     ),
     Family("streamer_messages_sent", ("messages_sent",), "Data messages written.", counts=True),
+    Family(
+        "streamer_sent_bytes",
+        ("bytes_sent",),
+        "Bytes that clients were sent, without TLS.",
+        counts=True,
+    ),
+    Family(
+        "streamer_received_bytes",
+        ("bytes_received",),
+        "Bytes that came from clients after their handshakes, without TLS.",
+        counts=True,
+    ),
     Family("streamer_messages_queued", ("messages_queued",), "Messages that wait for a client."),
     Family(
         "streamer_messages_conflated",

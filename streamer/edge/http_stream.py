@@ -96,6 +96,7 @@ class HttpStream:
             services.events,
             max_queued_bytes=settings.max_outbound_bytes,
             max_replay_bytes=settings.max_replay_bytes,
+            traffic=services.hub.traffic,
         )
         self._writer = BlockedWriter(stream, services.hub.fanout, self.outbox)
         self._requests = Requests(None, self.outbox, services)

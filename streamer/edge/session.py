@@ -173,6 +173,7 @@ class Session:
             services.wire_for(agreement),
             max_queued_bytes=settings.max_outbound_bytes,
             max_replay_bytes=settings.max_replay_bytes,
+            traffic=services.hub.traffic,
         )
         self._websocket = WebSocket(
             stream,

@@ -90,6 +90,7 @@ class WebSocket(BlockedWriter):
         self._loop_budget = loop_budget
         self._reader = FrameReader(max_message_bytes=max_message_bytes, inflates=inflates)
         self._reader.feed(trailing)
+        outbox.traffic.received_bytes += len(trailing)
         self.last_received_seconds = self.last_written_seconds
         """When bytes were last received, on trio's clock."""
 
@@ -145,6 +146,7 @@ class WebSocket(BlockedWriter):
         if not data:
             raise PeerClosedError(NO_CLOSE_FRAME)
         self.last_received_seconds = trio.current_time()
+        self.outbox.traffic.received_bytes += len(data)
         self._reader.feed(data)
 
     # Room for answers
@@ -183,6 +185,7 @@ class WebSocket(BlockedWriter):
             if not data:
                 return
             discarded += len(data)
+            self.outbox.traffic.received_bytes += len(data)
             self._reader.feed(data)
 
     async def answer_close(self, code: int) -> None:

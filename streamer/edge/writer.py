@@ -33,6 +33,7 @@ class BlockedWriter:
             else:
                 while data := self._fanout.take(outbox):
                     await self._stream.send_all(data)
+                    outbox.traffic.sent_bytes += len(data)
                     self._advance()
                 self._advance()
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -27,6 +27,7 @@ from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.group import Group, GroupKey
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.traffic import Traffic
 from streamer.wire.format import Part
 
 _FIRST: Final = itemgetter(0)
@@ -74,8 +75,10 @@ class FanOut:
         *,
         clock: Callable[[], float],
         writes_per_turn: int,
+        traffic: Traffic,
     ) -> None:
         self._wakeup = wakeup
+        self._traffic = traffic
         self._clock = clock
         self._writes_per_turn = writes_per_turn
         self._groups: dict[GroupKey, Group] = {}
@@ -288,6 +291,7 @@ class FanOut:
                 sent = _write_to_all(descriptors[start:stop], frame)
                 if sent.count(len(frame)) == len(sent):
                     writes = len(sent)
+                    self._traffic.sent_bytes += writes * len(frame)
                 else:
                     writes = self._settle(group, members[start:stop], sent, frame, messages)
                 progress.count(messages, writes)
@@ -328,6 +332,7 @@ class FanOut:
         `sent` are the bytes that each took, as `_write_to_all` returns them. Returns how many
         members have taken the frame or hold it.
         """
+        self._traffic.sent_bytes += sum(count for count in sent if count != _FAILED)
         for outbox, count in zip(members, sent, strict=True):
             if count == len(frame):
                 continue

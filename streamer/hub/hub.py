@@ -19,6 +19,7 @@ from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import LastValue, Publication
 from streamer.hub.renditions import WHOLE, Detail, Renditions
 from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.traffic import Traffic
 from streamer.hub.unused_topics import UnusedTopics
 from streamer.hub.upstream import Upstream
 from streamer.protocol.codec import encode
@@ -95,7 +96,10 @@ class Hub:
         """Recoveries since the start, of one topic each, by result."""
         self._history_length = history_length
         self._max_history_bytes = max_history_bytes
-        self.fanout = FanOut(wakeup, clock=clock, writes_per_turn=writes_per_turn)
+        self.traffic = Traffic()
+        self.fanout = FanOut(
+            wakeup, clock=clock, writes_per_turn=writes_per_turn, traffic=self.traffic
+        )
         self._history_bytes = 0
         self.streams: dict[Topic, TopicStream] = {}
         self._renditions = Renditions()

@@ -21,6 +21,7 @@ from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.publication import Publication
 from streamer.hub.renditions import Held
 from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.traffic import Traffic
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind
 from streamer.wire.format import Part, Placed, WireFormat
@@ -195,6 +196,7 @@ class Outbox:
         "name",
         "renders",
         "subscriptions",
+        "traffic",
         "user_id",
         "wire",
     )
@@ -208,7 +210,9 @@ class Outbox:
         *,
         max_queued_bytes: int,
         max_replay_bytes: int = MAX_REPLAY_BYTES,
+        traffic: Traffic | None = None,
     ) -> None:
+        """`traffic` counts the bytes of this client together with those of others."""
         self.name = name
         """The session id."""
         self.descriptor = descriptor
@@ -218,6 +222,7 @@ class Outbox:
         self.wire = wire
         self.user_id: str | None = None
         """The user to whom the session belongs; None for an anonymous client."""
+        self.traffic = Traffic() if traffic is None else traffic
         self._max_queued_bytes = max_queued_bytes
         self._max_replay_bytes = max_replay_bytes
         self.subscriptions: dict[object, Subscription] = {}
@@ -298,6 +303,7 @@ class Outbox:
             except OSError:
                 self.fail(messages)
                 return False
+            self.traffic.sent_bytes += sent
             if sent == len(data):
                 return True
         self.hold(data, sent, messages)
