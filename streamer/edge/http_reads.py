@@ -13,7 +13,7 @@ import attrs
 import orjson
 
 from streamer.edge.http_query import HistoryQuery
-from streamer.edge.requests import Services, continued
+from streamer.edge.requests import Services, continued, prepare
 from streamer.hub.hub import SubscriptionRequest
 from streamer.hub.outbox import Outbox
 from streamer.hub.publication import Publication
@@ -128,7 +128,7 @@ class TopicReads:
             hub.stream(want.topic)
         topics = [want.topic for want in wants]
         since = {want.topic: want.since for want in wants if want.since is not None}
-        recoveries = await source.prepare(topics, since)
+        recoveries = await prepare(self._services, topics, since)
         admitted = [
             continued(want, recoveries.get(want.topic))
             for want in wants

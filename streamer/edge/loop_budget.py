@@ -18,7 +18,39 @@ LONG_TURN_SECONDS: Final = 0.01
 """A fifth of the longest pause that the event loop should make (50 ms)."""
 
 RELEASED_PER_TURN: Final = 32
-"""Tasks and calls released in a turn; a request or a close takes 0.1 to 0.2 ms."""
+"""Tasks and calls released in a turn; most requests and closes take 0.1 to 0.2 ms. Tasks that find
+the turn long again wait for another."""
+
+
+class _Queue:
+    """Tasks that wait for a turn, in order."""
+
+    def __init__(self) -> None:
+        self._lot = trio.lowlevel.ParkingLot()
+        self._released_in_vain = trio.lowlevel.ParkingLot()
+        """Tasks for which the turn of their release became too long: first in the next."""
+        self._one_may_go_on = False
+
+    def __bool__(self) -> bool:
+        """Whether a task waits."""
+        return bool(self._lot or self._released_in_vain)
+
+    async def wait_release(self, *, again: bool) -> None:
+        """Wait to be released, `again` if the last time was in vain."""
+        await (self._released_in_vain if again else self._lot).park()
+
+    def may_go_on(self, *, is_long: bool) -> bool:
+        """Whether a task that is released may go on in this turn."""
+        if is_long and not self._one_may_go_on:
+            return False
+        self._one_may_go_on = False
+        return True
+
+    def release(self, count: int) -> None:
+        """Wake up the next tasks; one of them may go on however long the turn is."""
+        self._one_may_go_on = True
+        if not self._released_in_vain.unpark(count=count):
+            self._lot.unpark(count=count)
 
 
 class LoopBudget:
@@ -27,7 +59,8 @@ class LoopBudget:
     def __init__(self, turn_seconds: Callable[[], float]) -> None:
         """`turn_seconds` returns how long the current turn has lasted."""
         self._turn_seconds = turn_seconds
-        self._lot = trio.lowlevel.ParkingLot()
+        self._light = _Queue()
+        self._heavy = _Queue()
         self._calls: deque[Callable[[], None]] = deque()
         self._somebody_waits = trio.Event()
 
@@ -36,10 +69,21 @@ class LoopBudget:
         """Whether the turn is already long."""
         return self._turn_seconds() > LONG_TURN_SECONDS
 
-    async def wait(self) -> None:
-        """Wait for a later turn."""
-        self._somebody_waits.set()
-        await self._lot.park()
+    async def wait(self, *, is_heavy: bool = False) -> None:
+        """Wait for a later turn that is not long yet.
+
+        `is_heavy` says whether the work after this takes milliseconds: then pings and small
+        requests of others do not wait behind it. One task of each kind goes on in each turn,
+        however long that is, so nobody waits for ever.
+        """
+        queue = self._heavy if is_heavy else self._light
+        again = False
+        while True:
+            self._somebody_waits.set()
+            await queue.wait_release(again=again)
+            if queue.may_go_on(is_long=self.is_long):
+                return
+            again = True
 
     def call_later(self, call: Callable[[], None]) -> None:
         """Call a function in a later turn: for callers that cannot wait."""
@@ -51,8 +95,9 @@ class LoopBudget:
         while True:
             await self._somebody_waits.wait()
             self._somebody_waits = trio.Event()
-            while self._lot or self._calls:
-                self._lot.unpark(count=RELEASED_PER_TURN)
+            while self._light or self._heavy or self._calls:
+                self._heavy.release(1 if self._light else RELEASED_PER_TURN)
+                self._light.release(RELEASED_PER_TURN)
                 for _ in range(min(len(self._calls), RELEASED_PER_TURN)):
                     self._calls.popleft()()
                 await trio.lowlevel.checkpoint()

@@ -340,6 +340,8 @@ class Session:
                     await self._answer_errors(request)
                 await self._websocket.wait_room()
                 while work.waiting:
+                    if self._services.loop_budget.is_long:
+                        await self._services.loop_budget.wait()
                     message, is_admitted = work.take()
                     await self._answer_errors(self._carry_out(message, is_admitted=is_admitted))
                     await self._websocket.wait_room()

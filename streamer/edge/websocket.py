@@ -113,8 +113,8 @@ class WebSocket(BlockedWriter):
                 continue
             opcode, payload = event
             if opcode in (frame_reader.TEXT, frame_reader.BINARY):
-                # A few bytes may have been inflated to the largest message allowed.
-                if self._reader.inflates and self._loop_budget.is_long:
+                # The messages of all clients together would make a long turn.
+                if self._loop_budget.is_long:
                     await self._loop_budget.wait()
                 return payload
             control = cast("bytes", payload)

@@ -61,8 +61,8 @@ class Source(Protocol):
         `topics` must have been wanted before (`Hub.stream`); those in `since` are among them. One
         deadline holds for all of it: `subscribe_timeout_seconds`. When it is over, or while the
         source is away, a topic without a position counts as ready, and one whose position cannot
-        be looked up as unavailable. Returns one `Recovery` for each topic in `since`. The caller
-        must not wait between this call and the use of its result.
+        be looked up as unavailable. Returns one `Recovery` for each topic in `since`. The result
+        holds until one of the topics is released; a gap covers what the hub drops until then.
         """
 
     def prepare_nowait(
