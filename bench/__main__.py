@@ -10,18 +10,27 @@ from typing import TextIO
 import click
 import trio
 
-from bench.check import SCRIPTS
+from bench.byte_scenarios import byte_scenarios
+from bench.check import SCRIPTS, WIRES
 from bench.check import check as check_load_client
 from bench.compare import LIMIT, Record, environment, limits, rounds
 from bench.fanout import main as fanout
 from bench.plots import write_plots
 from bench.report import write_report, write_results
 from bench.rig import CACHE, Cores, RigError, end_on_sigterm
-from bench.scenarios import RECORDINGS, scenarios
+from bench.scenarios import RECORDINGS, Scenario, scenarios
 from bench.servers import SERVERS
 
 RECORDS = CACHE / "records.jsonl"
-SCENARIO_NAMES = [*(scenario.name for scenario in scenarios(1, Path())), LIMIT]
+BYTES = "bytes"
+"""All scenarios in which bytes are compared."""
+
+
+def _all_scenarios(seconds: float, recordings: Path | None) -> list[Scenario]:
+    return [*scenarios(seconds, recordings), *byte_scenarios(seconds)]
+
+
+SCENARIO_NAMES = [*(scenario.name for scenario in _all_scenarios(1, Path())), LIMIT]
 
 
 @click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -44,8 +53,8 @@ main.add_command(fanout, "fanout")
     "--scenario",
     "chosen",
     multiple=True,
-    type=click.Choice(SCENARIO_NAMES),
-    help="Repeatable; default all.",
+    type=click.Choice([*SCENARIO_NAMES, BYTES]),
+    help=f"Repeatable; default all. {BYTES}: compression, deltas and server-sent events.",
 )
 @click.option(
     "--server",
@@ -92,7 +101,9 @@ def compare(  # noqa: PLR0917 - one for each option
         raise click.BadParameter(f"no {RECORDINGS} in {recordings}", param_hint="--recordings")
     names = servers or tuple(SERVERS)
     wanted = chosen or tuple(SCENARIO_NAMES)
-    found = [one for one in scenarios(seconds, recordings) if one.name in wanted]
+    if BYTES in wanted:
+        wanted += tuple(scenario.name for scenario in byte_scenarios(seconds))
+    found = [one for one in _all_scenarios(seconds, recordings) if one.name in wanted]
     cores = Cores.available(niceness)
     CACHE.mkdir(parents=True, exist_ok=True)
     with RECORDS.open("a" if keep else "w") as file:
@@ -117,7 +128,8 @@ def _line(record: Record) -> str:
     return (
         f"{place}: {one.rate_per_second:,.0f} msg/s, {one.delivered_per_second:,.0f} delivered/s, "
         f"p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms, "
-        f"{one.server_cpu_us_per_delivery:.2f} µs, {one.connects_per_second:,.0f} connects/s"
+        f"{one.server_cpu_us_per_delivery:.2f} µs, {one.bytes_per_update:.0f} bytes/update, "
+        f"{one.connects_per_second:,.0f} connects/s"
     )
 
 
@@ -127,7 +139,7 @@ def check() -> None:
     wrong = trio.run(check_load_client)
     for line in wrong:
         click.echo(line, err=True)
-    click.echo(f"{len(SCRIPTS) - len(wrong)} passed, {len(wrong)} failed")
+    click.echo(f"{len(SCRIPTS) * (1 + len(WIRES)) - len(wrong)} passed, {len(wrong)} failed")
     sys.exit(1 if wrong else 0)
 
 
@@ -153,7 +165,7 @@ def _report(output: Path) -> None:
         plots = []
     machine = environment()
     write_results(records, machine, output / "results.json")
-    write_report(records, machine, scenarios(1, Path()), output, plots)
+    write_report(records, machine, _all_scenarios(1, Path()), output, plots)
     click.echo(f"Wrote {output / 'README.md'}")
 
 

@@ -114,7 +114,8 @@ def _disturbance(measurement: Measurement) -> float:
 
 def _chosen(scenario: Scenario, servers: Sequence[str], turn: int) -> list[Server]:
     """Return the servers of a scenario, beginning with another one in each round."""
-    names = [name for name in servers if not scenario.servers or name in scenario.servers]
+    wanted = scenario.servers or [one.name for one in SERVERS.values() if not one.only_if_named]
+    names = [name for name in servers if name in wanted]
     turn %= max(1, len(names))
     return [SERVERS[name] for name in names[turn:] + names[:turn]]
 
@@ -151,8 +152,9 @@ def _is_overloaded(measurement: Measurement) -> bool:
 def limits(count: int, servers: Sequence[str], cores: Cores) -> Iterator[Record]:
     """Find the highest rate that 1,000 clients on one topic sustain, `count` times."""
     for number in range(count):
-        turn = number % max(1, len(servers))
-        for name in [*servers[turn:], *servers[:turn]]:
+        names = [name for name in servers if not SERVERS[name].only_if_named]
+        turn = number % max(1, len(names))
+        for name in [*names[turn:], *names[:turn]]:
             best, error = _highest_rate(SERVERS[name], cores)
             rate = best.rate_per_second if best is not None else 0.0
             yield Record(number, LIMIT, "", rate, name, best, error)

@@ -85,6 +85,10 @@ class Endpoint:
     ack: str = ""
     acks: int = 0
     nats: bool = False
+    deflate: bool = False
+    """Whether clients offer permessage-deflate, and the server has to agree."""
+    sse: bool = False
+    """Whether clients receive server-sent events; the request path is the subscription."""
     publish_protocol: str = "redis"
     publish_path: str = "/"
     statistics_url: str = ""
@@ -94,7 +98,8 @@ class Endpoint:
         """The load client's options."""
         names = ("port", "publish_port", "publish_protocol", "publish_path", "ack", "acks")
         flags = [f"--{name.replace('_', '-')}={getattr(self, name)}" for name in names]
-        return [*flags, "--nats"] if self.nats else flags
+        switches = [f"--{name}" for name in ("nats", "deflate", "sse") if getattr(self, name)]
+        return flags + switches
 
 
 def _escaped(text: str) -> str:
@@ -137,7 +142,7 @@ def run_load(
         RigError: the load client failed or did not end in time.
     """
     sources = sorted((Path(__file__).parent / "loadclient").glob("*.[ch]"))
-    command = [str(compiled("loadclient", sources))]
+    command = [str(compiled("loadclient", sources, libraries=["z"]))]
     load = workload.load
     with tempfile.TemporaryDirectory(prefix="fanout-") as name:
         directory = Path(name)

@@ -66,6 +66,8 @@ class Measurement:
     longest_pause_ms: float = 0.0
     """The longest turn of the server's event loop, from its start until all clients were closed;
     0 if the server does not report it."""
+    bytes_per_update: float = 0.0
+    """Bytes that clients read from their sockets for each update, heads of frames included."""
 
 
 @attrs.frozen
@@ -190,6 +192,7 @@ def _measurement(
         server_waiting_share=(at["drained"].waiting_seconds - at["measuring"].waiting_seconds)
         / wall_seconds,
         client_waiting_share=report["client_waiting_share"],
+        bytes_per_update=report["bytes_measured"] / delivered if delivered else 0.0,
         detail={
             **report,
             "server_cpu_seconds": cpu_seconds,
@@ -208,6 +211,7 @@ COLUMNS: Sequence[Column] = (
     ("p50 ms", lambda m: f"{m.p50_ms:.2f}"),
     ("p99 ms", lambda m: f"{m.p99_ms:.2f}"),
     ("p99.9 ms", lambda m: f"{m.p999_ms:.2f}"),
+    ("bytes/update", lambda m: f"{m.bytes_per_update:.0f}"),
     ("server µs/delivery", lambda m: f"{m.server_cpu_us_per_delivery:.2f}"),
     ("server core", lambda m: f"{m.server_cpu_share:.0%}"),
     ("KB/client", lambda m: f"{m.server_memory_bytes_per_client / 1024:.1f}"),

@@ -10,7 +10,7 @@ from typing import Any
 from bench.compare import Record
 from bench.report import OURS, Medians, medians
 from bench.rig import RigError
-from bench.servers import SERVERS
+from bench.servers import SERVERS, Server
 
 WIDTH_INCHES, HEIGHT_INCHES = 10.0, 4.8
 MEGABYTE = 1e6
@@ -28,6 +28,11 @@ COLORS = (
     "#ff7f0e",
     "#7f7f7f",
 )
+
+
+def _plotted() -> list[Server]:
+    """Return the servers of the scenarios that have plots."""
+    return [server for server in SERVERS.values() if not server.only_if_named]
 
 
 def write_plots(records: Sequence[Record], directory: Path) -> list[tuple[str, str]]:
@@ -77,7 +82,7 @@ Draw = Callable[[Any, Medians, Mapping[tuple[str, str], float]], None]
 
 def _lines(scenario: str, name: str, *, scale: float = 1.0, xscale: str = "log") -> Draw:
     def draw(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) -> None:
-        for server, color in zip(SERVERS.values(), COLORS, strict=True):
+        for server, color in zip(_plotted(), COLORS, strict=True):
             xs, ys = _series(found, places, scenario, server.name, name)
             if xs:
                 axes.plot(

@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Final
 
 import attrs
 
+from bench.byte_scenarios import byte_scenarios
 from bench.compare import LIMIT, LIMIT_ATTEMPTS, LIMIT_CLIENTS, LIMIT_P99_MS, LIMIT_PASSES, Record
 from bench.measure import Measurement, markdown
 from bench.scenarios import Scenario
@@ -127,6 +129,12 @@ _PAUSE: tuple[str, Show] = (
     "pause ms",
     lambda of: f"{of.values['longest_pause_ms']:.0f}" if of.values["longest_pause_ms"] else "",
 )
+_BYTES: Sequence[tuple[str, Show]] = (
+    ("delivered/s", _count("delivered_per_second")),
+    ("bytes/update", _count("bytes_per_update")),
+    *_LATENCY,
+    *_HEALTH,
+)
 _COLUMNS: Mapping[str, Sequence[tuple[str, Show]]] = {
     "frames": (*_DELIVERY, _PAUSE, *_HEALTH),
     "watchlists": (*_DELIVERY, ("oldest ms", _milliseconds("age_max_ms")), _PAUSE, *_HEALTH),
@@ -140,8 +148,20 @@ _COLUMNS: Mapping[str, Sequence[tuple[str, Show]]] = {
         _PAUSE,
         ("violations", _count("violations")),
     ),
+    "compressed-hot-topic": _BYTES,
+    "compressed-watchlists": _BYTES,
+    "delta-books": _BYTES,
+    "sse": _BYTES,
+    "compressed-idle": (
+        ("bytes/client", _count("server_memory_bytes_per_client")),
+        ("connects/s", _count("connects_per_second")),
+        ("violations", _count("violations")),
+    ),
     "storm": (("connects/s", _count("storm_connects_per_second")), *_LATENCY, _PAUSE, *_HEALTH),
 }
+
+
+_BYTE_SCENARIOS: Final = frozenset(scenario.name for scenario in byte_scenarios(1))
 
 
 def _cpu(server: str, values: Mapping[str, float]) -> list[str]:
@@ -160,10 +180,13 @@ def _ratio(one: Median | None, other: Median | None, name: str) -> str:
 
 
 def _table(found: Medians, scenario: str, label: str, columns: Sequence[tuple[str, Show]]) -> str:
-    with_cpu = scenario != "idle"
+    with_cpu = scenario not in {"idle", "compressed-idle"}
+    with_bytes = with_cpu and scenario in _BYTE_SCENARIOS
     head = ["server", *(name for name, _ in columns)]
     if with_cpu:
         head += ["CPU µs/update", "core", "CPU ÷ C loop", "our p99 ÷", "our CPU ÷"]
+    if with_bytes:
+        head += ["bytes ÷ plain", "CPU ÷ plain"]
     rows = [head]
     of = {key[2]: value for key, value in found.items() if key[:2] == (scenario, label)}
     ours, raw = of.get(OURS), of.get(RAW_LOOP)
@@ -177,6 +200,9 @@ def _table(found: Medians, scenario: str, label: str, columns: Sequence[tuple[st
             row += _cpu(server, row_of.values)
             row += ["" if polls else _ratio(row_of, raw, cpu)]
             row += [_ratio(ours, row_of, "p99_ms"), "" if polls else _ratio(ours, row_of, cpu)]
+            if with_bytes:
+                row += [_ratio(row_of, ours, "bytes_per_update")]
+                row += ["" if polls else _ratio(row_of, ours, cpu)]
         rows.append(row)
     return markdown(rows)
 

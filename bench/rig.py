@@ -224,7 +224,9 @@ def running_redis(directory: Path, core: Core) -> Iterator[tuple[int, Process]]:
         yield port, process
 
 
-def compiled(name: str, sources: Sequence[Path], *, flags: Sequence[str] = ()) -> Path:
+def compiled(
+    name: str, sources: Sequence[Path], *, flags: Sequence[str] = (), libraries: Sequence[str] = ()
+) -> Path:
     """Return the program (or with other flags, library) built from C sources, up to date.
 
     Raises:
@@ -249,7 +251,7 @@ def compiled(name: str, sources: Sequence[Path], *, flags: Sequence[str] = ()) -
         "-o",
         str(binary),
         *implementation,
-        "-lm",
+        *(f"-l{library}" for library in ("m", *libraries)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

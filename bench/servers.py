@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -28,6 +29,8 @@ PEERS = Path(__file__).parent / "peers"
 STREAMER = (sys.executable, "-m", "streamer")
 
 Started = tuple[Endpoint, Process]
+Subscribe = Callable[[Sequence[str]], tuple[str, Sequence[str]]]
+"""Channels -> (request path, texts to send)."""
 Start = Callable[[Path, Core, int], contextlib.AbstractContextManager[Started]]
 """Starts a server: (directory for its files, core, port of Redis)."""
 
@@ -41,18 +44,38 @@ class Server:
     start: Start
     busy_polls: bool = False
     """Whether it never sleeps, so that its CPU time has no meaning."""
+    only_if_named: bool = False
+    """Whether it is only for scenarios that name it."""
 
 
-def subscribe_streamer(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
+def subscribe_streamer(
+    channels: Sequence[str], *, delta: bool = False
+) -> tuple[str, Sequence[str]]:
     """Use streamer's own protocol; the channels are of stocks: stock:CODE:KIND."""
-    parts = [channel.split(":") for channel in channels]
+    targets, kinds = _targets_and_kinds(channels)
     message = {
         "type": "subscribe",
         "subscription_type": "stock",
-        "targets": list(dict.fromkeys(code for _, code, _ in parts)),
-        "kinds": list(dict.fromkeys(kind for _, _, kind in parts)),
+        "targets": targets,
+        "kinds": kinds,
+        "delta": delta,
     }
     return "/v1/ws", [json.dumps(message)]
+
+
+def subscribe_events(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Use streamer's server-sent events, whose request is the subscription."""
+    targets, kinds = _targets_and_kinds(channels)
+    topics = ",".join(f"stock:{target}" for target in targets)
+    return f"/v1/stream?topics={topics}&kinds={','.join(kinds)}", ()
+
+
+def _targets_and_kinds(channels: Sequence[str]) -> tuple[list[str], list[str]]:
+    parts = [channel.split(":") for channel in channels]
+    return (
+        list(dict.fromkeys(code for _, code, _ in parts)),
+        list(dict.fromkeys(kind for _, _, kind in parts)),
+    )
 
 
 def subscribe_json(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -72,6 +95,9 @@ def subscribe_nats(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
     return "/", ["".join(f"{command}\r\n" for command in [*commands, "PING"])]
 
 
+_subscribe_deltas = partial(subscribe_streamer, delta=True)
+
+
 def _announced(process: Process) -> Callable[[], tuple[int, str] | None]:
     """Return a function for the WebSocket port of a streamer and the URL of its HTTP listener."""
     lines = re.compile(r"^WebSocket\s+ws://[^\s:]+:(\d+)\S*\s+^HTTP\s+(\S+)$", re.MULTILINE)
@@ -83,7 +109,12 @@ def _announced(process: Process) -> Callable[[], tuple[int, str] | None]:
     return look
 
 
-def streamer(*flags: str) -> Start:
+def streamer(
+    *flags: str,
+    subscribe: Subscribe = subscribe_streamer,
+    deflate: bool = False,
+    sse: bool = False,
+) -> Start:
     """Start `streamer serve` as an operator would, without limits per address."""
 
     @contextlib.contextmanager
@@ -95,9 +126,11 @@ def streamer(*flags: str) -> Start:
             endpoint = Endpoint(
                 port,
                 redis_port,
-                subscribe_streamer,
+                subscribe,
                 ack='"subscribed"',
                 acks=1,
+                deflate=deflate,
+                sse=sse,
                 statistics_url=f"{http_url}/v1/ws/stats",
             )
             yield endpoint, process
@@ -122,9 +155,13 @@ def _json_peer(
     directory: Path,
     core: Core,
     redis_port: int,
+    *,
+    deflate: bool = False,
 ) -> Iterator[Started]:
     port = free_port()
     name = Path(command[-1]).stem
+    if deflate:
+        environment = {**environment, "DEFLATE": "1"}
     with running(
         [*command, str(redis_port), str(port)],
         core=core,
@@ -132,27 +169,35 @@ def _json_peer(
         environment=environment,
     ) as process:
         wait_for(name, process, lambda: accepts_connections(port))
-        yield Endpoint(port, redis_port, subscribe_json, ack='"subscribed"', acks=1), process
+        endpoint = Endpoint(
+            port, redis_port, subscribe_json, ack='"subscribed"', acks=1, deflate=deflate
+        )
+        yield endpoint, process
 
 
-def python_peer(script: str) -> Start:
+def python_peer(script: str, *, deflate: bool = False) -> Start:
     """Start one of the Python peers."""
 
     def start(
         directory: Path, core: Core, redis_port: int
     ) -> contextlib.AbstractContextManager[Started]:
-        return _json_peer([install.python(), PEERS / script], {}, directory, core, redis_port)
+        command = [install.python(), PEERS / script]
+        return _json_peer(command, {}, directory, core, redis_port, deflate=deflate)
 
     return start
 
 
-def node_ws(
-    directory: Path, core: Core, redis_port: int
-) -> contextlib.AbstractContextManager[Started]:
+def node_ws(*, deflate: bool = False) -> Start:
     """Start Node's ws and ioredis."""
-    modules = install.node_modules("ws", "ioredis")
-    environment = {"NODE_PATH": str(modules)}
-    return _json_peer(["node", PEERS / "node_ws.js"], environment, directory, core, redis_port)
+
+    def start(
+        directory: Path, core: Core, redis_port: int
+    ) -> contextlib.AbstractContextManager[Started]:
+        environment = {"NODE_PATH": str(install.node_modules("ws", "ioredis"))}
+        command: list[str | Path] = ["node", PEERS / "node_ws.js"]
+        return _json_peer(command, environment, directory, core, redis_port, deflate=deflate)
+
+    return start
 
 
 def _filled(template: Path, directory: Path, **values: object) -> Path:
@@ -164,9 +209,19 @@ def _filled(template: Path, directory: Path, **values: object) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def nchan(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
+def nchan(*, deflate: bool = False) -> Start:
     """Start nginx with nchan; publications are POSTs to itself."""
+
+    def start(
+        directory: Path, core: Core, _redis_port: int
+    ) -> contextlib.AbstractContextManager[Started]:
+        return _nchan(directory, core, deflate=deflate)
+
+    return start
+
+
+@contextlib.contextmanager
+def _nchan(directory: Path, core: Core, *, deflate: bool) -> Iterator[Started]:
     root = install.debian("nchan", "nginx", "libnginx-mod-nchan")
     try:
         # Compiled into Debian's nginx, which needs it regardless of the configuration.
@@ -175,7 +230,12 @@ def nchan(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
         raise RigError("nchan: nginx needs /var/lib/nginx; only root can make it.") from error
     port = free_port()
     configuration = _filled(
-        PEERS / "nchan.conf", directory, ROOT=root, DIRECTORY=directory, PORT=port
+        PEERS / "nchan.conf",
+        directory,
+        ROOT=root,
+        DIRECTORY=directory,
+        PORT=port,
+        DEFLATE="on" if deflate else "off",
     )
     command = [
         str(part) for part in (root / "usr/sbin/nginx", "-p", directory, "-c", configuration)
@@ -183,7 +243,14 @@ def nchan(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
     with running(command, core=core, log=directory / "nchan.log") as process:
         wait_for("nginx", process, lambda: accepts_connections(port))
         yield (
-            Endpoint(port, port, subscribe_path, publish_protocol="http", publish_path="/pub/"),
+            Endpoint(
+                port,
+                port,
+                subscribe_path,
+                publish_protocol="http",
+                publish_path="/pub/",
+                deflate=deflate,
+            ),
             process,
         )
 
@@ -221,9 +288,9 @@ SERVERS: dict[str, Server] = {
             python_peer("socketify_server.py"),
             busy_polls=True,
         ),
-        Server("nchan", "nchan (nginx module, C)", nchan),
+        Server("nchan", "nchan (nginx module, C)", nchan()),
         Server("nats", "nats-server websocket (Go)", nats),
-        Server("node-ws", "Node ws + ioredis, shared frame", node_ws),
+        Server("node-ws", "Node ws + ioredis, shared frame", node_ws()),
         Server("picows", "picows (Cython, uvloop)", python_peer("picows_server.py")),
         Server("websockets", "websockets broadcast (uvloop)", python_peer("websockets_server.py")),
         Server("fastapi", "FastAPI + uvicorn (uvloop)", python_peer("fastapi_app.py")),
@@ -231,6 +298,55 @@ SERVERS: dict[str, Server] = {
             "trio-websocket",
             "trio-websocket, send_message per client",
             python_peer("trio_websocket_server.py"),
+        ),
+        Server(
+            "streamer-deflate",
+            "streamer, compressed",
+            streamer("--flush-interval-ms", "0", deflate=True),
+            only_if_named=True,
+        ),
+        Server(
+            "streamer-delta",
+            "streamer, deltas",
+            streamer("--flush-interval-ms", "0", subscribe=_subscribe_deltas),
+            only_if_named=True,
+        ),
+        Server(
+            "streamer-delta-deflate",
+            "streamer, deltas compressed",
+            streamer("--flush-interval-ms", "0", subscribe=_subscribe_deltas, deflate=True),
+            only_if_named=True,
+        ),
+        Server(
+            "streamer-sse",
+            "streamer, server-sent events",
+            streamer("--flush-interval-ms", "0", subscribe=subscribe_events, sse=True),
+            only_if_named=True,
+        ),
+        Server(
+            "uwebsockets-deflate",
+            "uWebSockets, shared compressor",
+            python_peer("socketify_server.py", deflate=True),
+            busy_polls=True,
+            only_if_named=True,
+        ),
+        Server(
+            "nchan-deflate",
+            "nchan, messages compressed once",
+            nchan(deflate=True),
+            only_if_named=True,
+        ),
+        Server(
+            "node-ws-deflate",
+            "Node ws, a compressor per client",
+            node_ws(deflate=True),
+            only_if_named=True,
+        ),
+        Server(
+            "websockets-deflate",
+            "websockets, a compressor per client",
+            python_peer("websockets_server.py", deflate=True),
+            only_if_named=True,
         ),
     )
 }

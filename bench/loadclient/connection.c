@@ -13,12 +13,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { OPCODE_TEXT = 1, OPCODE_BINARY = 2, OPCODE_CLOSE = 8, OPCODE_PING = 9, OPCODE_PONG = 10, FINAL = 0x80, MASKED = 0x80 };
+enum { OPCODE_TEXT = 1, OPCODE_BINARY = 2, OPCODE_CLOSE = 8, OPCODE_PING = 9, OPCODE_PONG = 10, FINAL = 0x80, MASKED = 0x80, COMPRESSED = 0x40 };
 enum { CHUNK_BYTES = 256 * 1024, HANDSHAKE_LIMIT_BYTES = 16 * 1024 };
 
 /* The key of RFC 6455, section 1.3, and its answer: fixed, so that neither side of the rig needs SHA-1. */
 static const char request_format[] = "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+                                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n";
+static const char deflate_offer[] = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+static const char deflate_answer[] = "permessage-deflate";
+static const char events_request_format[] = "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: text/event-stream\r\n\r\n";
 static const char accept_value[] = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 struct receipt {
@@ -53,6 +56,7 @@ void connection_close(struct connection *c, struct totals *totals)
     close(c->fd);
     free(c->held);
     c->held = NULL;
+    inflater_free(&c->inflater);
     c->fd = -1;
     c->state = STATE_ENDED;
 }
@@ -81,7 +85,9 @@ void connection_writable(struct connection *c, const struct protocol *protocol, 
         fail(c, totals, strerror(error));
         return;
     }
-    int length = snprintf(request, sizeof request, request_format, c->path, protocol->host);
+    int length = protocol->sse
+                     ? snprintf(request, sizeof request, events_request_format, c->path, protocol->host)
+                     : snprintf(request, sizeof request, request_format, c->path, protocol->host, protocol->deflate ? deflate_offer : "");
     c->state = STATE_HANDSHAKE;
     if (length >= (int)sizeof request || send(c->fd, request, (size_t)length, MSG_NOSIGNAL) != length)
         fail(c, totals, "the handshake could not be sent");
@@ -123,7 +129,13 @@ static void become_live(struct connection *c, struct totals *totals)
         free(c->held);
         c->held = NULL;
         c->held_length = c->held_capacity = 0;
+        inflater_free(&c->inflater);
     }
+}
+
+uint64_t totals_received(const struct totals *totals)
+{
+    return totals->messages + (uint64_t)totals->estimated_messages;
 }
 
 static void hold(struct connection *c, const char *at, size_t length)
@@ -255,9 +267,52 @@ static void on_nats(struct receipt *r)
     c->held_length -= done;
 }
 
+static uint64_t count_markers(const char *at, size_t length)
+{
+    uint64_t count = 0;
+    /* In stretches of 255 the counters fit bytes, which lets the compiler compare 16 to 64 bytes at once. */
+    while (length > 0) {
+        size_t stretch = length < 255 ? length : 255;
+        uint8_t found = 0;
+        for (size_t i = 0; i < stretch; i++)
+            found = (uint8_t)(found + (at[i] == MARKER));
+        count += found;
+        at += stretch;
+        length -= stretch;
+    }
+    return count;
+}
+
+static void on_compressed(struct receipt *r)
+{
+    struct connection *c = r->connection;
+    size_t length;
+    const char *text = inflater_text(&c->inflater, c->held, c->held_length, &length);
+    c->held_length = 0;
+    if (text == NULL) {
+        r->tally->malformed++;
+        return;
+    }
+    uint64_t messages = count_markers(text, length);
+    r->totals->messages += messages;
+    if (c->state == STATE_LIVE) {
+        r->totals->inflated_messages += messages;
+        r->totals->inflated_frames++;
+    }
+    if (c->kind != KIND_DRAIN)
+        on_text(r, text, length);
+    bool acknowledges = c->state == STATE_SUBSCRIBING && contains(text, length, r->protocol->ack);
+    if (acknowledges && ++c->acks == r->protocol->acks)
+        become_live(c, r->totals);
+}
+
 static void on_message(struct receipt *r)
 {
     struct connection *c = r->connection;
+    if (c->compressed) {
+        on_compressed(r);
+        return;
+    }
     if (r->protocol->nats) {
         on_nats(r);
         return;
@@ -286,23 +341,9 @@ static void on_frame_end(struct receipt *r)
         totals->frames++;
         if (c->held != NULL && c->final)
             on_message(r);
+        else if (c->compressed && c->final)
+            totals->estimated_messages += totals->inflated_frames ? (double)totals->inflated_messages / (double)totals->inflated_frames : 1;
     }
-}
-
-static uint64_t count_markers(const char *at, size_t length)
-{
-    uint64_t count = 0;
-    /* In stretches of 255 the counters fit bytes, which lets the compiler compare 16 to 64 bytes at once. */
-    while (length > 0) {
-        size_t stretch = length < 255 ? length : 255;
-        uint8_t found = 0;
-        for (size_t i = 0; i < stretch; i++)
-            found = (uint8_t)(found + (at[i] == MARKER));
-        count += found;
-        at += stretch;
-        length -= stretch;
-    }
-    return count;
 }
 
 static void on_payload(struct connection *c, struct totals *totals, const char *at, size_t length)
@@ -312,13 +353,14 @@ static void on_payload(struct connection *c, struct totals *totals, const char *
         c->control_length = (uint8_t)(c->control_length + length);
         return;
     }
-    totals->messages += count_markers(at, length);
+    if (!c->compressed)
+        totals->messages += count_markers(at, length);
     if (c->state == STATE_SUBSCRIBING || c->kind != KIND_DRAIN)
         hold(c, at, length);
 }
 
 /* Returns how many bytes it took; the header is complete once in_frame is set. */
-static size_t take_head(struct connection *c, struct totals *totals, const char *at, size_t length)
+static size_t take_head(struct connection *c, const struct protocol *protocol, struct totals *totals, const char *at, size_t length)
 {
     size_t taken = 0;
     while (taken < length) {
@@ -334,9 +376,11 @@ static size_t take_head(struct connection *c, struct totals *totals, const char 
             c->frame_left = c->frame_left << 8 | c->head[2 + i];
         c->opcode = c->head[0] & 0x0f ? c->head[0] & 0x0f : OPCODE_TEXT; /* 0 continues a message */
         c->final = (c->head[0] & FINAL) != 0;
+        if (c->head[0] & 0x0f && c->opcode < OPCODE_CLOSE)
+            c->compressed = (c->head[0] & COMPRESSED) != 0;
         c->in_frame = true;
         c->control_length = 0;
-        if (c->head[1] & MASKED || (c->opcode >= OPCODE_CLOSE && c->frame_left > sizeof c->control))
+        if (c->head[1] & MASKED || (c->head[0] & COMPRESSED && !protocol->deflate) || (c->opcode >= OPCODE_CLOSE && c->frame_left > sizeof c->control))
             fail(c, totals, "the server broke the WebSocket protocol");
         break;
     }
@@ -368,7 +412,11 @@ static size_t take_handshake(struct connection *c, const struct protocol *protoc
         return length;
     }
     size_t answer = (size_t)(end + 4 - c->held);
-    if (memcmp(c->held, "HTTP/1.1 101", 12) != 0 || !contains(c->held, answer, accept_value)) {
+    bool agreed = protocol->sse ? memcmp(c->held, "HTTP/1.1 200", 12) == 0
+                                : memcmp(c->held, "HTTP/1.1 101", 12) == 0 && contains(c->held, answer, accept_value);
+    if (agreed && protocol->deflate && !contains(c->held, answer, deflate_answer)) {
+        fail(c, totals, "the server does not compress");
+    } else if (!agreed) {
         char line[100];
         snprintf(line, sizeof line, "handshake refused: %.*s", (int)strcspn(c->held, "\r"), c->held);
         fail(c, totals, line);
@@ -376,6 +424,61 @@ static size_t take_handshake(struct connection *c, const struct protocol *protoc
         on_upgraded(c, protocol, totals);
     }
     return answer - before;
+}
+
+/* Markers count in data only: a cursor may contain the byte. */
+static void count_events(struct connection *c, struct totals *totals, const char *at, size_t length)
+{
+    const char *end = at + length;
+    while (at < end) {
+        if (c->line == '\0' && *at == '\n') {
+            totals->frames++;
+            at++;
+            continue;
+        }
+        if (c->line == '\0')
+            c->line = *at;
+        const char *line_end = memchr(at, '\n', (size_t)(end - at)), *stop = line_end ? line_end : end;
+        if (c->line == 'd')
+            totals->messages += count_markers(at, (size_t)(stop - at));
+        if (line_end != NULL)
+            c->line = '\0';
+        at = line_end ? line_end + 1 : end;
+    }
+}
+
+static void on_event(struct receipt *r, const char *at, const char *end)
+{
+    static const char field[] = "data: ";
+    struct connection *c = r->connection;
+    size_t head = sizeof field - 1, length = (size_t)((const char *)memchr(at, '\n', (size_t)(end - at) + 1) - at);
+    if (length < head || memcmp(at, field, head) != 0)
+        return;
+    if (c->kind != KIND_DRAIN)
+        on_text(r, at + head, length - head);
+    bool acknowledges = c->state == STATE_SUBSCRIBING && contains(at, length, r->protocol->ack);
+    if (acknowledges && ++c->acks == r->protocol->acks)
+        become_live(c, r->totals);
+}
+
+static void on_events(struct receipt *r, const char *at, size_t length)
+{
+    struct connection *c = r->connection;
+    count_events(c, r->totals, at, length);
+    if (c->state == STATE_LIVE && c->kind == KIND_DRAIN)
+        return;
+    hold(c, at, length);
+    size_t done = 0;
+    const char *end;
+    while (c->held != NULL && (end = memmem(c->held + done, c->held_length - done, "\n\n", 2)) != NULL) {
+        const char *event = c->held + done;
+        done = (size_t)(end + 2 - c->held);
+        on_event(r, event, end);
+    }
+    if (c->held != NULL) {
+        memmove(c->held, c->held + done, c->held_length - done);
+        c->held_length -= done;
+    }
 }
 
 static void feed(struct receipt *r, const char *at, size_t length)
@@ -386,8 +489,11 @@ static void feed(struct receipt *r, const char *at, size_t length)
         size_t taken;
         if (c->state == STATE_HANDSHAKE) {
             taken = take_handshake(c, r->protocol, totals, at, length);
+        } else if (r->protocol->sse) {
+            taken = length;
+            on_events(r, at, length);
         } else if (!c->in_frame) {
-            taken = take_head(c, totals, at, length);
+            taken = take_head(c, r->protocol, totals, at, length);
             if (c->in_frame && c->frame_left == 0 && c->state != STATE_ENDED)
                 on_frame_end(r);
         } else {

@@ -1,6 +1,7 @@
 #ifndef CONNECTION_H
 #define CONNECTION_H
 #include "histogram.h"
+#include "inflater.h"
 #include "publisher.h"
 
 #include <netinet/in.h>
@@ -34,7 +35,9 @@ struct connection {
     bool base; /* connected before publishing began, so it must receive counter 0 */
     uint8_t head[14], head_length, opcode, control_length;
     uint8_t control[125];
-    bool in_frame, final;
+    bool in_frame, final, compressed; /* compressed: the message being received */
+    char line; /* of a stream of events: the first byte of the line being received, 0 at its start */
+    struct inflater *inflater; /* only where messages are parsed */
     uint32_t acks;
     uint64_t frame_left;
     char *held; /* handshake answer, later the message being assembled; only where it is parsed */
@@ -62,6 +65,10 @@ enum { MAX_SECONDS = 3600 };
 
 struct totals {
     uint64_t messages, frames, bytes, pings, live, ended, failed;
+    /* A connection that only counts does not inflate: its compressed frames count as many messages as
+     * those that the parsed connections have received contain on average. */
+    uint64_t inflated_messages, inflated_frames;
+    double estimated_messages;
     struct tally tallies[KINDS];
     uint64_t worst_ns[MAX_SECONDS]; /* the sample's longest latency among what each second published */
     struct histogram handshake; /* connect to the last acknowledgement */
@@ -73,6 +80,8 @@ struct protocol {
     const char *ack; /* bytes that a message acknowledging one subscription contains */
     uint32_t acks;   /* of them each connection waits for; 0 = the handshake is the subscription */
     bool nats;       /* the payloads are one stream of the NATS protocol */
+    bool deflate;    /* offer permessage-deflate */
+    bool sse;        /* server-sent events instead of WebSocket; the request is the subscription */
     uint32_t topic_count;
     const struct publication_topic *topics;
     int slow_receive_buffer_bytes;
@@ -81,6 +90,8 @@ struct protocol {
     uint64_t measure_start_ns, measure_end_ns;
 };
 
+/* Messages received so far, those in frames that were not inflated included. */
+uint64_t totals_received(const struct totals *totals);
 /* Begins a non-blocking connect; false if that failed at once. */
 bool connection_open(struct connection *c, const struct protocol *protocol);
 /* Call when the socket became writable during STATE_CONNECTING. */

@@ -148,10 +148,10 @@ static int turn(struct client *client, int set, int timeout_ms)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
     int n = epoll_wait(set, events, EVENTS_AT_ONCE, timeout_ms);
-    uint64_t begin = now_ns(), before = client->totals.messages;
+    uint64_t begin = now_ns(), before = totals_received(&client->totals);
     for (int i = 0; i < n; i++)
         handle(client, events[i].data.ptr, events[i].events, set == client->fast ? now_ns() : begin);
-    uint64_t now = now_ns(), got = client->totals.messages - before;
+    uint64_t now = now_ns(), got = totals_received(&client->totals) - before;
     if (got > 0)
         client->last_message_ns = now;
     if (client->phase == PHASE_MEASURE && now < client->phase_end_ns) {
@@ -187,7 +187,7 @@ static void stop_slow(struct client *client, bool stop)
 static void say(const struct client *client, const char *event)
 {
     printf("{\"event\":\"%s\",\"live\":%lu,\"failed\":%lu,\"messages\":%lu}\n", event, client->totals.live,
-           client->totals.failed, client->totals.messages);
+           client->totals.failed, totals_received(&client->totals));
     fflush(stdout);
 }
 
@@ -218,7 +218,7 @@ static void begin_measuring(struct client *client, uint64_t now)
     client->phase = PHASE_MEASURE;
     client->o.protocol.measure_start_ns = now;
     client->phase_end_ns = client->o.protocol.measure_end_ns = now + (uint64_t)(1e9 * client->o.seconds);
-    client->messages_at_measure = client->totals.messages;
+    client->messages_at_measure = totals_received(&client->totals);
     client->frames_at_measure = client->totals.frames;
     client->bytes_at_measure = client->totals.bytes;
     client->cpu_at_measure_ns = cpu_ns();
@@ -279,7 +279,7 @@ static void advance(struct client *client, uint64_t now)
             client->expected_known = true;
         }
         if (now >= client->phase_end_ns
-            || (client->expected_known && (now > client->last_message_ns + DRAIN_IDLE_NS || client->totals.messages >= client->expected))) {
+            || (client->expected_known && (now > client->last_message_ns + DRAIN_IDLE_NS || totals_received(&client->totals) >= client->expected))) {
             client->phase = PHASE_DONE;
             say(client, "drained");
         }
@@ -329,8 +329,8 @@ static void print_result(struct client *client)
     print_latency("handshake_ms", &t->handshake);
     printf(",\"seconds\":%.4f,\"delivered_per_second\":%.1f,", (double)client->measured_ns / 1e9,
            (double)client->window_messages / ((double)client->measured_ns / 1e9));
-    printf("\"messages\":%lu,\"expected\":%lu,\"messages_measured\":%lu,\"frames_measured\":%lu,\"bytes_measured\":%lu,\"pings\":%lu,", t->messages,
-           expected_messages(client), t->messages - client->messages_at_measure, t->frames - client->frames_at_measure,
+    printf("\"messages\":%lu,\"expected\":%lu,\"messages_measured\":%lu,\"frames_measured\":%lu,\"bytes_measured\":%lu,\"pings\":%lu,", totals_received(t),
+           expected_messages(client), totals_received(t) - client->messages_at_measure, t->frames - client->frames_at_measure,
            t->bytes - client->bytes_at_measure, t->pings);
     print_tally(client, "sample", KIND_SAMPLE);
     print_tally(client, "slow", KIND_SLOW);
@@ -440,7 +440,7 @@ static void parse(struct options *o, int argc, char **argv)
     static const struct option names[] = {
         {"host", 1, NULL, 'h'}, {"port", 1, NULL, 'p'}, {"topics", 1, NULL, 't'}, {"connections", 1, NULL, 'c'},
         {"schedule", 1, NULL, 'T'},
-        {"ack", 1, NULL, 'a'}, {"acks", 1, NULL, 'A'}, {"nats", 0, NULL, 'n'}, {"sample", 1, NULL, 's'},
+        {"ack", 1, NULL, 'a'}, {"acks", 1, NULL, 'A'}, {"nats", 0, NULL, 'n'}, {"deflate", 0, NULL, 'z'}, {"sse", 0, NULL, 'E'}, {"sample", 1, NULL, 's'},
         {"slow", 1, NULL, 'w'}, {"slow-seconds", 1, NULL, 'W'}, {"slow-receive-buffer-bytes", 1, NULL, 'B'},
         {"storm", 1, NULL, 'x'}, {"storm-after-seconds", 1, NULL, 'X'}, {"in-flight", 1, NULL, 'f'},
         {"connect-rate", 1, NULL, 'C'}, {"settle-seconds", 1, NULL, 'e'}, {"warmup-seconds", 1, NULL, 'u'},
@@ -457,6 +457,8 @@ static void parse(struct options *o, int argc, char **argv)
         case 'a': o->protocol.ack = optarg; break;
         case 'A': o->protocol.acks = (uint32_t)atoi(optarg); break;
         case 'n': o->protocol.nats = true; break;
+        case 'z': o->protocol.deflate = true; break;
+        case 'E': o->protocol.sse = true; break;
         case 's': o->sample = (uint32_t)atoi(optarg); break;
         case 'w': o->slow = (uint32_t)atoi(optarg); break;
         case 'W': o->slow_seconds = atof(optarg); break;

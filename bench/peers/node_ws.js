@@ -1,13 +1,17 @@
-// Node's ws and ioredis: the frame is made once and written to each client's socket.
+// Node's ws and ioredis: the frame is made once and written to each client's socket; with DEFLATE, each
+// client has a compressor, as ws does it.
 "use strict";
 
 const { Redis } = require("ioredis");
 const { Sender, WebSocketServer } = require("ws");
 
 const [redisPort, port] = process.argv.slice(2).map(Number);
+const deflate = Boolean(process.env.DEFLATE);
+// Its default sends messages below 1,024 bytes plain.
+const perMessageDeflate = deflate && { threshold: 64 };
 const clients = new Map(); // channel -> Set of WebSocket
 
-const server = new WebSocketServer({ host: "127.0.0.1", port, backlog: 4096, perMessageDeflate: false });
+const server = new WebSocketServer({ host: "127.0.0.1", port, backlog: 4096, perMessageDeflate });
 
 server.on("connection", (client) => {
   client.on("message", (request) => {
@@ -27,6 +31,10 @@ redis.psubscribe("stock:*");
 redis.on("pmessageBuffer", (_pattern, channel, payload) => {
   const members = clients.get(channel.toString());
   if (!members) return;
+  if (deflate) {
+    for (const client of members) client.send(payload, { binary: false });
+    return;
+  }
   const options = { fin: true, opcode: 1, mask: false, readOnly: true, rsv1: false };
   const frame = Buffer.concat(Sender.frame(payload, options));
   for (const client of members) client._socket.write(frame);

@@ -2,12 +2,14 @@
 """uWebSockets (C++) through socketify: its own publish/subscribe, fed from Redis."""
 
 import json
+import os
 import sys
 
 from redis_messages import messages
 from socketify import App, CompressOptions, OpCode, WebSocket
 
 REDIS_PORT, PORT = int(sys.argv[1]), int(sys.argv[2])
+DEFLATE = bool(os.environ.get("DEFLATE"))
 # A client that falls behind must be measured as late; the default disconnects it at 64 KiB.
 MAX_BACKPRESSURE_BYTES = 64 * 1024 * 1024
 
@@ -23,14 +25,14 @@ def subscribe(client: WebSocket, request: str, _opcode: OpCode) -> None:
 async def forward() -> None:
     """Hand each publication to uWebSockets."""
     async for channel, payload in messages(REDIS_PORT):
-        app.publish(channel, payload, OpCode.TEXT)
+        app.publish(channel, payload, OpCode.TEXT, DEFLATE)
 
 
 app = App()
 app.ws(
     "/*",
     {
-        "compression": CompressOptions.DISABLED,
+        "compression": CompressOptions.SHARED_COMPRESSOR if DEFLATE else CompressOptions.DISABLED,
         "max_backpressure": MAX_BACKPRESSURE_BYTES,
         "message": subscribe,
     },
