@@ -13,6 +13,7 @@
     nox -s abuse              attacks on a server, beside a client that must not notice them
     nox -s chaos -- --minutes 30 --seed 1   random faults; every client's account must add up
     nox -s browser            streamer.js and its faults in Chromium
+    nox -s pages -- frames    the pages under load in Chromium; `heap` and `operator` are the others
     nox -s soak               clients that connect and leave for 20 minutes; memory must not grow
     nox -s autobahn -- --python PATH/TO/python2.7   the Autobahn suite, plain and over TLS
     nox -r …                  the same with the environments of the last run, which is faster
@@ -269,9 +270,16 @@ def browser(session: nox.Session) -> None:
     provide_redis(session)
     provide_chromium(session)
     session.install("-e", ".", *dependencies("test"))
-    session.env["STREAMER_BROWSER_SESSION"] = "1"
+    session.env["FAULTS_IN_CHROMIUM"] = "1"
     parts = session.posargs or ["tests/web", "tests/faults/test_javascript_faults.py"]
     session.run("pytest", *parts)
+
+
+@nox.session
+def pages(session: nox.Session) -> None:
+    """Load the pages in Chromium: `-- frames`, `-- heap --minutes 30` or `-- operator`."""
+    provide_chromium(session)
+    run_proof(session, "pages")
 
 
 @nox.session

@@ -30,10 +30,10 @@ import os
 import platform
 import secrets
 import socket
-from collections import deque
+from collections import Counter, deque
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import structlog
 import trio
@@ -68,6 +68,7 @@ from streamer.edge.token_expiry import TokenExpiry
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
+from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.wakeup import Wakeup
 from streamer.listen_error import place_of
 from streamer.loop_lag import LoopLag
@@ -88,6 +89,8 @@ from streamer.urls import redact
 from streamer.wire.deflate import Compression
 from streamer.wire.events import EventStream
 from streamer.wire.json import WebSocketJson
+
+T = TypeVar("T")
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
@@ -324,7 +327,7 @@ class Server:
             await root.start(self._control.run)
             root.start_soon(self._expiry.run)
             report = Report(
-                at_once(self._statistics_json),
+                self._statistics_json,
                 self._connections_json,
                 at_once(self.readiness),
             )
@@ -426,23 +429,34 @@ class Server:
 
     def statistics(self) -> ServerStatistics:
         """Return all counts until now."""
-        hub = self.hub.statistics()
+        return completed(self.statistics_in_parts())
+
+    def statistics_in_parts(self) -> Parts[ServerStatistics]:
+        """Return the same in parts, between which the event loop may serve clients."""
+        hub = yield from self.hub.statistics_in_parts()
         acceptor = self._acceptor
-        sessions = acceptor.sessions.values()
+        sessions = tuple(acceptor.sessions.values())
+        transports = Counter(dict.fromkeys(Transport, 0))
+        messages_received = messages_refused = 0
+        for number, session in enumerate(sessions, 1):
+            if number % CLIENTS_PER_PART == 0:
+                yield
+            transports[session.transport] += 1
+            messages_received += session.messages_received
+            messages_refused += session.messages_refused
         return ServerStatistics(
             build={"version": __version__, "python": platform.python_version()},
             started_at=self._started_at,
             uptime_seconds=trio.current_time() - self._started_seconds,
             active_connections=len(sessions),
             connections_by_transport={
-                transport.value: count
-                for transport, count in acceptor.connections_by_transport().items()
+                transport.value: count for transport, count in transports.items()
             },
             connections_total=acceptor.connections_total,
             pending_handshakes=acceptor.pending_handshakes,
             subscriptions=sum(hub.subscriptions_by_type.values()),
             subscriptions_by_type=hub.subscriptions_by_type,
-            messages_received=sum(session.messages_received for session in sessions),
+            messages_received=messages_received,
             messages_sent=hub.messages_delivered,
             bytes_received=self.hub.traffic.received_bytes,
             bytes_sent=self.hub.traffic.sent_bytes,
@@ -453,7 +467,7 @@ class Server:
             hub=hub,
             batching=self._flush_loop.statistics(updates_conflated=hub.messages_conflated),
             rate_limiting=RateLimitStatistics(
-                messages_refused=sum(session.messages_refused for session in sessions),
+                messages_refused=messages_refused,
                 connections_refused={
                     cause.value: count for cause, count in acceptor.refusals.counts.items()
                 },
@@ -466,8 +480,8 @@ class Server:
             redis=None if self._redis is None else self._redis.statistics(),
         )
 
-    def _statistics_json(self) -> dict[str, Any]:
-        json: dict[str, Any] = CONVERTER.unstructure(self.statistics())
+    async def _statistics_json(self) -> dict[str, Any]:
+        json: dict[str, Any] = CONVERTER.unstructure(await _in_turns(self.statistics_in_parts()))
         return json
 
     async def _connections_json(self) -> list[dict[str, Any]]:
@@ -477,6 +491,17 @@ class Server:
             if number % _CONNECTIONS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
         return listed
+
+
+async def _in_turns(parts: Parts[T]) -> T:
+    """Take the parts of a walk, each in a turn of the event loop of its own."""
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        await trio.lowlevel.checkpoint()
 
 
 async def serve(

@@ -57,7 +57,7 @@ def test_each_statement_names_a_module_that_exists() -> None:
 
 
 VIRTUAL_TIME: Final = {"autojump_clock", "mock_clock"}
-PROGRAMS: Final = ("abuse", "autobahn", "chaos")
+PROGRAMS: Final = ("abuse", "autobahn", "chaos", "pages")
 """Directories of programs that run for minutes in real time, in nox sessions of their own."""
 CALLED_IN_VIRTUAL_TIME: Final = {ROOT / "tests/feeds/test_playback.py": "played"}
 """Functions that pause, and are called only by tests whose clock is virtual."""

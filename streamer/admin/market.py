@@ -19,8 +19,8 @@ from streamer.protocol.endpoint import WEBSOCKET_PATH
 
 MARKET_PATH: Final = "/market/"
 
-_FILES: Final = {"": "index.html", "market.css": "market.css", "market.js": "market.js"}
-"""The files by their names below the page."""
+_FILES: Final = ("index.html", "market.css", "market.js", "ladder.js", "line.js", "stock.js")
+"""The files of the page; the first one is the page itself."""
 
 
 @attrs.frozen
@@ -67,10 +67,8 @@ def market_routes(page: MarketPage, *, websocket_port: int, encrypted: bool) -> 
         return RedirectResponse(f"{MARKET_PATH.strip('/')}/")
 
     return [
-        *(
-            page_file(f"{MARKET_PATH}{name}", f"market/{file}", to_websockets=True)
-            for name, file in _FILES.items()
-        ),
+        page_file(MARKET_PATH, f"market/{_FILES[0]}", to_websockets=True),
+        *(page_file(f"{MARKET_PATH}{name}", f"market/{name}") for name in _FILES[1:]),
         *common_files(MARKET_PATH),
         Route(f"{MARKET_PATH}market.json", contents_json),
         Route(MARKET_PATH.removesuffix("/"), redirect),

@@ -33,7 +33,7 @@ from streamer.edge.pending import Pending, PendingConnections
 from streamer.edge.proxies import Proxies
 from streamer.edge.proxy_protocol import ProxyProtocolError
 from streamer.edge.requests import Services
-from streamer.edge.served import Served, Transport
+from streamer.edge.served import Served
 from streamer.edge.session import Session
 from streamer.edge.session_ids import new_session_id, short_hash
 from streamer.edge.websocket import close_lingering
@@ -157,11 +157,6 @@ class Acceptor:
         spread_ms = settings.drain_spread_ms_per_client * len(self.sessions)
         delay_ms = settings.drain_min_retry_ms + random.uniform(0, spread_ms)  # noqa: S311
         session.end(SHUTTING_DOWN, ServerShutdown(round(delay_ms)))
-
-    def connections_by_transport(self) -> dict[Transport, int]:
-        """Return how many clients are connected, by how they are served."""
-        counts = Counter(session.transport for session in self.sessions.values())
-        return {transport: counts[transport] for transport in Transport}
 
     @property
     def pending_handshakes(self) -> int:

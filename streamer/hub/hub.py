@@ -16,6 +16,7 @@ import attrs
 
 from streamer.hub.fanout import WRITES_PER_TURN, FanOut, Signal
 from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.publication import LastValue, Publication
 from streamer.hub.renditions import WHOLE, Detail, Renditions
 from streamer.hub.streams import Lane, TopicStream
@@ -539,10 +540,23 @@ class Hub:
 
     def statistics(self) -> HubStatistics:
         """Return the account of all clients, those that have left included."""
+        return completed(self.statistics_in_parts())
+
+    def statistics_in_parts(self) -> Parts[HubStatistics]:
+        """Return the same in parts, between which the event loop may serve clients.
+
+        Each client that is there at the beginning is counted once, as it is when its part comes; so
+        no counter is ever less than it was in earlier statistics.
+        """
         dropped = Counter(self._departed_dropped)
+        departed_delivered = self._departed["delivered"]
+        departed_conflated = self._departed["conflated"]
         blocked = 0
         delivered_now = conflated_now = queued = 0
-        for outbox in self._outboxes:  # up to 10,000, so no object is made for each
+        # Up to 10,000, so no object is made for each.
+        for number, outbox in enumerate(tuple(self._outboxes), 1):
+            if number % CLIENTS_PER_PART == 0:
+                yield
             _, delivered, conflated = outbox.account
             delivered_now += delivered
             conflated_now += conflated
@@ -556,8 +570,8 @@ class Hub:
                 kind: self._subscriptions_by_type[kind] for kind in SubscriptionType
             },
             publications=self._publications,
-            messages_delivered=self._departed["delivered"] + delivered_now,
-            messages_conflated=self._departed["conflated"] + conflated_now,
+            messages_delivered=departed_delivered + delivered_now,
+            messages_conflated=departed_conflated + conflated_now,
             messages_queued=queued,
             messages_dropped={reason: count for reason, count in dropped.items() if count},
             blocked_clients=blocked,

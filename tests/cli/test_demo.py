@@ -29,8 +29,10 @@ from tests.helpers.timing import DEADLINE_SECONDS
 
 
 @contextmanager
-def running_demo(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a demo on free ports; it does not outlive the block."""
+def running_demo(
+    log: Path, *arguments: str, deadline_seconds: float = DEADLINE_SECONDS
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a demo on free ports; it does not outlive the block, nor the deadline."""
     command = [sys.executable, "-m", "streamer", "demo", "--port", "0", "--http-port", "0"]
     # A demo that is killed leaves its temporary directory behind: in that of the test.
     environment = os.environ | {"TMPDIR": str(log.parent)}
@@ -45,7 +47,7 @@ def running_demo(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         ) as process,
     ):
         # What hangs fails: its output then ends.
-        deadline = threading.Timer(DEADLINE_SECONDS, process.kill)
+        deadline = threading.Timer(deadline_seconds, process.kill)
         deadline.start()
         try:
             yield process

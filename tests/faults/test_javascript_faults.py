@@ -26,7 +26,7 @@ from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import STOPPED_REDIS_SECONDS
 from tests.web.browser import running_chromium
 
-BROWSER_SESSION = "STREAMER_BROWSER_SESSION"
+FAULTS_IN_CHROMIUM = "FAULTS_IN_CHROMIUM"
 """Set by `nox -s browser`, which runs each fault in Chromium, too."""
 
 
@@ -35,7 +35,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     """Where the clients run."""
     if request.param == "node":
         yield in_node
-    elif BROWSER_SESSION not in os.environ:
+    elif FAULTS_IN_CHROMIUM not in os.environ:
         pytest.skip("`nox -s browser` runs the faults in Chromium")
     else:
         with running_chromium() as chromium:

@@ -62,7 +62,7 @@ async def test_prices_move_and_nothing_is_fetched_from_elsewhere(
             timeout=WAIT_MS
         )
         expect(page.locator("#ladder .depth").nth(5)).to_have_attribute(
-            "style", re.compile("width: [1-9]"), timeout=WAIT_MS
+            "style", re.compile(r"scaleX\((1|0\.[1-9])"), timeout=WAIT_MS
         )
         expect(page.locator("#phases")).to_contain_text("KOSPI open", timeout=WAIT_MS)
         check_account(page)
@@ -170,7 +170,7 @@ async def test_a_phone_shows_it_without_scrolling_sideways(
 async def test_digits_are_grouped_and_none_is_changed(chromium: Chromium, demo_url: str) -> None:
     """A price is shown with the digits that its producer wrote."""
     tab = await open_market(chromium, demo_url)
-    script = "async (texts) => texts.map((await import('./market.js')).inGroups)"
+    script = "async (texts) => texts.map((await import('./page.js')).inGroups)"
     texts = ["72500.10", "-1234567", "12345678901234567890.5", "0.00", "1e5", "none"]
     grouped = ["72,500.10", "-1,234,567", "12,345,678,901,234,567,890.5", "0.00", "1e5", "none"]
     assert await tab.evaluate(script, texts) == grouped

@@ -12,14 +12,35 @@ export function element(name, className, text) {
   return made;
 }
 
-/** Let a button switch between light and dark, and call `changed` afterwards. */
+/** Write a number's digits in groups of three; the digits stay those of the producer. */
+export function inGroups(text) {
+  const [, sign, whole, rest] = /^(-?)(\d+)(.*)$/.exec(text) ?? [];
+  return whole === undefined ? text : sign + whole.replace(/\B(?=(\d{3})+$)/g, ",") + rest;
+}
+
+/** The text of an element, which is written only if it changes. */
+export class TextCell {
+  #node = document.createTextNode("");
+
+  constructor(cell, text = "") {
+    this.#node.data = text;
+    cell.append(this.#node);
+  }
+
+  show(text) {
+    if (this.#node.data !== text) this.#node.data = text;
+  }
+}
+
+/** Let a button switch between light and dark; call `changed` now, and after each change. */
 export function addThemeSwitch(button, changed = () => {}) {
+  const prefersDark = matchMedia("(prefers-color-scheme: dark)");
+  prefersDark.addEventListener("change", changed);
   button.addEventListener("click", () => {
     const { dataset } = document.documentElement;
-    const isDark = dataset.theme
-      ? dataset.theme === "dark"
-      : matchMedia("(prefers-color-scheme: dark)").matches;
+    const isDark = dataset.theme ? dataset.theme === "dark" : prefersDark.matches;
     dataset.theme = isDark ? "light" : "dark";
     changed();
   });
+  changed();
 }

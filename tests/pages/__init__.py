@@ -1,0 +1,1 @@
+"""The pages under load, in Chromium: programs of minutes, run by `nox -s pages`."""
