@@ -11,8 +11,8 @@ import attrs
 import trio
 
 INTERVAL_SECONDS: Final = 5.0
-"""Between two samples. Each takes the processor some four microseconds for each client, as a request
-for the statistics does, in turns of the event loop between which clients are served."""
+"""Between two samples. Each costs some four microseconds for each client, as a request for the
+statistics does, in several turns of the event loop, between which clients are served."""
 
 KEPT_SECONDS: Final = 900.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from playwright.sync_api import CDPSession, Page, sync_playwright
+from playwright.sync_api import CDPSession, Page, ViewportSize, sync_playwright
 
 from tests.cli.test_demo import introduction, running_demo
 from tests.helpers.timing import DEADLINE_SECONDS
@@ -24,7 +24,7 @@ twentieth of the samples each, at least three."""
 SAMPLE_SECONDS: Final = 10.0
 WARM_UP_SECONDS: Final = 10.0
 """The market opens five seconds after the start."""
-VIEWPORT: Final = {"width": 1240, "height": 1100}
+VIEWPORT: Final[ViewportSize] = {"width": 1240, "height": 1100}
 
 
 @contextmanager

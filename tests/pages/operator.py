@@ -96,14 +96,14 @@ async def _measure(count: int) -> list[str]:
         async with trio.open_nursery() as nursery:
             server: Server = await nursery.start(partial(serve, settings))
             async with _crowd(server.websocket_url, count):
-                problems += await _sample(server)
+                problems += _sample(server)
                 nursery.start_soon(_publish, server)
                 problems += await _look(chromium, server, count)
             nursery.cancel_scope.cancel()
     return problems
 
 
-async def _sample(server: Server) -> list[str]:
+def _sample(server: Server) -> list[str]:
     """Measure what a sample of the statistics costs."""
     turns: list[list[float]] = []
     for _ in range(_REPEATS):
@@ -167,6 +167,6 @@ def _watched(action: Callable[[Page], None], page: Page) -> tasks.Activity:
 
 def measure_operator(count: int) -> list[str]:
     """Print what so many connections cost the server and the page; return what was wrong."""
-    configure_logging("warning", "console")
+    configure_logging("warning", "text")
     allow_many_connections()
     return trio.run(_measure, count)
