@@ -5,7 +5,20 @@ from collections.abc import Sequence
 import click
 
 from streamer import __version__
-from streamer.cli import admin, check, demo, keys, listen, publish, replay, serve, tokens, worker
+from streamer.cli import (
+    admin,
+    check,
+    demo,
+    keys,
+    listen,
+    publish,
+    record,
+    relay,
+    replay,
+    serve,
+    tokens,
+    worker,
+)
 from streamer.cli.errors import CommandError, ExitCode
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.explanation}" for code in ExitCode)
@@ -23,7 +36,20 @@ def commands() -> None:
     """
 
 
-for module in (serve, check, listen, publish, replay, demo, admin, worker, keys, tokens):
+for module in (
+    serve,
+    check,
+    listen,
+    publish,
+    record,
+    relay,
+    replay,
+    demo,
+    admin,
+    worker,
+    keys,
+    tokens,
+):
     commands.add_command(module.command)
 
 

@@ -3,17 +3,18 @@
 import math
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import attrs
 import click
 import trio
 
+from streamer.cli.connect_options import check_url, ssl_context, with_ca
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.signals import handle_end_signals
 from streamer.client import (
@@ -26,7 +27,6 @@ from streamer.client import (
     Topic,
     open_client,
 )
-from streamer.urls import redact
 
 _REFRESH_SECONDS: Final = 0.25
 _LINES_PER_WRITE: Final = 1000
@@ -74,17 +74,6 @@ def _parse_kinds(
     return [Kind(kind) for kind in kinds]
 
 
-def _check_url(_context: click.Context, _parameter: click.Parameter, url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        is_valid = parts.scheme in {"ws", "wss"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number
-        is_valid = False
-    if not is_valid:
-        raise click.UsageError(f"{redact(url)!r} is no URL with the scheme ws or wss")
-    return url
-
-
 @attrs.frozen(kw_only=True)
 class _Request:
     """The arguments of the command line."""
@@ -101,6 +90,7 @@ class _Request:
     duration: float | None
     compress: bool
     verify: bool
+    ssl_context: ssl.SSLContext | None
 
 
 @click.command("listen", help=_HELP)
@@ -118,7 +108,7 @@ class _Request:
     default=DEFAULT_URL,
     show_default=True,
     metavar="URL",
-    callback=_check_url,
+    callback=check_url,
     help="The server; also the variable STREAMER_URL.",
 )
 @click.option(
@@ -162,9 +152,10 @@ class _Request:
 )
 @click.option("--compress", is_flag=True, help="Let the server compress messages.")
 @click.option("--verify", is_flag=True, help="End with an account that proves the stream.")
-def command(**options: Any) -> ExitCode:
+@with_ca
+def command(*, ca: Path | None, **options: Any) -> ExitCode:
     """Listen until a signal, the count or the duration ends it."""
-    request = _Request(**options)
+    request = _Request(ssl_context=ssl_context(ca), **options)
     if not request.topics and request.token_file is None:
         raise click.UsageError("Missing argument 'TOPIC...'.")
     result = trio.run(_run, request)
@@ -209,7 +200,12 @@ async def _listen(request: _Request, result: _Result) -> None:
     try:
         token_file = request.token_file
         token = None if token_file is None else partial(_read_token, token_file)
-        async with open_client(request.url, token=token, compress=request.compress) as client:
+        async with open_client(
+            request.url,
+            token=token,
+            ssl_context=request.ssl_context,
+            compress=request.compress,
+        ) as client:
             # While connected, a signal cancels this scope only: the connection is then closed.
             with trio.CancelScope() as result.scope:
                 try:

@@ -1,10 +1,11 @@
 """`streamer replay`: recorded market data, published at its own pace."""
 
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, aclosing
 from datetime import timedelta
 from functools import partial
+from importlib.resources import as_file
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -16,13 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from streamer.cli.errors import CommandError, ExitCode
+from streamer.cli.mapping_file import load_mapping
 from streamer.cli.options import SettingsCommand, with_settings
 from streamer.cli.redis import check_redis
 from streamer.cli.signals import handle_end_signals
 from streamer.config import Settings
 from streamer.feeds.feed import FeedError, FeedMessage
+from streamer.feeds.mapped import mapped_feed
 from streamer.feeds.playback import loop, play
 from streamer.feeds.recorded import recorded_feed
+from streamer.feeds.sample import sample_recordings
 from streamer.nursery import open_background_nursery
 from streamer.publisher import (
     InvalidPublicationError,
@@ -33,18 +37,22 @@ from streamer.publisher import (
 
 _HELP: Final = """Publish recorded market data to Redis, at the pace at which it was recorded.
 
-Each FILE, gzipped or plain, is a recording of one symbol's Binance spot streams; several are merged
-by time. Trades are published as price updates of stock:SYMBOL, depth as its order book of ten
-levels, with every digit of the exchange. A server on the same Redis sends them to its clients; in
-three terminals:
+Each FILE, gzipped or plain, is a recording of one symbol's Binance spot streams, as by `streamer
+record`; several are merged by time. Trades are published as price updates of stock:SYMBOL, depth as
+its order book of ten levels, with every digit of the exchange. A server on the same Redis sends
+them to its clients; in three terminals:
 
 \b
   streamer serve
-  streamer listen stock:BTCUSDT
-  streamer replay spot_btcusdt.gz
+  streamer listen stock:BTCUSDT stock:ETHUSDT
+  streamer replay --sample --loop
+
+With --mapping, recordings may be of any feed: the file says which messages become which
+publications, as for `streamer relay`.
 
 \b
-  streamer replay --speed 10 --loop spot_btcusdt.gz spot_ethusdt.gz
+  streamer replay --speed 10 --loop btcusdt-*.gz
+  streamer replay --mapping upbit.toml krw-btc-*.gz
 
 At the end, or on Ctrl-C, a summary on stderr says how much was published. Redis must be reachable
 at the start; if it is lost later, messages are held for 30 s.
@@ -56,8 +64,19 @@ at the start; if it is lost later, messages are held for 30 s.
     "files",
     metavar="FILE...",
     nargs=-1,
-    required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--sample",
+    is_flag=True,
+    help="Play what comes with the package: half a minute of BTCUSDT and ETHUSDT of 2024-08-08.",
+)
+@click.option(
+    "--mapping",
+    "mapping_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A mapping of the recordings' messages, in TOML.",
 )
 @click.option(
     "--speed",
@@ -81,9 +100,40 @@ at the start; if it is lost later, messages are held for 30 s.
 )
 @with_settings(only=("redis", "max_publication_bytes", "history_length", "history_seconds"))
 def command(
-    settings: Settings, files: Sequence[Path], speed: float, endless: bool, limit: int | None
+    settings: Settings,
+    files: Sequence[Path],
+    *,
+    sample: bool,
+    mapping_file: Path | None,
+    speed: float,
+    endless: bool,
+    limit: int | None,
 ) -> int:
     """Publish until the recordings end, or until a signal."""
+    with ExitStack() as stack:
+        if sample:
+            if files or mapping_file is not None:
+                raise click.UsageError("--sample is played alone, without FILE and --mapping")
+            files = [stack.enter_context(as_file(recording)) for recording in sample_recordings()]
+        elif not files:
+            raise click.UsageError("Missing argument 'FILE...', or --sample")
+        make_feed = (
+            partial(recorded_feed, files)
+            if mapping_file is None
+            else partial(mapped_feed, files, load_mapping(mapping_file))
+        )
+        return _replay(settings, files, make_feed, speed=speed, endless=endless, limit=limit)
+
+
+def _replay(
+    settings: Settings,
+    files: Sequence[Path],
+    make_feed: Callable[..., Iterator[FeedMessage]],
+    *,
+    speed: float,
+    endless: bool,
+    limit: int | None,
+) -> int:
     account = _Account()
     console = Console(stderr=True)
     progress = Progress(
@@ -97,13 +147,10 @@ def command(
     # size.
     total_bytes = sum(path.stat().st_size for path in files)
     bar = progress.add_task("", total=None if endless else total_bytes or None, account=account)
-    make_feed = partial(
-        recorded_feed,
-        files,
-        on_read=partial(progress.advance, bar),
-        on_problem=account.add_problem,
+    make_pass = partial(
+        make_feed, on_read=partial(progress.advance, bar), on_problem=account.add_problem
     )
-    feed = islice(loop(make_feed) if endless else make_feed(), limit)
+    feed = islice(loop(make_pass) if endless else make_pass(), limit)
     try:
         with progress:
             return trio.run(_run, settings, feed, speed, account)
@@ -183,4 +230,4 @@ async def _publish(
         except (FeedError, InvalidPublicationError, OSError, PublishFailedError) as error:
             raise CommandError(str(error)) from None
     if not account.messages:
-        raise CommandError("nothing to publish: no trades and no order books in these files")
+        raise CommandError("nothing to publish: no prices and no order books in these files")

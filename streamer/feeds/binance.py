@@ -1,17 +1,15 @@
 """Reads recordings of Binance spot streams: one line is one event.
 
-A line is `<local receive time, ns since the epoch> <JSON as the exchange sent it>`, the format of
-hftbacktest's collector. The JSON is an event of a combined stream (`@trade`, `@bookTicker`,
-`@depth…`), or the depth snapshot that a REST request returned in between. Times may also be in
-microseconds or milliseconds: the exchange sends either, at its client's choice.
+The JSON of a line (see `streamer.feeds.recording_lines`) is an event of a combined stream
+(`@trade`, `@bookTicker`, `@depth…`) or of a raw one, or the depth snapshot that a REST request
+returned in between. Times may also be in microseconds or milliseconds: the exchange sends either,
+at its client's choice.
 https://developers.binance.com/docs/binance-spot-api-docs/web-socket-streams
 """
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -22,10 +20,9 @@ import attrs
 import orjson
 
 from streamer.feeds.feed import FeedError
+from streamer.feeds.recording_lines import read_lines, unix_ns
 
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_GZIP_MAGIC: Final = b"\x1f\x8b"
-_UTF8_BOM: Final = b"\xef\xbb\xbf"
 
 _JSON_NUMBER: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 """The numbers in the exchange's strings that are also JSON. Decimal alone would also accept "NaN",
@@ -106,27 +103,16 @@ def read_recording(
     now and then with the number of bytes read since; not for a pipe. Raises FeedError if the file
     is damaged, and OSError if it cannot be opened.
     """
-    line_number = read_bytes = 0
-    with path.open("rb") as file:
-        seekable = file.seekable()
-        compressed = file.peek(len(_GZIP_MAGIC)).startswith(_GZIP_MAGIC)
+    for line in read_lines(path, on_read=on_read):
         try:
-            lines = gzip.GzipFile(fileobj=file) if compressed else file
-            for line_number, line in enumerate(lines, 1):
-                if not (text := line.removeprefix(_UTF8_BOM).strip()):
-                    continue
-                received_ns, event = _parse_line(text)
-                if seekable and (position := file.tell()) != read_bytes:
-                    on_read(position - read_bytes)
-                    read_bytes = position
-                if event is not None:
-                    yield RecordedEvent(line_number, received_ns, event)
+            event = _parse_event(line.text)
         except KeyError as error:
-            raise FeedError(path, line_number, f"damaged line: {error} is missing") from None
+            problem = f"damaged line: {error} is missing"
+            raise FeedError(path, line.number, problem) from None
         except (ArithmeticError, TypeError, ValueError) as error:
-            raise FeedError(path, line_number, f"damaged line: {error}") from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise FeedError(path, line_number + 1, f"damaged gzip data: {error}") from None
+            raise FeedError(path, line.number, f"damaged line: {error}") from None
+        if event is not None:
+            yield RecordedEvent(line.number, line.received_ns, event)
 
 
 def read_book_tickers(path: Path) -> Iterator[BookTicker]:
@@ -139,20 +125,19 @@ def read_book_tickers(path: Path) -> Iterator[BookTicker]:
             yield recorded.event
 
 
-def _parse_line(line: bytes) -> tuple[int, Event | None]:
-    received, separator, text = line.partition(b" ")
-    if not separator:
-        raise ValueError("no space between receive time and JSON")
+def _parse_event(text: bytes) -> Event | None:
     message = orjson.loads(text)
-    received_ns = _unix_ns(int(received))
     if "stream" in message:
         # "btcusdt@depth@100ms": symbol, kind, and for depth the interval.
         _symbol, _, kind_and_interval = _typed(str, message["stream"]).partition("@")
         parse = _PARSERS.get(kind_and_interval.partition("@")[0])
-        return received_ns, parse and parse(message["data"])
+        return parse and parse(message["data"])
     if "result" in message or "error" in message:  # the answer to a request of the recorder
-        return received_ns, None
-    return received_ns, _depth_snapshot(message)
+        return None
+    if "e" in message:
+        parse = _EVENT_PARSERS.get(_typed(str, message["e"]))
+        return parse and parse(message)
+    return _depth_snapshot(message)
 
 
 def _trade(data: Mapping[str, Any]) -> Trade:
@@ -202,6 +187,13 @@ _PARSERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Event]]] = {
     "bookTicker": _book_ticker,
     "depth": _depth_update,
 }
+"""By the name of the stream."""
+
+_EVENT_PARSERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Event]]] = {
+    "trade": _trade,
+    "depthUpdate": _depth_update,
+}
+"""By the type of an event that comes without the name of its stream."""
 
 
 def _typed(expected: type[T], value: object) -> T:
@@ -222,16 +214,4 @@ def _levels(pairs: Sequence[tuple[str, str]]) -> Sequence[Level]:
 
 
 def _moment(unix_time: int) -> datetime:
-    return _UNIX_EPOCH + timedelta(microseconds=_unix_ns(_typed(int, unix_time)) // 1000)
-
-
-def _unix_ns(unix_time: int) -> int:
-    """Convert nanoseconds, microseconds or milliseconds since the epoch to nanoseconds.
-
-    The unit is the one that gives a time between 1973 and 5138.
-    """
-    if 10**11 <= unix_time < 10**14:
-        return unix_time * 1_000_000
-    if 10**14 <= unix_time < 10**17:
-        return unix_time * 1_000
-    return unix_time
+    return _UNIX_EPOCH + timedelta(microseconds=unix_ns(_typed(int, unix_time)) // 1000)

@@ -14,6 +14,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
+import pytest
 import redis as redis_py
 import trio
 from redis.client import PubSub
@@ -227,8 +228,47 @@ def test_a_recording_of_nothing_is_an_error(redis_url: str, tmp_path: Path) -> N
     for arguments in ([path], ["--loop", path]):
         ended = replay(redis_url, *arguments)
         assert ended.returncode == ExitCode.FAILURE
-        assert "no trades and no order books" in ended.stderr
+        assert "no prices and no order books" in ended.stderr
         assert ended.stderr.count("\n") == 1
+
+
+def test_the_sample_comes_with_the_package(redis_url: str) -> None:
+    """Both of its symbols are played, whole."""
+    ended = replay(redis_url, "--sample")
+    assert ended.returncode == ExitCode.OK
+    messages = sum(contents.trades + contents.books for contents in CONTENTS.values())
+    assert ended.stderr.startswith(f"Published {messages:,} messages, 0:00:38 of the recording")
+
+
+def test_recordings_of_any_feed_are_played_by_a_mapping(redis_url: str, tmp_path: Path) -> None:
+    """A bad message is reported at the end; a bad mapping before anything is published."""
+    mapping = tmp_path / "m.toml"
+    mapping.write_text(
+        '[[message]]\npublish = "price_update"\ntopic = "stock:{c}"\nfields = { price = "p" }\n'
+    )
+    path = write_recording(tmp_path / "r", '{"c":"A","p":1.50}', '{"c":"A"}')
+    ended = replay(redis_url, "--mapping", mapping, path)
+    assert ended.returncode == ExitCode.OK
+    summary, problem = ended.stderr.splitlines()
+    assert summary.startswith("Published 1 messages, ")
+    assert problem == "message[0]: p is missing (1 times)"
+    mapping.write_text("message = 1")
+    ended = replay(redis_url, "--mapping", mapping, path)
+    assert ended.returncode == ExitCode.USAGE
+    assert ended.stderr == f"streamer: error: {mapping}: message: expected a list, got a number\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'FILE...', or --sample"),
+        (["--sample", __file__], "--sample is played alone, without FILE and --mapping"),
+    ],
+)
+def test_files_or_the_sample_are_needed(redis_url: str, arguments: list[str], message: str) -> None:
+    """One of the two."""
+    ended = replay(redis_url, *arguments)
+    assert (ended.returncode, ended.stderr) == (ExitCode.USAGE, f"streamer: error: {message}\n")
 
 
 def test_a_missing_file_is_a_usage_error(redis_url: str, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import attrs
 
 from streamer.feeds.binance import read_book_tickers
 
-_DATA = Path(__file__).parents[1] / "data"
+_SAMPLE = Path(__file__).parents[2] / "streamer" / "feeds" / "sample"
 
-BTCUSDT = _DATA / "spot_btcusdt.gz"
-ETHUSDT = _DATA / "spot_ethusdt.gz"
+BTCUSDT = _SAMPLE / "btcusdt.gz"
+ETHUSDT = _SAMPLE / "ethusdt.gz"
 
 
 @attrs.frozen

@@ -1,6 +1,6 @@
-"""Cut the excerpts in this directory from the whole recordings.
+"""Cut the sample of `streamer replay --sample` from the whole recordings.
 
-python -m tests.data.make_excerpts FOLDER    # with spot_btcusdt.gz and spot_ethusdt.gz
+python -m tools.make_sample FOLDER    # with spot_btcusdt.gz and spot_ethusdt.gz
 """
 
 import gzip
@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-NAMES: Final = ("spot_btcusdt.gz", "spot_ethusdt.gz")
+SAMPLE: Final = Path(__file__).parents[1] / "streamer" / "feeds" / "sample"
 
 LINES: Final = 4_000
 """The first half minute: depth updates from before and after the snapshot, which is in one of the
@@ -24,5 +24,5 @@ def excerpt(recording: Path, destination: Path) -> None:
 
 
 if __name__ == "__main__":
-    for name in NAMES:
-        excerpt(Path(sys.argv[1]) / name, Path(__file__).with_name(name))
+    for name in ("btcusdt.gz", "ethusdt.gz"):
+        excerpt(Path(sys.argv[1]) / f"spot_{name}", SAMPLE / name)

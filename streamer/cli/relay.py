@@ -1,0 +1,317 @@
+"""`streamer relay`: the messages of a feed as publications in Redis, by a mapping."""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import click
+import structlog
+import trio
+
+from streamer.bounded_log import BoundedLog
+from streamer.cli.connect_options import check_urls, ssl_context, with_ca
+from streamer.cli.errors import CommandError, ExitCode
+from streamer.cli.logs import configure_logging
+from streamer.cli.mapping_file import load_mapping
+from streamer.cli.options import SettingsCommand, with_settings
+from streamer.cli.redis import check_redis
+from streamer.cli.signals import handle_end_signals
+from streamer.config import Settings
+from streamer.feeds.mapper import Mapper, Publication
+from streamer.feeds.mapping import FeedMapping
+from streamer.feeds.recording_lines import Origin
+from streamer.feeds.websocket import FeedConnectError, FeedReader, FeedSource
+from streamer.nursery import first_of
+from streamer.publisher import (
+    InvalidPublicationError,
+    Publisher,
+    PublishFailedError,
+    PublishRefusedError,
+    Receipt,
+    open_publisher,
+)
+
+_HELP: Final = """Publish the messages of WebSocket feeds, such as those of exchanges, to Redis.
+
+MAPPING is a TOML file that says which messages become which publications, and which of their fields
+is what; the page docs/how-to/record.md describes it. A [feed] in it names the URL, and the texts to
+subscribe with:
+
+\b
+  streamer relay binance.toml --redis redis://127.0.0.1:6379
+  streamer relay binance.toml --dry-run
+
+Numbers keep the digits of the feed. A message that cannot be mapped is counted and logged, and
+costs nothing else. Changes of an order book are published only while they follow a whole one; where
+some are missing, the feed is connected to anew. The same mapping lets `streamer replay` play what
+`streamer record` has recorded. Ctrl-C ends it, with a summary on stderr.
+"""
+
+_MAX_QUEUED: Final = 10_000
+"""Publications that wait for Redis; beyond it the feed is not read."""
+
+_BATCH: Final = 128
+"""Publications of one pipeline: more would not be cheaper."""
+
+_LAST_WORDS_SECONDS: Final = 5.0
+"""How long publications that have been received are still published after a signal."""
+
+
+@click.command("relay", cls=SettingsCommand, help=_HELP)
+@click.argument(
+    "mapping_file",
+    metavar="MAPPING",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    callback=check_urls,
+    metavar="URL",
+    help="The feed, in place of the URLs of the mapping; may be given several times.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Write publications to stdout instead, one a line; no Redis."
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after this time.",
+)
+@with_ca
+@with_settings(
+    only=(
+        *("redis", "max_publication_bytes", "history_length", "history_seconds"),
+        *("log_level", "log_format"),
+    )
+)
+def command(
+    settings: Settings,
+    mapping_file: Path,
+    *,
+    urls: Sequence[str],
+    dry_run: bool,
+    duration: float | None,
+    ca: Path | None,
+) -> ExitCode:
+    """Relay until a signal or the duration ends it."""
+    configure_logging(settings.log_level, settings.log_format)
+    mapping = load_mapping(mapping_file)
+    if urls:
+        like = mapping.sources[0] if mapping.sources else None
+        sources = tuple(
+            attrs.evolve(like, url=url) if like else FeedSource(url=url) for url in urls
+        )
+        mapping = attrs.evolve(mapping, sources=sources)
+    if not mapping.sources:
+        raise click.UsageError(f"{mapping_file} has no [feed], and no --url is given")
+    relay = _Relay(mapping, structlog.get_logger("streamer.relay"), ssl_context(ca))
+    publishing = _print if dry_run else partial(_publish_to, settings)
+    try:
+        interrupted = trio.run(_run, relay, publishing, duration or math.inf)
+    finally:
+        click.echo(relay.summary(), err=True)
+    return ExitCode.INTERRUPTED if interrupted and duration is not None else ExitCode.OK
+
+
+class _Relay:
+    """Feeds, their mapping, and the publications that wait."""
+
+    def __init__(self, mapping: FeedMapping, log: Any, context: Any) -> None:
+        self._log = BoundedLog(log.warning)
+        self.mapper = Mapper(mapping, on_problem=self._note_problem, on_hole=self._note_hole)
+        self.readers = [
+            FeedReader(source, _Consumer(self, str(number)), log=log, ssl_context=context)
+            for number, source in enumerate(mapping.sources)
+        ]
+        self._queue: deque[Publication] = deque()
+        self._arrival = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._ended = False
+        self.published = 0
+        self.unheard = 0
+        """Publications that no server received."""
+        self.lost = 0
+        """Publications that Redis has not acknowledged."""
+        self.refused = 0
+        """Publications that do not fit their channel, or that Redis refuses."""
+
+    def _note_problem(self, key: str, reason: str) -> None:
+        self._log(f"invalid {key}", "message_invalid", mapping=key, reason=reason)
+
+    def _note_hole(self, channel: str, origin: Origin) -> None:
+        self._log("hole", "book_lost", channel=channel)
+        self.readers[int(origin.recording)].reconnect(f"updates of {channel} are missing")
+
+    # For the feeds
+
+    async def take(self, message: str | bytes, received_ns: int, origin: Origin) -> None:
+        while len(self._queue) >= _MAX_QUEUED:
+            await self._room.park()
+        publications = self.mapper.map(message, received_ns, origin)
+        if publications:
+            self._queue.extend(publications)
+            self._arrival.unpark_all()
+
+    # For the publisher
+
+    async def next_batch(self) -> list[Publication]:
+        """Return publications that wait; none at the end."""
+        while not self._queue and not self._ended:
+            await self._arrival.park()
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+        self._room.unpark_all()
+        return batch
+
+    def end(self) -> None:
+        """Let the publisher end once nothing waits."""
+        self._ended = True
+        self._arrival.unpark_all()
+
+    def count(self, receipts: Sequence[Receipt | None]) -> None:
+        for receipt in receipts:
+            if receipt is not None:
+                self.published += 1
+                self.unheard += not receipt.receivers
+
+    def refuse(self, reason: str) -> None:
+        self.refused += 1
+        self._log("refused", "publication_refused", reason=reason)
+
+    def lose(self, count: int, reason: str) -> None:
+        """Take note of publications that are lost; books that they changed are wrong now."""
+        self.lost += count
+        self._log("lost", "publications_lost", count=count, reason=reason)
+        self.mapper.lose_books()
+        for reader in self.readers:
+            reader.reconnect("publications were lost")
+
+    def summary(self) -> str:
+        """Return the counts as a line for people."""
+        counts = self.mapper.counts
+        parts = [
+            f"Received {counts.messages:,} messages over {self._connections} connections",
+            f"published {self.published:,}",
+        ]
+        for count, text in (
+            (self.unheard, "no server received {:,} of them"),
+            (counts.ignored, "{:,} messages are not in the mapping"),
+            (counts.invalid, "{:,} invalid"),
+            (counts.withheld, "{:,} changes of order books withheld"),
+            (self.refused, "{:,} refused"),
+            (self.lost, "{:,} lost"),
+        ):
+            if count:
+                parts.append(text.format(count))
+        return "; ".join(parts)
+
+    @property
+    def _connections(self) -> int:
+        return sum(reader.connections for reader in self.readers)
+
+
+class _Consumer:
+    """The receiver of one feed's messages."""
+
+    def __init__(self, relay: _Relay, number: str) -> None:
+        self._relay = relay
+        self._origin = Origin(number, 0)
+
+    def connected(self, connection: int) -> None:
+        self._origin = attrs.evolve(self._origin, connection=connection)
+
+    async def take(self, message: str | bytes, received_ns: int) -> None:
+        await self._relay.take(message, received_ns, self._origin)
+
+
+_Publishing = Callable[[_Relay], Awaitable[None]]
+
+
+async def _run(relay: _Relay, publishing: _Publishing, duration_seconds: float) -> bool:
+    """Relay; return whether a signal has ended it. Raises CommandError."""
+    interrupted = False
+    failure: CommandError | None = None
+    reading = trio.CancelScope()
+
+    def interrupt(_number: signal.Signals) -> None:
+        nonlocal interrupted
+        if interrupted or reading.cancel_called:
+            nursery.cancel_scope.cancel()
+        interrupted = True
+        reading.cancel()
+
+    async def read_feeds() -> None:
+        with reading:
+            reading.deadline = trio.current_time() + duration_seconds
+            async with trio.open_nursery() as feeds:
+                for reader in relay.readers:
+                    feeds.start_soon(reader.run)
+        nursery.cancel_scope.deadline = trio.current_time() + _LAST_WORDS_SECONDS
+        relay.end()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(handle_end_signals, interrupt)
+            async with trio.open_nursery() as working:
+                working.start_soon(publishing, relay)
+                working.start_soon(read_feeds)
+            nursery.cancel_scope.cancel()
+    except* (FeedConnectError, CommandError, OSError) as group:
+        failure = CommandError(str(first_of(group)))
+        if isinstance(cause := first_of(group), CommandError):
+            failure = cause
+    if failure is not None:
+        raise failure
+    return interrupted
+
+
+async def _print(relay: _Relay) -> None:
+    while batch := await relay.next_batch():
+        for channel, payload in batch:
+            click.echo(b"%s %s" % (channel.encode(), payload))
+        relay.published += len(batch)
+
+
+async def _publish_to(settings: Settings, relay: _Relay) -> None:
+    await check_redis(settings.redis, client_name="streamer-relay")
+    async with open_publisher(
+        settings.redis,
+        history_length=settings.history_length,
+        history_seconds=settings.history_seconds,
+        max_publication_bytes=settings.max_publication_bytes,
+    ) as publisher:
+        while batch := await relay.next_batch():
+            try:
+                relay.count(await publisher.publish_many(batch))
+            except InvalidPublicationError:
+                # Nothing of the batch was sent: one by one, to find those that are invalid.
+                for publication in batch:
+                    await _publish_one(publisher, relay, publication)
+            except PublishFailedError as error:
+                _count_failure(relay, error)
+
+
+async def _publish_one(publisher: Publisher, relay: _Relay, publication: Publication) -> None:
+    channel, payload = publication
+    try:
+        relay.count([await publisher.publish(channel, payload)])
+    except InvalidPublicationError as error:
+        relay.refuse(f"{channel}: {error}")
+    except PublishFailedError as error:
+        _count_failure(relay, error)
+
+
+def _count_failure(relay: _Relay, error: PublishFailedError) -> None:
+    relay.count(error.receipts)
+    if isinstance(error, PublishRefusedError):
+        for _ in error.unacknowledged:
+            relay.refuse(str(error))
+    else:
+        relay.lose(len(error.unacknowledged), str(error))

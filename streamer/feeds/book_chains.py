@@ -1,0 +1,107 @@
+"""Let order books and their changes through only where they make a whole book.
+
+Changes that follow a hole would make a wrong book of a right one. A feed's books are therefore
+checked by the connection that they come from and, where the mapping names them, by update ids.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+import attrs
+
+from streamer.feeds.recording_lines import Origin
+
+MAX_WAITING: Final = 1000
+"""Changes of a book that are kept until it comes. It is requested as soon as changes arrive, so it
+takes seconds; a book rarely changes more than a hundred times a second."""
+
+
+@attrs.frozen
+class Ids:
+    """The update ids of a message; None: the mapping does not name it."""
+
+    last: int | None = None
+    first: int | None = None
+    previous: int | None = None
+
+
+@attrs.define
+class BookChain:
+    """The books and changes of one channel.
+
+    The rules are those of exchanges: a change that the book contains is left out; the first one
+    after a book overlaps it or follows it, and each other one follows the one before.
+    """
+
+    withheld: int = 0
+    """Changes so far that could not be published for lack of a book that they follow."""
+    holes: int = 0
+    """Times so far that updates were missing, so that only another whole book helps."""
+    _is_whole: bool = False
+    _origin: Origin | None = None
+    _last: int | None = None
+    """The id of the last update that the published book contains."""
+    _waiting: deque[tuple[Ids, bytes]] = attrs.field(factory=deque)
+
+    def whole(self, ids: Ids, payload: bytes, origin: Origin) -> list[bytes]:
+        """Take a whole book; return what is to be published."""
+        self._note_origin(origin)
+        known = self._last if self._is_whole else None
+        if known is not None and ids.last is not None and ids.last < known:
+            return []  # a snapshot that was asked for, and was not needed
+        newer = [(change, text) for change, text in self._waiting if not _contains(ids, change)]
+        if newer and not _follows(ids.last, newer[0][0]):
+            self.holes += 1
+            return []  # too old: updates between it and the changes are missing
+        self.withheld -= len(self._waiting)
+        self._waiting.clear()
+        self._is_whole, self._last = True, ids.last
+        published = [payload]
+        for change, text in newer:
+            published += self.change(change, text, origin)
+        return published
+
+    def change(self, ids: Ids, payload: bytes, origin: Origin) -> list[bytes]:
+        """Take a change; return what is to be published."""
+        self._note_origin(origin)
+        if self._is_whole:
+            if _contains(Ids(self._last), ids):
+                return []
+            if _follows(self._last, ids):
+                self._last = ids.last
+                return [payload]
+            self.holes += 1
+            self.lose()
+        if len(self._waiting) == MAX_WAITING:
+            self._waiting.popleft()
+        self._waiting.append((ids, payload))
+        self.withheld += 1
+        return []
+
+    def lose(self) -> None:
+        """Forget the book: changes of it are missing."""
+        self._is_whole = False
+        self._waiting.clear()
+
+    def _note_origin(self, origin: Origin) -> None:
+        if origin != self._origin:
+            self.lose()
+            self._origin = origin
+
+
+def _contains(book: Ids, change: Ids) -> bool:
+    """Whether a book has all of a change already."""
+    return book.last is not None and change.last is not None and change.last <= book.last
+
+
+def _follows(last: int | None, ids: Ids) -> bool:
+    """Whether no update is missing between the update `last` and a change."""
+    if last is None or ids.last is None:
+        return True
+    overlaps = ids.first is not None and ids.first <= last + 1
+    if ids.previous is not None:
+        # The first change after a book may begin before it.
+        return overlaps or ids.previous <= last
+    return overlaps or (ids.first is None and ids.last == last + 1)

@@ -1,0 +1,227 @@
+"""`streamer relay` as a process, from servers that speak like exchanges to streamer's clients.
+
+Covers streamer.cli.mapping_file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis as redis_py
+import trio
+import trio_websocket
+
+from streamer.broker.keys import position_key
+from streamer.cli import main
+from streamer.cli.errors import ExitCode
+from tests.feeds.exchanges import (
+    UPBIT_REQUEST,
+    Exchange,
+    binance_snapshots,
+    like_binance,
+    like_upbit,
+    ping_and_read,
+    serving,
+)
+from tests.feeds.recordings import trade
+from tests.helpers.clients import connected
+from tests.helpers.server import running_server
+from tests.helpers.timing import eventually, real_deadline
+
+EXAMPLES: Final = Path(__file__).parents[2] / "docs" / "examples" / "feeds"
+
+
+def local(name: str, tmp_path: Path, **feed: str) -> Path:
+    """Return an example mapping whose feed is a local server."""
+    text = (EXAMPLES / name).read_text()
+    for key, value in feed.items():
+        text, count = re.subn(
+            rf'^{key} = "\w+://.*"$', f'{key} = "{value}"', text, flags=re.MULTILINE
+        )
+        assert count == 1, key
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+async def start(*arguments: str | Path) -> trio.Process:
+    """Start to relay."""
+    return await trio.lowlevel.open_process(
+        [sys.executable, "-m", "streamer", "relay", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+async def drained(stream: trio.abc.ReceiveStream | None) -> str:
+    """Return everything up to the end."""
+    assert stream is not None
+    async with stream:
+        return b"".join([bytes(part) async for part in stream]).decode()
+
+
+async def test_a_feed_like_binance_reaches_clients(redis_url: str, tmp_path: Path) -> None:
+    """Over reconnects: each trade in order, and books that are the exchange's, without a gap."""
+    async with (
+        running_server(redis=redis_url) as server,
+        connected(server) as client,
+        serving(like_binance, snapshots=binance_snapshots()) as exchange,
+    ):
+        await client.subscribe("stock:BTCUSDT", mode="all")
+        mapping = local("binance.toml", tmp_path, url=exchange.url, fetch=exchange.snapshot_url)
+        process = await start(mapping, "--redis", redis_url)
+        trades: list[int] = []
+        book: dict[str, Any] = {}
+        # The third connection stays: its snapshot has 202, and its last update is 205.
+        while trades[-1:] != [205] or book.get("update_id") != 205:
+            message = await client.data()
+            assert message["type"] in {"price_update", "orderbook_update"}, message
+            if message["type"] == "price_update":
+                trades.append(message["trade_id"])
+            else:
+                book = message
+                book["update_id"] = max([int(level["price"]) for level in book["bids"]], default=0)
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    assert trades == [*range(1, 6), *range(101, 106), *range(201, 206)]
+    assert [level["price"] for level in book["bids"]] == [205.0, 204.0, 203.0, 0.5]
+    assert "feed_lost" in errors
+    assert "Traceback" not in errors
+    assert re.match(
+        r"Received \d+ messages over 3 connections; published \d+", errors.splitlines()[-1]
+    )
+
+
+async def test_a_feed_like_upbit_reaches_clients(redis_url: str, tmp_path: Path) -> None:
+    """The ticket, binary frames, and heartbeats in text."""
+    async with (
+        running_server(redis=redis_url) as server,
+        connected(server) as client,
+        serving(like_upbit) as exchange,
+    ):
+        await client.subscribe("stock:KRW-BTC")
+        mapping = local("upbit.toml", tmp_path, url=exchange.url)
+        mapping.write_text(
+            mapping.read_text().replace("heartbeat_seconds = 60", "heartbeat_seconds = 0.01")
+        )
+        process = await start(mapping, "--redis", redis_url)
+        types: set[str] = set()
+        while types != {"price_update", "orderbook_update"} or len(exchange.requests) < 4:
+            message = await client.data()
+            types.add(message["type"])
+        process.send_signal(signal.SIGTERM)
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    assert [part["type"] for part in exchange.requests[0][1:]] == ["trade", "orderbook"]
+    assert set(exchange.requests[1:]) == {"PING"}
+    assert "messages are not in the mapping" in errors  # the answers to PING
+
+
+BAD_TRADES: Final = ("PONG", trade(1, "NaN"), trade(2, "1.0"), trade(3, "-1e400"), trade(4, "4.0"))
+
+
+async def send_bad_trades(exchange: Exchange, socket: trio_websocket.WebSocketConnection) -> None:
+    """Send good trades among bad ones, a thousand times."""
+    for _ in range(1000):
+        for text in BAD_TRADES:
+            await socket.send_message(text)
+    await ping_and_read(exchange, socket)
+
+
+async def test_bad_messages_are_counted_and_logged_at_a_bounded_rate(tmp_path: Path) -> None:
+    """They cost the others nothing. A dry run needs no Redis."""
+    async with real_deadline(), serving(send_bad_trades) as exchange:
+        mapping = local("binance.toml", tmp_path, url=exchange.url)
+        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        process = await start(mapping, "--dry-run")
+        async with trio.open_nursery() as nursery:
+            lines: list[str] = []
+
+            async def read_lines() -> None:
+                lines.extend((await drained(process.stdout)).splitlines())
+
+            nursery.start_soon(read_lines)
+            await eventually(lambda: exchange.pongs == 1)
+            process.send_signal(signal.SIGINT)
+            errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    published = [line.partition(" ") for line in lines]
+    assert {channel for channel, _, _ in published} == {"stock:BTCUSDT:price"}
+    ids = [json.loads(text)["trade_id"] for _, _, text in published]
+    assert ids == [2, 4] * 1000
+    assert "published 2,000; 3,000 invalid" in errors.splitlines()[-1]
+    assert 2 <= errors.count("message_invalid") <= 20
+
+
+async def test_what_redis_refuses_costs_nothing_else(
+    redis: redis_py.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """A topic whose position is another program's key is refused, and counted."""
+    redis.set(position_key("stock:BTCUSDT"), "something else")
+    async with real_deadline(), serving(like_binance) as exchange:
+        mapping = local("binance.toml", tmp_path, url=exchange.url)
+        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        process = await start(mapping, "--redis", redis_url)
+        await eventually(lambda: exchange.pongs >= 4)
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    assert "published 0; 15 changes of order books withheld; 15 refused" in errors.splitlines()[-1]
+
+
+async def test_a_redis_that_is_away_at_the_start_is_an_error(tmp_path: Path) -> None:
+    """As for the other commands that publish."""
+    async with real_deadline(), serving(like_upbit) as exchange:
+        mapping = local("upbit.toml", tmp_path, url=exchange.url)
+        process = await start(mapping, "--redis", f"unix://{tmp_path}/absent.sock")
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.REDIS_REQUIRED
+    assert "cannot reach Redis" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+def test_every_fault_of_a_mapping_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the file and the key, before anything is connected to."""
+    path = tmp_path / "m.toml"
+    path.write_text('[[message]]\npublish = "price"\ntopics = "stock:A"\n')
+    assert main(["relay", str(path)]) == ExitCode.USAGE
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.removeprefix("streamer: error: ").split(": ")[1] for line in lines] == [
+        "message[0].publish",
+        "message[0].topic",
+        "message[0].topics",
+    ]
+
+
+def test_a_mapping_without_a_feed_needs_a_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mapping may be for replays only."""
+    path = tmp_path / "m.toml"
+    path.write_text(
+        '[[message]]\npublish = "price_update"\ntopic = "stock:A"\nfields = { price = "p" }\n'
+    )
+    assert main(["relay", str(path)]) == ExitCode.USAGE
+    assert "has no [feed], and no --url is given" in capsys.readouterr().err
+
+
+def test_the_request_of_the_example_has_a_ticket() -> None:
+    """The server for the tests asks for the same."""
+    text = (EXAMPLES / "upbit.toml").read_text()
+    (request,) = re.findall(r"'''\n(.*?)'''", text, flags=re.DOTALL)
+    assert [*map(dict.keys, json.loads(request))] == [*map(dict.keys, json.loads(UPBIT_REQUEST))]

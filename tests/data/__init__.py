@@ -1,1 +1,0 @@
-"""Recorded market data, and the script that cuts it."""
