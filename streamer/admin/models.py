@@ -366,6 +366,9 @@ class TopicRow:
     subscribers: int
     producer: str | None
     """positioned: producers that give positions; plain: others; null if nothing is known."""
+    publisher: str | None
+    """The process that published last, as HOST:PID, where producers give positions; null for plain
+    ones, whom Redis does not name."""
     epoch: str
     sequence: int
     rate: float | None

@@ -26,8 +26,8 @@ _USER_TAG: Final = f"{{{SubscriptionType.USER}:".encode()
 def position_key(topic: str) -> str:
     """Return the key of the hash with a topic's position, which never expires.
 
-    Its fields: `epoch`; `sequence`, that of the last publication; `was:NAME`, the epoch that some
-    clients know as NAME.
+    Its fields: `epoch`; `sequence`, that of the last publication; `publisher`, the process that
+    published it, as HOST:PID; `was:NAME`, the epoch that some clients know as NAME.
     """
     return f"streamer:{{{topic}}}:position"
 

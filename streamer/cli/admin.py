@@ -215,6 +215,7 @@ def topics(client: AdminClient, **body: Any) -> None:
         "sequence",
         "epoch",
         "producer",
+        "publisher",
     )
 
     def show(answer: dict[str, Any]) -> None:

@@ -243,6 +243,7 @@ class Actions:
             topic=name,
             subscribers=stream.subscriptions,
             producer=producer,
+            publisher=None,
             epoch=stream.epoch,
             sequence=stream.sequence,
             rate=self._here.activity.rate(stream),

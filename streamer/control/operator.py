@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
@@ -62,6 +62,9 @@ class Publishing(Protocol):
 
     async def publish(self, request: PublishRequest, text: bytes) -> Published:
         """Publish a message, given as JSON. Raises ApiError."""
+
+    async def publishers(self, topics: Sequence[str]) -> Mapping[str, str]:
+        """Return the process that published last, for each topic for which that is known."""
 
 
 class Revoking(Protocol):
@@ -205,6 +208,9 @@ class Operator:
                     return -(row.rate or 0.0), row.topic
 
         shown = page.cut(merged.values(), place_of)
+        positioned = [row.topic for row in shown if row.producer == "positioned"]
+        publishers = await self._publishing.publishers(positioned) if positioned else {}
+        shown = [attrs.evolve(row, publisher=publishers.get(row.topic)) for row in shown]
         is_last = len(shown) < request.limit
         found = TopicsPage(
             processes=answers.processes,

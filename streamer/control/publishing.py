@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
@@ -12,6 +13,7 @@ import trio
 
 from streamer.admin.models import ApiError, Published, PublishRequest
 from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
+from streamer.broker.keys import position_key
 from streamer.broker.requests import RedisClient
 from streamer.broker.urls import CLUSTER_SCHEMES, has_scheme
 from streamer.config import Settings
@@ -64,6 +66,24 @@ class RedisPublishing:
             duplicate=receipt.is_repeated,
         )
 
+    async def publishers(self, topics: Sequence[str]) -> Mapping[str, str]:
+        """Return the process that published last, for each topic for which that is known.
+
+        Returns nothing if Redis does not answer in time.
+        """
+        commands = [("HGET", position_key(topic), "publisher") for topic in topics]
+        replies: list[Any] = []
+        with (
+            suppress(RedisConnectionError),
+            trio.move_on_after(self._settings.api_timeout_seconds),
+        ):
+            replies = await self._commands.execute_many(commands)
+        return {
+            topic: reply.decode(errors="replace")
+            for topic, reply in zip(topics, replies, strict=False)
+            if isinstance(reply, bytes) and reply
+        }
+
     async def _execute(self, command: Command) -> Any:
         with trio.move_on_after(_PUBLISH_SECONDS):
             (reply,) = await self._commands.execute_many([command])
@@ -92,6 +112,12 @@ class MemoryPublishing:
         self._stream = stream
         self._max_publication_bytes = max_publication_bytes
         self._remembered: OrderedDict[tuple[str, str], Published] = OrderedDict()
+
+    async def publishers(self, topics: Sequence[str]) -> Mapping[str, str]:
+        """Return nothing: the bus gives no positions, and knows no publishers."""
+        del topics
+        await trio.lowlevel.checkpoint()
+        return {}
 
     async def publish(self, request: PublishRequest, text: bytes) -> Published:
         """Publish a message, given as JSON. Raises ApiError."""

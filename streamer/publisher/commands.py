@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+import socket
 from importlib.resources import files
 from typing import Any, Final, Protocol
 
@@ -116,6 +118,7 @@ class ScriptCommands:
         self._publisher_id = publisher_id
         self._history = (history_length, history_ms)
         self._record_seconds = record_seconds
+        self._publisher_name = f"{socket.gethostname()}:{os.getpid()}"
         self._script_sent = False
         self._candidate_epoch = ""
         self._last_sent: dict[Stream, int] = {}
@@ -157,6 +160,7 @@ class ScriptCommands:
             f"{self._candidate_epoch}.{number}",
             *((known.epoch, known.sequence) if known else ("", 0)),
             *self._history,
+            self._publisher_name,
         )
 
     def receipt(self, publication: Numbered, reply: Any) -> Receipt:

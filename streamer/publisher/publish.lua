@@ -8,6 +8,7 @@
 --       7 kind      8 the name, without its time, of the epoch to begin where there is none
 --       9, 10 the epoch and sequence of the publisher's last receipt
 --       11 entries to keep in the history      12 milliseconds to keep them
+--       13 who publishes, for people; may be left out
 -- Returns the epoch, the sequence and how many subscribers received it; and 1 after these if an
 -- earlier call has published it.
 
@@ -69,7 +70,7 @@ for _, entry in ipairs(redis.call('XRANGE', history, '-', '+', 'COUNT', 2)) do
   end
 end
 redis.call('PEXPIRE', history, age_ms)
-redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits)
+redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits, 'publisher', ARGV[13] or '')
 
 -- A hash tag: the channel is one of a Cluster, whose messages stay within the channel's shard.
 local publish = string.sub(channel, 1, 1) == '{' and 'SPUBLISH' or 'PUBLISH'

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import orjson
 import pytest
 import redis as redis_py
 import trio
@@ -19,7 +20,7 @@ from streamer.protocol.messages import GapReason
 from streamer.publisher import open_publisher
 from streamer.server import serve
 from tests.helpers.clients import open_url
-from tests.helpers.operator import key_file, operator_of
+from tests.helpers.operator import key_file, operator_of, two_servers
 from tests.helpers.publications import numbered_publication
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import MASTER_NAME, ClusterService, Sentinel
@@ -198,6 +199,22 @@ async def test_the_server_streams_from_a_redis_that_asks_for_certificates(
     """rediss:// with an authority and a client certificate, for the server and the publisher."""
     url = f"rediss://localhost:{tls_redis_server.port}/0?{url_options(certificates)}"
     await stream_prices(url, url)
+
+
+async def test_the_operators_requests_go_over_tls(
+    tls_redis_server: TLSRedisServer, certificates: Path
+) -> None:
+    """The control channel of two servers, and what an operator publishes."""
+    url = f"rediss://localhost:{tls_redis_server.port}/0?{url_options(certificates)}"
+    async with (
+        two_servers(url, key_file(certificates)) as (one, _),
+        operator_of(one.http_url) as operator,
+    ):
+        answer = await operator.done("disconnect", user="42")
+        message = orjson.loads(numbered_publication(1)[1])
+        published = await operator.done("publish", topic="stock:005930", message=message)
+    assert answer == {"count": 0, "processes": 2, "answered": 2}
+    assert published["sequence"] == 1
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -10,18 +10,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import redis as redis_py
 import structlog
+import trio
 
-from streamer.server import Server
-from tests.helpers.clients import Client, connected
-from tests.helpers.operator import key_file, operator_of
+from streamer.publisher import open_publisher
+from tests.auth.tokens import secret_file
+from tests.helpers.clients import Client, connected, open_client
+from tests.helpers.identities import bearer
+from tests.helpers.operator import key_file, operator_of, two_servers, until_heard
 from tests.helpers.redis_server import RedisServer
-from tests.helpers.redis_topology import ClusterService
+from tests.helpers.redis_topology import ClusterService, SentinelService
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
 from tests.helpers.workers import running_workers
@@ -30,24 +34,6 @@ PRICE = {"type": "price_update", "stock_code": "005930", "price": 1, "change": 0
 PRICE |= {"change_percent": 0, "volume": 1}
 CLIENTS = 8
 """On each instance; the kernel spreads them over its workers."""
-
-
-@asynccontextmanager
-async def two_servers(redis_url: str, keys: Path) -> AsyncIterator[tuple[Server, Server]]:
-    """Two servers on one Redis, which hear each other."""
-    async with (
-        running_server(redis=redis_url, api_key_file=keys, api_timeout_seconds=30) as one,
-        running_server(redis=redis_url, api_key_file=keys, api_timeout_seconds=30) as other,
-    ):
-        await until_heard(one, 2)
-        yield one, other
-
-
-async def until_heard(server: Server, processes: int) -> None:
-    """Wait until a server reaches so many processes."""
-    async with operator_of(server.http_url) as operator:
-        while (await operator.done("info"))["answered"] < processes:
-            pass
 
 
 async def test_two_instances_of_two_workers_act_as_one(
@@ -137,6 +123,27 @@ async def test_an_idempotency_key_holds_on_all_servers(redis_url: str, tmp_path:
     assert answers[0]["duplicate"] is False
     assert answers[1] == answers[0] | {"duplicate": True}
     assert third == answers[0] | {"sequence": 2}
+
+
+async def test_topics_name_the_process_that_publishes(redis_url: str, tmp_path: Path) -> None:
+    """It is known where producers give positions, and not of a plain one."""
+    async with (
+        two_servers(redis_url, key_file(tmp_path)) as (one, other),
+        connected(other) as client,
+        open_publisher(redis_url) as publisher,
+        operator_of(one.http_url) as operator,
+    ):
+        await client.subscribe("stock:005930", "stock:A")
+        await publisher.publish("stock:005930:price", json.dumps(PRICE))
+        with redis_py.Redis.from_url(redis_url) as plain:
+            plain.publish("stock:A:price", json.dumps(PRICE | {"stock_code": "A"}))
+        for _ in range(2):
+            await client.data()
+        rows = (await operator.done("topics"))["topics"]
+    assert [(row["topic"], row["producer"], row["publisher"]) for row in rows] == [
+        ("stock:005930", "positioned", f"{socket.gethostname()}:{os.getpid()}"),
+        ("stock:A", "plain", None),
+    ]
 
 
 async def test_what_is_no_request_on_the_channel_is_logged_and_ignored(
@@ -249,3 +256,29 @@ async def test_a_cluster_carries_the_channel(tmp_path: Path) -> None:
             published = await operator.done("publish", topic="stock:005930", message=PRICE)
     assert answer == {"count": 0, "processes": 2, "answered": 2}
     assert published["sequence"] == 1
+
+
+async def test_sentinels_lead_the_channel_to_the_next_master(tmp_path: Path) -> None:
+    """After a failover, requests reach all servers again, and a revocation is still there."""
+    secrets = {"auth": "optional", "auth_secret_file": secret_file(tmp_path)}
+    with SentinelService() as service:
+        async with (
+            two_servers(service.url, key_file(tmp_path), **secrets) as (one, _),
+            operator_of(one.http_url) as operator,
+        ):
+            answer = await operator.done("revoke", jti="stolen")
+            assert (answer["processes"], answer["answered"]) == (2, 2)
+            await trio.to_thread.run_sync(service.replicate)
+            service.master.kill()
+            await trio.to_thread.run_sync(service.wait_failed_over)
+            reached = 0
+            while reached < 2:
+                _, answer = await operator.post("disconnect", user="42")
+                reached = answer["answered"]
+            published = await operator.done("publish", topic="stock:005930", message=PRICE)
+            assert published["sequence"]
+            async with (
+                running_server(redis=service.url, **secrets) as later,
+                open_client(later, headers=bearer(jti="stolen")) as client,
+            ):
+                assert (await client.receive_type("error"))["code"] == "INVALID_TOKEN"

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 import httpx2
 
+from streamer.server import Server
+from tests.helpers.server import running_server
+
 KEY: Final = "an-operator-key-of-32-characters"
 HEADERS: Final = {"Authorization": f"Bearer {KEY}"}
 
@@ -43,3 +46,21 @@ async def operator_of(http_url: str) -> AsyncIterator[Operator]:
     """An operator of the server with this URL."""
     async with httpx2.AsyncClient(base_url=http_url, headers=HEADERS, timeout=60) as client:
         yield Operator(client)
+
+
+@asynccontextmanager
+async def two_servers(
+    redis_url: str, keys: Path, **settings: Any
+) -> AsyncIterator[tuple[Server, Server]]:
+    """Two servers on one Redis, which hear each other."""
+    chosen = {"redis": redis_url, "api_key_file": keys, "api_timeout_seconds": 30} | settings
+    async with running_server(**chosen) as one, running_server(**chosen) as other:
+        await until_heard(one, 2)
+        yield one, other
+
+
+async def until_heard(server: Server, processes: int) -> None:
+    """Wait until a server reaches so many processes."""
+    async with operator_of(server.http_url) as operator:
+        while (await operator.done("info"))["answered"] < processes:
+            pass

@@ -300,7 +300,7 @@ function topicRow(topic, atMs) {
   const age = topic.last_message_at ? (atMs - Date.parse(topic.last_message_at)) / 1000 : NaN;
   row.append(
     head,
-    element("td", "wide", topic.producer ?? "–"),
+    element("td", "wide", topic.publisher ?? topic.producer ?? "–"),
     element("td", "number", inWords(topic.rate)),
     element("td", "number", grouped.format(topic.subscribers)),
     element("td", "number wide", grouped.format(topic.sequence)),
