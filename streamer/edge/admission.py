@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -76,8 +77,11 @@ class Admission:
     def __init__(self, settings: Settings) -> None:
         self._max_connections = settings.max_connections
         self._max_connections_per_address = settings.max_connections_per_address
-        self._by_address: dict[str, list[Served | None]] = {}
-        """The sessions of each address; None for a place whose session has not begun."""
+        # Dictionaries, not lists: all clients may have one address, that of a proxy.
+        self._by_address: dict[str, dict[Served, None]] = {}
+        """The sessions of each address."""
+        self._beginning: Counter[str] = Counter()
+        """The places of each address whose session has not begun."""
         self._max_connections_per_user = settings.max_connections_per_user
         self._by_user: dict[str, list[Served]] = {}
         self._users: dict[Served, str] = {}
@@ -87,29 +91,38 @@ class Admission:
 
     def enter(self, address: str) -> Cause | None:
         """Take a place, to be given back with `leave`; return the cause if there is none."""
-        places = self._by_address.get(address, ())
         limit = self._max_connections_per_address
-        if limit and len(places) >= limit:
+        if limit and self._places(address) >= limit:
             return Cause.ADDRESS_FULL
         if self._max_connections and self._total >= self._max_connections:
             return Cause.SERVER_FULL
         self._total += 1
-        self._by_address.setdefault(address, []).append(None)
+        self._beginning[address] += 1
         return None
+
+    def _places(self, address: str) -> int:
+        return len(self._by_address.get(address, ())) + self._beginning[address]
 
     def serve(self, address: str, session: Served) -> None:
         """Assign a session to the place that its connection has taken."""
-        places = self._by_address[address]
-        places[places.index(None)] = session
+        self._begin(address)
+        self._by_address.setdefault(address, {})[session] = None
+
+    def _begin(self, address: str) -> None:
+        self._beginning[address] -= 1
+        if not self._beginning[address]:
+            del self._beginning[address]
 
     def leave(self, address: str, session: Served | None) -> None:
         """Give back a place; `session` is None if none has been assigned to it."""
         self._total -= 1
-        places = self._by_address[address]
-        places.remove(session)
-        if not places:
-            del self._by_address[address]
-        if session is not None:
+        if session is None:
+            self._begin(address)
+        else:
+            sessions = self._by_address[address]
+            del sessions[session]
+            if not sessions:
+                del self._by_address[address]
             self._leave_user(session)
         self._left.set()
         self._left = trio.Event()
@@ -143,7 +156,7 @@ class Admission:
 
     def sessions(self, address: str) -> Sequence[Served]:
         """The sessions of an address."""
-        return [one for one in self._by_address.get(address, ()) if one is not None]
+        return list(self._by_address.get(address, ()))
 
     def user_sessions(self, user_id: str) -> Sequence[Served]:
         """The sessions of a user."""
