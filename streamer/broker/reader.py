@@ -173,10 +173,14 @@ class PubSubReader(abc.ABC):
         """Why Redis refuses a wanted channel; None where it does not."""
         return self._context.refused.get(self._name(channel))
 
+    @property
+    def refuses_some(self) -> bool:
+        """Whether Redis refuses any wanted channel."""
+        return bool(self._context.refused)
+
     def is_refused(self, channel: str) -> bool:
         """Whether Redis refuses a wanted channel."""
-        # Usually none is refused, and the name need not be made.
-        return bool(self._context.refused) and self.refusal(channel) is not None
+        return self.refusal(channel) is not None
 
     def _is_settled(self, name: bytes) -> bool:
         return name in self._context.refused or self._is_confirmed(name)

@@ -147,8 +147,12 @@ class Requests:
         """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
         self._limit_bandwidth(message.max_bandwidth)
-        topics = list(filter(self.access.may_have, named))
-        rejected += [forbidden_target(topic) for topic in named if topic not in topics]
+        topics = []
+        for topic in named:
+            if self.access.may_have(topic):
+                topics.append(topic)
+            else:
+                rejected.append(forbidden_target(topic))
         since = message.since or {}
         interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
         kinds = frozenset(message.kinds or ())
@@ -167,8 +171,8 @@ class Requests:
             )
             for topic in topics
         ]
-        room = self._room_for(wants)
-        rejected += [self._no_room(want.topic) for want in wants if want not in room]
+        room, surplus = self._room_for(wants)
+        rejected += [self._no_room(want.topic) for want in surplus]
 
         forbidden: list[Topic] = []
 
@@ -242,25 +246,33 @@ class Requests:
         topics: dict[Topic, None] = {}
         rejected = []
         for target in message.targets:
-            problem = target_problem(target)
-            if problem is None:
+            try:
                 topics[Topic(message.subscription_type, target)] = None
-            else:
+            except ValueError:
+                problem = target_problem(target) or ""
                 rejected.append(RejectedTarget(target, ErrorCode.INVALID_TARGET, problem))
         return list(topics), rejected
 
-    def _room_for(self, wants: Sequence[Want]) -> list[Want]:
-        """Return the wants that fit the connection's limit, in order; held topics always do."""
+    def _room_for(self, wants: Sequence[Want]) -> tuple[Sequence[Want], Sequence[Want]]:
+        """Return the wants that fit the connection's limit, and the others, both in order.
+
+        Topics that are held always fit.
+        """
+        limit = self._services.settings.max_subscriptions
+        if len(self._outbox.subscriptions) + len(wants) <= limit:
+            return wants, ()  # nearly always
         is_own = self.access.is_own
         held = {subscription.lane.stream.topic for subscription in self._subscriptions}
-        room = self._services.settings.max_subscriptions - sum(not is_own(topic) for topic in held)
-        admitted = []
+        room = limit - sum(not is_own(topic) for topic in held)
+        admitted, surplus = [], []
         for want in wants:
             new = want.topic not in held
             if not new or room > 0:
                 admitted.append(want)
                 room -= new
-        return admitted
+            else:
+                surplus.append(want)
+        return admitted, surplus
 
     def _no_room(self, topic: Topic) -> RejectedTarget:
         limit = self._services.settings.max_subscriptions
@@ -292,24 +304,24 @@ class Requests:
             )
         if not self._names_bandwidth:
             self._limit_bandwidth(record.max_bandwidth)
-        topics = {Topic.parse(held.topic): held for held in record.subscriptions}
+        topics = {held.topic: held for held in record.subscriptions}
         rejected = [topic for topic in topics if not self.access.may_have(topic)]
         wants = [
             Want(
                 SubscriptionRequest(
                     topic,
                     held.mode,
-                    frozenset(held.kinds),
+                    held.kinds,
                     held.interval_seconds,
                     snapshot=False,
                     detail=held.detail,
                 ),
-                positions.get(held.topic, held.confirmed),
+                positions.get(str(topic), held.confirmed),
             )
             for topic, held in topics.items()
             if topic not in rejected
         ]
-        room = self._room_for(wants)
+        room, surplus = self._room_for(wants)
 
         forbidden: list[Topic] = []
 
@@ -320,10 +332,9 @@ class Requests:
             refused: dict[SubscriptionType, list[RejectedTarget]] = {}
             for topic in rejected + forbidden:
                 refused.setdefault(topic.subscription_type, []).append(forbidden_target(topic))
-            for want in wants:
-                if want not in room:
-                    refusal = self._no_room(want.topic)
-                    refused.setdefault(want.topic.subscription_type, []).append(refusal)
+            for want in surplus:
+                refusal = self._no_room(want.topic)
+                refused.setdefault(want.topic.subscription_type, []).append(refusal)
             return self._outbox.wire.answer(
                 Reconnected(
                     session_id=self._outbox.name,
@@ -381,8 +392,9 @@ class Requests:
             stream = hub.stream(want.topic)
             # A topic that is held already continues unchanged: it has missed nothing. Only the
             # user's own was begun without the position that the client has.
-            is_new = stream not in self._outbox.subscriptions or self.access.is_own(want.topic)
-            if want.since is not None and is_new:
+            if want.since is not None and (
+                stream not in self._outbox.subscriptions or self.access.is_own(want.topic)
+            ):
                 since[want.topic] = want.since
         return [want.topic for want in wants], since
 

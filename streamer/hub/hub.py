@@ -302,17 +302,16 @@ class Hub:
         new: list[Subscription] = []
         try:
             for request in requests:
-                stream = self.stream(request.topic)
-                lane = stream.lane(
-                    request.mode, request.kinds or frozenset(request.topic.kinds), request.detail
-                )
+                topic = request.topic
+                stream = self.stream(topic)
+                lane = stream.lane(request.mode, request.kinds or topic.kind_set, request.detail)
                 outbox.renders |= lane.renderer is not None
                 subscription = outbox.subscriptions.get(stream)
                 kinds = lane.kinds
                 if subscription is None:
                     subscription = self._add(outbox, lane)
                     new.append(subscription)
-                    if replay := replays.get(request.topic):
+                    if replays and (replay := replays.get(topic)):
                         since, missed = replay
                         outbox.resume(subscription, since)
                         keeps_live = request.mode is Mode.ALL
@@ -321,7 +320,7 @@ class Hub:
                     kinds = self._change_options(subscription, lane, snapshot=request.snapshot)
                 elif not subscription.caught_up:
                     kinds = frozenset()  # the waiting messages are newer
-                if request.snapshot and request.topic not in replays:
+                if lane.renderer is not None and request.snapshot and topic not in replays:
                     subscription.hold(kinds)
                 if subscription.interval_seconds != request.interval_seconds:
                     outbox.release_limited(subscription)

@@ -65,7 +65,7 @@ def subscribe(
     recovery = RecoveryPlan()
     for want, (subscription, kinds) in zip(wants, subscriptions, strict=True):
         topic = want.topic
-        if topic in replays:
+        if replays and topic in replays:
             recovery.positions[topic], missed = replays[topic]
             recovery.missed_messages += len(missed)
             hub.recoveries["complete"] += 1

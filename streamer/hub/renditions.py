@@ -41,6 +41,8 @@ class Detail:
 
     def for_kinds(self, kinds: Collection[Kind]) -> Detail:
         """Return the part that matters for these kinds, so that lanes are shared."""
+        if not self.delta and self.depth is None:
+            return WHOLE
         return Detail(
             self.delta and not _KINDS.isdisjoint(kinds),
             self.depth if Kind.ORDERBOOK in kinds else None,

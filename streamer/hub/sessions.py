@@ -20,9 +20,9 @@ from streamer.protocol.topics import Kind, SubscriptionType, Topic
 class HeldSubscription:
     """One subscription of a session."""
 
-    topic: str
+    topic: Topic
     mode: Mode
-    kinds: Sequence[Kind]
+    kinds: frozenset[Kind]
     interval_seconds: float
     """The least time between two messages of a kind; 0: no limit."""
     confirmed: Position
@@ -89,24 +89,51 @@ class _StoredRecord:
 
 def encode_record(record: SessionRecord) -> bytes:
     """Encode a record as JSON, compactly: most subscriptions of a client have the same options."""
-    groups: dict[tuple[object, ...], _StoredGroup] = {}
+    groups: dict[_Options, dict[str, int]] = {}
     for held in record.subscriptions:
-        topic = Topic.parse(held.topic)
-        epoch = held.confirmed.epoch
-        kinds = tuple(held.kinds)
-        options = (topic.subscription_type, held.mode, kinds, held.interval_seconds, epoch)
-        key = (*options, held.detail)
-        if key not in groups:
-            groups[key] = _StoredGroup(*options, {}, held.detail.delta, held.detail.depth)
-        groups[key].sequences[topic.target] = held.confirmed.sequence  # type: ignore[index]
-    stored = _StoredRecord(
-        record.session_id,
-        list(groups.values()),
-        record.ended,
-        record.user_id,
-        record.max_bandwidth,
+        topic, at, detail = held.topic, held.confirmed, held.detail
+        options = (
+            topic.subscription_type,
+            at.epoch,
+            held.mode,
+            held.kinds,
+            held.interval_seconds,
+            detail.delta,
+            detail.depth,
+        )
+        sequences = groups.get(options)
+        if sequences is None:
+            sequences = groups[options] = {}
+        sequences[topic.target] = at.sequence
+    owner = {} if record.user_id is None else {"user_id": record.user_id}
+    return orjson.dumps(
+        {
+            "session_id": record.session_id,
+            "groups": [_stored_group(*group) for group in groups.items()],
+            "ended": record.ended,
+            "max_bandwidth": record.max_bandwidth,
+        }
+        | owner
     )
-    return orjson.dumps(CONVERTER.unstructure(stored))
+
+
+_Options = tuple[SubscriptionType, str, Mode, frozenset[Kind], float, bool, int | None]
+"""The fields that the subscriptions of a `_StoredGroup` share: all but its `sequences`."""
+
+
+def _stored_group(options: _Options, sequences: Mapping[str, int]) -> dict[str, object]:
+    # Not by the converter: a topic often has an epoch, and so a group, of its own.
+    subscription_type, epoch, mode, kinds, interval_seconds, delta, depth = options
+    return {
+        "type": subscription_type,
+        "mode": mode,
+        "kinds": sorted(kinds),
+        "interval_seconds": interval_seconds,
+        "epoch": epoch,
+        "sequences": sequences,
+        "delta": delta,
+        "depth": depth,
+    }
 
 
 def decode_record(text: bytes) -> SessionRecord:
@@ -117,9 +144,9 @@ def decode_record(text: bytes) -> SessionRecord:
         raise ValueError("; ".join(explain(error))) from error
     subscriptions = [
         HeldSubscription(
-            topic=str(Topic(group.type, target)),
+            topic=Topic(group.type, target),
             mode=group.mode,
-            kinds=group.kinds,
+            kinds=frozenset(group.kinds),
             interval_seconds=group.interval_seconds,
             detail=Detail(group.delta, group.depth),
             confirmed=Position(group.epoch, sequence),
@@ -138,9 +165,9 @@ def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
         outbox.name,
         [
             HeldSubscription(
-                topic=str(lane.stream.topic),
+                topic=lane.stream.topic,
                 mode=lane.mode,
-                kinds=sorted(lane.kinds),
+                kinds=lane.kinds,
                 interval_seconds=subscription.interval_seconds,
                 detail=lane.detail,
                 confirmed=subscription.confirmed,

@@ -124,7 +124,9 @@ def _unstructure_hook(model: type[Any], converter: cattrs.Converter) -> Any:
             if field.default is None
         },
     )
-    own = {"type": model.type} if hasattr(model, "type") else {}
+    if not hasattr(model, "type"):
+        return unstructure_fields
+    own = {"type": model.type}
     return lambda message: own | unstructure_fields(message)
 
 
@@ -198,10 +200,11 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
             ErrorCode.INVALID_MESSAGE,
             f"a message is a JSON object, not {type(decoded).__name__}",
         )
-    request_id = _readable_request_id(decoded)
     if "type" not in decoded:
         raise ProtocolError(
-            ErrorCode.MISSING_TYPE, "the message has no type", request_id=request_id
+            ErrorCode.MISSING_TYPE,
+            "the message has no type",
+            request_id=_readable_request_id(decoded),
         )
     model = _CLIENT_TYPES.get(decoded["type"]) if type(decoded["type"]) is str else None
     if model is None:
@@ -209,7 +212,7 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
             ErrorCode.UNKNOWN_MESSAGE_TYPE,
             f"no client message has type {short(decoded['type'])}",
             details={"known": sorted(_CLIENT_TYPES)},
-            request_id=request_id,
+            request_id=_readable_request_id(decoded),
         )
     try:
         return CONVERTER.structure(decoded, model)
@@ -219,7 +222,7 @@ def decode_client(text: str | bytes) -> messages.ClientMessage:
             ErrorCode.INVALID_MESSAGE,
             f"invalid {model.type}: {reasons[0]}",
             details={"errors": reasons[:10]},
-            request_id=request_id,
+            request_id=_readable_request_id(decoded),
         ) from None
 
 

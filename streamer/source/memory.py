@@ -57,6 +57,11 @@ class MemoryBus:
     async def wait_answer(self) -> None:
         """Return at once: no channel is ever unconfirmed."""
 
+    @property
+    def refuses_some(self) -> bool:
+        """Always false."""
+        return False
+
     def is_refused(self, channel: str) -> bool:  # noqa: ARG002 - the interface of a bus
         """Return False: there are no permissions."""
         return False

@@ -48,6 +48,10 @@ class Bus(Protocol):
     async def wait_answer(self) -> None:
         """Wait until one more channel is settled."""
 
+    @property
+    def refuses_some(self) -> bool:
+        """Whether any wanted channel may not be read."""
+
     def is_refused(self, channel: str) -> bool:
         """Whether a wanted channel may not be read."""
 

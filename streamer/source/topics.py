@@ -100,7 +100,7 @@ class TopicSource:
 
     def is_forbidden(self, topic: Topic) -> bool:
         """See `streamer.hub.upstream.Source`."""
-        return any(map(self._bus.is_refused, channels_of(topic)))
+        return self._bus.refuses_some and any(map(self._bus.is_refused, channels_of(topic)))
 
     def _recovery(self, topic: Topic, answer: Position | None, since: Position) -> Recovery:
         sequencer = self._router.sequencer(topic)

@@ -147,7 +147,7 @@ def logs() -> Iterator[list[structlog.typing.EventDict]]:
 
 def topics(record: SessionRecord | None) -> list[str] | None:
     """Return the topics of a record."""
-    return None if record is None else [held.topic for held in record.subscriptions]
+    return None if record is None else [str(held.topic) for held in record.subscriptions]
 
 
 async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
@@ -163,8 +163,12 @@ async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
     assert there is not None
     assert gone == attrs.evolve(there, ended=True)
     stock, market = there.subscriptions
-    assert (stock.topic, stock.mode, stock.kinds) == ("stock:A", Mode.ALL, [Kind.ORDERBOOK])
-    assert (market.topic, market.mode, market.kinds) == ("market:KOSPI", Mode.LATEST, ["status"])
+    assert (stock.topic, stock.mode, stock.kinds) == (STOCK, Mode.ALL, frozenset({Kind.ORDERBOOK}))
+    assert (market.topic, market.mode, market.kinds) == (
+        MARKET,
+        Mode.LATEST,
+        frozenset({Kind.STATUS}),
+    )
     assert (stock.interval_seconds, market.interval_seconds) == (0.0, 0.5)
     assert stock.confirmed.epoch == house.hub.stream(STOCK).epoch
     assert await house.sessions.load("another") is None
@@ -343,7 +347,13 @@ async def test_with_a_lifetime_of_0_nothing_is_kept(
 def test_a_record_is_compact() -> None:
     """A client with many topics costs some bytes for each beside its name."""
     held = [
-        HeldSubscription(f"stock:{n:06}", Mode.LATEST, [Kind.PRICE], 0.0, Position("e" * 32, n))
+        HeldSubscription(
+            Topic.parse(f"stock:{n:06}"),
+            Mode.LATEST,
+            frozenset({Kind.PRICE}),
+            0.0,
+            Position("e" * 32, n),
+        )
         for n in range(500)
     ]
     record = SessionRecord("s", held)

@@ -887,7 +887,7 @@ class World:
         wants: list[Want] = []
         acks: dict[Topic, Ack] = {}
         for held in record.subscriptions:
-            topic = Topic.parse(held.topic)
+            topic = held.topic
             view = views.get(topic) if own_positions else None
             since = Position(view.epoch, view.sequence) if view else held.confirmed
             since = resumed.get(topic, since) if view else since

@@ -50,6 +50,11 @@ class ScriptedBus:
     async def wait_answer(self) -> None:
         """Return at once."""
 
+    @property
+    def refuses_some(self) -> bool:
+        """No channel is refused."""
+        return False
+
     def is_refused(self, channel: str) -> bool:
         """No channel is refused."""
         del channel
