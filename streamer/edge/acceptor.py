@@ -203,11 +203,12 @@ class Acceptor:
     ) -> None:
         """Serve one connection, from accept to close. No exception of it leaves this method."""
         address = peer
+        client_socket = _socket(stream)
         try:
-            descriptor = _prepare_socket(stream)
+            descriptor = _prepare_socket(stream, client_socket)
             admitted: Admitted | None = None
             with pending.scope:
-                address = await self._proxies.read_address(peer, _socket(stream))
+                address = await self._proxies.read_address(peer, client_socket)
                 if not self._proxies.is_trusted(address):
                     self._pending.identify(pending, counted_address(address))
                 request = await receive_request(
@@ -234,7 +235,8 @@ class Acceptor:
             log.exception("a connection failed")
         finally:
             self._pending.leave(pending)
-            await trio.aclose_forcefully(stream)
+            # Under TLS, too: the end has been announced where there was time for that.
+            client_socket.close()
 
     async def _accept_request(
         self, stream: ClientStream, request: Request | HttpRequest, address: str
@@ -491,9 +493,8 @@ def _remote_address(stream: ClientStream) -> str:
     return normal_address(host)
 
 
-def _prepare_socket(stream: ClientStream) -> int:
+def _prepare_socket(stream: ClientStream, client_socket: trio.socket.SocketType) -> int:
     """Set the socket's options; return the descriptor for direct writes, -1 with TLS."""
-    client_socket = _socket(stream)
     with suppress(AttributeError):  # not on every system
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return -1 if isinstance(stream, trio.SSLStream) else client_socket.fileno()

@@ -1,8 +1,8 @@
 """The opening handshake: RFC 6455, section 4.2, over h11, or a plain HTTP request.
 
 h11 reads the request, so that a plain HTTP request, another path and bytes that are not HTTP are
-each answered at once. wsproto's own handshake is not used: it refuses a request before its path is
-known.
+each answered at once; an ordinary handshake is read without it (`request_head`). wsproto's own
+handshake is not used: it refuses a request before its path is known.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from streamer.edge.credentials import (
 from streamer.edge.extensions import Agreement, Offer, parse_offers
 from streamer.edge.forwarded import Forwarding
 from streamer.edge.http_request import BadQueryError, HttpRequest, read_http_request
-from streamer.edge.websocket import close_lingering, receive_some
+from streamer.edge.request_head import read_head
+from streamer.edge.websocket import close_lingering, read_available, receive_some
 from streamer.protocol.endpoint import HTTP_PATHS, WEBSOCKET_PATH
 
 _MAX_REQUEST_BYTES: Final = 16 * 1024
@@ -92,15 +93,22 @@ async def receive_request(
     the name of the cookie that may hold a token.
     Raises HandshakeFailedError and the errors of the stream.
     """
+    data = await _receive_first(stream, descriptor)
+    ordinary = _read_ordinary(data, cookie)
+    if ordinary is not None:
+        return ordinary
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
     headers: dict[bytes, bytes] = {}
     try:
+        http.receive_data(data)
         request = await _next_request(http, stream, descriptor)
         headers = _headers(request)
-        url = _url(request)
+        url = _url(request.target)
         if url.path in HTTP_PATHS:
             return read_http_request(request.method, url.path, url.query, headers, cookie=cookie)
-        return _upgrade(request, url, headers, bytes(http.trailing_data[0]), cookie)
+        is_get = request.method == b"GET" and request.http_version >= b"1.1"
+        trailing = bytes(http.trailing_data[0])
+        return _upgrade(url, headers, trailing, cookie, is_get=is_get)
     except h11.RemoteProtocolError as error:
         # The text of h11's error quotes the line that it refuses, which may have a token in it.
         status = error.error_status_hint
@@ -116,6 +124,33 @@ async def receive_request(
         is_refused=True,
         forwarding=Forwarding.from_headers(headers),
     )
+
+
+async def _receive_first(stream: trio.abc.Stream, descriptor: int) -> bytes:
+    """Return the first bytes of a connection; in a storm they have arrived before their turn."""
+    data: bytes | None = None
+    if descriptor >= 0:
+        await trio.lowlevel.checkpoint_if_cancelled()  # another connection needed its place
+        data = read_available(descriptor)
+    if data is None:
+        data = await receive_some(stream, descriptor)
+    if not data:
+        raise HandshakeFailedError("closed before the handshake", is_refused=False)
+    return data
+
+
+def _read_ordinary(data: bytes, cookie: str | None) -> Request | None:
+    """Read the request of a WebSocket; None if it has to be read by h11, or refused."""
+    head = read_head(data)
+    if head is None:
+        return None
+    try:
+        url = _url(head.target)
+        if url.path != WEBSOCKET_PATH:
+            return None
+        return _upgrade(url, head.headers, head.trailing, cookie, is_get=True)
+    except _Refused:
+        return None
 
 
 class _Refused(Exception):  # noqa: N818 - never leaves this module
@@ -148,19 +183,20 @@ def _headers(request: h11.Request) -> dict[bytes, bytes]:
     return headers
 
 
-def _url(request: h11.Request) -> SplitResult:
+def _url(target: bytes) -> SplitResult:
     try:
-        return urlsplit(request.target.decode("ascii"))
+        return urlsplit(target.decode("ascii"))
     except ValueError:
         raise _Refused(400, "The URL is not valid.") from None
 
 
 def _upgrade(
-    request: h11.Request,
     url: SplitResult,
     headers: dict[bytes, bytes],
     trailing: bytes,
     cookie: str | None,
+    *,
+    is_get: bool,
 ) -> Request:
     if url.path != WEBSOCKET_PATH:
         raise _Refused(404, f"There is nothing here; the WebSocket is at {WEBSOCKET_PATH}.")
@@ -168,7 +204,7 @@ def _upgrade(
         headers, b"connection"
     ):
         raise _Refused(426, "This is a WebSocket.", [("Upgrade", "websocket")])
-    if request.method != b"GET" or request.http_version < b"1.1":
+    if not is_get:
         raise _Refused(400, "A WebSocket is opened with GET and HTTP/1.1.")
     if headers.get(b"sec-websocket-version") != b"13":
         raise _Refused(426, "Version 13 is spoken here.", [("Sec-WebSocket-Version", "13")])
@@ -179,7 +215,7 @@ def _upgrade(
         extensions = parse_offers(headers.get(b"sec-websocket-extensions", b"").decode("latin-1"))
     except ValueError:
         raise _Refused(400, "The header Sec-WebSocket-Extensions is not valid.") from None
-    query = dict(parse_qsl(url.query))
+    query = dict(parse_qsl(url.query)) if url.query else {}
     return Request(
         query=without_token(query),
         token=find_token(headers, query, cookie=cookie),

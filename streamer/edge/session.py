@@ -21,6 +21,7 @@ from streamer.edge.requests import Requests, Services
 from streamer.edge.served import ConnectionInfo, Served, Transport
 from streamer.edge.session_ids import short_hash
 from streamer.edge.websocket import (
+    NO_CLOSE_FRAME,
     ConnectionEndedError,
     PeerClosedError,
     Pong,
@@ -228,8 +229,7 @@ class Session:
                     await self._finish(*self._ending)
             return None if self._ending is None else self._ending[0]
         finally:
-            with trio.CancelScope(shield=True):
-                await self._stop_work()
+            await self._stop_work()  # which cannot be cancelled
             self._keep_record()
             self._requests.access.end()
             self._hub.remove(self.outbox)
@@ -280,6 +280,8 @@ class Session:
         self._keep_record()
         self._is_closing = True
         self._hub.retire(self.outbox, errors.NORMAL.reason)
+        if code == NO_CLOSE_FRAME:
+            return
         with trio.move_on_after(self._settings.close_timeout_seconds):
             await self._websocket.answer_close(code)
 

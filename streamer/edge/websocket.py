@@ -193,10 +193,22 @@ class WebSocket(BlockedWriter):
 
         Waits until the answer is written; callers set a deadline.
         """
-        if code != NO_CLOSE_FRAME:
-            code = 1000 if code == frame_reader.NO_STATUS else code
-            self.outbox.send_control(self.outbox.wire.close(code, ""))
-            await self.wait_written()
+        code = 1000 if code == frame_reader.NO_STATUS else code
+        self.outbox.send_control(self.outbox.wire.close(code, ""))
+        await self.wait_written()
+
+
+def read_available(descriptor: int) -> bytes | None:
+    """Return bytes that a socket has received, empty at its end; None if there are none yet.
+
+    Raises BrokenResourceError.
+    """
+    try:
+        return os.read(descriptor, _RECEIVE_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        raise trio.BrokenResourceError from error
 
 
 async def receive_some(
@@ -218,12 +230,9 @@ async def receive_some(
         # Before the read: ten thousand reads would make a long turn.
         if loop_budget is not None and loop_budget.is_long:
             await loop_budget.wait()
-        try:
-            return os.read(descriptor, _RECEIVE_BYTES)
-        except BlockingIOError:
-            continue
-        except OSError as error:
-            raise trio.BrokenResourceError from error
+        received = read_available(descriptor)
+        if received is not None:
+            return received
 
 
 async def close_lingering(stream: trio.abc.Stream) -> None:
