@@ -229,7 +229,9 @@ class Session:
                     await self._finish(*self._ending)
             return None if self._ending is None else self._ending[0]
         finally:
-            await self._stop_work()  # which cannot be cancelled
+            if self._work is not None:
+                with trio.CancelScope(shield=True):
+                    await self._stop_work()
             self._keep_record()
             self._requests.access.end()
             self._hub.remove(self.outbox)

@@ -182,7 +182,7 @@ async def test_a_session_record_brings_nobody_what_is_a_users(
     record = SessionRecord(
         "s1",
         [
-            HeldSubscription(str(topic), Mode.LATEST, list(topic.kinds), 0.0, Position("e", 0))
+            HeldSubscription(topic, Mode.LATEST, topic.kind_set, 0.0, Position("e", 0))
             for topic in (USER, Topic.parse("stock:A"))
         ],
     )
