@@ -56,6 +56,8 @@ RSA_BITS = 2048
 AT_A_TIME = 100
 OPEN_SECONDS = 300.0
 GONE_SECONDS = 30.0
+ONE_USER = "HS256, one user"
+"""All tokens are of one user, whose own topic is live after the first."""
 
 _ANNOUNCED = re.compile(r"^WebSocket\s+ws://[^\s:]+:(\d+)\S*\s+^HTTP\s+(\S+)$", re.MULTILINE)
 
@@ -371,6 +373,7 @@ def connects(clients: int, rounds: int) -> None:
     secret = secrets.token_urlsafe(32)
     kinds: dict[str, tuple[Any, str] | None] = {
         "none": None,
+        ONE_USER: (secret, "HS256"),
         "HS256": (secret, "HS256"),
         "RS256": (rsa_key, "RS256"),
         "EdDSA": (ed_key, "EdDSA"),
@@ -395,13 +398,11 @@ def connects(clients: int, rounds: int) -> None:
             for name, kind in kinds.items():
                 port, _, server = open_to_all if kind is None else identifying
                 now = time.time()
-                requests = [
-                    (
-                        port,
-                        request(None if kind is None else token(*kind, f"u{n}", now, now + 600)),
-                    )
-                    for n in range(clients)
-                ]
+                requests = []
+                for number in range(clients):
+                    user = "one" if name == ONE_USER else f"u{number}"
+                    own = None if kind is None else token(*kind, user, now, now + 600)
+                    requests.append((port, request(own)))
                 crowd = Crowd(lambda _one, _payload: None)
                 cpu, begun = server.cpu_seconds(), time.monotonic()
                 crowd.open_all(requests, at_a_time=AT_A_TIME, deadline_seconds=OPEN_SECONDS)
@@ -411,7 +412,7 @@ def connects(clients: int, rounds: int) -> None:
                 time.sleep(1)  # the ends of these connections count for none of the next
     for name in kinds:
         click.echo(
-            f"{name:6} {statistics.median(rates[name]):7,.0f} connects/s, "
+            f"{name:15} {statistics.median(rates[name]):7,.0f} connects/s, "
             f"{statistics.median(costs[name]):5.0f} µs of the server's CPU each "
             f"({min(costs[name]):.0f} to {max(costs[name]):.0f})"
         )

@@ -156,7 +156,8 @@ class Authenticator:
         if identity is None:
             return None
         try:
-            self._check_still_valid(identity)
+            check_expiry(identity.expires_at, self._rules, self._clock())
+            self._check_not_revoked(identity)
         except TokenError:
             del self._known[digest]
             return None
@@ -178,11 +179,10 @@ class Authenticator:
 
     def _accepted(self, claims: dict[str, Any]) -> Identity:
         identity = identity_of(claims, self._rules, self._clock())
-        self._check_still_valid(identity)
+        self._check_not_revoked(identity)
         return identity
 
-    def _check_still_valid(self, identity: Identity) -> None:
-        check_expiry(identity.expires_at, self._rules, self._clock())
+    def _check_not_revoked(self, identity: Identity) -> None:
         if self._revocations.is_revoked(identity):
             raise invalid("the token was revoked")
 

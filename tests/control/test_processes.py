@@ -27,7 +27,7 @@ from tests.helpers.operator import key_file, operator_of, two_servers, until_hea
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import ClusterService, SentinelService
 from tests.helpers.server import running_server
-from tests.helpers.timing import eventually
+from tests.helpers.timing import DEADLINE_SECONDS, eventually
 from tests.helpers.workers import running_workers
 
 PRICE = {"type": "price_update", "stock_code": "005930", "price": 1, "change": 0}
@@ -149,7 +149,10 @@ async def test_topics_name_the_process_that_publishes(redis_url: str, tmp_path: 
 async def test_what_is_no_request_on_the_channel_is_logged_and_ignored(
     redis_url: str, redis: redis_py.Redis, tmp_path: Path
 ) -> None:
-    """Anybody who may write to Redis can send anything; it is logged once, and costs nobody."""
+    """Anybody who may write to Redis can send anything; it is logged once, and costs nobody.
+
+    A request that cannot be carried out is answered with the reason.
+    """
     deep = b"[" * 100_000
     unknown = {"id": "1", "process": "p", "action": "explode", "arguments": {}}
     wrong = {"id": "2", "process": "p", "action": "disconnect", "arguments": {"user": 5}}
@@ -163,12 +166,25 @@ async def test_what_is_no_request_on_the_channel_is_logged_and_ignored(
     ]
     with structlog.testing.capture_logs() as logs:
         async with two_servers(redis_url, key_file(tmp_path)) as (one, other):
+            answers = redis.pubsub(ignore_subscribe_messages=True)
+            answers.subscribe("streamer:control:p")
             channels = [b"streamer:control:all", f"streamer:control:{one.instance}".encode()]
             for text in texts:
                 for channel in channels:
                     redis.publish(channel, text)
             await until_heard(one, 2)
             await until_heard(other, 2)
+            refusals = set()
+            while len(refusals) < 4:  # of two requests by two servers
+                message = answers.get_message(timeout=DEADLINE_SECONDS)
+                if message is not None:
+                    refusal = json.loads(message["data"])
+                    refusals.add((refusal["id"], refusal["process"], refusal["error"]))
+            answers.close()
+    assert {error for _, _, error in refusals} == {
+        "no action 'explode'; this process may be of another version",
+        "user: expected str, got int",
+    }
     warnings = [line["event"] for line in logs if line["log_level"] == "warning"]
     assert sorted(set(warnings)) == [
         "control answer not understood",

@@ -219,6 +219,39 @@ async def test_a_revocation_without_redis_holds_here_and_is_stored_later(
             await eventually(lambda: redis.zcard("streamer:revocations"))
 
 
+async def test_revocations_that_cannot_be_read_are_tried_again(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon, although the connection to Redis is as good as before."""
+    monkeypatch.setattr(revocations, "_READ_INTERVAL_SECONDS", 3600.0)
+    redis_server = own_redis_server()
+    with redis_server.connect() as redis:
+        redis.zadd("streamer:revocations", {b'{"jti": "one"}': time.time() + 1000})
+        redis.execute_command("ACL", "SETUSER", "default", "-zrevrangebyscore")
+        async with running_server(**settings(tmp_path, redis_server.url)) as server:
+            assert await is_accepted(server, signed(jti="one"))
+            redis.execute_command("ACL", "SETUSER", "default", "+zrevrangebyscore")
+            await eventually(lambda: len(server._revocations))
+            assert not await is_accepted(server, signed(jti="one"))
+
+
+async def test_the_number_of_revocations_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more is refused, and those that are kept hold."""
+    monkeypatch.setattr(revocations, "MAX_REVOCATIONS", 2)
+    async with (
+        running_server(api_key_file=key_file(tmp_path)) as server,
+        operator_of(server.http_url) as operator,
+    ):
+        for jti in ("one", "two"):
+            await operator.done("revoke", jti=jti)
+        status, answer = await operator.post("revoke", jti="three")
+        assert (status, answer["error"]) == (503, "2 revocations are kept already")
+        assert server._revocations.is_revoked(Identity("42", token_id="two"))
+        assert not server._revocations.is_revoked(Identity("42", token_id="three"))
+
+
 async def test_what_is_no_revocation_in_redis_is_left_out(
     redis_url: str, redis: redis_py.Redis, tmp_path: Path
 ) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import structlog
 from trio.testing import MockClock
+from trio_websocket import ConnectionClosed
 
 from streamer.protocol.topics import Topic
+from tests.auth.tokens import secret_file
 from tests.helpers.clients import Client, connected, open_client, raw_client
 from tests.helpers.identities import bearer, identifying_server, token, user
 from tests.helpers.publications import price
@@ -132,6 +134,29 @@ async def test_a_bad_token_by_message_changes_nothing(tmp_path: Path) -> None:
             assert bad not in str(error)
         assert codes(await client.subscribe("watchlist:bob")) == {"bob": "FORBIDDEN"}
         assert (await client.subscribe("watchlist:ann"))["targets"] == ["ann"]
+
+
+@pytest.mark.parametrize("request_type", ["authenticate", "refresh_token"])
+async def test_a_user_with_no_place_left_is_not_admitted_by_message(
+    tmp_path: Path, request_type: str
+) -> None:
+    """The connection is closed, without an answer: it is never the user's."""
+    message = {"type": request_type, "token": token()}
+    if request_type == "refresh_token":
+        message = {"type": request_type, "refresh_token": token(token_use="refresh")}
+    signing = {"auth_signing_key_file": secret_file(tmp_path)}
+    async with (
+        identifying_server(tmp_path, max_connections_per_user=1, **signing) as server,
+        user(server) as first,
+        connected(server) as second,
+    ):
+        await first.ping_pong()  # alive, so that it does not give way
+        await second.send(**message)
+        with pytest.raises(ConnectionClosed) as closed:
+            await second.receive()  # no answer comes before the close
+        assert closed.value.reason is not None
+        assert closed.value.reason.code == 1013
+        await first.ping_pong()
 
 
 async def test_what_a_new_token_does_not_permit_ends(tmp_path: Path) -> None:
