@@ -166,7 +166,8 @@ async def test_what_is_no_request_on_the_channel_is_logged_and_ignored(
     ]
     with structlog.testing.capture_logs() as logs:
         async with two_servers(redis_url, key_file(tmp_path)) as (one, other):
-            answers = redis.pubsub(ignore_subscribe_messages=True)
+            options = {"ignore_subscribe_messages": True}
+            answers = redis.pubsub(**options)  # type: ignore[no-untyped-call]
             answers.subscribe("streamer:control:p")
             channels = [b"streamer:control:all", f"streamer:control:{one.instance}".encode()]
             for text in texts:
@@ -174,7 +175,7 @@ async def test_what_is_no_request_on_the_channel_is_logged_and_ignored(
                     redis.publish(channel, text)
             await until_heard(one, 2)
             await until_heard(other, 2)
-            refusals = set()
+            refusals: set[tuple[str, str, str]] = set()
             while len(refusals) < 4:  # of two requests by two servers
                 message = answers.get_message(timeout=DEADLINE_SECONDS)
                 if message is not None:
