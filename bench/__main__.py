@@ -15,6 +15,7 @@ from bench.check import SCRIPTS, WIRES
 from bench.check import check as check_load_client
 from bench.compare import LIMIT, Record, environment, limits, rounds
 from bench.fanout import main as fanout
+from bench.guard import guard
 from bench.plots import write_plots
 from bench.report import write_report, write_results
 from bench.rig import CACHE, Cores, RigError, end_on_sigterm
@@ -40,6 +41,7 @@ def main() -> None:
 
 
 main.add_command(fanout, "fanout")
+main.add_command(guard)
 
 
 @main.command()

@@ -68,6 +68,8 @@ class Measurement:
     0 if the server does not report it."""
     bytes_per_update: float = 0.0
     """Bytes that clients read from their sockets for each update, heads of frames included."""
+    server_cpu_us_per_connect: float = 0.0
+    """For each handshake and its subscriptions, until they were acknowledged; without the storm."""
 
 
 @attrs.frozen
@@ -161,6 +163,7 @@ def _measurement(
     )
     foreign_seconds = at["drained"].busy_seconds - at["measuring"].busy_seconds - rig_cpu_seconds
     delivered = report["messages_measured"]
+    connecting_seconds = at["connected"].cpu_seconds - at["started"].cpu_seconds
     connected_bytes = at["connected"].memory_bytes - at["started"].memory_bytes
     return Measurement(
         clients=clients,
@@ -177,6 +180,7 @@ def _measurement(
         server_cpu_us_per_delivery=1e6 * cpu_seconds / delivered if delivered else 0.0,
         server_cpu_share=cpu_seconds / wall_seconds,
         server_memory_bytes_per_client=connected_bytes / max(1, clients - load.storm),
+        server_cpu_us_per_connect=1e6 * connecting_seconds / max(1, clients - load.storm),
         server_memory_peak_bytes=max(one.memory_bytes for one in at.values()),
         connects_per_second=report["connects_per_second"],
         storm_connects_per_second=report.get("storm_connects_per_second", 0.0),

@@ -114,14 +114,25 @@ def streamer(
     subscribe: Subscribe = subscribe_streamer,
     deflate: bool = False,
     sse: bool = False,
+    package: Path | None = None,
 ) -> Start:
-    """Start `streamer serve` as an operator would, without limits per address."""
+    """Start `streamer serve` as an operator would, without limits per address.
+
+    `package` is the directory of a streamer other than the one that this program would import.
+    """
 
     @contextlib.contextmanager
     def start(directory: Path, core: Core, redis_port: int) -> Iterator[Started]:
         command = [*STREAMER, "serve", "--redis", f"redis://127.0.0.1:{redis_port}"]
         command += ["--port", "0", "--http-port", "0", "--max-connections-per-address", "0", *flags]
-        with running(command, core=core, log=directory / "streamer.log") as process:
+        with running(
+            command,
+            core=core,
+            log=directory / "streamer.log",
+            environment={} if package is None else {"PYTHONPATH": str(package)},
+            # Python looks for modules in the present directory first.
+            directory=None if package is None else directory,
+        ) as process:
             port, http_url = wait_for("streamer serve", process, _announced(process))
             endpoint = Endpoint(
                 port,
