@@ -22,6 +22,11 @@ _SCALARS = {
 _COUNTED = {"sequence", "previous"}
 """Numbers that the client counts with: they are numbers in every mode."""
 
+CLIENT_GAP_REASONS = {
+    "transport_changed": "A stream of server-sent events began, whatever the client held before.",
+}
+"""Reasons for a gap that streamer.js adds to those of the server."""
+
 
 def declarations() -> str:
     """Return the enums, and an interface for each data message, for a gap and for their parts.
@@ -34,12 +39,20 @@ def declarations() -> str:
     generic = {*data, messages.PriceLevel.__name__}
     received = [messages.Position.__name__, messages.PriceLevel.__name__, *data]
     blocks = [_union(enum.__name__, definitions[enum.__name__]) for enum in schema.ENUMS]
+    blocks.append(_client_gap_reasons())
     for name in (*received, messages.Gap.__name__):
         has_topic = name in data or name == messages.Gap.__name__
         blocks.append(_interface(name, definitions[name], generic, has_topic=has_topic))
     members = "".join(f"\n  | {name}<N>" for name in data)
     blocks.append(f"export type DataMessage<N = number> ={members};")
     return "\n\n".join(blocks)
+
+
+def _client_gap_reasons() -> str:
+    lines = ["/** Why the client itself announces a gap. */", "export type ClientGapReason ="]
+    for reason, meaning in CLIENT_GAP_REASONS.items():
+        lines += [*_comment(meaning, "  "), f'  | "{reason}"']
+    return "\n".join(lines) + ";"
 
 
 def _name(reference: str) -> str:
@@ -58,9 +71,10 @@ def _interface(name: str, definition: schema.Schema, generic: set[str], *, has_t
         lines += _comment(type_.get("description", ""), "  ")
         mark = "" if field in definition["required"] else "?"
         counted = field in _COUNTED or name not in generic
-        lines.append(
-            f"  {field}{mark}: {_type(type_, generic, number='number' if counted else 'N')};"
-        )
+        shown = _type(type_, generic, number="number" if counted else "N")
+        if shown == messages.GapReason.__name__:
+            shown += " | ClientGapReason"
+        lines.append(f"  {field}{mark}: {shown};")
     if has_topic:
         lines += [*_comment("TYPE:TARGET; the client adds it.", "  "), "  topic: Topic;"]
     return "\n".join([*lines, "}"])

@@ -97,8 +97,8 @@ export interface AccountSummary {
   snapshots: number;
   /** Publications left out by policy, as `previous` said. */
   merged: number;
-  /** Gaps that the server announced, by reason. */
-  gaps: Record<string, number>;
+  /** Gaps, by reason. */
+  gaps: Partial<Record<GapReason | ClientGapReason, number>>;
   /** Deltas that could not be applied, each a violation, too. */
   resyncs: number;
   unreadable: number;

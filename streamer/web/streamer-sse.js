@@ -29,14 +29,15 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
       ...options,
       kinds: options.kinds ?? kinds[topic.split(":", 1)[0]],
     }));
-    const { mode, max_rate, kinds: some } = widest(all);
+    const { kinds: some, ...options } = widest(all);
     const target = new URL(url);
     target.protocol = target.protocol.replace("ws", "http");
     target.pathname = target.pathname.replace(/ws$/, "stream");
     for (const topic of topics.keys()) target.searchParams.append("topic", topic);
     if ([...topics.values()].some((options) => options.kinds)) target.searchParams.set("kinds", some);
-    if (mode) target.searchParams.set("mode", mode);
-    if (max_rate) target.searchParams.set("max_rate", max_rate);
+    for (const [name, value] of Object.entries(options)) {
+      if (value !== undefined) target.searchParams.set(name, value);
+    }
     if (cursor.id) target.searchParams.set("last_event_id", cursor.id);
     return target;
   }
@@ -152,6 +153,13 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
       }
       say({ type: "unsubscribed", request_id });
       reopen();
+    },
+    /** Begin again with whole messages: a stream has no other way to ask for them. */
+    resync() {
+      cursor.id = "";
+      cursor.topics.clear();
+      stream.abort();
+      on.onClose(1006, "a delta does not fit");
     },
     authenticate({ token: renewed, request_id }) {
       token = renewed;

@@ -97,8 +97,8 @@ export interface AccountSummary {
   snapshots: number;
   /** Publications left out by policy, as `previous` said. */
   merged: number;
-  /** Gaps that the server announced, by reason. */
-  gaps: Record<string, number>;
+  /** Gaps, by reason. */
+  gaps: Partial<Record<GapReason | ClientGapReason, number>>;
   /** Deltas that could not be applied, each a violation, too. */
   resyncs: number;
   unreadable: number;
@@ -242,6 +242,11 @@ export type ErrorCode =
   | "FORBIDDEN"
   | "SESSION_RESTORATION_FAILED"
   | "INTERNAL_ERROR";
+
+/** Why the client itself announces a gap. */
+export type ClientGapReason =
+  /** A stream of server-sent events began, whatever the client held before. */
+  | "transport_changed";
 
 /**
  * A place in a topic's stream. A sequence alone is ambiguous after a restart: counting starts
@@ -441,7 +446,7 @@ export interface Gap {
   timestamp: string;
   subscription_type: SubscriptionType;
   target: string;
-  reason: GapReason;
+  reason: GapReason | ClientGapReason;
   epoch: string;
   /** Where the stream resumes: the next live message follows this sequence. */
   sequence: number;

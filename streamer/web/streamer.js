@@ -383,12 +383,10 @@ class Subscription {
     this.onMessage = onMessage;
     this.#onClose = onClose;
     this.#awaited = new Set(topics);
-    /** Resolves once the server has answered for every topic; rejects if it refused one. */
     this.ready = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
     this.ready.catch(() => {}); // the refusal is an "error" event, too
   }
 
-  /** End the subscription: no message comes any more. */
   close() {
     this.#onClose(this);
   }
@@ -527,6 +525,8 @@ export class Streamer {
   #requests = new Map();
   #lastRequestId = 0;
   #retries = 0;
+  /** Topics whose whole messages have been asked for and have not come. */
+  #resyncing = new Set();
   #refused = new Set();
 
   /** Topic -> its subscriptions. */
@@ -577,7 +577,6 @@ export class Streamer {
     return this.#account.position(topic);
   }
 
-  /** Call `listener` at every event of a name; return a function that ends this. */
   on(name, listener) {
     const listeners = this.#listeners.get(name) ?? new Set();
     this.#listeners.set(name, listeners.add(listener));
@@ -596,12 +595,10 @@ export class Streamer {
     this.#open();
   }
 
-  /** Disconnect until `connect`; subscriptions and positions are kept. */
   close() {
     this.#stop(1000, "closed");
   }
 
-  /** Subscribe to topics, on later connections, too. Throws TypeError for what no server takes. */
   subscribe(topics, options, onMessage) {
     if (typeof options === "function") [options, onMessage] = [{}, options];
     topics = [...new Set([topics].flat())];
@@ -713,6 +710,7 @@ export class Streamer {
     // What a request in flight has changed in the session is not known.
     if (this.#requests.size > 0) this.#session = null;
     this.#requests.clear();
+    this.#resyncing.clear();
     this.#isRestoring = false;
   }
 
@@ -1151,6 +1149,7 @@ export class Streamer {
     }
     this.#limits = message.limits ?? {};
     this.#openedAt = performance.now();
+    this.#announced = null;
     this.#refused.clear();
     if (message.heartbeat_interval > 0) this.#heartbeatMs = message.heartbeat_interval * 1000;
     clearTimeout(this.#timer);
@@ -1158,8 +1157,9 @@ export class Streamer {
     this.#watch();
     this.#change("connected", { code: null, transport: this.#transport.name });
     this.#identify(message);
-    if (this.#options.max_bandwidth) this.#sendOptions();
-    if (former?.id && message.session_id && (former.held.size > 0 || this.#userId != null)) this.#restore(former);
+    if (this.#options.max_bandwidth != null) this.#sendOptions();
+    const holdsTopics = former?.held.size > 0 || this.#userId != null;
+    if (former?.id && message.session_id && holdsTopics) this.#restore(former);
     else this.#reconcile();
   }
 
@@ -1205,10 +1205,15 @@ export class Streamer {
     }
   }
 
-  /** Ask for whole messages, since a delta has no base here. */
+  /** Ask for whole messages, once, since a delta has no base here. */
   #resync(topic, message) {
-    this.#account.resync(topic, message);
     this.#values.delete(topic);
-    this.#request({ type: "resync", ...naming([topic]) });
+    if (this.#resyncing.has(topic)) return;
+    this.#resyncing.add(topic);
+    this.#account.resync(topic, message);
+    this.#request({ type: "resync", ...naming([topic]) }, (answer) => {
+      this.#resyncing.delete(topic);
+      if (answer.type === "error") this.#fail(answer);
+    });
   }
 }

@@ -44,7 +44,7 @@ class Activity:
     tasks: Sequence[float]
     """The time that each took of the processor, the longest first."""
     long_tasks: Sequence[float]
-    """Those that the page itself is notified of: by the clock, so that other programs count, too."""
+    """Those that the page is notified of: by the clock, so that other programs count, too."""
     frames: Sequence[float]
     """Between each frame and the one before, the shortest first."""
 

@@ -15,7 +15,7 @@ from streamer.server import Server
 from streamer.wire.frames import close_frame, text_frame
 from tests.helpers.proxy import Proxy
 from tests.helpers.publications import price
-from tests.helpers.server import publish, running_server
+from tests.helpers.server import first_session, publish, running_server
 from tests.helpers.timing import eventually
 from tests.web.nodejs import Remote, remote
 
@@ -81,6 +81,19 @@ async def test_the_server_says_when_to_come_back(farewell: bytes) -> None:
         lost = await client.event("state", lambda value: value.get("code") == 4003)
         assert lost["retryInMs"] == 1234
         await client.state("connected")
+
+
+async def test_a_limit_that_was_lifted_meanwhile_is_not_restored() -> None:
+    """The server keeps the limit with the session; the client says what holds now."""
+    async with proxied(firstDelayMs=1, max_bandwidth=1000) as (server, network, client):
+        session = first_session(server)
+        await eventually(lambda: session.outbox.max_bandwidth == 1000)
+        network.break_off(1)
+        await client.event("state", lambda value: value.get("code") == 1006)
+        await client.do("bandwidth", value=0)
+        await client.state("connected")
+        await client.ready(await client.subscribe("stock:B"))
+        assert first_session(server).outbox.max_bandwidth == 0
 
 
 async def test_delays_grow_with_full_jitter() -> None:

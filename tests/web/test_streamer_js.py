@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +14,10 @@ import pytest
 import redis as redis_py
 import trio
 
+from docs.typescript import CLIENT_GAP_REASONS
 from streamer.broker.keys import history_key
+from streamer.protocol.errors import CLOSE_REASONS
+from streamer.protocol.messages import DATA_MESSAGES, DELTA_MESSAGES
 from streamer.protocol.topics import KINDS
 from streamer.publisher.publisher import open_publisher
 from streamer.wire.frames import text_frame
@@ -21,7 +25,7 @@ from tests.helpers.proxy import Proxy
 from tests.helpers.publications import market_status, orderbook, price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
-from tests.web.nodejs import HERE, MODULE, node, remote
+from tests.web.nodejs import HERE, MODULE, WEB, node, remote
 
 MAX_GZIPPED_BYTES = 12 * 1024
 
@@ -43,10 +47,24 @@ def test_the_module_is_small() -> None:
 
 
 def test_the_module_knows_the_topics() -> None:
-    """Its table of kinds is the protocol's."""
+    """Its tables of kinds and of close codes are the protocol's."""
+    source = MODULE.read_text(encoding="utf-8")
     for subscription_type, kinds in KINDS.items():
-        line = f"{subscription_type}: {json.dumps(list(kinds))},"
-        assert line in MODULE.read_text(encoding="utf-8")
+        assert f"{subscription_type}: {json.dumps(list(kinds))}," in source
+    for messages in (DATA_MESSAGES, DELTA_MESSAGES):
+        for kind, message in messages.items():
+            assert f'{message.type}: "{kind}",' in source
+    final = {reason.code for reason in CLOSE_REASONS if reason.client_should == "not reconnect"}
+    (listed,) = re.findall(r"FINAL_CODES = new Set\(\[([\d, ]+)\]", source)
+    assert {int(code) for code in listed.split(",")} == final
+
+
+def test_the_types_know_the_gaps_that_the_client_itself_announces() -> None:
+    """The client announces gaps of its own where only it knows of them."""
+    announced = set(re.findall(r'const reason = "(\w+)"', MODULE.read_text(encoding="utf-8")))
+    assert announced == {*CLIENT_GAP_REASONS}
+    for reason in announced:
+        assert f'| "{reason}"' in (WEB / "streamer.d.ts").read_text(encoding="utf-8")
 
 
 async def test_every_message_comes_once_with_its_topic_and_batches_unpacked() -> None:
@@ -300,9 +318,10 @@ def random_book(chance: random.Random, levels: dict[str, list[int]]) -> bytes:
     ).encode()
 
 
+@pytest.mark.parametrize("is_blocked", [False, True])
 @pytest.mark.parametrize("numbers", ["number", "text"])
-async def test_deltas_become_whole_messages(numbers: str) -> None:
-    """Books and prices are what the producer published, and every checksum is right."""
+async def test_deltas_become_whole_messages(numbers: str, is_blocked: bool) -> None:
+    """Books and prices are what the producer published, over server-sent events as well."""
     chance = random.Random(1)
     levels: dict[str, list[int]] = {
         "bids": [*range(0, 100, 5)],
@@ -310,7 +329,7 @@ async def test_deltas_become_whole_messages(numbers: str) -> None:
     }
     async with (
         running_server() as server,
-        remote(server.websocket_url, numbers=numbers) as client,
+        remote(server.websocket_url, numbers=numbers, is_blocked=is_blocked) as client,
     ):
         number = await client.subscribe("stock:A", delta=True)
         await client.ready(number)
@@ -351,12 +370,43 @@ async def test_a_wrong_checksum_is_answered_with_the_whole_book() -> None:
                 b'{"type":"orderbook_delta","timestamp":"2026-01-02T03:04:05Z","stock_code":"A",'
                 b'"bids":[{"price":7,"quantity":2}],"asks":[],"checksum":1,"sequence":2}'
             )
-            await network.inject(text_frame(wrong))
+            # What is on its way already, when the server is asked, causes no further request.
+            following = wrong.replace(b'"sequence":2', b'"sequence":3')
+            await network.inject(text_frame(wrong) + text_frame(following))
             violation = await client.event("violation")
             assert violation["fault"] == "delta without its base"
             whole = await client.update()
             assert (whole["bids"], whole["snapshot"]) == ([{"price": "7", "quantity": "1"}], True)
-            assert (await client.ask("account"))["resyncs"] == 1
+            account = await client.ask("account")
+            assert (account["resyncs"], account["violations"]) == (1, 1)
+
+
+async def test_a_wrong_checksum_of_a_stream_over_http_begins_another_one() -> None:
+    """There is no request for whole messages: the new stream has the last known values."""
+    network = Proxy()
+    async with running_server() as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        url = f"ws://127.0.0.1:{network.port}/v1/ws"
+        async with remote(url, is_blocked=True) as client:
+            await client.ready(await client.subscribe("stock:A", delta=True))
+            publish(server, "stock:A:orderbook", orderbook("A", 7))
+            assert (await client.update())["bids"] == [{"price": 7, "quantity": 1}]
+            wrong = (
+                b'data: {"type":"orderbook_delta","timestamp":"2026-01-02T03:04:05Z",'
+                b'"stock_code":"A","bids":[{"price":7,"quantity":2}],"asks":[],"checksum":1,'
+                b'"sequence":2}\n\n'
+            )
+            await network.inject(wrong)
+            assert (await client.event("violation"))["fault"] == "delta without its base"
+            assert (await client.event("gap"))["reason"] == "transport_changed"
+            assert (await client.update())["type"] == "gap"
+            whole = await client.update()
+            assert (whole["bids"], whole["snapshot"]) == ([{"price": 7, "quantity": 1}], True)
+            publish(server, "stock:A:orderbook", orderbook("A", 8))
+            assert (await client.update())["bids"] == [{"price": 8, "quantity": 1}]
+            faults = (await client.ask("account"))["faults"]
+            # To the server, the forged message never was.
+            assert faults == {"delta without its base": 1, "gap that goes back": 1}
 
 
 async def test_a_subscription_gets_its_depth() -> None:

@@ -11,7 +11,7 @@ plain.subscribe("stock:005930", { kinds: ["price"], max_rate: 4 }, (message) => 
     const price: number = message.price;
     console.log(price, message.topic, message.sequence + 1);
   } else if (message.type === "gap") {
-    console.log(message.reason, message.epoch);
+    console.log(message.reason === "transport_changed", message.epoch);
   } else if (message.type === "orderbook_update") {
     const best: number | undefined = message.bids[0]?.price;
     console.log(best, message.changed?.asks.length);
