@@ -31,6 +31,7 @@ import platform
 import secrets
 import socket
 from collections import Counter, deque
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
@@ -109,9 +110,14 @@ class Server:
     """A running server; `serve` makes it."""
 
     def __init__(
-        self, settings: Settings, shutdown: trio.Event, market: MarketPage | None = None
+        self,
+        settings: Settings,
+        shutdown: trio.Event,
+        market: MarketPage | None = None,
+        sockets: Sequence[socket.socket] = (),
     ) -> None:
         self.settings = settings
+        self._sockets = sockets
         self._market = market
         self.instance = secrets.token_hex(4)
         wakeup = Wakeup()
@@ -311,7 +317,9 @@ class Server:
         settings = self.settings
         if settings.tls_certificate is not None and settings.tls_key is not None:
             self._tls = ServerTls(settings.tls_certificate, settings.tls_key)
-        listeners = await open_listeners(settings, self._acceptor.on_exhausted, self._tls)
+        listeners = await open_listeners(
+            settings, self._acceptor.on_exhausted, self._tls, self._sockets
+        )
         async with AsyncExitStack() as stack, trio.open_nursery() as root:
             for listener in listeners:
                 await stack.enter_async_context(listener)  # closed even if serving never begins
@@ -342,7 +350,7 @@ class Server:
                     allowed_hosts=settings.http_allowed_hosts,
                 )
             )
-            self.websocket_url = _url(settings, listener_port(listeners[0]))
+            self.websocket_url = self._url(listener_port(listeners[0]))
             async with trio.open_nursery() as connections:
                 await root.start(self._loop_lag.run)
                 root.start_soon(self._loop_budget.run)
@@ -359,6 +367,15 @@ class Server:
             with trio.move_on_after(_LAST_SAVE_SECONDS):
                 await self._sessions.save()
             root.cancel_scope.cancel()
+
+    def _url(self, port: int) -> str:
+        """Return the URL for clients, with the first host that they can connect to."""
+        settings = self.settings
+        scheme = "ws" if settings.tls_certificate is None else "wss"
+        host = settings.host.split(",")[0].strip()
+        if self._sockets:
+            host = self._sockets[0].getsockname()[0]
+        return f"{scheme}://{place_of(host, port)}{WEBSOCKET_PATH}"
 
     def _pages(self, websocket_port: int) -> list[PageRoute]:
         settings = self.settings
@@ -509,11 +526,14 @@ async def serve(
     *,
     shutdown: trio.Event | None = None,
     market: MarketPage | None = None,
+    sockets: Sequence[socket.socket] = (),
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a server; started with it once it listens.
 
-    With `market`, the HTTP port serves the page of a live market, too.
+    With `market`, the HTTP port serves the page of a live market, too. With `sockets`, TCP sockets
+    that listen already, clients are accepted on these rather than on `host` and `port` of the
+    settings; they are closed at the end.
 
     Returns after a graceful stop, begun by `Server.shutdown` or by setting `shutdown`. Cancel it to
     end it at once. Raises SettingError for an unusable key file; and inside an exception group, as
@@ -521,11 +541,4 @@ async def serve(
     that does not match its key.
     """
     shutdown = trio.Event() if shutdown is None else shutdown
-    await Server(settings, shutdown, market).run(task_status)
-
-
-def _url(settings: Settings, port: int) -> str:
-    """The URL for clients, with the first host that the settings name."""
-    scheme = "ws" if settings.tls_certificate is None else "wss"
-    host = settings.host.split(",")[0].strip()
-    return f"{scheme}://{place_of(host, port)}{WEBSOCKET_PATH}"
+    await Server(settings, shutdown, market, sockets).run(task_status)

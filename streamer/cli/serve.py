@@ -1,10 +1,12 @@
 """`streamer serve`: the server, or several of them as workers."""
 
+import os
 import resource
 import signal
+import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +20,7 @@ from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, read_log_level, with_settings
 from streamer.cli.print_config import config_text
 from streamer.cli.reload import reload_at_hangup
+from streamer.cli.service_manager import ServiceManager, take_sockets
 from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.config import LogLevel, Settings
 from streamer.gc_pauses import keep_collections_short
@@ -34,6 +37,7 @@ Run = Callable[..., Awaitable[None]]
 """`streamer.server.serve`, or a function with the same signature."""
 
 _EXPECTED_CODES: Final = (ExitCode.USAGE, ExitCode.CANNOT_LISTEN, ExitCode.REDIS_REQUIRED)
+_NO_MANAGER: Final = ServiceManager()
 _WORKER_COMMAND: Final = (sys.executable, "-m", "streamer", "worker")
 _HELP: Final = f"""Send what is published to Redis to clients over WebSocket.
 
@@ -47,6 +51,8 @@ _HELP: Final = f"""Send what is published to Redis to clients over WebSocket.
 The first line on stdout is the address for clients, the second the one of statistics and health.
 Ctrl-C or SIGTERM tells each client when to reconnect, then closes its connection; a second one ends
 the server at once. SIGHUP reads the certificate and the log level again.
+
+Sockets that systemd hands over (LISTEN_FDS) are used in place of --host and --port.
 
 {SETTINGS_HELP}
 """
@@ -65,27 +71,35 @@ def command(settings: Settings, *, print_config: bool) -> int:
         click.echo(config_text(settings), nl=False)
         return ExitCode.OK
     configure_logging(settings.log_level, settings.log_format)
-    _warn_if_open(settings)
+    sockets = take_sockets(os.environ)
+    manager = ServiceManager.from_environment(os.environ)
+    _warn_if_open(settings, sockets)
     allow_many_connections()
     ignore_hangup()
     # Imported here: it takes longer than the other commands need to start.
     if settings.workers > 1:
         from streamer.workers.supervisor import supervise  # noqa: PLC0415
 
-        run: Run = partial(supervise, command=_WORKER_COMMAND)
+        run: Run = partial(supervise, command=_WORKER_COMMAND, sockets=sockets)
     else:
-        from streamer.server import serve as run  # noqa: PLC0415
+        from streamer.server import serve  # noqa: PLC0415
+
+        run = partial(serve, sockets=sockets)
     read_level = partial(read_log_level, click.get_current_context(), settings)
-    return trio.run(run_server, run, settings, handle_signals, _announce, read_level)
+    handle = partial(handle_signals, on_stop=manager.stopping)
+    run_managed = partial(run_server, manager=manager)
+    return trio.run(run_managed, run, settings, handle, _announce, read_level)
 
 
-def _warn_if_open(settings: Settings) -> None:
+def _warn_if_open(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     """Warn if other machines can connect, and nobody has to say who they are."""
     hosts = [host.strip() for host in settings.host.split(",")]
+    if sockets:
+        hosts = [one.getsockname()[0] for one in sockets]
     if settings.auth == "none" and not all(map(is_loopback, hosts)):
         structlog.get_logger().warning(
             "anybody who reaches the port may have every topic but alerts: auth is none",
-            host=settings.host,
+            host=", ".join(hosts),
         )
 
 
@@ -104,11 +118,12 @@ def _reload(running: "Server | Supervisor", level: LogLevel) -> None:
 
 @attrs.define
 class _Announcement:
-    """A task status that prints the server's addresses once it listens."""
+    """A task status that announces the server's addresses once it listens."""
 
     announce: Callable[[Any], None]
     nursery: trio.Nursery
     read_log_level: Callable[[], LogLevel] | None
+    manager: ServiceManager
     made: bool = False
 
     def started(self, value: "Server | Supervisor | None" = None) -> None:
@@ -116,9 +131,20 @@ class _Announcement:
         self.made = True
         self.announce(value)
         self.nursery.start_soon(keep_collections_short, value)
+        self.nursery.start_soon(self._manage, value)
+
+    async def _manage(self, running: "Server | Supervisor") -> None:
+        """Report to the service manager once signals are received, since it may send one then."""
         if self.read_log_level is not None:
-            reload = partial(_reload, value)
-            self.nursery.start_soon(reload_at_hangup, self.read_log_level, reload)
+            reload = partial(self._reload, running)
+            await self.nursery.start(reload_at_hangup, self.read_log_level, reload)
+        self.manager.ready(running.websocket_url)
+        await self.manager.keep_alive()
+
+    def _reload(self, running: "Server | Supervisor", level: LogLevel) -> None:
+        self.manager.reloading()
+        _reload(running, level)
+        self.manager.ready(running.websocket_url)
 
 
 async def run_server(
@@ -127,12 +153,15 @@ async def run_server(
     handle_signals: Callable[..., Awaitable[None]],
     announce: Callable[[Any], None],
     read_level: Callable[[], LogLevel] | None = None,
+    *,
+    manager: ServiceManager = _NO_MANAGER,
 ) -> ExitCode:
     """Run `serve`, or a function with the same signature; return the exit code.
 
     `handle_signals` is called with the event that begins a graceful stop, and the cancel scope of
-    everything. `announce` is called with the server once it listens. With `read_level`, SIGHUP
-    reloads certificates and the log level that this returns. Raises CommandError.
+    everything. `announce` is called with the server once it listens, and `manager` is notified.
+    With `read_level`, SIGHUP reloads certificates and the log level that this returns. Raises
+    CommandError.
     """
     from streamer.server import RedisRequired  # noqa: PLC0415
 
@@ -140,7 +169,7 @@ async def run_server(
     code = ExitCode.INTERRUPTED  # unless the server ends by itself
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
-        announcement = _Announcement(announce, nursery, read_level)
+        announcement = _Announcement(announce, nursery, read_level, manager)
         await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
         try:
             await run(settings, shutdown=shutdown, task_status=announcement)
@@ -186,8 +215,9 @@ async def handle_signals(
     shutdown: trio.Event,
     everything: trio.CancelScope,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    on_stop: Callable[[], object] = lambda: None,
 ) -> None:
-    """Set `shutdown` at the first signal and cancel `everything` at the second."""
+    """Set `shutdown` and call `on_stop` at the first signal; cancel `everything` at the second."""
     log = structlog.get_logger()
 
     def handle(number: signal.Signals) -> None:
@@ -197,6 +227,7 @@ async def handle_signals(
         else:
             log.info("stopping; a second signal ends at once", signal=number.name)
             shutdown.set()
+            on_stop()
 
     await handle_end_signals(handle, task_status)
 

@@ -1,6 +1,8 @@
 """`streamer worker`: one of the processes of `streamer serve --workers`, which starts it."""
 
 import os
+import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -28,8 +30,10 @@ def command() -> int:
     settings = assignment.settings
     configure_logging(settings.log_level, settings.log_format)
     structlog.contextvars.bind_contextvars(worker=assignment.worker)
+    sockets = [socket.socket(fileno=descriptor) for descriptor in assignment.descriptors]
+    run = partial(serve, sockets=sockets)
     child = _Child()
-    return trio.run(run_server, serve, settings, child.obey_parent, child.report)
+    return trio.run(run_server, run, settings, child.obey_parent, child.report)
 
 
 class _Child:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -235,16 +235,20 @@ def close_sockets(sockets: Iterable[socket.socket]) -> None:
 
 
 async def open_listeners(
-    settings: Settings, on_exhausted: Callable[[], object], tls: ServerTls | None
+    settings: Settings,
+    on_exhausted: Callable[[], object],
+    tls: ServerTls | None,
+    sockets: Sequence[socket.socket] = (),
 ) -> list[ClientListener]:
     """Listen on the addresses of the settings, together with other processes if there are workers.
 
     `on_exhausted` is called for each connection that was closed for lack of a file descriptor.
-    Raises ListenError.
+    `sockets` that listen already are taken over in place of those addresses. Raises ListenError.
     """
-    bound = await bind_sockets(settings.host, settings.port, shared=settings.workers > 1)
+    is_shared = settings.workers > 1
+    bound = list(sockets) or await bind_sockets(settings.host, settings.port, shared=is_shared)
     try:
-        for one in bound:
+        for one in [] if sockets else bound:
             try:
                 one.listen(_ACCEPT_BACKLOG)
             except OSError as error:

@@ -23,6 +23,8 @@ class Assignment:
 
     worker: int
     settings: Settings
+    descriptors: tuple[int, ...] = ()
+    """Sockets that listen, which the worker inherits; none: it binds the port of the settings."""
 
     def to_json(self) -> bytes:
         """Encode the assignment as one line, without its end."""
@@ -32,7 +34,8 @@ class Assignment:
     def from_json(cls, line: bytes) -> Assignment:
         """Decode an assignment; `Settings` converts text to paths and lists to tuples."""
         assignment = orjson.loads(line)
-        return cls(assignment["worker"], Settings(**assignment["settings"]))
+        settings = Settings(**assignment["settings"])
+        return cls(assignment["worker"], settings, tuple(assignment["descriptors"]))
 
 
 @attrs.frozen

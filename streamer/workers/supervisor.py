@@ -170,15 +170,18 @@ async def supervise(
     command: Sequence[str],
     *,
     shutdown: trio.Event,
+    sockets: Sequence[socket.socket] = (),
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run `settings.workers` servers on one port; started once all of them listen.
 
-    `command` starts a worker process, which then reads an `Assignment`. Returns when all have ended
-    after `shutdown`; cancelling kills them. Raises OSError if it cannot listen and
-    WorkerFailedError if a worker cannot serve at all, in exception groups.
+    `command` starts a worker process, which then reads an `Assignment`. With `sockets`, TCP sockets
+    that listen already, all workers accept from these. Returns when all have ended after
+    `shutdown`; cancelling kills them. Raises OSError if it cannot listen and WorkerFailedError if a
+    worker cannot serve at all, in exception groups.
     """
-    held = await _hold_port(settings)
+    held = list(sockets) or await _hold_port(settings)
+    inherited = tuple(one.fileno() for one in sockets)
     try:
         port = held[0].getsockname()[1]
         with tempfile.TemporaryDirectory(prefix="streamer-") as directory:
@@ -186,7 +189,9 @@ async def supervise(
             for number in range(1, settings.workers + 1):
                 page = Path(directory) / f"worker-{number}.sock"
                 assigned = attrs.evolve(settings, port=port, http_host=f"unix:{page}")
-                workers.append(Worker(Assignment(number, assigned), command, page, shutdown))
+                workers.append(
+                    Worker(Assignment(number, assigned, inherited), command, page, shutdown)
+                )
             await Supervisor(workers, shutdown).run(settings, task_status)
     finally:
         close_sockets(held)

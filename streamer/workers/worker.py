@@ -86,7 +86,7 @@ class Worker:
     def reload(self, log_level: LogLevel) -> None:
         """Have the process, and those after it, read certificates again and log from a level on."""
         settings = attrs.evolve(self._assignment.settings, log_level=log_level)
-        self._assignment = Assignment(self.number, settings)
+        self._assignment = attrs.evolve(self._assignment, settings=settings)
         self._reload.set()
 
     async def _run_process(self) -> int:
@@ -98,6 +98,7 @@ class Worker:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     check=False,
+                    pass_fds=self._assignment.descriptors,
                     # Its group is its own: a SIGHUP for that of the parent would end a process that
                     # does not ignore it yet.
                     process_group=0,
