@@ -133,9 +133,11 @@ static void become_live(struct connection *c, struct totals *totals)
     }
 }
 
-uint64_t totals_received(const struct totals *totals)
+uint64_t received_between(struct received before, struct received after)
 {
-    return totals->messages + (uint64_t)totals->estimated_messages;
+    uint64_t frames = after.inflated_frames - before.inflated_frames, uninflated = after.uninflated_frames - before.uninflated_frames;
+    double messages_per_frame = frames ? (double)(after.inflated_messages - before.inflated_messages) / (double)frames : 1;
+    return after.messages - before.messages + (uint64_t)((double)uninflated * messages_per_frame + 0.5);
 }
 
 static void hold(struct connection *c, const char *at, size_t length)
@@ -294,10 +296,10 @@ static void on_compressed(struct receipt *r)
         return;
     }
     uint64_t messages = count_markers(text, length);
-    r->totals->messages += messages;
+    r->totals->received.messages += messages;
     if (c->state == STATE_LIVE) {
-        r->totals->inflated_messages += messages;
-        r->totals->inflated_frames++;
+        r->totals->received.inflated_messages += messages;
+        r->totals->received.inflated_frames++;
     }
     if (c->kind != KIND_DRAIN)
         on_text(r, text, length);
@@ -342,7 +344,7 @@ static void on_frame_end(struct receipt *r)
         if (c->held != NULL && c->final)
             on_message(r);
         else if (c->compressed && c->final)
-            totals->estimated_messages += totals->inflated_frames ? (double)totals->inflated_messages / (double)totals->inflated_frames : 1;
+            totals->received.uninflated_frames++;
     }
 }
 
@@ -354,7 +356,7 @@ static void on_payload(struct connection *c, struct totals *totals, const char *
         return;
     }
     if (!c->compressed)
-        totals->messages += count_markers(at, length);
+        totals->received.messages += count_markers(at, length);
     if (c->state == STATE_SUBSCRIBING || c->kind != KIND_DRAIN)
         hold(c, at, length);
 }
@@ -440,7 +442,7 @@ static void count_events(struct connection *c, struct totals *totals, const char
             c->line = *at;
         const char *line_end = memchr(at, '\n', (size_t)(end - at)), *stop = line_end ? line_end : end;
         if (c->line == 'd')
-            totals->messages += count_markers(at, (size_t)(stop - at));
+            totals->received.messages += count_markers(at, (size_t)(stop - at));
         if (line_end != NULL)
             c->line = '\0';
         at = line_end ? line_end + 1 : end;

@@ -63,12 +63,16 @@ struct tally {
 
 enum { MAX_SECONDS = 3600 };
 
+/* A connection that only counts does not inflate: its compressed frames count as many messages as those
+ * that the parsed connections have received in the same time contain on average. */
+struct received {
+    uint64_t messages; /* in frames that were plain or inflated */
+    uint64_t uninflated_frames, inflated_frames, inflated_messages;
+};
+
 struct totals {
-    uint64_t messages, frames, bytes, pings, live, ended, failed;
-    /* A connection that only counts does not inflate: its compressed frames count as many messages as
-     * those that the parsed connections have received contain on average. */
-    uint64_t inflated_messages, inflated_frames;
-    double estimated_messages;
+    struct received received;
+    uint64_t frames, bytes, pings, live, ended, failed;
     struct tally tallies[KINDS];
     uint64_t worst_ns[MAX_SECONDS]; /* the sample's longest latency among what each second published */
     struct histogram handshake; /* connect to the last acknowledgement */
@@ -90,8 +94,8 @@ struct protocol {
     uint64_t measure_start_ns, measure_end_ns;
 };
 
-/* Messages received so far, those in frames that were not inflated included. */
-uint64_t totals_received(const struct totals *totals);
+/* Messages received between two moments, those in frames that were not inflated included. */
+uint64_t received_between(struct received before, struct received after);
 /* Begins a non-blocking connect; false if that failed at once. */
 bool connection_open(struct connection *c, const struct protocol *protocol);
 /* Call when the socket became writable during STATE_CONNECTING. */

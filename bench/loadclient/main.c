@@ -48,7 +48,8 @@ struct client {
     struct publisher publisher;
     struct totals totals;
     uint64_t started_ns, connected_ns, phase_end_ns, last_message_ns, next_sweep_ns, longest_turn_ns, storm_ready_ns;
-    uint64_t messages_at_measure, frames_at_measure, bytes_at_measure, window_messages, cpu_at_measure_ns, cpu_used_ns, measured_ns, waiting_at_measure_ns, waited_ns;
+    struct received received_at_measure, received_at_end;
+    uint64_t frames_at_measure, bytes_at_measure, cpu_at_measure_ns, cpu_used_ns, measured_ns, waiting_at_measure_ns, waited_ns;
     uint64_t per_second[MAX_SECONDS];
     uint64_t storm_came; /* of the storm, when measuring ended */
     uint64_t expected; /* deliveries, once the publisher has finished */
@@ -81,6 +82,12 @@ static void watch(int set, int operation, struct connection *c, uint32_t events)
     struct epoll_event event = {.events = events, .data.ptr = c};
     if (epoll_ctl(set, operation, c->fd, &event) != 0)
         err(1, "epoll_ctl");
+}
+
+/* Messages so far. */
+static uint64_t received(const struct client *client)
+{
+    return received_between((struct received){0}, client->totals.received);
 }
 
 static uint32_t opening(const struct client *client)
@@ -148,15 +155,16 @@ static int turn(struct client *client, int set, int timeout_ms)
 {
     struct epoll_event events[EVENTS_AT_ONCE];
     int n = epoll_wait(set, events, EVENTS_AT_ONCE, timeout_ms);
-    uint64_t begin = now_ns(), before = totals_received(&client->totals);
+    uint64_t begin = now_ns(), before = received(client), frames = client->totals.frames;
     for (int i = 0; i < n; i++)
         handle(client, events[i].data.ptr, events[i].events, set == client->fast ? now_ns() : begin);
-    uint64_t now = now_ns(), got = totals_received(&client->totals) - before;
-    if (got > 0)
+    uint64_t now = now_ns(), after = received(client);
+    if (client->totals.frames > frames)
         client->last_message_ns = now;
     if (client->phase == PHASE_MEASURE && now < client->phase_end_ns) {
-        client->window_messages += got;
-        client->per_second[(now - client->o.protocol.measure_start_ns) / 1000000000u] += got;
+        client->received_at_end = client->totals.received;
+        /* The mean of a frame may have decreased. */
+        client->per_second[(now - client->o.protocol.measure_start_ns) / 1000000000u] += after > before ? after - before : 0;
         if (now - begin > client->longest_turn_ns)
             client->longest_turn_ns = now - begin;
     }
@@ -187,7 +195,7 @@ static void stop_slow(struct client *client, bool stop)
 static void say(const struct client *client, const char *event)
 {
     printf("{\"event\":\"%s\",\"live\":%lu,\"failed\":%lu,\"messages\":%lu}\n", event, client->totals.live,
-           client->totals.failed, totals_received(&client->totals));
+           client->totals.failed, received(client));
     fflush(stdout);
 }
 
@@ -218,7 +226,7 @@ static void begin_measuring(struct client *client, uint64_t now)
     client->phase = PHASE_MEASURE;
     client->o.protocol.measure_start_ns = now;
     client->phase_end_ns = client->o.protocol.measure_end_ns = now + (uint64_t)(1e9 * client->o.seconds);
-    client->messages_at_measure = totals_received(&client->totals);
+    client->received_at_measure = client->received_at_end = client->totals.received;
     client->frames_at_measure = client->totals.frames;
     client->bytes_at_measure = client->totals.bytes;
     client->cpu_at_measure_ns = cpu_ns();
@@ -279,7 +287,7 @@ static void advance(struct client *client, uint64_t now)
             client->expected_known = true;
         }
         if (now >= client->phase_end_ns
-            || (client->expected_known && (now > client->last_message_ns + DRAIN_IDLE_NS || totals_received(&client->totals) >= client->expected))) {
+            || (client->expected_known && (now > client->last_message_ns + DRAIN_IDLE_NS || received(client) >= client->expected))) {
             client->phase = PHASE_DONE;
             say(client, "drained");
         }
@@ -328,9 +336,9 @@ static void print_result(struct client *client)
     printf("\"connect_seconds\":%.4f,\"connects_per_second\":%.1f,", connect_seconds, client->base_count / connect_seconds);
     print_latency("handshake_ms", &t->handshake);
     printf(",\"seconds\":%.4f,\"delivered_per_second\":%.1f,", (double)client->measured_ns / 1e9,
-           (double)client->window_messages / ((double)client->measured_ns / 1e9));
-    printf("\"messages\":%lu,\"expected\":%lu,\"messages_measured\":%lu,\"frames_measured\":%lu,\"bytes_measured\":%lu,\"pings\":%lu,", totals_received(t),
-           expected_messages(client), totals_received(t) - client->messages_at_measure, t->frames - client->frames_at_measure,
+           (double)received_between(client->received_at_measure, client->received_at_end) / ((double)client->measured_ns / 1e9));
+    printf("\"messages\":%lu,\"expected\":%lu,\"messages_measured\":%lu,\"frames_measured\":%lu,\"bytes_measured\":%lu,\"pings\":%lu,", received(client),
+           expected_messages(client), received_between(client->received_at_measure, t->received), t->frames - client->frames_at_measure,
            t->bytes - client->bytes_at_measure, t->pings);
     print_tally(client, "sample", KIND_SAMPLE);
     print_tally(client, "slow", KIND_SLOW);

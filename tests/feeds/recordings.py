@@ -48,11 +48,18 @@ def text_of(path: Path) -> str:
 
 
 def assert_books_agree_with_tickers(path: Path, books: Iterable[dict[str, Any]]) -> None:
-    """Check the best bid and ask of all order books of a recording against its book tickers.
+    """Check all order books of a recording as `agreeing_books` does; none may be missing."""
+    contents = CONTENTS[path]
+    assert agreeing_books(path, books) == (contents.books, contents.same_id_books)
 
-    The exchange sends a ticker at each change of the best levels, so the newest ticker up to a
-    book's update id holds for the book even where the ids differ. The books' numbers must be parsed
-    as Decimal: they are compared digit by digit.
+
+def agreeing_books(path: Path, books: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Check the best bid and ask of order books of a recording against its book tickers.
+
+    Returns how many there are, and how many of them have a ticker of the same id. The exchange
+    sends a ticker at each change of the best levels, so the newest ticker up to a book's update id
+    holds for the book even where the ids differ. The books' numbers must be parsed as Decimal: they
+    are compared digit by digit.
     """
     tickers = list(read_book_tickers(path))
     ticker_ids = [ticker.update_id for ticker in tickers]
@@ -70,8 +77,7 @@ def assert_books_agree_with_tickers(path: Path, books: Iterable[dict[str, Any]])
             assert str(level["price"]) == str(price)
             assert str(level["quantity"]) == str(quantity)
         same_id += ticker.update_id == book["update_id"]
-    assert count == CONTENTS[path].books
-    assert same_id == CONTENTS[path].same_id_books
+    return count, same_id
 
 
 def trade(trade_id: int, price: str, *, symbol: str = "BTCUSDT", **changed: Any) -> str:
