@@ -28,7 +28,6 @@ from streamer.client import (
     open_client,
 )
 
-_REFRESH_SECONDS: Final = 0.25
 _LINES_PER_WRITE: Final = 1000
 _STDOUT: Final = 1
 
@@ -42,8 +41,9 @@ _HELP: Final = """Subscribe to topics and show their messages.
   streamer listen --token-file token.txt            the alerts of a user
 
 A topic is TYPE:TARGET with a type of stock, market, sector or watchlist. A terminal shows a table
-with the latest values of each topic. A pipe or a file gets every message as the server sent it, one
-JSON object a line. A connection that is lost is made again; the messages that were missed follow,
+with the latest values of each stock and market, which the arrow keys scroll; on a narrow one,
+columns are left out. A pipe or a file gets every message as the server sent it, one JSON object a
+line. A connection that is lost is made again; the messages that were missed follow,
 or are announced as a gap. Ctrl-C ends it.
 
 With --verify, the output ends with an account on stderr: how many messages were received and how
@@ -261,21 +261,8 @@ def _write(data: bytes) -> None:
 
 async def _show_table(client: Client, request: _Request) -> None:
     # Imported here, since rich takes longer than the rest together.
-    from rich.live import Live  # noqa: PLC0415
+    from streamer.cli.table import Server, show_table  # noqa: PLC0415
 
-    from streamer.cli.board import Board  # noqa: PLC0415
-
-    board = Board(request.topics)
-    left = math.inf if request.count is None else request.count
-    with Live(auto_refresh=False) as live:
-        refresh_at = trio.current_time()
-        try:
-            while left > 0:
-                with trio.move_on_at(refresh_at):
-                    board.show(await client.receive())
-                    left -= 1
-                if trio.current_time() >= refresh_at:
-                    live.update(board.render(client.account(), client.statistics()), refresh=True)
-                    refresh_at = trio.current_time() + _REFRESH_SECONDS
-        finally:
-            live.update(board.render(client.account(), client.statistics()), refresh=True)
+    token = None if request.token_file is None else _read_token(request.token_file)
+    server = Server(url=request.url, token=token, ssl_context=request.ssl_context)
+    await show_table(client, request.topics, count=request.count, server=server)

@@ -1,11 +1,9 @@
-"""`streamer listen` as a process, with a real server, a pipe or a terminal.
+"""`streamer listen` as a process, with a real server and a pipe; its table is in test_table.py.
 
-Covers streamer.cli.board and streamer.cli.signals.
+Covers streamer.cli.signals.
 """
 
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -201,40 +199,6 @@ async def test_a_reader_that_has_seen_enough_ends_it(server: Server, nursery: tr
     ran = await run(shell)
     assert ran.stdout.count(b"\n") == 1
     assert ran.stderr == b"0\n"
-
-
-async def test_a_terminal_shows_a_table(server: Server, nursery: trio.Nursery) -> None:
-    """There is one row for each topic, with its latest values, and the account below."""
-    nursery.start_soon(publish_without_end, server)
-    topics = ("stock:005930", "market:KOSPI", "sector:chips", "stock:000660")
-    terminal, side = pty.openpty()
-    output: list[bytes] = []
-
-    async def read_terminal() -> None:
-        async with trio.lowlevel.FdStream(terminal) as stream:
-            try:
-                while True:
-                    output.append(bytes(await stream.receive_some()))
-            except trio.BrokenResourceError:
-                pass  # how Linux says that the other side is closed
-
-    environment = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
-    with trio.fail_after(DEADLINE_SECONDS):
-        async with trio.open_nursery() as reading:
-            reading.start_soon(read_terminal)
-            ran = await trio.run_process(
-                arguments(server, *topics, "--count", "100"),
-                stdout=side,
-                capture_stderr=True,
-                env=environment,
-            )
-            os.close(side)
-    shown = b"".join(output).decode()
-    last = shown[shown.rindex("topic") :]
-    assert ran.stderr == b""
-    for text in ("72500.10", "-50 (-0.10 %)", "72400", "72600", "open", "waiting", "received 1"):
-        assert text in last, last
-    assert [last.index(topic) for topic in topics] == sorted(last.index(topic) for topic in topics)
 
 
 async def test_targets_that_are_refused_are_named(nursery: trio.Nursery) -> None:

@@ -165,6 +165,14 @@ def test_a_book_of_upbit_is_a_book(upbit: Mapped) -> None:
     ) in text
 
 
+def test_a_book_has_the_best_price_first(binance: Mapped) -> None:
+    """However the feed orders it: by value, not by text."""
+    prices = {"9.0": "1", "10.0": "1", "9.50": "1"}
+    (book,) = binance.exact(snapshot(1, prices, prices))
+    assert [str(level["price"]) for level in book["bids"]] == ["10.0", "9.50", "9.0"]
+    assert [str(level["price"]) for level in book["asks"]] == ["9.0", "9.50", "10.0"]
+
+
 def test_other_messages_are_ignored_and_counted(upbit: Mapped) -> None:
     """Answers to requests and heartbeats are no fault."""
     assert upbit.map('{"status":"UP"}') == []
