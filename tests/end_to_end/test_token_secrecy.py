@@ -13,6 +13,7 @@ from tests.faults.processes import ServerProcess
 from tests.helpers.clients import RawClient
 from tests.helpers.events import fetched
 from tests.helpers.identities import token
+from tests.helpers.operator import KEY, key_file, operator_of
 from tests.helpers.timing import DEADLINE_SECONDS
 
 
@@ -48,12 +49,31 @@ async def present(port: int, path: str, header: str, message: str = "") -> None:
             pass  # refused before it was read, as a header that is too long is
 
 
+async def ask_operator(port: int, text: str) -> None:
+    """Give a token to the operator's API, where it belongs and where it does not."""
+    async with operator_of(f"http://127.0.0.1:{port}") as operator:
+        for name, body in (
+            ("explain", {"topic": "stock:A", "token": text}),
+            ("explain", {"topic": text}),
+            ("publish", {"topic": "user:42", "message": {"type": "alert", "token": text}}),
+            ("disconnect", {"session": text}),
+            ("info", {text: 1}),
+        ):
+            await operator.post(name, **body)
+        await operator.client.post(f"/v1/api/{text}")
+        answer = await operator.client.post(
+            "/v1/api/info", headers={"Authorization": f"Bearer {text}"}
+        )
+        assert answer.status_code == 403
+
+
 async def test_no_token_is_in_the_log(tmp_path: Path) -> None:
     """With the level debug; each token in each place, also where it does not belong."""
     arguments = (
         *("--memory", "--log-level", "debug", "--auth", "optional"),
         *("--auth-secret-file", str(secret_file(tmp_path))),
         *("--auth-cookie", "session", "--allowed-origins", "https://page.example"),
+        *("--api-key-file", str(key_file(tmp_path))),
     )
     path = "/v1/ws"
     presented = tokens()
@@ -83,9 +103,13 @@ async def test_no_token_is_in_the_log(tmp_path: Path) -> None:
                     await present(server.port, path, "", message % text)
                 with suppress(trio.BrokenResourceError, EOFError):  # as above
                     await fetched(address, f"/v1/snapshot?topics=stock:A&token={text}")
+            async with trio.open_nursery() as nursery:
+                for text in presented:
+                    nursery.start_soon(ask_operator, server.http_port, text)
     log = server.log
     assert "serving" in log
     assert SECRET not in log
+    assert KEY not in log
     for text in presented:
         assert text not in log
         # Neither cut: no signature, and no long part.
