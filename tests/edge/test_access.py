@@ -11,6 +11,7 @@ import pytest
 import structlog
 from trio.testing import MockClock
 from trio_websocket import ConnectionClosed
+from wsproto.frame_protocol import Opcode
 
 from streamer.protocol.topics import Topic
 from tests.auth.tokens import secret_file
@@ -194,6 +195,47 @@ async def test_what_a_new_token_does_not_permit_ends(tmp_path: Path) -> None:
             assert "target" not in message
         await client.ping_pong()
         assert codes(await client.subscribe("watchlist:gold")) == {"gold": "FORBIDDEN"}
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "all"}, {"delta": True}], ids=str)
+async def test_a_replay_ends_with_the_permission(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A client in the midst of missed messages receives none of them after `unsubscribed`."""
+    async with (
+        identifying_server(tmp_path, max_replay_bytes=1 << 24) as server,
+        user(server, "bob", topics=["watchlist:gold"]) as holder,
+        raw_client(server, opened=False, receive_buffer_bytes=4096) as client,
+    ):
+        position = (await holder.subscribe("watchlist:gold"))["positions"]["gold"]
+        for number in range(4000):
+            publish(server, "watchlist:gold:price", price("A", number))
+        ((name, value),) = bearer("ann", topics=["watchlist:gold"])
+        await client.open(headers=b"%b: %b\r\n" % (name, value))
+        await client.response()
+        await client.send(
+            type="subscribe",
+            subscription_type="watchlist",
+            targets=["gold"],
+            since={"gold": position},
+            **options,
+        )
+        await eventually(lambda: any(one.outbox.blocked for one in server.connections()))
+        await client.send(type="authenticate", token=token("ann"))
+        await client.send(type="ping", request_id="last")
+        await eventually(
+            lambda: [one for one in server.connections() if one.subscriptions == ["user:ann"]]
+        )
+        publish(server, "watchlist:gold:price", price("A", 4000))
+        types: list[str] = []
+        async with aclosing(client.frames()) as frames:
+            async for opcode, message in frames:
+                if opcode is not Opcode.TEXT:
+                    continue
+                types.append(message["type"])
+                if message.get("request_id") == "last":
+                    break
+    ended = types.index("unsubscribed")
+    assert "batch" in types[:ended]
+    assert types[ended + 1 :] == ["pong"]
 
 
 async def test_where_a_token_is_required_nothing_goes_without(
