@@ -6,7 +6,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -49,6 +49,8 @@ class Answer:
 
     status: int
     body: bytes
+    is_endless: bool = False
+    """Whether the body is sent again and again, until the client closes the connection."""
 
 
 @attrs.define
@@ -116,11 +118,15 @@ def running_provider(authority: trustme.CA | None = None) -> Iterator[Provider]:
             if answer.status == NO_ANSWER:
                 return
             self.send_response(answer.status)
-            self.send_header("content-length", str(len(answer.body)))
+            if not answer.is_endless:
+                self.send_header("content-length", str(len(answer.body)))
             if 300 <= answer.status < 400:
                 self.send_header("location", answer.body.decode())
             self.end_headers()
             self.wfile.write(answer.body)
+            with suppress(OSError):
+                while answer.is_endless:
+                    self.wfile.write(answer.body)
 
         def log_message(self, *arguments: object) -> None:
             """Write no log."""

@@ -127,9 +127,10 @@ async def test_a_withdrawn_key_verifies_no_more(provider: Provider, mock_clock: 
         Answer(200, b"<html>"),
         Answer(200, b'{"keys": []}'),
         Answer(200, b" " * (MAX_KEYS_BYTES + 1)),
+        Answer(200, b" " * 65_536, is_endless=True),
         Answer(NO_ANSWER, b""),
     ],
-    ids=["500", "redirect", "html", "empty", "large", "no answer"],
+    ids=["500", "redirect", "html", "empty", "large", "endless", "no answer"],
 )
 async def test_known_keys_are_used_while_the_url_fails(
     provider: Provider, mock_clock: MockClock, answer: Answer

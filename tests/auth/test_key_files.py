@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from streamer.auth.authenticator import Authenticator
 from streamer.auth.errors import TokenError
+from streamer.auth.key_files import KeyFile
 from streamer.auth.keys import MAX_KEYS_BYTES
 from streamer.config import Settings
 from streamer.setting_rules import SettingError
@@ -103,6 +104,32 @@ async def test_secrets_are_rotated_while_the_server_runs(
         await wait_known(authenticator, old, known=False)
         assert not await accepted(authenticator, old)
         assert await accepted(authenticator, new)
+
+
+async def test_a_file_that_has_not_changed_costs_nothing(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokens need not be verified anew, even if it was written again with the same keys."""
+    looks: list[bool] = []
+    look = KeyFile.read_if_changed
+
+    def noted(file: KeyFile[Any]) -> bool:
+        looks.append(look(file))
+        return looks[-1]
+
+    monkeypatch.setattr(KeyFile, "read_if_changed", noted)
+    path = secret_file(tmp_path, SECRET)
+    async with running(Settings(auth="required", auth_secret_file=path)) as authenticator:
+        token = signed()
+        assert await accepted(authenticator, token)
+        for number in (1, 2, 3):
+            before = len(looks)
+            await look_again(mock_clock)
+            await eventually(lambda: len(looks) > before)  # noqa: B023 - called here only
+            secret_file(tmp_path, SECRET)
+            os.utime(path, (number, number))
+        assert not any(looks)
+        assert authenticator.known(token) is not None
 
 
 async def test_a_signing_key_is_rotated_while_the_server_runs(
