@@ -9,6 +9,8 @@
     nox -s tests-3.13         the tests on another Python
     nox -s tests-3.11 -- -k hub   arguments after -- go to pytest
     nox -s docs               write docs/reference from the models
+    nox -s site               docs/ as a site in .cache/site, links checked
+    nox -s first-price        a wheel in a clean environment: how soon its demo shows a price
     nox -s bench -- --help    the benchmark
     nox -s abuse              attacks on a server, beside a client that must not notice them
     nox -s chaos -- --minutes 30 --seed 1   random faults; every client's account must add up
@@ -19,10 +21,10 @@
     nox -r …                  the same with the environments of the last run, which is faster
 
 Only Python and nox have to be installed, and no session needs root: what is missing of redis-server
-7, nginx, Caddy and Chromium, a session that needs it downloads with apt-get and unpacks below
-.cache. Most tests also run with the redis-server 6.2 of a test dependency; without another, those
-that need more (sharded channels, TLS) fail with that reason. Those of nginx, Caddy and Chromium are
-skipped without them.
+7, nginx, Caddy, Chromium, promtool and systemd-analyze, a session that needs it downloads with
+apt-get and unpacks below .cache. Most tests also run with the redis-server 6.2 of a test
+dependency; without another, those that need more (sharded channels, TLS) fail with that reason.
+Those of the other programs are skipped without them.
 """
 
 import os
@@ -85,10 +87,26 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "--strict", *SOURCES)
 
 
+def container_sources() -> list[str]:
+    """Return the files and directories of the project that the container is built from."""
+    text = Path("docs/examples/deploy/Containerfile").read_text(encoding="utf-8")
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE)
+    return [place for line in lines for place in line.split()]
+
+
 @nox.session
 def package(session: nox.Session) -> None:
-    """Install the package as a user does, and start its command away from this directory."""
-    session.install(".")
+    """Install the package as the container does, and start its command away from this directory.
+
+    It is installed from the files alone that docs/examples/deploy/Containerfile copies.
+    """
+    sources = Path(session.create_tmp(), "src").absolute()
+    shutil.rmtree(sources, ignore_errors=True)
+    sources.mkdir()
+    for place in container_sources():
+        copy = shutil.copytree if Path(place).is_dir() else shutil.copy
+        copy(place, sources / place)
+    session.install(str(sources))
     session.chdir(session.create_tmp())
     session.run("streamer", "--version")
     session.run("streamer", "serve", "--help", silent=True)
@@ -148,6 +166,16 @@ def provide_chromium(session: nox.Session) -> None:
     """Put Debian's chromium on PATH if there is none; tests in a browser are skipped without."""
     if not shutil.which("chromium"):
         unpack(session, "chromium", "chromium", "fonts-dejavu-core")
+
+
+def provide_checkers(session: nox.Session) -> None:
+    """Put promtool and systemd-analyze on PATH; tests of rules and units are skipped without."""
+    for program, *packages in (
+        ("promtool", "prometheus"),
+        ("systemd-analyze", "systemd", "libsystemd-shared"),
+    ):
+        if not shutil.which(program):
+            unpack(session, program, *packages)
 
 
 def unpack(session: nox.Session, program: str, *packages: str) -> None:
@@ -215,6 +243,7 @@ def tests(session: nox.Session) -> None:
     provide_redis(session)
     provide_proxies(session)
     provide_chromium(session)
+    provide_checkers(session)
     session.install("-e", ".", *dependencies("test"))
     session.run("coverage", "erase")
     parts = session.posargs or ["--ignore=tests/faults"]
@@ -230,6 +259,29 @@ def docs(session: nox.Session) -> None:
     """Write the reference from the models; a test fails while it differs from them."""
     session.install("-e", ".")
     session.run("python", "-m", "docs.generate")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build docs/ as a site in .cache/site; a link that leads nowhere fails."""
+    session.install(*dependencies("site"))
+    session.run("mkdocs", "build", "--strict", "--config-file", "tools/site/mkdocs.yml")
+
+
+@nox.session(name="first-price")
+def first_price(session: nox.Session) -> None:
+    """Install a wheel in a clean environment, and measure how soon its demo shows a price."""
+    provide_chromium(session)
+    directory = Path(session.create_tmp()).absolute()
+    shutil.rmtree(directory, ignore_errors=True)
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(directory), ".")
+    clean = directory / "clean"
+    session.run("python", "-m", "venv", str(clean))
+    wheels = map(str, directory.glob("*.whl"))
+    session.run(str(clean / "bin/pip"), "install", "--quiet", *wheels, external=True)
+    session.install(*(one for one in dependencies("test") if one.startswith("playwright")))
+    program = ["python", "-m", "tests.pages.first_price", str(clean / "bin/streamer")]
+    session.run(*program, *session.posargs)
 
 
 @nox.session

@@ -81,6 +81,34 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub and the site make of the headings of a page."""
+    text = re.sub(
+        r"^ *```.*?^ *```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    """A link to a part of a page names a heading of it."""
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", text):
+        named = page.parent / target if target else page
+        if named.suffix == ".md":
+            assert anchor in anchors(named), f"{target}#{anchor}"
+
+
+def test_the_site_has_every_page() -> None:
+    """Its navigation names each page of docs/."""
+    navigation = (PROJECT / "tools/site/mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES:
+        if page.is_relative_to(PROJECT / "docs"):
+            assert f": {page.relative_to(PROJECT / 'docs')}\n" in navigation, page.name
+
+
 NO_LIMITS = {"port", "http_port", "workers", "flush_interval_ms", "auth_token_lifetime_seconds"}
 """Settings that are numbers and bound nothing that a client, a producer or Redis does."""
 
