@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Final
 
 from playwright.sync_api import expect, sync_playwright
 
-PIPE_VARIABLE: Final = "STREAMER_FIRST_PRICE"
+PIPE_VARIABLE: Final = "FIRST_PRICE_PIPE"
 """The pipe to which the browser's program reports."""
 
 WAIT_MS: Final = 120_000
@@ -62,10 +63,24 @@ def measure(streamer: str) -> tuple[float, str]:
             command, env=environment, cwd=directory, stdout=subprocess.DEVNULL
         ) as process:
             try:
-                seen, _, price = pipe.read_text(encoding="utf-8").partition(" ")
+                report = read_report(pipe, process)
             finally:
                 process.terminate()
+    seen, _, price = report.partition(" ")
     return float(seen) - began, price
+
+
+def read_report(pipe: Path, process: subprocess.Popen[bytes]) -> str:
+    """Wait for the report; end this program if the command ends instead."""
+    # Open for writing as well, so that it can be opened before the browser's program does.
+    descriptor = os.open(pipe, os.O_RDWR)
+    try:
+        while not select.select([descriptor], [], [], 1)[0]:
+            if process.poll() is not None:
+                sys.exit(f"the command ended with {process.returncode}")
+        return os.read(descriptor, 1000).decode()
+    finally:
+        os.close(descriptor)
 
 
 def main() -> None:
