@@ -209,6 +209,16 @@ async def test_the_endpoint_is_asked_as_the_standard_says(
     }
 
 
+async def test_what_is_longer_than_any_token_is_not_passed_on(
+    provider: Provider, tmp_path: Path
+) -> None:
+    """The provider is not asked."""
+    authenticator = with_endpoint(tmp_path, provider, **PUBLIC_CLIENT)
+    error = await refusal(authenticator, "x" * 8193)
+    assert error.message == "the token is longer than 8192 characters"
+    assert not provider.requests
+
+
 async def test_a_client_with_a_secret_proves_who_it_is(provider: Provider, tmp_path: Path) -> None:
     """By HTTP Basic, which every server has to support (RFC 6749, 2.3.1)."""
     (tmp_path / "client-secret").write_text("hunter2\n")
