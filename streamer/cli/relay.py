@@ -22,7 +22,7 @@ from streamer.cli.options import SettingsCommand, with_settings
 from streamer.cli.redis import check_redis
 from streamer.cli.signals import handle_end_signals
 from streamer.config import Settings
-from streamer.feeds.mapper import Mapper, Publication
+from streamer.feeds.mapper import Mapper, Publication, is_change
 from streamer.feeds.mapping import FeedMapping
 from streamer.feeds.recording_lines import Origin
 from streamer.feeds.websocket import FeedConnectError, FeedReader, FeedSource
@@ -80,6 +80,14 @@ _LAST_WORDS_SECONDS: Final = 5.0
     "--dry-run", is_flag=True, help="Write publications to stdout instead, one a line; no Redis."
 )
 @click.option(
+    "--hold-seconds",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to keep publications while Redis is away; after that they are lost.",
+)
+@click.option(
     "--duration",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
@@ -98,6 +106,7 @@ def command(
     *,
     urls: Sequence[str],
     dry_run: bool,
+    hold_seconds: float,
     duration: float | None,
     ca: Path | None,
 ) -> ExitCode:
@@ -113,7 +122,7 @@ def command(
     if not mapping.sources:
         raise click.UsageError(f"{mapping_file} has no [feed], and no --url is given")
     relay = _Relay(mapping, structlog.get_logger("streamer.relay"), ssl_context(ca))
-    publishing = _print if dry_run else partial(_publish_to, settings)
+    publishing = _print if dry_run else partial(_publish_to, settings, hold_seconds)
     try:
         interrupted = trio.run(_run, relay, publishing, duration or math.inf)
     finally:
@@ -181,12 +190,31 @@ class _Relay:
                 self.published += 1
                 self.unheard += not receipt.receivers
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, publication: Publication, reason: str) -> None:
+        """Take note of a publication that will never be published."""
+        channel, _ = publication
         self.refused += 1
-        self._log("refused", "publication_refused", reason=reason)
+        self._log("refused", "publication_refused", channel=channel, reason=reason)
+        self.lost += self._forget_changes(channel)
+        self.mapper.lose_books(channel)
+        if is_change(publication):
+            for reader in self.readers:
+                reader.reconnect(f"a change of {channel} was refused")
+
+    def _forget_changes(self, channel: str | None = None) -> int:
+        """Drop changes of books that wait, since they would follow a hole; return how many."""
+        kept = [
+            publication
+            for publication in self._queue
+            if channel not in {None, publication[0]} or not is_change(publication)
+        ]
+        dropped = len(self._queue) - len(kept)
+        self._queue = deque(kept)
+        return dropped
 
     def lose(self, count: int, reason: str) -> None:
         """Take note of publications that are lost; books that they changed are wrong now."""
+        count += self._forget_changes()
         self.lost += count
         self._log("lost", "publications_lost", count=count, reason=reason)
         self.mapper.lose_books()
@@ -279,12 +307,13 @@ async def _print(relay: _Relay) -> None:
         relay.published += len(batch)
 
 
-async def _publish_to(settings: Settings, relay: _Relay) -> None:
+async def _publish_to(settings: Settings, hold_seconds: float, relay: _Relay) -> None:
     await check_redis(settings.redis, client_name="streamer-relay")
     async with open_publisher(
         settings.redis,
         history_length=settings.history_length,
         history_seconds=settings.history_seconds,
+        hold_seconds=hold_seconds,
         max_publication_bytes=settings.max_publication_bytes,
     ) as publisher:
         while batch := await relay.next_batch():
@@ -295,7 +324,7 @@ async def _publish_to(settings: Settings, relay: _Relay) -> None:
                 for publication in batch:
                     await _publish_one(publisher, relay, publication)
             except PublishFailedError as error:
-                _count_failure(relay, error)
+                _count_failure(relay, batch, error)
 
 
 async def _publish_one(publisher: Publisher, relay: _Relay, publication: Publication) -> None:
@@ -303,15 +332,17 @@ async def _publish_one(publisher: Publisher, relay: _Relay, publication: Publica
     try:
         relay.count([await publisher.publish(channel, payload)])
     except InvalidPublicationError as error:
-        relay.refuse(f"{channel}: {error}")
+        relay.refuse(publication, str(error))
     except PublishFailedError as error:
-        _count_failure(relay, error)
+        _count_failure(relay, [publication], error)
 
 
-def _count_failure(relay: _Relay, error: PublishFailedError) -> None:
+def _count_failure(
+    relay: _Relay, publications: Sequence[Publication], error: PublishFailedError
+) -> None:
     relay.count(error.receipts)
     if isinstance(error, PublishRefusedError):
-        for _ in error.unacknowledged:
-            relay.refuse(str(error))
+        for index in error.unacknowledged:
+            relay.refuse(publications[index], str(error))
     else:
         relay.lose(len(error.unacknowledged), str(error))

@@ -30,9 +30,15 @@ from streamer.protocol.topics import Topic
 Publication = tuple[str, bytes]
 """A channel and the JSON for it."""
 
+_CHANGE_START: Final = b'{"type":"%s",' % OrderbookDelta.type.encode()
 _PERCENT_STEP: Final = Decimal("0.0001")
 _BOOKS: Final = frozenset({OrderbookUpdate.type, OrderbookDelta.type})
 _NS_PER_US: Final = 1000
+
+
+def is_change(publication: Publication) -> bool:
+    """Whether a publication of a mapper changes an order book, so that it needs the one before."""
+    return publication[1].startswith(_CHANGE_START)
 
 
 @attrs.define
@@ -106,13 +112,21 @@ class Mapper:
                     publications += self._publications(mapping, scope, received_ns, origin)
                 except (ArithmeticError, ValueError) as error:
                     self._reject(mapping.key, str(error) or type(error).__name__)
+                    if mapping.type == OrderbookDelta.type and mapping.ids is None:
+                        # Without ids, nothing else would show that a change is missing.
+                        self.lose_books()
+                        self._on_hole(mapping.key, origin)
         self.counts.ignored += not is_known
         return publications
 
-    def lose_books(self) -> None:
-        """Withhold changes until the next whole books: published ones have been lost."""
-        for chain in self._chains.values():
-            chain.lose()
+    def lose_books(self, channel: str | None = None) -> None:
+        """Withhold changes, of one channel or of all, until the next whole books.
+
+        For when publications have been lost.
+        """
+        for own_channel, chain in self._chains.items():
+            if channel in {None, own_channel}:
+                chain.lose()
 
     def _reject(self, key: str, reason: str) -> None:
         self.counts.invalid += 1
@@ -279,6 +293,3 @@ def _levels(
 def _plain(value: Value, scope: Scope) -> Any:
     """Return a value as it is in the message, multiplied if the mapping says so."""
     return Number(value.number(scope)) if value.times is not None else value.raw(scope)
-
-
-__all__ = ["Mapper", "MapperCounts", "Publication"]

@@ -5,11 +5,13 @@ Covers streamer.cli.mapping_file.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ import redis as redis_py
 import trio
 import trio_websocket
 
-from streamer.broker.keys import position_key
+from streamer.broker.keys import history_key, position_key
 from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from tests.feeds.exchanges import (
@@ -30,10 +32,11 @@ from tests.feeds.exchanges import (
     ping_and_read,
     serving,
 )
-from tests.feeds.recordings import trade
+from tests.feeds.recordings import depth, snapshot, trade
 from tests.helpers.clients import connected
+from tests.helpers.redis_server import RedisServer
 from tests.helpers.server import running_server
-from tests.helpers.timing import eventually, real_deadline
+from tests.helpers.timing import PACE_SECONDS, eventually, real_deadline
 
 EXAMPLES: Final = Path(__file__).parents[2] / "docs" / "examples" / "feeds"
 
@@ -179,6 +182,43 @@ async def test_what_redis_refuses_costs_nothing_else(
         await process.wait()
     assert process.returncode == ExitCode.OK, errors
     assert "published 0; 15 changes of order books withheld; 15 refused" in errors.splitlines()[-1]
+
+
+async def send_books_without_end(
+    exchange: Exchange, socket: trio_websocket.WebSocketConnection
+) -> None:
+    """Send a whole book first, and then one change after another."""
+    await socket.send_message(snapshot(0))
+    for number in itertools.count(1):
+        exchange.sent += 1
+        await socket.send_message(depth(number, number, {"1.0": f"{number}.0"}))
+        await trio.sleep(PACE_SECONDS)
+
+
+async def test_changes_of_books_that_are_lost_are_followed_by_whole_books(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """When Redis was away for too long, the feed begins anew; no change comes before its book."""
+    redis_server = own_redis_server(save="", appendonly="no")
+    async with real_deadline(), serving(send_books_without_end) as exchange:
+        mapping = local("binance.toml", tmp_path, url=exchange.url)
+        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        process = await start(mapping, "--redis", redis_server.url, "--hold-seconds", "0.2")
+        with redis_server.connect() as client:
+            await eventually(lambda: client.xlen(history_key("stock:BTCUSDT")) > 10)
+        redis_server.kill()
+        await eventually(lambda: exchange.connections >= 2)
+        redis_server.start()
+        with redis_server.connect() as client:
+            await eventually(lambda: client.xlen(history_key("stock:BTCUSDT")) > 10)
+            entries = client.xrange(history_key("stock:BTCUSDT"))
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    types = [json.loads(entry[b"m"])["type"] for _, entry in entries]
+    assert types[:2] == ["orderbook_update", "orderbook_delta"], types
+    assert "publications_lost" in errors
+    assert process.returncode == ExitCode.OK, errors
 
 
 async def test_a_redis_that_is_away_at_the_start_is_an_error(tmp_path: Path) -> None:

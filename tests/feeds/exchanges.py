@@ -50,6 +50,8 @@ class Exchange:
     pongs: int = 0
     """Pings of the server that were answered."""
     fetched: int = 0
+    sent: int = 0
+    """Messages of all connections, where `talk` counts them."""
     sockets: list[trio_websocket.WebSocketConnection] = attrs.field(factory=list)
 
     @property

@@ -134,6 +134,30 @@ def test_lost_publications_are_a_hole_of_all_books(binance: Mapped) -> None:
     assert binance.map(depth(2, 2)) == []
 
 
+def test_a_bad_change_without_ids_is_a_hole(tmp_path: Path) -> None:
+    """Nothing else would show that it is missing: changes wait for the next whole book."""
+    sides = 'topic = "stock:A"\nfields = { bids = "b", asks = "a" }'
+    own = mapped(
+        tmp_path,
+        f"""
+        [[message]]
+        when = {{ t = "whole" }}
+        publish = "orderbook_update"
+        {sides}
+        [[message]]
+        when = {{ t = "change" }}
+        publish = "orderbook_delta"
+        {sides}
+        """,
+    )
+    whole, change = '{"t":"whole","b":[],"a":[]}', '{"t":"change","b":[],"a":[]}'
+    assert [len(own.map(message)) for message in (whole, change)] == [1, 1]
+    assert own.map('{"t":"change","b":[]}') == []
+    assert own.holes == ["message[1]"]
+    assert own.map(change) == []
+    assert len(own.map(whole)) == 2
+
+
 def test_a_whole_book_of_binance_is_named_by_its_stream(binance: Mapped) -> None:
     """A pattern captures the symbol, which the data does not have."""
     data = {"lastUpdateId": 1, "bids": [["1.0", "2.00"]], "asks": []}
