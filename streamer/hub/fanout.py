@@ -284,6 +284,13 @@ class FanOut:
         turn = self._writes_per_turn
         for group in self._touched:
             frame, messages = self._open(group)
+            if len(group.members) == 1:  # as with lists that each client chooses for itself
+                progress.count(messages, self._write_to_only_member(group, frame, messages))
+                turn -= 1
+                if not turn:
+                    turn = self._writes_per_turn
+                    yield
+                continue
             members, descriptors = self._owed(group)
             start = 0
             while start < len(members):
@@ -305,6 +312,25 @@ class FanOut:
                     if group.changes != changes:
                         members, descriptors = self._owed(group)
                         start = 0
+
+    def _write_to_only_member(self, group: Group, frame: bytes, messages: int) -> int:
+        """Write to the only member, if the flush owes it the frame.
+
+        Returns the number of members (0 or 1) that have taken the frame or hold it.
+        """
+        ((outbox, descriptor),) = group.members.items()
+        if outbox.entry > self._last_entry:
+            return 0
+        group.written = outbox.entry
+        try:
+            sent = os.write(descriptor, frame)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = _FAILED
+        if sent == len(frame):
+            return 1
+        return self._settle(group, (outbox,), (sent,), frame, messages)
 
     def _owed(self, group: Group) -> tuple[Sequence[Outbox], Sequence[int]]:
         """Return the members that the flush has still to write to, and their descriptors."""

@@ -167,9 +167,9 @@ class FlushLoop:
     def _step(self, seconds: float = 0.0) -> bool:
         """Continue the flush under way for `seconds`; return whether it is over."""
         assert self._steps is not None
-        deadline = trio.current_time() + seconds
+        deadline = trio.current_time() + seconds if seconds else None
         for _ in self._steps:
-            if trio.current_time() >= deadline:
+            if deadline is None or trio.current_time() >= deadline:
                 return False
         self._steps = None
         now = trio.current_time()

@@ -48,6 +48,14 @@ def disconnect(world: World, client: Client) -> None:
     world.disconnect(client)
 
 
+def be_replaced(world: World, client: Client) -> None:
+    """Another client joins its group, and it disconnects."""
+    (subscription,) = client.outbox.subscriptions.values()
+    lane = subscription.lane
+    world.subscribe(world.connect(), TOPICS[:1], Options(lane.mode, lane.kinds, 0.0))
+    world.disconnect(client)
+
+
 def fill(world: World, client: Client) -> None:
     """Pings fill its socket."""
     while not client.outbox.blocked:
@@ -81,24 +89,52 @@ def test_whatever_one_client_does_meanwhile_each_gets_the_flush_once(
     """Whoever does it, before or after its turn, in the first flush or a later one."""
     for number in range(CLIENTS):
         for turns in range(CLIENTS):
-            world = World(writes_per_turn=writes_per_turn)
-            with closing(world):
+            with closing(World(writes_per_turn=writes_per_turn)) as world:
                 clients = [world.connect() for _ in range(CLIENTS)]
                 for client in clients:
                     world.subscribe(client, TOPICS[:1], OPTIONS)
-                for _ in range(2):
-                    world.publish(TOPICS[0], Kind.PRICE, 0)
-                    world.flush_begin(stretched=False)
-                    for _ in range(turns):
-                        if world.flushing:
-                            world.flush_step()
-                    if clients[number] in world.clients:
-                        event(world, clients[number])
-                        world.check()
-                    world.flush_finish()
+                flush_around(world, clients[number], event, turns)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [unsubscribe, subscribe, leave_and_return, disconnect, be_replaced, fill, fill_and_read],
+)
+def test_a_client_that_is_alone_in_its_group_gets_the_flush_once(
+    event: Callable[[World, Client], None],
+) -> None:
+    """Each has options of its own: a group with one member is written to in a way of its own."""
+    kinds = [frozenset(Kind), frozenset({Kind.PRICE})]
+    own = [Options(mode, which, 0.0) for mode in Mode for which in kinds]
+    for number in range(len(own)):
+        for turns in range(len(own)):
+            with closing(World(writes_per_turn=1)) as world:
+                clients = [world.connect() for _ in own]
+                for client, options in zip(clients, own, strict=True):
+                    world.subscribe(client, TOPICS[:1], options)
+                world.publish(TOPICS[0], Kind.PRICE, 0)
                 world.settle()
-                assert all(client.pings == client.pings_sent for client in world.clients)
-                world.empty()
+                assert world.hub.fanout.groups == len(own)
+                flush_around(world, clients[number], event, turns)
+
+
+def flush_around(
+    world: World, client: Client, event: Callable[[World, Client], None], turns: int
+) -> None:
+    """Flush twice, with the event in the middle, and check what each client was sent."""
+    for _ in range(2):
+        world.publish(TOPICS[0], Kind.PRICE, 0)
+        world.flush_begin(stretched=False)
+        for _ in range(turns):
+            if world.flushing:
+                world.flush_step()
+        if client in world.clients:
+            event(world, client)
+            world.check()
+        world.flush_finish()
+    world.settle()
+    assert all(client.pings == client.pings_sent for client in world.clients)
+    world.empty()
 
 
 @pytest.mark.parametrize(("busy_seconds", "turns"), [(0.0, CLIENTS), (0.001, 2)])
