@@ -49,8 +49,8 @@ _PAGE: Final = """<!doctype html>
 <script type="module">
 import { Streamer } from "./streamer.js";
 import { Crowd } from "./crowd.mjs";
-window.ask = ({ url, plans, options, blockMs }) => {
-  if (url) window.crowd = new Crowd(Streamer, url, plans, options);
+window.ask = ({ url, plans, options, tokens, blockMs }) => {
+  if (url) window.crowd = new Crowd(Streamer, url, plans, options, tokens);
   const end = performance.now() + (blockMs ?? 0);
   while (performance.now() < end);
   return window.crowd.report();
@@ -90,8 +90,10 @@ def _scripts() -> list[Path]:
 class Crowd:
     """Clients that run together."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, *, tokens: Sequence[str] = ()) -> None:
+        """With `tokens`, each client connects with the first one, and then with the others."""
         plans = [(client.topics, client.mode) for client in witnesses()]
+        self._tokens = tokens
         self.clients = [JavaScriptClient(self, *plan) for plan in plans]
         self._runtime = runtime
         self._block_ms = 0
@@ -108,7 +110,12 @@ class Crowd:
     async def run(self, url: str) -> None:
         """Run all clients, and take their reports in, until cancelled."""
         plans = [{"topics": client.topics, "mode": client.mode} for client in self.clients]
-        order: dict[str, Any] = {"url": url, "plans": plans, "options": OPTIONS}
+        order: dict[str, Any] = {
+            "url": url,
+            "plans": plans,
+            "options": OPTIONS,
+            "tokens": self._tokens,
+        }
         async with self._runtime() as ask:
             while True:
                 report = await ask(order)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.auth.tokens import secret_file, signed
 from tests.faults.javascript import Crowd, Runtime, in_node, in_page
 from tests.faults.processes import ServerProcess
 from tests.faults.world import (
@@ -28,6 +30,9 @@ from tests.web.browser import running_chromium
 
 FAULTS_IN_CHROMIUM = "FAULTS_IN_CHROMIUM"
 """Set by `nox -s browser`, which runs each fault in Chromium, too."""
+
+TOKEN_SECONDS = 15
+"""Longer than the clients need to connect, as a rule: else they begin with an expired token."""
 
 
 @pytest.fixture(params=["node", "chromium"])
@@ -106,6 +111,26 @@ async def test_clients_that_stall(
         await world.flow()
         crowd.block(STOPPED_REDIS_SECONDS)
         await world.flow(STOPPED_REDIS_SECONDS)
+        await world.settle()
+    check_nothing_lost(world, TOPICS)
+
+
+async def test_tokens_that_expire(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path, runtime: Runtime
+) -> None:
+    """Whoever does not renew its token is closed with 4001, comes back, and has missed nothing."""
+    redis = own_redis_server()
+    crowd = Crowd(runtime, tokens=[signed(exp=int(time.time()) + TOKEN_SECONDS), signed()])
+    identity = (
+        *("--auth", "required", "--auth-secret-file", str(secret_file(tmp_path))),
+        *("--auth-leeway-seconds", "0", "--auth-grace-seconds", "1"),
+    )
+    async with open_world(redis, tmp_path, *identity, clients=crowd.clients) as world:
+        await world.flow()
+        await world.server.wait_for(
+            lambda statistics: statistics["closes"].get("4001", 0) == len(crowd.clients)
+        )
+        await world.flow()
         await world.settle()
     check_nothing_lost(world, TOPICS)
 

@@ -57,9 +57,21 @@ class TopicLedger {
 export class Crowd {
   #clients = [];
 
-  constructor(Streamer, url, plans, options) {
+  constructor(Streamer, url, plans, options, tokens = []) {
     for (const { topics, ...subscribeOptions } of plans) {
-      const streamer = new Streamer(url, { firstDelayMs: 100, maxDelayMs: 1000, ...options });
+      const remaining = [...tokens];
+      const streamer = new Streamer(url, {
+        firstDelayMs: 100,
+        maxDelayMs: 1000,
+        ...(tokens.length > 0 && {
+          // Whoever does not renew its token in time is closed, and comes back with another one.
+          token: ({ why }) => {
+            if (why === "expiring") return undefined;
+            return remaining.length > 1 ? remaining.shift() : remaining[0];
+          },
+        }),
+        ...options,
+      });
       const ledgers = Object.fromEntries(topics.map((topic) => [topic, new TopicLedger()]));
       const client = { streamer, ledgers, connections: 0, isReady: false };
       streamer.on("state", ({ state }) => {

@@ -15,8 +15,8 @@ function block(milliseconds) {
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const { url, plans, options, blockMs } = JSON.parse(line);
-  if (url) crowd = new Crowd(Streamer, url, plans, options);
+  const { url, plans, options, tokens, blockMs } = JSON.parse(line);
+  if (url) crowd = new Crowd(Streamer, url, plans, options, tokens);
   if (blockMs) block(blockMs);
   process.stdout.write(`${JSON.stringify(crowd.report())}\n`);
 }

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import trio
 from playwright.sync_api import Page, Request, expect
 
+from streamer.admin.market import ListedStock, MarketPage
+from streamer.config import Settings
+from streamer.server import serve
 from tests.cli.test_demo import introduction, running_demo
+from tests.helpers.publications import orderbook
+from tests.helpers.server import publish
+from tests.helpers.timing import eventually
 from tests.web.browser import PHONE, WAIT_MS, Chromium, Tab, axe_findings
 
 
@@ -165,6 +173,51 @@ async def test_a_phone_shows_it_without_scrolling_sideways(
     cut = "[...document.querySelectorAll('.price')].filter((c) => c.scrollWidth > c.clientWidth)"
     assert await tab.evaluate(f"{cut}.length") == 0
     await tab.close()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, {"width": 1240, "height": 900}])
+async def test_values_that_no_page_was_made_for(
+    chromium: Chromium, viewport: dict[str, int]
+) -> None:
+    """A long name is shortened; of a long number no digit is; nothing known is a dash."""
+    listed = [
+        ListedStock("A", "A name that goes on " * 20, "KOSPI", "Crypto"),
+        ListedStock("B", "Nothing known", "KOSPI", "Crypto"),
+    ]
+    page_contents = MarketPage(listed, ["KOSPI"], levels=2)
+    settings = Settings(memory=True, port=0, http_port=0)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(serve, settings, market=page_contents))
+        tab = await chromium.open(f"{server.http_url}/market/", viewport=viewport)
+
+        def subscribed(page: Page) -> None:
+            expect(page.locator("#state")).to_have_text("connected", timeout=WAIT_MS)
+
+        await tab.run(subscribed)
+        await eventually(lambda: server.statistics().subscriptions == len([*listed, "KOSPI"]))
+        text = (
+            b'{"type":"price_update","stock_code":"A","price":-12345678901234567890.120,'
+            b'"change":-0.00000012,"change_percent":-305.97,"volume":0,'
+            b'"timestamp":"2026-01-02T03:04:05.678Z"}'
+        )
+        publish(server, "stock:A:price", text)
+        publish(server, "stock:A:orderbook", orderbook("A", 98765432109876543210))
+
+        def look(page: Page) -> None:
+            rows = page.locator("#rows tr")
+            expect(rows.nth(0)).to_contain_text("-12,345,678,901,234,567,890.120", timeout=WAIT_MS)
+            expect(rows.nth(0)).to_contain_text("▼ 0.00000012 (-305.97 %)")
+            expect(rows.nth(1).locator("td.price")).to_have_text("\N{EN DASH}")
+            expect(page.locator("#ladder")).to_contain_text("98,765,432,109,876,543,210")
+            cut = "(cells) => cells.filter((c) => c.scrollWidth > c.clientWidth).length"
+            assert page.locator("td.price, #ladder td").evaluate_all(cut) == 0
+            assert rows.nth(0).evaluate("(row) => row.clientHeight") < 150
+            check_account(page)
+
+        await tab.run(look)
+        await tab.close()
+        nursery.cancel_scope.cancel()
+    assert tab.errors == []
 
 
 async def test_digits_are_grouped_and_none_is_changed(chromium: Chromium, demo_url: str) -> None:

@@ -1,7 +1,7 @@
 /** Lines on canvases, which never ask for a layout while they draw. */
 
-import { grouped } from "./page.js";
-
+/** The digits that the scale shows; the prices in the table have all of theirs. */
+const rounded = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 7 });
 const COLORS = ["--up", "--down", "--quiet"];
 const colors = {};
 const lines = new Map(); // canvas -> its Line
@@ -81,7 +81,7 @@ export class Line {
     context.globalAlpha = 1;
     context.fillStyle = colors["--quiet"];
     context.font = "12px system-ui, sans-serif";
-    context.fillText(grouped.format(high), 8, 14);
-    context.fillText(grouped.format(low), 8, height - 5);
+    context.fillText(rounded.format(high), 8, 14);
+    context.fillText(rounded.format(low), 8, height - 5);
   }
 }

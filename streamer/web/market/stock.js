@@ -39,9 +39,10 @@ export class Stock {
     this.row = element("tr");
     const head = element("th");
     head.scope = "row";
-    this.button = element("button", "name", name);
+    this.button = element("button", "name");
     this.button.type = "button";
-    this.button.append(element("small", "", `${code} · ${sector}`));
+    this.button.title = name;
+    this.button.append(element("span", "", name), element("small", "", `${code} · ${sector}`));
     head.append(this.button);
     this.row.append(head);
     for (const [column, width] of Object.entries({ price: "price", change: "", volume: "wide" })) {

@@ -125,6 +125,8 @@ const NOT_LOADED = [];
 
 class Connections {
   #listed = NOT_LOADED;
+  /** The same in order; null until it is drawn. There may be 10,000, which take a while. */
+  #sorted = null;
   #page = 0;
   #column = COLUMNS[2];
   #isDescending = false;
@@ -155,6 +157,7 @@ class Connections {
   /** Take a new list; it is drawn later if somebody is about to use a row, which would move. */
   take(listed) {
     this.#listed = listed;
+    this.#sorted = null;
     const rows = byId("connections");
     const isPointed = matchMedia("(hover: hover)").matches && rows.matches(":hover");
     if (isPointed || rows.matches(":focus-within")) return;
@@ -163,12 +166,14 @@ class Connections {
 
   remove(session) {
     this.#listed = this.#listed.filter((one) => one.session !== session);
+    this.#sorted = null;
     this.draw();
   }
 
   #sort(column) {
     this.#isDescending = column === this.#column ? !this.#isDescending : !column.isText;
     this.#column = column;
+    this.#sorted = null;
     this.#turnTo(0);
   }
 
@@ -177,15 +182,23 @@ class Connections {
     this.draw();
   }
 
-  draw() {
-    const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const fitting = this.#listed.filter((one) => {
-      const text = wordsOf(one);
-      return words.every((word) => text.includes(word));
-    });
+  #inOrder() {
     const { value } = this.#column;
     const sign = this.#isDescending ? -1 : 1;
-    fitting.sort((a, b) => sign * compare(value(a), value(b)) || compare(a.session, b.session));
+    const keyed = this.#listed.map((one) => ({ one, key: value(one) }));
+    keyed.sort((a, b) => sign * compare(a.key, b.key) || compare(a.one.session, b.one.session));
+    return keyed.map(({ one }) => one);
+  }
+
+  draw() {
+    const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    this.#sorted ??= this.#inOrder();
+    const fitting = words.length
+      ? this.#sorted.filter((one) => {
+          one.words ??= wordsOf(one);
+          return words.every((word) => one.words.includes(word));
+        })
+      : this.#sorted;
     const pages = Math.max(1, Math.ceil(fitting.length / CONNECTIONS_PER_PAGE));
     this.#page = Math.min(Math.max(this.#page, 0), pages - 1);
     const first = this.#page * CONNECTIONS_PER_PAGE;
