@@ -148,11 +148,11 @@ async def check() -> list[str]:
                 if found != script.expected:
                     wrong.append(f"{script.name}: {found} instead of {script.expected}")
                 for wire, encode in WIRES.items():
-                    wrong += await _check_wire(wire, encode, script, redis_port)
+                    wrong += await check_wire(wire, encode, script, redis_port)
     return wrong
 
 
-async def _check_wire(
+async def check_wire(
     wire: str, encode: Callable[[Sequence[bytes]], bytes], script: Script, redis_port: int
 ) -> list[str]:
     """Play a script to a connection that is parsed and to one that only counts."""

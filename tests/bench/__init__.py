@@ -1,1 +1,1 @@
-"""Tests of the benchmark."""
+"""The benchmarks' own parts."""
