@@ -254,9 +254,11 @@ def expiry(
         quiet_from, quiet_cpu = time.monotonic(), server.cpu_seconds()
         crowd.run(lambda: bool(notices), time.monotonic() + OPEN_SECONDS)
         busy_from, busy_cpu = time.monotonic(), server.cpu_seconds()
+        busy_waited = server.waiting_seconds()
         deadline = time.monotonic() + life_seconds + spread_seconds
         crowd.run(lambda: len(renewed_at) + len(crowd.closed) >= clients, deadline)
         busy_until, last_cpu = time.monotonic(), server.cpu_seconds()
+        waited = server.waiting_seconds() - busy_waited
         publisher.send(None)
         prober.send(None)
         latencies: list[tuple[float, float]] = prober.recv()
@@ -271,7 +273,9 @@ def expiry(
             f"renewed {len(renewed_at):,} of {clients:,} in {busy_until - busy_from:.0f} s, "
             f"closed {len(crowd.closed)}; at most {max(per_second.values()) / clients:.1%} of them "
             f"in a second (notices {max(notices.values()) / clients:.1%})\n"
-            f"server CPU for each: {cost * 1e6:.0f} µs\n"
+            f"server CPU for each: {cost * 1e6:.0f} µs; the server was running for "
+            f"{(last_cpu - busy_cpu) / (busy_until - busy_from):.0%} of the time, and had no core "
+            f"for {waited / (busy_until - busy_from):.0%}\n"
             f"prices before: {describe(quiet)}\nprices meanwhile: {describe(busy)}"
         )
 
