@@ -12,6 +12,7 @@
     nox -s site               docs/ as a site in .cache/site, links checked
     nox -s first-price        a wheel in a clean environment: how soon its demo shows a price
     nox -s bench -- --help    the benchmark
+    nox -s bench -- guard     whether the hot path is as fast as at the last release
     nox -s abuse              attacks on a server, beside a client that must not notice them
     nox -s chaos -- --minutes 30 --seed 1   random faults; every client's account must add up
     nox -s browser            streamer.js and its faults in Chromium
