@@ -16,9 +16,10 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
+import orjson
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
@@ -38,6 +39,9 @@ from streamer.listen_error import ListenError, place_of
 from streamer.nursery import first_of
 
 T = TypeVar("T")
+
+_CONNECTIONS_PER_TURN: Final = 500
+"""Connections written as JSON in a turn of the event loop, each on a line of its own."""
 
 
 @attrs.frozen
@@ -93,7 +97,14 @@ def make_app(
 
     async def connections(_request: Request) -> Response:
         listed = await report.connections()
-        return json_response({"count": len(listed), "connections": listed})
+        parts = []
+        for first in range(0, len(listed), _CONNECTIONS_PER_TURN):
+            part = listed[first : first + _CONNECTIONS_PER_TURN]
+            parts.append(b",\n".join(map(orjson.dumps, part)))
+            await trio.lowlevel.checkpoint()
+        body = b'{"count":%d,"connections":[\n%b\n]}\n' % (len(listed), b",\n".join(parts))
+        headers = {"Cache-Control": "no-store"}
+        return Response(body, headers=headers, media_type="application/json")
 
     async def samples(request: Request) -> Response:
         try:

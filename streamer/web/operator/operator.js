@@ -186,7 +186,7 @@ class Connections {
     const { value } = this.#column;
     const sign = this.#isDescending ? -1 : 1;
     const keyed = this.#listed.map((one) => ({ one, key: value(one) }));
-    keyed.sort((a, b) => sign * compare(a.key, b.key) || compare(a.one.session, b.one.session));
+    keyed.sort((a, b) => sign * compare(a.key, b.key)); // equal ones stay in the server's order
     return keyed.map(({ one }) => one);
   }
 
