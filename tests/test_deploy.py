@@ -217,7 +217,7 @@ async def test_a_dropped_message_has_its_reason() -> None:
             publish(server, "stock:A:price", price("A", 1))
             await client.data()
             publish(server, "stock:A:price", price("A", 2))
-            await client.ping_pong()
+            await eventually(lambda: server.statistics().messages_queued)
         await eventually(lambda: not server.active_connections)
         async with httpx2.AsyncClient(base_url=server.http_url) as browser:
             text = (await browser.get("/metrics")).text
