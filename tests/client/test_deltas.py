@@ -5,7 +5,6 @@ The books are those of a recorded feed.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -29,16 +28,16 @@ from streamer.feeds.recorded import recorded_feed
 from streamer.protocol import messages
 from streamer.server import Server
 from tests.client.conftest import Serve
+from tests.feeds.recordings import BTCUSDT
 from tests.helpers.timing import eventually
 
-RECORDING = Path(__file__).parent.parent / "data" / "spot_btcusdt.gz"
 STOCK = Topic.parse("stock:BTCUSDT")
 MESSAGES = 300
 
 
 def feed(count: int = MESSAGES) -> list[tuple[str, bytes]]:
     """The first order books and prices of the recording, as they are published."""
-    published = [(m.channel, m.payload) for m in recorded_feed([RECORDING])]
+    published = [(m.channel, m.payload) for m in recorded_feed([BTCUSDT])]
     first_book = next(i for i, (channel, _) in enumerate(published) if "orderbook" in channel)
     return published[first_book : first_book + count]
 
