@@ -235,10 +235,11 @@ def expiry(
             (
                 (
                     port,
-                    request(token(secret, "HS256", f"user-{number}", end - life_seconds, end)),
+                    request(token(secret, "HS256", f"user-{number}", issued_at, end)),
                 )
                 for number in range(clients)
                 for end in [first_end + spread_seconds * number / clients]
+                for issued_at in [min(end - life_seconds, started)]
             ),
             at_a_time=AT_A_TIME,
             deadline_seconds=OPEN_SECONDS,

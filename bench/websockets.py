@@ -169,7 +169,7 @@ class Crowd:
                 connection.close_code = int.from_bytes(payload[:2])
                 connection.send(frame(payload[:2], CLOSE))
                 self._end(connection)
-                return
+                break
         self.opened += connection.is_open and not was_open
 
     def _end(self, connection: Connection) -> None:
