@@ -30,6 +30,8 @@ class _Queue:
         self._released_in_vain = trio.lowlevel.ParkingLot()
         """Tasks for which the turn of their release became too long: first in the next."""
         self._one_may_go_on = False
+        self._went_on = RELEASED_PER_TURN
+        """Tasks that have gone on since the last release."""
 
     def __bool__(self) -> bool:
         """Whether a task waits."""
@@ -44,11 +46,18 @@ class _Queue:
         if is_long and not self._one_may_go_on:
             return False
         self._one_may_go_on = False
+        self._went_on += 1
         return True
 
-    def release(self, count: int) -> None:
-        """Wake up the next tasks; one of them may go on however long the turn is."""
+    def release(self, limit: int) -> None:
+        """Wake up the next tasks; one of them may go on however long the turn is.
+
+        They are at most twice as many as could go on after the last release: each release in vain
+        costs some 20 us.
+        """
         self._one_may_go_on = True
+        count = min(limit, max(1, 2 * self._went_on))
+        self._went_on = 0
         if not self._released_in_vain.unpark(count=count):
             self._lot.unpark(count=count)
 

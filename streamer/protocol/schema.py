@@ -68,6 +68,14 @@ _REQUEST_ID: Final = "Comes back in the answer: a string or an integer, of at mo
 _TARGET: Final = {"$ref": "#/$defs/Target"}
 _TIMESTAMP: Final = {"type": "string", "format": "date-time", "pattern": "Z$"}
 
+_BANDWIDTH: Final = {
+    "anyOf": [
+        {"type": "null"},
+        {"const": 0},
+        {"minimum": messages.MIN_BANDWIDTH, "maximum": messages.MAX_BANDWIDTH},
+    ]
+}
+
 _BEYOND_ANNOTATIONS: Final[Mapping[tuple[type[Any], str], Schema]] = {
     (messages.Position, "epoch"): {"maxLength": messages.MAX_EPOCH_CHARACTERS},
     (messages.Position, "sequence"): {"minimum": 0, "exclusiveMaximum": messages.MAX_SEQUENCE},
@@ -77,7 +85,9 @@ _BEYOND_ANNOTATIONS: Final[Mapping[tuple[type[Any], str], Schema]] = {
         "minimum": messages.MIN_RATE,
         "maximum": messages.MAX_RATE,
     },
+    (messages.Subscribe, "max_bandwidth"): _BANDWIDTH,
     (messages.Subscribe, "depth"): {"minimum": 1},
+    (messages.SetOptions, "max_bandwidth"): _BANDWIDTH,
     (messages.Unsubscribe, "targets"): {"items": _TARGET},
     (messages.Resync, "targets"): {"items": _TARGET},
 }

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
+from urllib.request import urlopen
 
 import redis as redis_py
 import trio
 
 from streamer.broker.keys import history_key, position_key
 from streamer.client import open_client
+from streamer.source.sequencer import TOTAL_HELD_BYTES
 from tests.abuse.attack import Target, attack
 from tests.abuse.flood import flood, price
 from tests.abuse.tools import client, names
 
-GREATEST = 2**53 - 1
+GREATEST: Final = 2**53 - 1
+
+_MAX_HELD_BYTES: Final = TOTAL_HELD_BYTES + 2**25
+"""Held publications, and what is on its way from Redis."""
 
 
 def _connect(target: Target) -> redis_py.Redis:
@@ -177,6 +183,50 @@ async def publications_beyond_the_bound(target: Target) -> str | None:
         await attacker.subscribe(["huge"])
         await flood(target, ["huge"], count=20, size=2_000_000, seconds=target.seconds - 4)
     return None
+
+
+# Redis itself is busy with so many bytes; the history of the topics is memory that others keep.
+@attack("--max-history-bytes", "10000000", seconds=10, judges_delays=False)
+async def positions_that_cannot_be_read(target: Target) -> str | None:
+    """Cut the server's questions to Redis, while publications pile up that must wait for them."""
+    codes = names("held", 100)
+    peak_bytes = before_bytes = await trio.to_thread.run_sync(_resident_bytes, target.http_port)
+
+    async def cut() -> None:
+        with _connect(target) as redis:
+            while True:
+                for connection in redis.client_list(_type="normal"):
+                    name = connection["name"]
+                    if name.startswith("streamer-") and "publisher" not in name:
+                        with suppress(redis_py.ResponseError):  # it has gone
+                            redis.client_kill_filter(_id=connection["id"])
+                await trio.sleep(0.01)
+
+    async def watch() -> None:
+        nonlocal peak_bytes
+        while True:
+            resident_bytes = await trio.to_thread.run_sync(_resident_bytes, target.http_port)
+            peak_bytes = max(peak_bytes, resident_bytes)
+            await trio.sleep(0.1)
+
+    async with client(target) as attacker, trio.open_nursery() as nursery:
+        nursery.start_soon(cut)
+        nursery.start_soon(watch)
+        nursery.start_soon(attacker.subscribe, codes)
+        await flood(target, codes, count=60, size=20_000, seconds=target.seconds - 4)
+        nursery.cancel_scope.cancel()
+    grown_bytes = peak_bytes - before_bytes
+    if grown_bytes > _MAX_HELD_BYTES:
+        return f"{grown_bytes / 2**20:.0f} MiB were held"
+    return None
+
+
+def _resident_bytes(http_port: int) -> int:
+    with urlopen(f"http://127.0.0.1:{http_port}/metrics", timeout=10) as answer:
+        for line in answer:
+            if line.startswith(b"process_resident_memory_bytes "):
+                return int(float(line.split()[1]))
+    raise ValueError("the metrics have no resident memory")
 
 
 @attack(seconds=25, judges_delays=False)

@@ -128,7 +128,22 @@ def test_what_a_producer_wrote_fits_as_it_is_forwarded() -> None:
 
 values = st.sampled_from(
     [
-        *(None, True, 0, -1, 1, 0.5, 2**53 - 1, 2**53, "", "A", "x" * 64, "x" * 65),
+        *(
+            None,
+            True,
+            0,
+            -1,
+            1,
+            0.5,
+            1000,
+            10**9 + 1,
+            2**53 - 1,
+            2**53,
+            "",
+            "A",
+            "x" * 64,
+            "x" * 65,
+        ),
         *(
             "stock",
             "market",
@@ -149,6 +164,29 @@ values = st.sampled_from(
         ),
     ]
 )
+
+
+@pytest.mark.parametrize("value", [-1, 0, 0.0, 1, 999, 1000, 1e9, 1e9 + 1, None, False])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "options"},
+        {"type": "subscribe", "subscription_type": "stock", "targets": ["A"]},
+    ],
+    ids=["options", "subscribe"],
+)
+def test_the_bounds_of_max_bandwidth_are_in_the_schema(
+    message: dict[str, Any], value: float | None
+) -> None:
+    """It is nothing, 0, or within its bounds; `options` without it asks for the present one."""
+    document = message | {"max_bandwidth": value}
+    allowed = value is None or (value is not False and (value == 0 or 1000 <= value <= 1e9))
+    assert is_valid(document, "ClientMessage") == allowed
+    if allowed:
+        decode_client(json.dumps(document))
+    else:
+        with pytest.raises(ProtocolError):
+            decode_client(json.dumps(document))
 
 
 @given(st.data())
