@@ -6,6 +6,8 @@ streamer.publisher.receipts.
 
 import contextlib
 import gc
+import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
@@ -122,6 +124,7 @@ async def test_what_is_published_is_the_producers_text_and_its_position(
     assert redis.hgetall(position_key(TOPIC)) == {
         b"epoch": receipt.position.epoch.encode(),
         b"sequence": b"1",
+        b"publisher": f"{socket.gethostname()}:{os.getpid()}".encode(),
     }
 
 
