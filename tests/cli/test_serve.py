@@ -10,7 +10,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -273,8 +273,13 @@ def test_a_fault_while_serving_is_not_called_a_wrong_address(
     """An OSError after the start is a bug, and is raised."""
 
     async def serve_and_fail(
-        settings: Settings, *, shutdown: trio.Event, task_status: trio.TaskStatus[Server]
+        settings: Settings,
+        *,
+        shutdown: trio.Event,
+        sockets: Sequence[socket.socket],
+        task_status: trio.TaskStatus[Server],
     ) -> None:
+        assert not sockets
         task_status.started(Server(settings, shutdown))
         await trio.lowlevel.checkpoint()
         raise error
