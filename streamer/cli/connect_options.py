@@ -19,6 +19,14 @@ with_ca: Final = click.option(
 )
 """Add the option `ca` to a command; `ssl_context` takes its value."""
 
+with_duration: Final = click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after this time.",
+)
+"""Add the option `duration` to a command, in seconds; None: until a signal ends it."""
+
 
 def check_url(_context: click.Context, _parameter: click.Parameter, url: str) -> str:
     """Return a URL of a WebSocket. Raises click.UsageError if it is none."""

@@ -14,7 +14,7 @@ import attrs
 import click
 import trio
 
-from streamer.cli.connect_options import check_url, ssl_context, with_ca
+from streamer.cli.connect_options import check_url, ssl_context, with_ca, with_duration
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.signals import handle_end_signals
 from streamer.client import (
@@ -144,12 +144,7 @@ class _Request:
     help="Only the best N levels of each side of an order book.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
-@click.option(
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="End after this time.",
-)
+@with_duration
 @click.option("--compress", is_flag=True, help="Let the server compress messages.")
 @click.option("--verify", is_flag=True, help="End with an account that proves the stream.")
 @with_ca

@@ -11,7 +11,13 @@ import click
 import structlog
 import trio
 
-from streamer.cli.connect_options import check_http_urls, check_urls, ssl_context, with_ca
+from streamer.cli.connect_options import (
+    check_http_urls,
+    check_urls,
+    ssl_context,
+    with_ca,
+    with_duration,
+)
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SettingsCommand, with_settings
@@ -87,12 +93,7 @@ leaves files that can be read.
     metavar="BYTES",
     help="Begin a new file when one has this compressed size.",
 )
-@click.option(
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="End after this time.",
-)
+@with_duration
 @with_ca
 @with_settings(only=("log_level", "log_format"))
 def command(

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from streamer.bounded_log import BoundedLog
-from streamer.cli.connect_options import check_urls, ssl_context, with_ca
+from streamer.cli.connect_options import check_urls, ssl_context, with_ca, with_duration
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.mapping_file import load_mapping
@@ -87,12 +87,7 @@ _LAST_WORDS_SECONDS: Final = 5.0
     metavar="SECONDS",
     help="How long to keep publications while Redis is away; after that they are lost.",
 )
-@click.option(
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="End after this time.",
-)
+@with_duration
 @with_ca
 @with_settings(
     only=(
