@@ -59,10 +59,11 @@ class Source(Protocol):
         """Wait until these topics are live, and fetch the history after the positions in `since`.
 
         `topics` must have been wanted before (`Hub.stream`); those in `since` are among them. One
-        deadline holds for all of it: `subscribe_timeout_seconds`. When it is over, or while the
-        source is away, a topic without a position counts as ready, and one whose position cannot
-        be looked up as unavailable. Returns one `Recovery` for each topic in `since`. The result
-        holds until one of the topics is released; a gap covers what the hub drops until then.
+        deadline holds for all of it: `subscribe_timeout_seconds`, or a few times that while Redis
+        answers others. When it is over, or while the source is away, a topic without a position
+        counts as ready, and one whose position cannot be looked up as unavailable. Returns one
+        `Recovery` for each topic in `since`. The result holds until one of the topics is released;
+        a gap covers what the hub drops until then.
         """
 
     def prepare_nowait(

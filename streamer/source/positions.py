@@ -80,6 +80,8 @@ class PositionReader:
         self._new_epoch = new_epoch
         self._subscribe_timeout_seconds = subscribe_timeout_seconds
         self._failed_seconds = float("-inf")
+        self.answered_seconds = float("-inf")
+        """When Redis answered last, on trio's clock."""
 
     @property
     def failing(self) -> bool:
@@ -101,6 +103,7 @@ class PositionReader:
             self.note_failure()
             raise
         self._failed_seconds = float("-inf")
+        self.answered_seconds = trio.current_time()
         return records
 
     async def run(self) -> NoReturn:

@@ -168,6 +168,36 @@ async def test_a_silent_redis_keeps_those_who_restore_waiting_once(
             own.resume()
 
 
+async def test_who_waits_in_a_storm_goes_on_waiting_while_redis_answers_others(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Redis is not silent then, and what the client has missed is not lost."""
+    own = own_redis_server()
+    at = await publish(own.url, 3)
+    since = {STOCK: Position(at.epoch, 1)}
+    async with serving(own.url) as server:
+        positions = server._positions
+        assert positions is not None
+        await prepare(server, {STOCK: at})
+        recoveries: dict[Topic, Recovery] = {}
+
+        async def restore() -> None:
+            recoveries.update(await prepare(server, since))
+
+        async with trio.open_nursery() as nursery:
+            own.pause()
+            nursery.start_soon(restore)
+            began_seconds = trio.current_time()
+            while trio.current_time() < began_seconds + 1.2:  # more than twice its time
+                positions.answered_seconds = trio.current_time()  # another client's question
+                await trio.lowlevel.checkpoint()
+            assert not recoveries
+            own.resume()
+        assert recoveries[STOCK].outcome is RecoveryOutcome.RECOVERED
+        assert not positions.failing
+        assert positions_missed(server, STOCK, since[STOCK]) == [2, 3]
+
+
 async def test_without_positions_nothing_is_recovered() -> None:
     """With the bus inside the process: what the hub does not know, nobody does."""
     async with running_server() as server:
