@@ -329,6 +329,7 @@ class FanOut:
         except OSError:
             sent = _FAILED
         if sent == len(frame):
+            self._traffic.sent_bytes += sent
             return 1
         return self._settle(group, (outbox,), (sent,), frame, messages)
 

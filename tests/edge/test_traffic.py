@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+import pytest
 import trio
 
 from streamer.server import Server
@@ -69,13 +70,14 @@ async def test_the_bytes_are_those_that_clients_send_and_read() -> None:
     assert statistics.bytes_received == sum(map(len, frames)) + len(clients) * len(CLOSE)
 
 
-async def test_bytes_over_tls_are_counted_without_it(
-    tls: dict[str, Path], trusting: ssl.SSLContext
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_bytes_to_an_only_client_are_counted_without_tls(
+    tls: dict[str, Path], trusting: ssl.SSLContext, *, over_tls: bool
 ) -> None:
-    """A publication adds the size of its message, as without TLS."""
+    """A publication adds the size of its message, where nobody else is in the client's group."""
     async with (
-        running_server(**tls, compression=False) as server,
-        connected(server, ssl_context=trusting) as client,
+        running_server(**(tls if over_tls else {}), compression=False) as server,
+        connected(server, ssl_context=trusting if over_tls else None) as client,
     ):
         await client.subscribe("stock:A")
         await client.ping_pong()
