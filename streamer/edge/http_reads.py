@@ -124,8 +124,6 @@ class TopicReads:
     async def _enter(self, outbox: Outbox, wants: Sequence[Want]) -> RecoveryPlan:
         """Subscribe an outbox to the topics that may be had. The caller removes it at once."""
         hub, source = self._services.hub, self._services.source
-        for want in wants:
-            hub.stream(want.topic)
         topics = [want.topic for want in wants]
         since = {want.topic: want.since for want in wants if want.since is not None}
         recoveries = await prepare(self._services, topics, since)

@@ -433,7 +433,7 @@ class Requests:
 async def prepare(
     services: Services, topics: Sequence[Topic], since: Mapping[Topic, Position]
 ) -> Mapping[Topic, Recovery]:
-    """Do what `Source.prepare` does, and return in a turn that is not long.
+    """Want the topics, do what `Source.prepare` does, and return in a turn that is not long.
 
     The caller must not wait before it uses the result.
     """
