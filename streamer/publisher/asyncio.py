@@ -12,9 +12,9 @@ The tasks are those of `streamer.publisher.publisher`, which is for Trio; the ru
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
-from typing import Unpack
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Unpack
 
 from streamer.backoff import Backoff
 from streamer.broker.connect import (
@@ -143,15 +143,13 @@ class Publisher:
             ) as connection:
                 core.connected()
                 try:
-                    async with asyncio.timeout(None) as self._silence, asyncio.TaskGroup() as tasks:
-                        tasks.create_task(self._send(connection))
-                        tasks.create_task(self._receive(connection))
+                    async with asyncio.timeout(None) as self._silence:
+                        await _run_until_one_fails(
+                            self._send(connection), self._receive(connection)
+                        )
                 except TimeoutError:
                     raise RedisTimeoutError(f"no answer within {timeout_seconds:g} s") from None
-        except* RedisConnectionError as lost:
-            error: BaseException = lost
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]  # the other task lost the same connection
+        except RedisConnectionError as error:
             reason = str(error)
         finally:
             core.disconnected(reason or "the publisher was closed")
@@ -183,6 +181,24 @@ class Publisher:
                 self._note_room()
 
 
+async def _run_until_one_fails(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines that have no end, until one fails; cancel the others, and raise its error.
+
+    Not a `TaskGroup`: before Python 3.13, one that is cancelled while a task of it fails raises the
+    task's error, and the cancellation is lost.
+    """
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        # Asked of all, since asyncio logs each error that nobody has asked for.
+        errors = [error for task in tasks if not task.cancelled() and (error := task.exception())]
+    raise errors[0]
+
+
 @asynccontextmanager
 async def open_publisher(
     url: str, **options: Unpack[PublisherArguments]
@@ -198,5 +214,7 @@ async def open_publisher(
         yield publisher
     finally:
         keeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await keeping
+        # Not `await keeping`, whose CancelledError may as well be that of the caller.
+        await asyncio.wait([keeping])
+        if not keeping.cancelled():
+            keeping.result()

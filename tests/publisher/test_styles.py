@@ -356,6 +356,46 @@ def test_tasks_share_a_publisher_and_a_cancelled_call_costs_the_others_nothing(
         assert numbers_of(redis) == [1, 3, 4, 5]
 
 
+@pytest.mark.parametrize("turns", range(8))
+def test_on_asyncio_a_publisher_closes_while_its_connection_is_lost(
+    redis_url: str, redis: redis_py.Redis, turns: int
+) -> None:
+    """It ends in each of the turns of the event loop that the loss takes."""
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio_style.open_publisher(redis_url) as publisher:
+                await publisher.publish(*prices(1)[0])
+                # Blocks the event loop: the loss is there when its next turn begins.
+                redis.client_kill_filter(_type="normal", skipme=True)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_on_asyncio_closing_can_be_cancelled(redis_url: str) -> None:
+    """A caller that is cancelled while it closes the publisher does not go on."""
+
+    async def main() -> None:
+        closing, went_on = asyncio.Event(), []
+
+        async def use() -> None:
+            async with asyncio_style.open_publisher(redis_url) as publisher:
+                await publisher.publish(*prices(1)[0])
+                closing.set()
+            went_on.append(True)
+
+        user = asyncio.create_task(use())
+        await closing.wait()
+        user.cancel()
+        await asyncio.wait([user])
+        assert user.cancelled()
+        assert not went_on
+
+    asyncio.run(main())
+
+
 def test_on_asyncio_a_call_waits_for_room(redis_url: str, redis: redis_py.Redis) -> None:
     """Calls beyond what may be held wait until others are answered."""
 
