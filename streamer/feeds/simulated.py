@@ -88,7 +88,7 @@ class TradingDay:
 
     @property
     def phases(self) -> Sequence[tuple[MarketPhase, float]]:
-        """The phases in order, each with its seconds."""
+        """The phases in order, from pre-market on, each with its seconds."""
         return (
             (MarketPhase.PRE_MARKET, self.pre_market_seconds),
             (MarketPhase.OPEN, self.open_seconds),
@@ -101,8 +101,9 @@ class TradingDay:
 class SimulatedMarket:
     """An endless feed; every iteration over it is the same.
 
-    While the market is open, trades happen at random moments. Each is published as a price of its
-    stock, of its sector and of the watchlist that has it, followed by the stock's order book.
+    It begins with the opening of its first day, so that every stock has a price at once. While the
+    market is open, trades happen at random moments. Each is published as a price of its stock, of
+    its sector and of the watchlist that has it, followed by the stock's order book.
     """
 
     seed: int
@@ -119,15 +120,17 @@ class SimulatedMarket:
         random = Random(self.seed)  # noqa: S311  # repeatable; no secret
         listings = [_Listing(stock, random) for stock in self.stocks]
         begins_seconds = 0.0
+        phases = self.day.phases[1:]  # the first day has no pre-market
         while True:
             for listing in listings:
                 listing.begin_day()
-            for phase, lasts_seconds in self.day.phases:
+            for phase, lasts_seconds in phases:
                 yield from self._statuses(begins_seconds, phase)
                 ends_seconds = begins_seconds + lasts_seconds
                 if phase is MarketPhase.OPEN:
                     yield from self._session(begins_seconds, ends_seconds, listings, random)
                 begins_seconds = ends_seconds
+            phases = self.day.phases
 
     def _statuses(self, at_seconds: float, phase: MarketPhase) -> Iterator[FeedMessage]:
         for market in dict.fromkeys(stock.market for stock in self.stocks):

@@ -21,7 +21,7 @@ MAX_GROWTH: Final = 0.03
 """The most that memory may grow by, from the second quarter to the last."""
 SAMPLE_SECONDS: Final = 10.0
 WARM_UP_SECONDS: Final = 10.0
-"""The market opens five seconds after the start."""
+"""Until the page has loaded and its numbers are steady."""
 VIEWPORT: Final[ViewportSize] = {"width": 1240, "height": 1100}
 
 
