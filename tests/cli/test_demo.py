@@ -15,6 +15,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,13 @@ def introduction(process: subprocess.Popen[str]) -> str:
     return text
 
 
-async def received_by_a_client(url: str, topics: list[str], wanted: set[str]) -> list[Any]:
-    """Return the messages of some topics, until each type has been received."""
+async def received_by_a_client(
+    url: str, topics: list[str], wanted: set[str], *, after_snapshots: int = 0
+) -> list[Any]:
+    """Return the messages of some topics, until each type has been received.
+
+    And until so many have come that are no snapshots.
+    """
     messages: list[Any] = []
     with trio.fail_after(DEADLINE_SECONDS):
         async with open_url(url) as websocket:
@@ -82,7 +88,10 @@ async def received_by_a_client(url: str, topics: list[str], wanted: set[str]) ->
                 kind, target = topic.split(":")
                 request = {"type": "subscribe", "subscription_type": kind, "targets": [target]}
                 await websocket.send_message(json.dumps(request))
-            while not wanted <= {message["type"] for message in messages}:
+            while (
+                not wanted <= {message["type"] for message in messages}
+                or sum(not message.get("snapshot") for message in messages) < after_snapshots
+            ):
                 message = json.loads(await websocket.get_message())
                 messages += message["messages"] if message["type"] == "batch" else [message]
     return messages
@@ -102,7 +111,8 @@ def test_what_it_tells_to_try_works(tmp_path: Path) -> None:
             assert b"<title>Live market" in response.read()
 
         wanted = {"price_update", "orderbook_update", "market_status"}
-        messages = trio.run(received_by_a_client, url, topics, wanted)
+        receive = partial(received_by_a_client, after_snapshots=10)
+        messages = trio.run(receive, url, topics, wanted)
         assert {m["stock_code"] for m in messages if "stock_code" in m} == {STOCKS[0].code}
 
         addresses = re.findall(r"  curl (\S+)\n", text)
