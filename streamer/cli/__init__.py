@@ -5,26 +5,29 @@ from collections.abc import Sequence
 import click
 
 from streamer import __version__
-from streamer.cli import (
-    admin,
-    check,
-    demo,
-    keys,
-    listen,
-    publish,
-    record,
-    relay,
-    replay,
-    serve,
-    tokens,
-    worker,
-)
 from streamer.cli.errors import CommandError, ExitCode
+from streamer.cli.lazy_commands import LazyCommands
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.explanation}" for code in ExitCode)
 
+_MODULES = {
+    "admin": "streamer.cli.admin",
+    "check": "streamer.cli.check",
+    "demo": "streamer.cli.demo",
+    "keys": "streamer.cli.keys",
+    "listen": "streamer.cli.listen",
+    "publish": "streamer.cli.publish",
+    "record": "streamer.cli.record",
+    "relay": "streamer.cli.relay",
+    "replay": "streamer.cli.replay",
+    "serve": "streamer.cli.serve",
+    "token": "streamer.cli.tokens",
+    "worker": "streamer.cli.worker",
+}
+
 
 @click.group(
+    commands=LazyCommands(_MODULES),
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -34,23 +37,6 @@ def commands() -> None:
 
     `streamer serve` is the server. Each command has its own help: streamer serve --help
     """
-
-
-for module in (
-    serve,
-    check,
-    listen,
-    publish,
-    record,
-    relay,
-    replay,
-    demo,
-    admin,
-    worker,
-    keys,
-    tokens,
-):
-    commands.add_command(module.command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
