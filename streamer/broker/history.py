@@ -13,7 +13,6 @@ from importlib.resources import files
 from typing import Any, Final
 
 import attrs
-import trio
 
 from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
 from streamer.broker.keys import history_key, position_key
@@ -21,6 +20,7 @@ from streamer.broker.replies import is_passing
 from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
+from streamer.slices import Slices
 
 NEWEST_ENTRIES: Final = 32
 """Newest entries among which the last known value of each kind is searched."""
@@ -92,10 +92,10 @@ class RedisHistory:
             await self._commands.execute_many([("SCRIPT", "LOAD", self._script)])
             replies = await self._commands.execute_many(commands)
         records = []
+        slices = Slices()  # decoding a long history takes a millisecond, and there may be 100
         for query, reply in zip(queries, replies, strict=True):
             records.append(self._record(query, reply))
-            # Decoding a long history takes a millisecond, and there may be a hundred.
-            await trio.lowlevel.checkpoint()
+            await slices.end_if_long()
         return records
 
     async def announce_names(self, names: Sequence[tuple[Topic, str, str]]) -> None:

@@ -94,8 +94,8 @@ async def prepare_own_topic(services: AccessServices, identity: Identity) -> Non
     call and `Access.begin`.
     """
     topic = own_topic(identity.user_id)
-    services.hub.stream(topic)
-    await services.source.prepare([topic], {})
+    with services.hub.awaiting([topic]):
+        await services.source.prepare([topic], {})
 
 
 class Access:

@@ -438,13 +438,13 @@ async def prepare(
     The caller must not wait before it uses the result.
     """
     hub, loop_budget = services.hub, services.loop_budget
-    streams = list(map(hub.stream, topics))
-    recoveries = await services.source.prepare(topics, since)
-    # Hundreds of clients may have waited for the same topics, or for one reply of Redis.
-    if loop_budget.is_long:
-        await loop_budget.wait(is_heavy=is_heavy(topics))
-        if streams != list(map(hub.stream, topics)):  # some have been released
-            recoveries = await services.source.prepare(topics, since)
+    with hub.awaiting(topics) as streams:
+        recoveries = await services.source.prepare(topics, since)
+        # Hundreds of clients may have waited for the same topics, or for one reply of Redis.
+        if loop_budget.is_long:
+            await loop_budget.wait(is_heavy=is_heavy(topics))
+            if streams != list(map(hub.stream, topics)):  # there was no room for some
+                recoveries = await services.source.prepare(topics, since)
     return recoveries
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Final
 
@@ -512,6 +513,21 @@ class Hub:
             self._linger(stream, None)  # the caller is about to subscribe
         return stream
 
+    @contextmanager
+    def awaiting(self, topics: Iterable[Topic]) -> Iterator[list[TopicStream]]:
+        """Keep topics while a client waits until they are live, and yield their streams.
+
+        That takes longer than the linger time when thousands of clients return to a new server.
+        """
+        streams = list(map(self.stream, topics))
+        for stream in streams:
+            stream.awaited += 1
+        try:
+            yield streams
+        finally:
+            for stream in streams:
+                stream.awaited -= 1
+
     def _linger(self, stream: TopicStream, client: str | None) -> None:
         """Keep an unused topic for the linger time, if the bounds allow it."""
         deadline = self._clock() + self._linger_seconds
@@ -519,9 +535,12 @@ class Hub:
             self._release(surplus)
 
     def release_unused(self) -> None:
-        """Release the topics that have had no subscriber for the linger time."""
-        for stream in self._unused.take_due(self._clock()):
-            self._release(stream)
+        """Release the topics that nobody has had or waited for in the linger time."""
+        for stream in list(self._unused.take_due(self._clock())):
+            if stream.awaited:
+                self._linger(stream, None)
+            else:
+                self._release(stream)
 
     def _release(self, stream: TopicStream) -> None:
         self._forget_history(stream)

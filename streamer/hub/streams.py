@@ -145,6 +145,7 @@ class TopicStream:
     __slots__ = (
         "_naming",
         "_position",
+        "awaited",
         "book_is_unknown",
         "epoch",
         "flushed_order",
@@ -196,6 +197,8 @@ class TopicStream:
         self.solos: dict[Any, None] = {}
         """The subscriptions of clients that are in no group."""
         self.subscriptions = 0
+        self.awaited = 0
+        """How many clients wait until it is live, to subscribe then."""
         self._position = Position(epoch, 0)
 
     def lane(self, mode: Mode, kinds: frozenset[Kind], detail: Detail = WHOLE) -> Lane:

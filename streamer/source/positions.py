@@ -17,6 +17,7 @@ import trio
 from streamer.broker.connect import RedisConnectionError
 from streamer.broker.history import HistoryQuery, RedisHistory, TopicHistory
 from streamer.protocol.topics import Topic
+from streamer.slices import Slices
 from streamer.source.reads import ReadQueue
 from streamer.source.sequencer import Sequencer
 
@@ -140,12 +141,13 @@ class PositionReader:
             log.warning("positions not read", reason=str(error))
             await trio.sleep(_RETRY_SECONDS)
             return
+        slices = Slices()
         for sequencer, record in zip(sequencers, records, strict=True):
             # During the request, the topic may have been closed, or the connection lost.
             if sequencer in self._queue and sequencer.is_asked:
                 self._queue.discard(sequencer)
                 sequencer.answer(record)
-                await trio.lowlevel.checkpoint()
+                await slices.end_if_long()
         self._queue.note_progress()
 
     def _settled(self) -> list[Sequencer]:

@@ -95,10 +95,12 @@ class TopicSource:
                 asked = self._questions(since)
                 if asked:
                     answers = await self._read_missed(asked)
-            if not patience.cancelled_caught or not asked or self._positions is None:
+            # Without a position it can miss nothing: a later gap serves it better than no answer.
+            if not patience.cancelled_caught or not since or self._positions is None:
                 break
             if self._positions.answered_seconds < began_seconds:
-                self._positions.note_failure()
+                if asked:
+                    self._positions.note_failure()
                 break
             # Redis answers: a storm of clients is what takes so long, and this one has its turn.
         self.follow_demand()

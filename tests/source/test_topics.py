@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from streamer.edge import requests as edge_requests
 from streamer.hub.upstream import Recovery, RecoveryOutcome
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
@@ -195,6 +196,78 @@ async def test_who_waits_in_a_storm_goes_on_waiting_while_redis_answers_others(
             own.resume()
         assert recoveries[STOCK].outcome is RecoveryOutcome.RECOVERED
         assert not positions.failing
+        assert positions_missed(server, STOCK, since[STOCK]) == [2, 3]
+
+
+async def test_who_returns_waits_for_a_new_topic_while_redis_answers_others(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A server that starts reads thousands of topics: that a client's is not the first is no gap.
+
+    A client without a position gets its answer in time: it can miss nothing.
+    """
+    own = own_redis_server()
+    at = await publish(own.url, 3)
+    since = {STOCK: Position(at.epoch, 1)}
+    async with serving(own.url) as server:
+        positions = server._positions
+        assert positions is not None
+        recoveries: dict[Topic, Recovery] = {}
+        new_is_served = trio.Event()
+
+        async def restore() -> None:
+            recoveries.update(await prepare(server, since))
+
+        async def subscribe() -> None:
+            server.hub.stream(STOCKS[1])
+            assert await server._source.prepare([STOCKS[1]], {}) == {}
+            new_is_served.set()
+
+        async with trio.open_nursery() as nursery:
+            own.pause()
+            nursery.start_soon(restore)
+            nursery.start_soon(subscribe)
+            began_seconds = trio.current_time()
+            while trio.current_time() < began_seconds + 1.2:  # more than twice its time
+                positions.answered_seconds = trio.current_time()  # another client's topic
+                await trio.lowlevel.checkpoint()
+            assert new_is_served.is_set()
+            assert not recoveries
+            own.resume()
+        assert recoveries[STOCK].outcome is RecoveryOutcome.RECOVERED
+        assert positions_missed(server, STOCK, since[STOCK]) == [2, 3]
+
+
+async def test_a_topic_is_kept_while_a_client_waits_for_it(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Longer than the linger time; it is released once the client has given up."""
+    own = own_redis_server()
+    at = await publish(own.url, 3)
+    since = {STOCK: Position(at.epoch, 1)}
+    async with running_server(
+        redis=own.url, subscribe_timeout_seconds=60, linger_seconds=0
+    ) as server:
+        own.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(edge_requests.prepare, server._services, [STOCKS[1]], {})
+            await trio.testing.wait_all_tasks_blocked()
+            server.hub.release_unused()
+            assert STOCKS[1] in server.hub.streams
+            nursery.cancel_scope.cancel()
+        server.hub.release_unused()
+        assert STOCKS[1] not in server.hub.streams
+        recoveries: dict[Topic, Recovery] = {}
+
+        async def restore() -> None:
+            recoveries.update(await edge_requests.prepare(server._services, [STOCK], since))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(restore)
+            await trio.testing.wait_all_tasks_blocked()
+            server.hub.release_unused()
+            own.resume()
+        assert recoveries[STOCK].outcome is RecoveryOutcome.RECOVERED
         assert positions_missed(server, STOCK, since[STOCK]) == [2, 3]
 
 
