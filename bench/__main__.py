@@ -21,6 +21,7 @@ from bench.report import write_report, write_results
 from bench.rig import CACHE, Cores, RigError, end_on_sigterm
 from bench.scenarios import RECORDINGS, Scenario, scenarios
 from bench.servers import SERVERS
+from bench.tls import tls
 
 RECORDS = CACHE / "records.jsonl"
 BYTES = "bytes"
@@ -42,6 +43,7 @@ def main() -> None:
 
 main.add_command(fanout, "fanout")
 main.add_command(guard)
+main.add_command(tls)
 
 
 @main.command()

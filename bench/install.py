@@ -87,6 +87,14 @@ def debian(name: str, *packages: str) -> Path:
     return _cached(name, " ".join(packages), install)
 
 
+def nginx() -> Path:
+    """Return the nginx on PATH, else Debian's."""
+    # The usual PATH of a user lacks the directory of nginx.
+    if found := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
+        return Path(found)
+    return debian("nginx", "nginx") / "usr/sbin/nginx"
+
+
 def python_versions() -> str:
     """Return the versions of the installed Python peers."""
     listed = subprocess.run(

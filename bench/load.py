@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from bench import install
 from bench.rig import Core, RigError, compiled
 
 # Connecting is bounded by the load client itself (CONNECT_LIMIT_SECONDS in main.c).
@@ -89,6 +90,10 @@ class Endpoint:
     """Whether clients offer permessage-deflate, and the server has to agree."""
     sse: bool = False
     """Whether clients receive server-sent events; the request path is the subscription."""
+    tls: bool = False
+    """Whether clients connect with TLS; they accept any certificate."""
+    tls_resume: bool = False
+    """Whether their TLS handshakes resume the newest session of any of them."""
     publish_protocol: str = "redis"
     publish_path: str = "/"
     statistics_url: str = ""
@@ -98,7 +103,8 @@ class Endpoint:
         """The load client's options."""
         names = ("port", "publish_port", "publish_protocol", "publish_path", "ack", "acks")
         flags = [f"--{name.replace('_', '-')}={getattr(self, name)}" for name in names]
-        switches = [f"--{name}" for name in ("nats", "deflate", "sse") if getattr(self, name)]
+        options = ("nats", "deflate", "sse", "tls", "tls_resume")
+        switches = [f"--{name.replace('_', '-')}" for name in options if getattr(self, name)]
         return flags + switches
 
 
@@ -126,6 +132,23 @@ def _write(path: Path, lines: Iterable[Iterable[str]]) -> str:
     return f"--{path.name}={path}"
 
 
+def _compiled(*, tls: bool) -> Path:
+    sources = sorted((Path(__file__).parent / "loadclient").glob("*.[ch]"))
+    if not tls:
+        return compiled("loadclient", sources, libraries=["z"])
+    if Path("/usr/include/openssl/ssl.h").exists():
+        flags: list[str] = []
+        libraries = ["ssl", "crypto"]
+    else:  # Debian's development files, with libraries to be linked into the program
+        root = install.debian("openssl", "libssl-dev") / "usr"
+        include, library = next(root.glob("include/*-linux-*")), next(root.glob("lib/*-linux-*"))
+        flags = [f"-I{root / 'include'}", f"-I{include}", f"-L{library}"]
+        libraries = [":libssl.a", ":libcrypto.a", "dl", "pthread"]
+    return compiled(
+        "loadclient-tls", sources, flags=["-DWITH_TLS", *flags], libraries=["z", *libraries]
+    )
+
+
 def run_load(
     workload: Workload, endpoint: Endpoint, *, core: Core, on_event: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -141,8 +164,7 @@ def run_load(
     Raises:
         RigError: the load client failed or did not end in time.
     """
-    sources = sorted((Path(__file__).parent / "loadclient").glob("*.[ch]"))
-    command = [str(compiled("loadclient", sources, libraries=["z"]))]
+    command = [str(_compiled(tls=endpoint.tls))]
     load = workload.load
     with tempfile.TemporaryDirectory(prefix="fanout-") as name:
         directory = Path(name)

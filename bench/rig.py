@@ -100,6 +100,8 @@ class Process:
 
     popen: subprocess.Popen[str]
     log: Path
+    beside: Process | None = None
+    """Another one that serves together with it, as a proxy does; its resources are included."""
 
     def tail(self, lines: int = 12) -> str:
         """Return the last lines of its log."""
@@ -107,6 +109,8 @@ class Process:
 
     def _tree(self) -> list[int]:
         pids = [self.popen.pid]
+        if self.beside is not None:
+            pids.append(self.beside.popen.pid)
         for pid in pids:
             with contextlib.suppress(OSError):
                 # Each thread has children of its own: those that it started.

@@ -48,6 +48,22 @@ class Server:
     """Whether it is only for scenarios that name it."""
 
 
+@attrs.frozen
+class Certificate:
+    """PEM files for servers with TLS."""
+
+    certificate: Path
+    key: Path
+
+    def flags(self) -> tuple[str, ...]:
+        """The options of `streamer serve`."""
+        return ("--tls-certificate", str(self.certificate), "--tls-key", str(self.key))
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the peers that can use TLS."""
+        return {"TLS_CERTIFICATE": str(self.certificate), "TLS_KEY": str(self.key)}
+
+
 def subscribe_streamer(
     channels: Sequence[str], *, delta: bool = False
 ) -> tuple[str, Sequence[str]]:
@@ -100,7 +116,7 @@ _subscribe_deltas = partial(subscribe_streamer, delta=True)
 
 def _announced(process: Process) -> Callable[[], tuple[int, str] | None]:
     """Return a function for the WebSocket port of a streamer and the URL of its HTTP listener."""
-    lines = re.compile(r"^WebSocket\s+ws://[^\s:]+:(\d+)\S*\s+^HTTP\s+(\S+)$", re.MULTILINE)
+    lines = re.compile(r"^WebSocket\s+wss?://[^\s:]+:(\d+)\S*\s+^HTTP\s+(\S+)$", re.MULTILINE)
 
     def look() -> tuple[int, str] | None:
         found = lines.search(process.log.read_text())
@@ -142,6 +158,7 @@ def streamer(
                 acks=1,
                 deflate=deflate,
                 sse=sse,
+                tls="--tls-certificate" in flags,
                 statistics_url=f"{http_url}/v1/ws/stats",
             )
             yield endpoint, process
@@ -168,11 +185,14 @@ def _json_peer(
     redis_port: int,
     *,
     deflate: bool = False,
+    tls: Certificate | None = None,
 ) -> Iterator[Started]:
     port = free_port()
     name = Path(command[-1]).stem
     if deflate:
         environment = {**environment, "DEFLATE": "1"}
+    if tls is not None:
+        environment = {**environment, **tls.environment()}
     with running(
         [*command, str(redis_port), str(port)],
         core=core,
@@ -181,24 +201,30 @@ def _json_peer(
     ) as process:
         wait_for(name, process, lambda: accepts_connections(port))
         endpoint = Endpoint(
-            port, redis_port, subscribe_json, ack='"subscribed"', acks=1, deflate=deflate
+            port,
+            redis_port,
+            subscribe_json,
+            ack='"subscribed"',
+            acks=1,
+            deflate=deflate,
+            tls=tls is not None,
         )
         yield endpoint, process
 
 
-def python_peer(script: str, *, deflate: bool = False) -> Start:
+def python_peer(script: str, *, deflate: bool = False, tls: Certificate | None = None) -> Start:
     """Start one of the Python peers."""
 
     def start(
         directory: Path, core: Core, redis_port: int
     ) -> contextlib.AbstractContextManager[Started]:
         command = [install.python(), PEERS / script]
-        return _json_peer(command, {}, directory, core, redis_port, deflate=deflate)
+        return _json_peer(command, {}, directory, core, redis_port, deflate=deflate, tls=tls)
 
     return start
 
 
-def node_ws(*, deflate: bool = False) -> Start:
+def node_ws(*, deflate: bool = False, tls: Certificate | None = None) -> Start:
     """Start Node's ws and ioredis."""
 
     def start(
@@ -206,12 +232,15 @@ def node_ws(*, deflate: bool = False) -> Start:
     ) -> contextlib.AbstractContextManager[Started]:
         environment = {"NODE_PATH": str(install.node_modules("ws", "ioredis"))}
         command: list[str | Path] = ["node", PEERS / "node_ws.js"]
-        return _json_peer(command, environment, directory, core, redis_port, deflate=deflate)
+        return _json_peer(
+            command, environment, directory, core, redis_port, deflate=deflate, tls=tls
+        )
 
     return start
 
 
-def _filled(template: Path, directory: Path, **values: object) -> Path:
+def filled(template: Path, directory: Path, **values: object) -> Path:
+    """Write a configuration with each @NAME@ replaced; return its path."""
     text = template.read_text()
     for name, value in values.items():
         text = text.replace(f"@{name}@", str(value))
@@ -240,7 +269,7 @@ def _nchan(directory: Path, core: Core, *, deflate: bool) -> Iterator[Started]:
     except PermissionError as error:
         raise RigError("nchan: nginx needs /var/lib/nginx; only root can make it.") from error
     port = free_port()
-    configuration = _filled(
+    configuration = filled(
         PEERS / "nchan.conf",
         directory,
         ROOT=root,
@@ -271,7 +300,7 @@ def nats(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
     """Start nats-server with its WebSocket listener; publications use NATS."""
     root = install.debian("nats", "nats-server")
     port, publish_port = free_port(), free_port()
-    configuration = _filled(PEERS / "nats.conf", directory, PORT=port, PUBLISH_PORT=publish_port)
+    configuration = filled(PEERS / "nats.conf", directory, PORT=port, PUBLISH_PORT=publish_port)
     command = [str(root / "usr/sbin/nats-server"), "-c", str(configuration)]
     with running(command, core=core, log=directory / "nats.log") as process:
         wait_for("nats-server", process, lambda: accepts_connections(port))

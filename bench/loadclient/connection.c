@@ -53,6 +53,9 @@ void connection_close(struct connection *c, struct totals *totals)
     /* Reset instead of FIN: thousands of TIME_WAIT would take the next run's ports. */
     struct linger reset = {.l_onoff = 1};
     setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    if (c->tls != NULL)
+        transport_free_tls(c->tls);
+    c->tls = NULL;
     close(c->fd);
     free(c->held);
     c->held = NULL;
@@ -75,22 +78,47 @@ bool connection_open(struct connection *c, const struct protocol *protocol)
     return connect(c->fd, (const struct sockaddr *)&protocol->address, sizeof protocol->address) == 0 || errno == EINPROGRESS;
 }
 
-void connection_writable(struct connection *c, const struct protocol *protocol, struct totals *totals)
+static void send_request(struct connection *c, const struct protocol *protocol, struct totals *totals)
 {
     char request[8192];
+    int length = protocol->sse
+                     ? snprintf(request, sizeof request, events_request_format, c->path, protocol->host)
+                     : snprintf(request, sizeof request, request_format, c->path, protocol->host, protocol->deflate ? deflate_offer : "");
+    c->state = STATE_HANDSHAKE;
+    if (length >= (int)sizeof request || transport_write(c->fd, c->tls, request, (size_t)length) != length)
+        fail(c, totals, "the handshake could not be sent");
+}
+
+void connection_writable(struct connection *c, const struct protocol *protocol, struct totals *totals)
+{
     int error = 0;
     socklen_t size = sizeof error;
     getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
     if (error != 0) {
         fail(c, totals, strerror(error));
-        return;
+    } else if (protocol->tls) {
+        c->tls = transport_begin_tls(c->fd);
+        c->state = STATE_SECURING;
+        connection_secure(c, protocol, totals);
+    } else {
+        send_request(c, protocol, totals);
     }
-    int length = protocol->sse
-                     ? snprintf(request, sizeof request, events_request_format, c->path, protocol->host)
-                     : snprintf(request, sizeof request, request_format, c->path, protocol->host, protocol->deflate ? deflate_offer : "");
-    c->state = STATE_HANDSHAKE;
-    if (length >= (int)sizeof request || send(c->fd, request, (size_t)length, MSG_NOSIGNAL) != length)
-        fail(c, totals, "the handshake could not be sent");
+}
+
+void connection_secure(struct connection *c, const struct protocol *protocol, struct totals *totals)
+{
+    switch (transport_handshake(c->tls)) {
+    case TLS_DONE:
+        totals->resumed += transport_resumed(c->tls);
+        send_request(c, protocol, totals);
+        break;
+    case TLS_WANTS_READ:
+        break;
+    case TLS_WANTS_WRITE: /* what a client sends in it fits any socket's buffer */
+    case TLS_FAILED:
+        fail(c, totals, "the TLS handshake failed");
+        break;
+    }
 }
 
 /* A client's frames must be masked; the mask 0 is as good as any and changes nothing. */
@@ -115,7 +143,7 @@ static bool send_frame(struct connection *c, uint8_t opcode, const char *payload
     memset(frame + head, 0, 4);
     head += 4;
     memcpy(frame + head, payload, length);
-    bool whole = send(c->fd, frame, head + length, MSG_NOSIGNAL) == (ssize_t)(head + length);
+    bool whole = transport_write(c->fd, c->tls, frame, head + length) == (ssize_t)(head + length);
     free(frame);
     return whole;
 }
@@ -516,12 +544,15 @@ void connection_readable(struct connection *c, const struct protocol *protocol, 
     struct receipt receipt = {.connection = c, .protocol = protocol, .totals = totals, .tally = &totals->tallies[c->kind], .now = now};
     ssize_t n;
     do {
-        n = recv(c->fd, chunk, sizeof chunk, 0);
+        n = transport_read(c->fd, c->tls, chunk, sizeof chunk);
         if (n > 0) {
             totals->bytes += (uint64_t)n;
             feed(&receipt, chunk, (size_t)n);
         }
-    } while (n == CHUNK_BYTES && c->state != STATE_ENDED);
+        /* TLS returns one record at a time. */
+    } while ((n == CHUNK_BYTES || (c->tls != NULL && n > 0)) && c->state != STATE_ENDED);
+    if (c->state == STATE_ENDED)
+        return;
     if (n == 0)
         fail(c, totals, "end of stream");
     else if (n < 0 && errno != EAGAIN && errno != EINTR)

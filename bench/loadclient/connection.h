@@ -3,6 +3,7 @@
 #include "histogram.h"
 #include "inflater.h"
 #include "publisher.h"
+#include "transport.h"
 
 #include <netinet/in.h>
 #include <stdbool.h>
@@ -16,7 +17,7 @@ enum connection_kind {
     KINDS
 };
 
-enum connection_state { STATE_NEW, STATE_CONNECTING, STATE_HANDSHAKE, STATE_SUBSCRIBING, STATE_LIVE, STATE_ENDED };
+enum connection_state { STATE_NEW, STATE_CONNECTING, STATE_SECURING, STATE_HANDSHAKE, STATE_SUBSCRIBING, STATE_LIVE, STATE_ENDED };
 
 enum { COUNTER_UNKNOWN_BIT = 63 };
 #define COUNTER_UNKNOWN (UINT64_C(1) << COUNTER_UNKNOWN_BIT)
@@ -31,6 +32,7 @@ enum { SEQUENCE_UNKNOWN = 0 };
 
 struct connection {
     int fd;
+    struct tls *tls; /* NULL if it is plain */
     uint8_t kind, state;
     bool base; /* connected before publishing began, so it must receive counter 0 */
     uint8_t head[14], head_length, opcode, control_length;
@@ -72,7 +74,7 @@ struct received {
 
 struct totals {
     struct received received;
-    uint64_t frames, bytes, pings, live, ended, failed;
+    uint64_t frames, bytes, pings, live, ended, failed, resumed;
     struct tally tallies[KINDS];
     uint64_t worst_ns[MAX_SECONDS]; /* the sample's longest latency among what each second published */
     struct histogram handshake; /* connect to the last acknowledgement */
@@ -84,6 +86,7 @@ struct protocol {
     const char *ack; /* bytes that a message acknowledging one subscription contains */
     uint32_t acks;   /* of them each connection waits for; 0 = the handshake is the subscription */
     bool nats;       /* the payloads are one stream of the NATS protocol */
+    bool tls;        /* wss:// */
     bool deflate;    /* offer permessage-deflate */
     bool sse;        /* server-sent events instead of WebSocket; the request is the subscription */
     uint32_t topic_count;
@@ -98,8 +101,9 @@ struct protocol {
 uint64_t received_between(struct received before, struct received after);
 /* Begins a non-blocking connect; false if that failed at once. */
 bool connection_open(struct connection *c, const struct protocol *protocol);
-/* Call when the socket became writable during STATE_CONNECTING. */
+/* Call when the socket became writable during STATE_CONNECTING, and when it is ready during STATE_SECURING. */
 void connection_writable(struct connection *c, const struct protocol *protocol, struct totals *totals);
+void connection_secure(struct connection *c, const struct protocol *protocol, struct totals *totals);
 /* Reads what is there. `now` is the time of receipt. */
 void connection_readable(struct connection *c, const struct protocol *protocol, struct totals *totals, uint64_t now);
 void connection_close(struct connection *c, struct totals *totals);

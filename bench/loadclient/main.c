@@ -35,6 +35,7 @@ struct options {
     int port;
     double connect_rate, settle_seconds, warmup_seconds, seconds, drain_seconds, slow_seconds, storm_after_seconds, sweep_ms;
     uint32_t sample, slow, storm, in_flight;
+    bool tls_resumes;
 };
 
 enum phase { PHASE_CONNECT, PHASE_SETTLE, PHASE_WARM_UP, PHASE_MEASURE, PHASE_DRAIN, PHASE_DONE };
@@ -139,8 +140,10 @@ static void handle(struct client *client, struct connection *c, uint32_t events,
         return;
     if (before == STATE_CONNECTING) {
         connection_writable(c, &client->o.protocol, &client->totals);
-        if (c->state == STATE_HANDSHAKE)
+        if (c->state == STATE_HANDSHAKE || c->state == STATE_SECURING)
             watch(client->fast, EPOLL_CTL_MOD, c, EPOLLIN);
+    } else if (before == STATE_SECURING) {
+        connection_secure(c, &client->o.protocol, &client->totals);
     } else if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
         connection_readable(c, &client->o.protocol, &client->totals, now);
     }
@@ -332,7 +335,7 @@ static void print_result(struct client *client)
 {
     const struct totals *t = &client->totals;
     double connect_seconds = (double)(client->connected_ns - client->started_ns) / 1e9;
-    printf("{\"event\":\"result\",\"connections\":%u,\"live\":%lu,\"failed\":%lu,\"ended\":%lu,", client->count, t->live, t->failed, t->ended);
+    printf("{\"event\":\"result\",\"connections\":%u,\"live\":%lu,\"failed\":%lu,\"ended\":%lu,\"tls_resumed\":%lu,", client->count, t->live, t->failed, t->ended, t->resumed);
     printf("\"connect_seconds\":%.4f,\"connects_per_second\":%.1f,", connect_seconds, client->base_count / connect_seconds);
     print_latency("handshake_ms", &t->handshake);
     printf(",\"seconds\":%.4f,\"delivered_per_second\":%.1f,", (double)client->measured_ns / 1e9,
@@ -416,6 +419,8 @@ static void prepare(struct client *client)
     assign_kind(client, o->slow, KIND_SLOW);
     assign_kind(client, o->sample, KIND_SAMPLE);
     o->protocol.host = o->host;
+    if (o->protocol.tls)
+        transport_prepare_tls(o->tls_resumes);
     o->protocol.address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)o->port)};
     if (inet_pton(AF_INET, o->host, &o->protocol.address.sin_addr) != 1)
         errx(2, "%s is not an IPv4 address", o->host);
@@ -448,7 +453,7 @@ static void parse(struct options *o, int argc, char **argv)
     static const struct option names[] = {
         {"host", 1, NULL, 'h'}, {"port", 1, NULL, 'p'}, {"topics", 1, NULL, 't'}, {"connections", 1, NULL, 'c'},
         {"schedule", 1, NULL, 'T'},
-        {"ack", 1, NULL, 'a'}, {"acks", 1, NULL, 'A'}, {"nats", 0, NULL, 'n'}, {"deflate", 0, NULL, 'z'}, {"sse", 0, NULL, 'E'}, {"sample", 1, NULL, 's'},
+        {"ack", 1, NULL, 'a'}, {"acks", 1, NULL, 'A'}, {"nats", 0, NULL, 'n'}, {"deflate", 0, NULL, 'z'}, {"tls", 0, NULL, 'L'}, {"tls-resume", 0, NULL, 'R'}, {"sse", 0, NULL, 'E'}, {"sample", 1, NULL, 's'},
         {"slow", 1, NULL, 'w'}, {"slow-seconds", 1, NULL, 'W'}, {"slow-receive-buffer-bytes", 1, NULL, 'B'},
         {"storm", 1, NULL, 'x'}, {"storm-after-seconds", 1, NULL, 'X'}, {"in-flight", 1, NULL, 'f'},
         {"connect-rate", 1, NULL, 'C'}, {"settle-seconds", 1, NULL, 'e'}, {"warmup-seconds", 1, NULL, 'u'},
@@ -466,6 +471,8 @@ static void parse(struct options *o, int argc, char **argv)
         case 'A': o->protocol.acks = (uint32_t)atoi(optarg); break;
         case 'n': o->protocol.nats = true; break;
         case 'z': o->protocol.deflate = true; break;
+        case 'L': o->protocol.tls = true; break;
+        case 'R': o->tls_resumes = true; break;
         case 'E': o->protocol.sse = true; break;
         case 's': o->sample = (uint32_t)atoi(optarg); break;
         case 'w': o->slow = (uint32_t)atoi(optarg); break;

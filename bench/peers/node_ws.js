@@ -1,7 +1,9 @@
 // Node's ws and ioredis: the frame is made once and written to each client's socket; with DEFLATE, each
-// client has a compressor, as ws does it.
+// client has a compressor, as ws does it; with TLS_CERTIFICATE and TLS_KEY (PEM files), clients use wss://.
 "use strict";
 
+const { readFileSync } = require("node:fs");
+const { createServer } = require("node:https");
 const { Redis } = require("ioredis");
 const { Sender, WebSocketServer } = require("ws");
 
@@ -11,7 +13,16 @@ const deflate = Boolean(process.env.DEFLATE);
 const perMessageDeflate = deflate && { threshold: 64 };
 const clients = new Map(); // channel -> Set of WebSocket
 
-const server = new WebSocketServer({ host: "127.0.0.1", port, backlog: 4096, perMessageDeflate });
+const certificate = process.env.TLS_CERTIFICATE;
+const address = { host: "127.0.0.1", port, backlog: 4096 };
+const server = new WebSocketServer(certificate ? { noServer: true, perMessageDeflate } : { ...address, perMessageDeflate });
+if (certificate) {
+  const files = { cert: readFileSync(certificate), key: readFileSync(process.env.TLS_KEY) };
+  const secured = createServer(files).listen(address);
+  secured.on("upgrade", (request, socket, head) => {
+    server.handleUpgrade(request, socket, head, (client) => server.emit("connection", client));
+  });
+}
 
 server.on("connection", (client) => {
   client.on("message", (request) => {

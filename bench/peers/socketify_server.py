@@ -1,12 +1,15 @@
 # mypy: ignore-errors
-"""uWebSockets (C++) through socketify: its own publish/subscribe, fed from Redis."""
+"""uWebSockets (C++) through socketify: its own publish/subscribe, fed from Redis.
+
+With TLS_CERTIFICATE and TLS_KEY (PEM files), clients connect with wss://.
+"""
 
 import json
 import os
 import sys
 
 from redis_messages import messages
-from socketify import App, CompressOptions, OpCode, WebSocket
+from socketify import App, AppOptions, CompressOptions, OpCode, WebSocket
 
 REDIS_PORT, PORT = int(sys.argv[1]), int(sys.argv[2])
 DEFLATE = bool(os.environ.get("DEFLATE"))
@@ -28,7 +31,12 @@ async def forward() -> None:
         app.publish(channel, payload, OpCode.TEXT, DEFLATE)
 
 
-app = App()
+certificate = os.environ.get("TLS_CERTIFICATE")
+app = App(
+    AppOptions(cert_file_name=certificate, key_file_name=os.environ["TLS_KEY"])
+    if certificate
+    else None
+)
 app.ws(
     "/*",
     {
