@@ -64,7 +64,7 @@ from streamer.edge.loop_budget import LoopBudget
 from streamer.edge.requests import Services
 from streamer.edge.served import ConnectionInfo, Transport
 from streamer.edge.sessions import RestorableSessions
-from streamer.edge.tls import ServerTls
+from streamer.edge.tls import ServerTls, TlsWriter
 from streamer.edge.token_expiry import TokenExpiry
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
@@ -122,6 +122,7 @@ class Server:
         self.instance = secrets.token_hex(4)
         wakeup = Wakeup()
         demand = TopicDemand()
+        self._tls_writer = TlsWriter()
         self.hub = Hub(
             epoch=self.instance,
             upstream=demand,
@@ -133,6 +134,7 @@ class Server:
             max_history_bytes=settings.max_history_bytes,
             max_unused_topics=settings.max_unused_topics,
             max_unused_topics_per_client=settings.max_subscriptions,
+            write=os.write if settings.tls_certificate is None else self._tls_writer.write,
         )
         self._flush_loop = FlushLoop(
             self.hub.fanout,
@@ -316,7 +318,7 @@ class Server:
         """Serve until `shutdown`; see `serve`."""
         settings = self.settings
         if settings.tls_certificate is not None and settings.tls_key is not None:
-            self._tls = ServerTls(settings.tls_certificate, settings.tls_key)
+            self._tls = ServerTls(settings.tls_certificate, settings.tls_key, self._tls_writer)
         listeners = await open_listeners(
             settings, self._acceptor.on_exhausted, self._tls, self._sockets
         )

@@ -24,6 +24,8 @@ USED: Final = {
     "caption_justify": "read by rich",
     "default_map": "read by click",
     "graceful_timeout": "read by hypercorn",
+    "num_tickets": "read by ssl",
+    "wait_send_all_might_not_block": "a method of every stream of Trio",
     "_check_interval": "a validator of attrs",
     "socket_connect_timeout": "read by redis-py",
     "socket_timeout": "read by redis-py",

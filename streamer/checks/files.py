@@ -22,7 +22,7 @@ from streamer.auth.requests import TIMEOUT_SECONDS, HttpProblem
 from streamer.auth.signing import SigningKey
 from streamer.checks.finding import Finding, fault, ok, warning
 from streamer.config import Settings
-from streamer.edge.tls import ServerTls
+from streamer.edge.tls import server_context
 from streamer.setting_rules import SettingError
 from streamer.urls import redact
 
@@ -73,7 +73,7 @@ def check_certificate(
     """
     subject = "tls_certificate"
     try:
-        ServerTls(certificate, key)
+        server_context(certificate, key)
         shown = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
     except ssl.SSLError as error:
         yield fault(subject, f"{certificate} and {key} do not go together: {error.reason or error}")

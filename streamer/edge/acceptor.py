@@ -36,6 +36,7 @@ from streamer.edge.requests import Services
 from streamer.edge.served import Served
 from streamer.edge.session import Session
 from streamer.edge.session_ids import new_session_id, short_hash
+from streamer.edge.tls import TlsStream
 from streamer.edge.websocket import close_lingering
 from streamer.origins import OriginRules
 from streamer.protocol.errors import (
@@ -72,8 +73,6 @@ _RESERVED_DESCRIPTORS: Final = 64
 
 _LATE_HANDSHAKE_SECONDS: Final = 1.0
 """How long a handshake may take once the server stops accepting."""
-
-_TLS_CLOSE_SECONDS: Final = 1.0
 
 _DISMISSED_PER_TURN: Final = 100
 """Sessions ended before other tasks have a turn."""
@@ -205,12 +204,13 @@ class Acceptor:
         address = peer
         client_socket = _socket(stream)
         try:
-            descriptor = _prepare_socket(stream, client_socket)
+            descriptor = _prepare_socket(client_socket)
             admitted: Admitted | None = None
             with pending.scope:
                 address = await self._proxies.read_address(peer, client_socket)
                 if not self._proxies.is_trusted(address):
                     self._pending.identify(pending, counted_address(address))
+                await self._secure(stream)
                 request = await receive_request(
                     stream, descriptor, cookie=self._settings.auth_cookie
                 )
@@ -220,9 +220,7 @@ class Acceptor:
             self._pending.leave(pending)
             if admitted is not None:
                 await self._serve(stream, descriptor, admitted, address, start_task)
-                if isinstance(stream, trio.SSLStream):
-                    with trio.move_on_after(_TLS_CLOSE_SECONDS):
-                        await stream.aclose()  # TLS sends close_notify: the end is no truncation
+                await _announce_end(stream)
         except ProxyProtocolError as error:
             self.refusals.add(Cause.PROXY_PROTOCOL, peer, str(error))
         except HandshakeFailedError as error:
@@ -235,8 +233,11 @@ class Acceptor:
             log.exception("a connection failed")
         finally:
             self._pending.leave(pending)
-            # Under TLS, too: the end has been announced where there was time for that.
-            client_socket.close()
+            _close(stream)
+
+    async def _secure(self, stream: ClientStream) -> None:
+        if isinstance(stream, TlsStream):
+            await stream.do_handshake(self._services.loop_budget)
 
     async def _accept_request(
         self, stream: ClientStream, request: Request | HttpRequest, address: str
@@ -400,7 +401,7 @@ class Acceptor:
                     self._services,
                     request,
                     self._http.answers,
-                    client_socket=_socket(stream),
+                    client_socket=stream.socket,
                     descriptor=descriptor,
                     remote_address=address,
                     start_task=start_task,
@@ -482,7 +483,20 @@ def _client_descriptors() -> float:
 
 
 def _socket(stream: ClientStream) -> trio.socket.SocketType:
-    return (stream.transport_stream if isinstance(stream, trio.SSLStream) else stream).socket
+    """Return the socket of a connection that was just accepted; TLS takes it over later."""
+    return (stream.transport if isinstance(stream, TlsStream) else stream).socket
+
+
+async def _announce_end(stream: ClientStream) -> None:
+    if isinstance(stream, TlsStream):
+        await stream.aclose()  # sends close_notify: the end is no truncation
+
+
+def _close(stream: ClientStream) -> None:
+    if isinstance(stream, TlsStream):
+        stream.close()
+    else:
+        stream.socket.close()
 
 
 def _remote_address(stream: ClientStream) -> str:
@@ -493,8 +507,8 @@ def _remote_address(stream: ClientStream) -> str:
     return normal_address(host)
 
 
-def _prepare_socket(stream: ClientStream, client_socket: trio.socket.SocketType) -> int:
-    """Set the socket's options; return the descriptor for direct writes, -1 with TLS."""
+def _prepare_socket(client_socket: trio.socket.SocketType) -> int:
+    """Set the socket's options; return its descriptor."""
     with suppress(AttributeError):  # not on every system
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-    return -1 if isinstance(stream, trio.SSLStream) else client_socket.fileno()
+    return client_socket.fileno()

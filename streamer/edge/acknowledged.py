@@ -17,7 +17,9 @@ _LAST_ACK_OFFSET: Final = 56
 numbers of 32 bits."""
 
 
-def seconds_since_acknowledged(client_socket: trio.socket.SocketType) -> float | None:
+def seconds_since_acknowledged(
+    client_socket: trio.socket.SocketType | socket.socket,
+) -> float | None:
     """Return how long ago the peer of a TCP connection last acknowledged anything.
 
     None where the system does not say: elsewhere than on Linux, or if the connection is gone.

@@ -27,6 +27,7 @@ from streamer.edge.extensions import Agreement, Offer, parse_offers
 from streamer.edge.forwarded import Forwarding
 from streamer.edge.http_request import BadQueryError, HttpRequest, read_http_request
 from streamer.edge.request_head import read_head
+from streamer.edge.tls import TlsStream
 from streamer.edge.websocket import close_lingering, read_available, receive_some
 from streamer.protocol.endpoint import HTTP_PATHS, WEBSOCKET_PATH
 
@@ -89,7 +90,7 @@ async def receive_request(
 ) -> Request | HttpRequest:
     """Read the request; refuse one for which there is nothing here. Callers set a deadline.
 
-    `descriptor` is that of the stream's socket, -1 if it cannot be read directly (TLS). `cookie` is
+    `descriptor` is that of the stream's socket, -1 if it has none. `cookie` is
     the name of the cookie that may hold a token.
     Raises HandshakeFailedError and the errors of the stream.
     """
@@ -129,7 +130,7 @@ async def receive_request(
 async def _receive_first(stream: trio.abc.Stream, descriptor: int) -> bytes:
     """Return the first bytes of a connection; in a storm they have arrived before their turn."""
     data: bytes | None = None
-    if descriptor >= 0:
+    if descriptor >= 0 and not isinstance(stream, TlsStream):
         await trio.lowlevel.checkpoint_if_cancelled()  # another connection needed its place
         data = read_available(descriptor)
     if data is None:

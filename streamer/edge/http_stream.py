@@ -9,6 +9,7 @@ id of its last event is enough to resume, here or on another server.
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -68,15 +69,15 @@ class HttpStream:
         request: StreamRequest,
         answers: Answers,
         *,
-        client_socket: trio.socket.SocketType,
+        client_socket: trio.socket.SocketType | socket.socket,
         descriptor: int,
         remote_address: str,
         start_task: Callable[..., None],
     ) -> None:
         """Take over a connection whose request has been read.
 
-        `descriptor` is that of its socket, -1 with TLS; `start_task` starts a task that ends with
-        the connection.
+        `descriptor` is that of its socket; `start_task` starts a task that ends with the
+        connection.
         """
         settings = services.settings
         self.session_id = session_id
@@ -97,6 +98,7 @@ class HttpStream:
             max_queued_bytes=settings.max_outbound_bytes,
             max_replay_bytes=settings.max_replay_bytes,
             traffic=services.hub.traffic,
+            write=services.hub.write,
         )
         self._writer = BlockedWriter(stream, services.hub.fanout, self.outbox)
         self._requests = Requests(None, self.outbox, services)

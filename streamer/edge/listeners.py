@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from streamer.config import Settings
-from streamer.edge.tls import ServerTls
+from streamer.edge.tls import ServerTls, TlsStream
 from streamer.listen_error import ListenError, place_of
 
 _ACCEPT_BACKLOG: Final = 4096
@@ -49,7 +49,7 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 _UNAVAILABLE: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """Errors of bind(2) for an address that this machine does not have."""
 
-ClientStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+ClientStream = trio.SocketStream | TlsStream
 
 
 class BurstListener(trio.abc.Listener[trio.SocketStream]):
@@ -121,7 +121,7 @@ class BurstListener(trio.abc.Listener[trio.SocketStream]):
         await trio.lowlevel.checkpoint()
 
 
-class TlsListener(trio.abc.Listener[trio.SSLStream[trio.SocketStream]]):
+class TlsListener(trio.abc.Listener[TlsStream]):
     """Accepts connections for TLS, each with the certificate of its moment."""
 
     def __init__(self, transport_listener: BurstListener, tls: ServerTls) -> None:
@@ -129,7 +129,7 @@ class TlsListener(trio.abc.Listener[trio.SSLStream[trio.SocketStream]]):
         self.transport_listener = transport_listener
         self._tls = tls
 
-    async def accept(self) -> trio.SSLStream[trio.SocketStream]:
+    async def accept(self) -> TlsStream:
         """Wait for the next connection, as `BurstListener.accept`; TLS has not begun then."""
         return self._tls.wrap(await self.transport_listener.accept())
 

@@ -144,7 +144,7 @@ class Session:
         """Take over a connection whose handshake is read and not yet answered.
 
         `agreement` says how the two sides compress, None if not at all.
-        `descriptor` is that of its socket, or -1 if bytes must go through the stream (TLS).
+        `descriptor` is that of its socket.
         `start_task` starts a task in a nursery that all connections share: one of its own would
         double the memory of a quiet client, and a writer or a waiting request is rare.
         """
@@ -175,6 +175,7 @@ class Session:
             max_queued_bytes=settings.max_outbound_bytes,
             max_replay_bytes=settings.max_replay_bytes,
             traffic=services.hub.traffic,
+            write=services.hub.write,
         )
         self._websocket = WebSocket(
             stream,

@@ -18,6 +18,7 @@ from streamer.edge import frame_reader
 from streamer.edge.frame_reader import FrameError, FrameReader, MessageTooLargeError
 from streamer.edge.limits import RateLimiter
 from streamer.edge.loop_budget import LoopBudget
+from streamer.edge.tls import TlsStream
 from streamer.edge.writer import BlockedWriter
 from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
@@ -218,7 +219,7 @@ async def receive_some(
 
     If the turn is already long, they are read in a later one. Raises BrokenResourceError.
     """
-    if descriptor < 0:
+    if descriptor < 0 or isinstance(stream, TlsStream):
         data = bytes(await stream.receive_some(_RECEIVE_BYTES))
         if loop_budget is not None and loop_budget.is_long:
             await loop_budget.wait()
@@ -247,9 +248,7 @@ async def close_lingering(stream: trio.abc.Stream) -> None:
 async def send_eof(stream: trio.abc.Stream) -> None:
     """Close this side of the TCP connection, under TLS if there is any.
 
-    A TLS stream cannot be closed on one side, and a client that waits for the server to close
-    first would wait for ever.
+    A client that waits for the server to close first would otherwise wait for ever.
     """
-    transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
-    if isinstance(transport, trio.abc.HalfCloseableStream):
-        await transport.send_eof()
+    if isinstance(stream, trio.abc.HalfCloseableStream):
+        await stream.send_eof()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
@@ -25,7 +24,7 @@ import attrs
 
 from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.group import Group, GroupKey
-from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.outbox import Outbox, Subscription, Write
 from streamer.hub.streams import Lane, TopicStream
 from streamer.hub.traffic import Traffic
 from streamer.wire.format import Part
@@ -76,8 +75,10 @@ class FanOut:
         clock: Callable[[], float],
         writes_per_turn: int,
         traffic: Traffic,
+        write: Write,
     ) -> None:
         self._wakeup = wakeup
+        self._write = write
         self._traffic = traffic
         self._clock = clock
         self._writes_per_turn = writes_per_turn
@@ -295,7 +296,7 @@ class FanOut:
             start = 0
             while start < len(members):
                 stop = min(start + turn, len(members))
-                sent = _write_to_all(descriptors[start:stop], frame)
+                sent = _write_to_all(self._write, descriptors[start:stop], frame)
                 if sent.count(len(frame)) == len(sent):
                     writes = len(sent)
                     self._traffic.sent_bytes += writes * len(frame)
@@ -323,7 +324,7 @@ class FanOut:
             return 0
         group.written = outbox.entry
         try:
-            sent = os.write(descriptor, frame)
+            sent = self._write(descriptor, frame)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -419,7 +420,7 @@ class FanOut:
         return data
 
 
-def _write_to_all(descriptors: Sequence[int], frame: bytes) -> list[int]:
+def _write_to_all(write: Write, descriptors: Sequence[int], frame: bytes) -> list[int]:
     """Write a frame to each; return how many bytes each took, `_FAILED` where it is dead.
 
     This is all the work per client, so `map` does it in C. A Python loop over the members, and the
@@ -430,7 +431,7 @@ def _write_to_all(descriptors: Sequence[int], frame: bytes) -> list[int]:
     rest = iter(descriptors)
     while len(sent) < len(descriptors):
         try:
-            sent.extend(map(os.write, rest, itertools.repeat(frame)))
+            sent.extend(map(write, rest, itertools.repeat(frame)))
         except BlockingIOError:
             sent.append(0)
         except OSError:

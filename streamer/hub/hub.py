@@ -7,6 +7,7 @@ a check and the registration that relies on it. `fanout` sends publications to c
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Final
 import attrs
 
 from streamer.hub.fanout import WRITES_PER_TURN, FanOut, Signal
-from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.outbox import Outbox, Subscription, Write
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.publication import LastValue, Publication
 from streamer.hub.renditions import WHOLE, Detail, Renditions
@@ -87,7 +88,9 @@ class Hub:
         max_unused_topics: int = 10_000,
         max_unused_topics_per_client: int = 500,
         writes_per_turn: int = WRITES_PER_TURN,
+        write: Write = os.write,
     ) -> None:
+        """`write` writes to the descriptors of clients."""
         self._epoch = epoch
         self._epochs = itertools.count(1)
         self._upstream = upstream
@@ -99,8 +102,13 @@ class Hub:
         self._history_length = history_length
         self._max_history_bytes = max_history_bytes
         self.traffic = Traffic()
+        self.write = write
         self.fanout = FanOut(
-            wakeup, clock=clock, writes_per_turn=writes_per_turn, traffic=self.traffic
+            wakeup,
+            clock=clock,
+            writes_per_turn=writes_per_turn,
+            traffic=self.traffic,
+            write=write,
         )
         self._history_bytes = 0
         self.streams: dict[Topic, TopicStream] = {}

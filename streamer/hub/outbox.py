@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
@@ -36,6 +36,12 @@ MAX_REPLAY_BYTES: Final = 32 * 1024 * 1024
 REPLAY_PORTION_BYTES: Final = 64 * 1024
 """Bytes of replayed texts that are encoded for one write: about as much as a socket's buffer takes.
 It bounds the memory for encoded messages of a client that reads slowly."""
+
+
+Write = Callable[[int, bytes | memoryview], int]
+"""Writes bytes to a descriptor without waiting, as os.write: returns how many were taken, or raises
+BlockingIOError, or another OSError if the socket is dead. What a full socket did not take comes
+first in the next write to it."""
 
 
 class OutboxOwner(Protocol):
@@ -184,6 +190,7 @@ class Outbox:
         "_overflowed",
         "_owner",
         "_replayed",
+        "_write",
         "backlog",
         "bandwidth",
         "blocked",
@@ -211,8 +218,13 @@ class Outbox:
         max_queued_bytes: int,
         max_replay_bytes: int = MAX_REPLAY_BYTES,
         traffic: Traffic | None = None,
+        write: Write = os.write,
     ) -> None:
-        """`traffic` counts the bytes of this client together with those of others."""
+        """`traffic` counts the bytes of this client together with those of others.
+
+        `write` writes to `descriptor`.
+        """
+        self._write = write
         self.name = name
         """The session id."""
         self.descriptor = descriptor
@@ -297,7 +309,7 @@ class Outbox:
         sent = 0
         if descriptor >= 0:
             try:
-                sent = os.write(descriptor, data)
+                sent = self._write(descriptor, data)
             except BlockingIOError:
                 pass
             except OSError:

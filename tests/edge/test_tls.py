@@ -1,9 +1,12 @@
-"""Another certificate for new connections, while the old ones go on."""
+"""TLS of the client port: writes, sessions, and another certificate for new connections."""
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,8 +14,11 @@ import trio
 import trustme
 from structlog.testing import capture_logs
 
-from tests.helpers.clients import connected
-from tests.helpers.server import running_server
+from streamer.edge.tls import TlsWriter
+from tests.helpers.clients import RawClient, connected, raw_client
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
 
 def trust(*authorities: trustme.CA) -> ssl.SSLContext:
@@ -83,6 +89,88 @@ async def test_a_key_that_is_not_of_the_certificate_changes_nothing(
         server.reload()
         async with connected(server, ssl_context=trusting) as client:
             await client.ping_pong()
+
+
+async def test_clients_under_tls_share_a_frame(
+    tls: dict[str, Path], trusting: ssl.SSLContext
+) -> None:
+    """One message is made for all of a topic, and written without a task for each."""
+    async with (
+        running_server(**tls) as server,
+        connected(server, ssl_context=trusting) as first,
+        connected(server, ssl_context=trusting) as second,
+    ):
+        for client in (first, second):
+            await client.subscribe("stock:A")
+        publish(server, "stock:A:price", price("A", 1))
+        for client in (first, second):
+            assert (await client.data())["price"] == 1
+        assert server.hub.statistics().groups == 1
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_is_resumed_without_another_signature(
+    tls: dict[str, Path], trusting: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    """A client that comes back has a ticket, and uses it where it keeps sessions."""
+    trusting.minimum_version = trusting.maximum_version = version
+    async with running_server(**tls) as server:
+        port = urlsplit(server.websocket_url).port or 0
+
+        def visit(session: ssl.SSLSession | None) -> ssl.SSLSession | None:
+            with (
+                socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS) as plain,
+                trusting.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as tcp,
+            ):
+                assert tcp.session_reused is (session is not None)
+                tcp.sendall(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert tcp.recv(12) == b"HTTP/1.1 404"  # in TLS 1.3, the ticket came before it
+                return tcp.session
+
+        ticket = await trio.to_thread.run_sync(visit, None)
+        assert ticket is not None
+        assert ticket.has_ticket
+        await trio.to_thread.run_sync(visit, ticket)
+
+
+async def test_a_client_that_leaves_in_the_handshake_leaves_nothing_behind(
+    tls: dict[str, Path],
+) -> None:
+    """Half a greeting of TLS, and then the end."""
+    async with running_server(**tls) as server:
+        async with raw_client(server, opened=False) as client:
+            await client.stream.send_all(b"\x16\x03\x01\x02\x00\x01")
+            await eventually(lambda: server.statistics().pending_handshakes == 1)
+        await eventually(lambda: server.statistics().pending_handshakes == 0)
+
+
+async def test_a_client_that_breaks_off_is_closed(
+    tls: dict[str, Path], trusting: ssl.SSLContext
+) -> None:
+    """Its socket is reset while a flush writes to it; the others of its group are served."""
+    async with (
+        running_server(**tls) as server,
+        connected(server, ssl_context=trusting) as client,
+    ):
+        await client.subscribe("stock:A")
+        port = urlsplit(server.websocket_url).port or 0
+        tcp = await trio.open_tcp_stream("127.0.0.1", port)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        stream = trio.SSLStream(tcp, trusting, server_hostname="127.0.0.1")
+        broken = RawClient(cast("trio.SocketStream", stream))
+        await broken.open()
+        await broken.send(type="subscribe", subscription_type="stock", targets=["A"])
+        await eventually(lambda: server.statistics().subscriptions == 2)
+        await tcp.aclose()
+        publish(server, "stock:A:price", price("A", 1))
+        assert (await client.data())["price"] == 1
+        await eventually(lambda: server.statistics().active_connections == 1)
+
+
+def test_a_write_to_a_connection_that_is_gone_fails() -> None:
+    """As to a closed descriptor."""
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        TlsWriter().write(3, b"late")
 
 
 async def test_without_tls_there_is_nothing_to_reload() -> None:
