@@ -321,6 +321,7 @@ def soak(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Run streamer.js in Chromium, and there the faults of tests/faults, too."""
     provide_redis(session)
+    provide_proxies(session)
     provide_chromium(session)
     session.install("-e", ".", *dependencies("test"))
     session.env["FAULTS_IN_CHROMIUM"] = "1"
