@@ -19,6 +19,7 @@ from bench.guard import guard
 from bench.plots import write_plots
 from bench.report import write_report, write_results
 from bench.rig import CACHE, Cores, RigError, end_on_sigterm
+from bench.scale import scale
 from bench.scenarios import RECORDINGS, Scenario, scenarios
 from bench.servers import SERVERS
 from bench.tls import tls
@@ -44,6 +45,7 @@ def main() -> None:
 main.add_command(fanout, "fanout")
 main.add_command(guard)
 main.add_command(tls)
+main.add_command(scale)
 
 
 @main.command()

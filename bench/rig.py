@@ -40,6 +40,8 @@ class Core:
 
     number: int
     niceness: int = 0
+    pinned: bool = True
+    """False: the programs run on any core that is free."""
 
     def command(self, command: Sequence[str | Path]) -> list[str]:
         """The command, pinned; start it in a session of its own.
@@ -48,7 +50,9 @@ class Core:
         group has its own. Lowering either needs privileges: without them, other programs of the
         machine may disturb the measurement.
         """
-        pinned = ["taskset", "--cpu-list", str(self.number), *map(str, command)]
+        pinned = [str(part) for part in command]
+        if self.pinned:
+            pinned = ["taskset", "--cpu-list", str(self.number), *pinned]
         if self.niceness == 0:
             return pinned
         script = '{ echo "$0" >/proc/self/autogroup; } 2>/dev/null; exec nice -n "$0" "$@"'

@@ -114,7 +114,7 @@ def subscribe_nats(channels: Sequence[str]) -> tuple[str, Sequence[str]]:
 _subscribe_deltas = partial(subscribe_streamer, delta=True)
 
 
-def _announced(process: Process) -> Callable[[], tuple[int, str] | None]:
+def announced(process: Process) -> Callable[[], tuple[int, str] | None]:
     """Return a function for the WebSocket port of a streamer and the URL of its HTTP listener."""
     lines = re.compile(r"^WebSocket\s+wss?://[^\s:]+:(\d+)\S*\s+^HTTP\s+(\S+)$", re.MULTILINE)
 
@@ -149,7 +149,7 @@ def streamer(
             # Python looks for modules in the present directory first.
             directory=None if package is None else directory,
         ) as process:
-            port, http_url = wait_for("streamer serve", process, _announced(process))
+            port, http_url = wait_for("streamer serve", process, announced(process))
             endpoint = Endpoint(
                 port,
                 redis_port,
