@@ -25,6 +25,7 @@ from streamer.feeds.price_alerts import with_price_alerts
 from streamer.feeds.simulated import LEVELS, SimulatedMarket
 from streamer.nursery import first_of
 from streamer.protocol.topics import SubscriptionType, Topic
+from streamer.setting_rules import SettingError
 from streamer.source.memory import MemoryBus
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ async def _run(
                 server: Server = await serving.start(
                     partial(serve, settings, shutdown=shutdown, market=_page(market, users))
                 )
+            except* SettingError as group:
+                failure = CommandError(str(first_of(group)), ExitCode.USAGE)
             except* OSError as group:
                 failure = cannot_start(first_of(group))
             else:

@@ -204,6 +204,18 @@ def test_a_port_in_use_has_a_code_of_its_own(tmp_path: Path) -> None:
     )
 
 
+def test_an_unusable_key_file_is_a_usage_error(tmp_path: Path) -> None:
+    """The file is read when the server starts; the error is one line, as for `serve`."""
+    log, keys = tmp_path / "log", tmp_path / "keys"
+    keys.write_text("short\n")
+    with running_demo(log, "--api-key-file", str(keys)) as process:
+        output, _ = process.communicate()
+    assert process.returncode == ExitCode.USAGE
+    assert output == ""
+    (line,) = log.read_text().splitlines()
+    assert line.startswith(f"streamer: error: api_key_file {keys} cannot be used: line 1 is not ")
+
+
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     """A client that does not leave is not waited for."""
     waits = ["--close-timeout-seconds", "600", "--drain-timeout-seconds", "600"]
