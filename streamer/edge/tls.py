@@ -1,8 +1,8 @@
 """TLS of the client port, with a certificate that can be replaced while clients are connected.
 
 Each connection is a socket of the standard library's `ssl`, and no `trio.SSLStream`. That encrypts
-into memory and needs a task to write it; OpenSSL writes to a socket by itself, so that a flush can
-write to a client under TLS as it writes to any other: at once, without a task or a copy.
+into memory, and needs a task to write what it has made. OpenSSL writes to a socket by itself, so a
+flush can write to a client under TLS as it writes to any other: at once, without a task.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from bench.tls import (
     variants,
     write_certificate,
 )
+from bench.tls_write_cost import measure as measure_writes
 from tests.bench.test_guard import measurement
 
 CLIENTS = 20
@@ -63,6 +64,18 @@ def test_nginx_ends_tls_and_its_memory_and_cpu_are_included(tmp_path: Path) -> N
     found = measure(start, workload(), Cores.available())
     assert found.detail["messages"] == found.detail["expected"] > 0
     assert (found.lost, found.undelivered, found.violations) == (0, 0, 0)
+
+
+def test_the_ways_to_write_under_tls_all_work() -> None:
+    """Each writes a frame to each client, and its cost is counted."""
+    costs = measure_writes(clients=2, size=224, rounds=2)
+    assert list(costs) == [
+        "without TLS",
+        "TLS, OpenSSL writes",
+        "TLS, through memory",
+        "encryption alone",
+    ]
+    assert all(cost > 0 for cost in costs.values())
 
 
 def test_a_ratio_is_the_median_of_the_rounds_that_have_both() -> None:
