@@ -82,7 +82,7 @@ async def test_a_connection_that_died_while_idle_costs_no_request(
         assert connections(redis) != before
 
 
-async def test_one_caller_at_a_time_gets_its_own_replies(redis_url: str) -> None:
+async def test_callers_that_share_a_round_trip_get_their_own_replies(redis_url: str) -> None:
     """Replies never reach another caller, however many ask at once."""
     async with opened(redis_url) as client, trio.open_nursery() as nursery:
 
@@ -95,10 +95,28 @@ async def test_one_caller_at_a_time_gets_its_own_replies(redis_url: str) -> None
             nursery.start_soon(ask, number)
 
 
+async def test_all_who_wait_share_the_next_round_trip(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Or thousands of clients that return together would wait for a round trip each."""
+    own = own_redis_server()
+    with own.connect() as redis:
+        async with opened(own.url) as client, trio.open_nursery() as nursery:
+            await client.execute_many([("ECHO", "first")])
+            before = redis.info("stats")["total_reads_processed"]
+            own.pause()
+            for number in range(50):
+                nursery.start_soon(client.execute_many, [("ECHO", f"{number}")])
+            await trio.testing.wait_all_tasks_blocked()
+            own.resume()
+        # One for the first of them, one for all others, and those that ask for the count.
+        assert redis.info("stats")["total_reads_processed"] - before < 10
+
+
 async def test_a_cancelled_request_leaves_no_reply_for_the_next(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
-    """Its connection is closed, since its replies are still to come."""
+    """It is dropped when it comes."""
     own = own_redis_server()
     async with opened(own.url) as client:
         await client.execute_many([("ECHO", "first")])
