@@ -155,13 +155,14 @@ async def test_the_keyboard_is_enough(chromium: Chromium, demo_url: str) -> None
 async def test_nothing_hinders_a_screen_reader(
     chromium: Chromium, demo_url: str, scheme: str
 ) -> None:
-    """Axe has no findings, in both schemes, on a phone."""
+    """Axe has no findings, in both schemes, on a phone and on a wide screen with all columns."""
     # Without motion: in a flash, a color is between two.
-    tab = await open_market(
-        chromium, demo_url, color_scheme=scheme, reduced_motion="reduce", viewport=PHONE
-    )
-    assert await tab.run(axe_findings) == []
-    await tab.close()
+    for viewport in (PHONE, {"width": 1240, "height": 900}):
+        tab = await open_market(
+            chromium, demo_url, color_scheme=scheme, reduced_motion="reduce", viewport=viewport
+        )
+        assert await tab.run(axe_findings) == []
+        await tab.close()
 
 
 async def test_a_phone_shows_it_without_scrolling_sideways(

@@ -202,6 +202,43 @@ async def test_columns_sort_and_pages_turn_by_keyboard(chromium: Chromium, serve
     assert tab.errors == []
 
 
+async def test_the_keyboard_is_enough(chromium: Chromium, server: Server) -> None:
+    """By Tab and Enter: the colors, a key, and a connection that is ended; the focus is seen."""
+    async with subscriber(server, "stock:A1") as client:
+        tab = await open_page(chromium, server)
+
+        def disconnect(page: Page) -> None:
+            tab_to(page, "#key")
+            page.keyboard.type(KEY)
+            page.keyboard.press("Enter")
+            expect(page.locator("#topics tr").first).to_be_visible(timeout=WAIT_MS)
+            tab_to(page, "#theme")
+            page.keyboard.press("Enter")
+            expect(page.locator(":root")).to_have_attribute("data-theme", re.compile("dark|light"))
+            tab_to(page, f"{ROWS} button")
+            page.keyboard.press("Enter")
+            expect(page.locator("#note")).to_have_text(
+                re.compile(r"^Disconnected [0-9a-f]{8}\.$"), timeout=WAIT_MS
+            )
+
+        await tab.run(disconnect)
+        await client.receive_type("disconnected")
+        await tab.close()
+    assert tab.errors == []
+
+
+def tab_to(page: Page, selector: str) -> None:
+    """Press Tab until an element has the focus; all on the way show that they have it."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        focused = page.locator(":focus")
+        if focused.count():  # else it is between the last element and the first
+            expect(focused).not_to_have_css("outline-style", "none")
+            if focused.and_(page.locator(selector)).count():
+                return
+    pytest.fail(f"{selector} is not reached")
+
+
 async def test_a_row_that_somebody_points_at_does_not_move(
     chromium: Chromium, server: Server
 ) -> None:
@@ -250,18 +287,23 @@ async def test_names_that_clients_choose_are_only_text(chromium: Chromium, serve
         await tab.close()
 
 
-async def test_readiness_and_silence_are_shown_with_their_reason(chromium: Chromium) -> None:
-    """Redis is not there; then the server is not."""
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_readiness_and_silence_are_shown_with_their_reason(
+    chromium: Chromium, scheme: str
+) -> None:
+    """Redis is not there; then the server is not. Axe has no findings in either state."""
     async with running_server(redis="redis://127.0.0.1:1", require_redis=False) as server:
-        tab = await chromium.open(server.http_url)
+        tab = await chromium.open(server.http_url, color_scheme=scheme)
 
         def not_ready(page: Page) -> None:
             expect(page.locator("#state")).to_contain_text("not ready: Redis", timeout=WAIT_MS)
+            assert axe_findings(page) == []
 
         await tab.run(not_ready)
 
     def silent(page: Page) -> None:
         expect(page.locator("#state")).to_contain_text("no answer", timeout=WAIT_MS)
+        assert axe_findings(page) == []
 
     await tab.run(silent)
     await tab.close()
@@ -280,12 +322,13 @@ async def test_nothing_hinders_a_screen_reader(
             await tab.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_a_phone_shows_it_without_scrolling_sideways(
-    chromium: Chromium, server: Server
+    chromium: Chromium, server: Server, scheme: str
 ) -> None:
-    """Tables leave columns out; the button to disconnect is there."""
+    """Tables leave columns out; the button to disconnect is there; axe has no findings."""
     async with subscriber(server, "stock:A1"):
-        tab = await open_page(chromium, server, with_key=True, viewport=PHONE)
+        tab = await open_page(chromium, server, with_key=True, viewport=PHONE, color_scheme=scheme)
         assert await tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
         def look(page: Page) -> None:
