@@ -461,12 +461,14 @@ class Session:
         """Whether the client has given no sign of life since then, on trio's clock.
 
         One whose socket is not read, since it has sent too many messages after a request that
-        waits, may have answered all the same: it is alive while its socket takes bytes.
+        waits, may have answered all the same: it is alive while its socket takes bytes. So is one
+        whose answer has arrived, but was not read yet: an overloaded server that cut its clients
+        would have their return as a load besides.
         """
         websocket = self._websocket
         if self._is_held_up:
             return self.outbox.blocked and websocket.last_written_seconds < seconds
-        return websocket.last_received_seconds < seconds
+        return websocket.last_received_seconds < seconds and not websocket.has_unread
 
     def ping(self) -> None:
         """Ask the client for a sign of life, ahead of any waiting data."""

@@ -7,7 +7,10 @@ switch.
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
+import termios
 from contextlib import suppress
 from typing import Final, cast
 
@@ -150,6 +153,11 @@ class WebSocket(BlockedWriter):
         self.outbox.traffic.received_bytes += len(data)
         self._reader.feed(data)
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the socket has bytes that were not read yet; False for TLS, where it may have."""
+        return has_unread(self.outbox.descriptor)
+
     # Room for answers
 
     @property
@@ -197,6 +205,18 @@ class WebSocket(BlockedWriter):
         code = 1000 if code == frame_reader.NO_STATUS else code
         self.outbox.send_control(self.outbox.wire.close(code, ""))
         await self.wait_written()
+
+
+def has_unread(descriptor: int) -> bool:
+    """Whether a socket has bytes that were not read yet; False without a socket."""
+    if descriptor < 0:
+        return False
+    size = array.array("i", [0])
+    try:
+        fcntl.ioctl(descriptor, termios.FIONREAD, size)
+    except OSError:
+        return False
+    return size[0] > 0
 
 
 def read_available(descriptor: int) -> bytes | None:

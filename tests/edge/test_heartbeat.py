@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from contextlib import aclosing
 from itertools import pairwise
@@ -85,6 +86,18 @@ async def test_whatever_a_client_says_is_a_sign_of_life(mock_clock: MockClock) -
         async with connected(server) as library:
             await library.ping_pong()
             assert server.statistics().active_connections == 2
+
+
+async def test_an_answer_that_waits_to_be_read_is_a_sign_of_life() -> None:
+    """The server is late then, not the client; once it is read, the time of reading counts."""
+    async with running_server() as server, raw_client(server) as client:
+        await eventually(lambda: server.statistics().active_connections == 1)
+        (session,) = server._acceptor.sessions.values()
+        later_seconds = trio.current_time() + 1000
+        assert session.is_silent_since(later_seconds)
+        os.write(client.stream.socket.fileno(), b"\x81")  # no turn of the loop until it is judged
+        assert not session.is_silent_since(later_seconds)
+        await eventually(lambda: session.is_silent_since(later_seconds))
 
 
 async def test_a_heartbeat_overtakes_a_backlog(mock_clock: MockClock) -> None:
