@@ -20,6 +20,7 @@ from bench.plots import write_plots
 from bench.report import write_report, write_results
 from bench.rig import CACHE, Cores, RigError, end_on_sigterm
 from bench.scale import scale
+from bench.scaling import scaling
 from bench.scenarios import RECORDINGS, Scenario, scenarios
 from bench.servers import SERVERS
 from bench.tls import tls
@@ -46,6 +47,7 @@ main.add_command(fanout, "fanout")
 main.add_command(guard)
 main.add_command(tls)
 main.add_command(scale)
+main.add_command(scaling)
 
 
 @main.command()
