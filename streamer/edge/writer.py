@@ -25,16 +25,9 @@ class BlockedWriter:
         """Write the outbox' bytes until none is left: the writer task of a full socket."""
         outbox = self.outbox
         try:
-            if outbox.descriptor >= 0:
-                while outbox.blocked and not outbox.closed:
-                    await trio.lowlevel.wait_writable(outbox.descriptor)
-                    self._fanout.resume(outbox)
-                    self._advance()
-            else:
-                while data := self._fanout.take(outbox):
-                    await self._stream.send_all(data)
-                    outbox.traffic.sent_bytes += len(data)
-                    self._advance()
+            while outbox.blocked and not outbox.closed:
+                await trio.lowlevel.wait_writable(outbox.descriptor)
+                self._fanout.resume(outbox)
                 self._advance()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             outbox.fail(0)

@@ -411,14 +411,6 @@ class FanOut:
         """Write to a blocked client whose socket takes bytes again."""
         self._flush_solo(outbox)
 
-    def take(self, outbox: Outbox) -> bytes | memoryview:
-        """Return the next bytes for a client that is not written to directly; empty: none."""
-        data, _ = outbox.take(self._clock())
-        if not data:
-            outbox.unblock()
-            self._flush_solo(outbox)
-        return data
-
 
 def _write_to_all(write: Write, descriptors: Sequence[int], frame: bytes) -> list[int]:
     """Write a frame to each; return how many bytes each took, `_FAILED` where it is dead.

@@ -26,10 +26,6 @@ from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind
 from streamer.wire.format import Part, Placed, WireFormat
 
-INDIRECT_BUFFER_BYTES: Final = 64 * 1024
-"""The most that may wait for the writer task of a TLS connection before the client counts as
-behind: as much as a plain socket holds unsent (`edge.acceptor.UNSENT_BYTES`)."""
-
 MAX_REPLAY_BYTES: Final = 32 * 1024 * 1024
 """The most that is held of replays, where no setting says otherwise."""
 
@@ -228,8 +224,8 @@ class Outbox:
         self.name = name
         """The session id."""
         self.descriptor = descriptor
-        """The descriptor of a non-blocking socket; -1 for TLS: then every write waits for the
-        writer task."""
+        """The descriptor of a non-blocking socket; -1 if there is none, as for a read over HTTP:
+        what would be sent is taken by hand."""
         self._owner = owner
         self.wire = wire
         self.user_id: str | None = None
@@ -370,7 +366,7 @@ class Outbox:
             ):
                 if subscription.skip_sequence and self._skip(subscription, publication):
                     continue
-                merge = latest and publication.merges and (merging or self._is_full(publication))
+                merge = latest and publication.merges and (merging or self._is_full)
                 self._put(subscription, publication, merge=merge)
         subscription.seen_order = lane.stream.order
 
@@ -384,17 +380,10 @@ class Outbox:
             subscription.skip_sequence = 0  # a gap: all publications after it are new
         return leads_back and bool(subscription.skip_sequence)
 
-    def _is_full(self, publication: Publication) -> bool:
-        """Whether there is room for one more only in place of another."""
-        if self._waits_for_bandwidth:
-            return True
-        if self.descriptor >= 0:
-            return self.blocked
-        # TLS shows no socket buffer, so a bounded amount is kept before anything is merged. Half of
-        # the room stays free for messages that may not be merged, or a gap would exceed it.
-        limit = min(INDIRECT_BUFFER_BYTES, self._max_queued_bytes // 2)
-        size = self.backlog.queued_bytes + len(publication.text)
-        return self.blocked and size > limit
+    @property
+    def _is_full(self) -> bool:
+        """Whether there is room for a publication only in place of another."""
+        return self.blocked or self._waits_for_bandwidth
 
     @property
     def _waits_for_bandwidth(self) -> bool:

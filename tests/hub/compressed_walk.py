@@ -111,7 +111,7 @@ class Walk:
     def _connect(self) -> None:
         if len(self.world.clients) < MAX_CLIENTS:
             client = self.world.connect(
-                indirect=self.random.random() < 0.2,
+                secured=self.random.random() < 0.2,
                 max_queued_bytes=self.random.choice([1 << 20, 1 << 20, 8000]),
             )
             self.world.subscribe(client, TOPICS[::4], self.options)
@@ -135,7 +135,7 @@ class Walk:
             self.world.restore(
                 client,
                 own_positions=self.random.random() < 0.5,
-                indirect=self.random.random() < 0.2,
+                secured=self.random.random() < 0.2,
             )
 
     def _leave(self) -> None:

@@ -36,7 +36,7 @@ WINDOWS = st.lists(
 USUAL = Options(Mode.LATEST, ALL_KINDS, 0.0)
 SIMILAR = st.sampled_from([USUAL, USUAL, USUAL, Options(Mode.ALL, ALL_KINDS, 0.0)])
 """Most clients ask for the same, so that they share groups."""
-INDIRECT = st.sampled_from([False, False, False, True])
+SECURED = st.sampled_from([False, False, False, True])
 
 
 class CompressedMachine(ContractMachine):
@@ -51,7 +51,7 @@ class CompressedMachine(ContractMachine):
         some_plain=st.sampled_from([False, False, True]),
         min_members=st.sampled_from([1, 1, 2, 3]),
         max_memory_bytes=st.sampled_from([0, 300_000, 1 << 30, 1 << 30]),
-        clients=st.lists(st.tuples(INDIRECT, SIMILAR), min_size=1, max_size=3),
+        clients=st.lists(st.tuples(SECURED, SIMILAR), min_size=1, max_size=3),
     )
     def some_are_here(
         self,
@@ -73,13 +73,13 @@ class CompressedMachine(ContractMachine):
         )
         wires = [self.compression.format(window) for window in windows]
         self.world = World(writes_per_turn=writes_per_turn, wires=[*wires, *[WIRE] * some_plain])
-        for indirect, options in clients:
-            self.world.subscribe(self.world.connect(indirect=indirect), TOPICS[::4], options)
+        for secured, options in clients:
+            self.world.subscribe(self.world.connect(secured=secured), TOPICS[::4], options)
 
     @precondition(lambda self: len(self.world.clients) < MAX_CLIENTS)
-    @rule(indirect=INDIRECT, max_queued_bytes=st.sampled_from([1 << 20, 8000]), options=SIMILAR)
-    def connect(self, indirect: bool, max_queued_bytes: int, options: Options) -> None:
-        client = self.world.connect(indirect=indirect, max_queued_bytes=max_queued_bytes)
+    @rule(secured=SECURED, max_queued_bytes=st.sampled_from([1 << 20, 8000]), options=SIMILAR)
+    def connect(self, secured: bool, max_queued_bytes: int, options: Options) -> None:
+        client = self.world.connect(secured=secured, max_queued_bytes=max_queued_bytes)
         self.world.subscribe(client, TOPICS[::4], options)
 
     @rule(
@@ -142,7 +142,7 @@ def test_a_client_that_joins_a_group_inflates_from_a_full_flush_on() -> None:
         )
         for _ in range(2):
             machine.all_are_sent_something(kinds=[Kind.PRICE], size=1500, times=2)
-            machine.connect(indirect=False, max_queued_bytes=1 << 20, options=USUAL)
+            machine.connect(secured=False, max_queued_bytes=1 << 20, options=USUAL)
         machine.all_are_sent_something(kinds=[Kind.PRICE], size=1500, times=2)
         assert machine.compression.full_flushes == 2
     finally:

@@ -81,22 +81,20 @@ class ContractMachine(RuleBasedStateMachine):
         self, writes_per_turn: int, clients: list[tuple[bool, bool, Options]]
     ) -> None:
         self.world = World(writes_per_turn=writes_per_turn)
-        for indirect, events, options in clients:
-            client = self.world.connect(indirect=indirect, events=events)
+        for secured, events, options in clients:
+            client = self.world.connect(secured=secured, events=events)
             self.world.subscribe(client, TOPICS[::4], options)
 
     @precondition(lambda self: len(self.world.clients) < MAX_CLIENTS)
     @rule(
-        indirect=st.booleans(),
+        secured=st.booleans(),
         max_queued_bytes=st.sampled_from([1 << 20, 8000]),
         events=EVENTS,
         options=OPTIONS,
     )
-    def connect(
-        self, indirect: bool, max_queued_bytes: int, events: bool, options: Options
-    ) -> None:
+    def connect(self, secured: bool, max_queued_bytes: int, events: bool, options: Options) -> None:
         client = self.world.connect(
-            indirect=indirect, max_queued_bytes=max_queued_bytes, events=events
+            secured=secured, max_queued_bytes=max_queued_bytes, events=events
         )
         self.world.subscribe(client, TOPICS[::4], options)
 
@@ -200,9 +198,9 @@ class ContractMachine(RuleBasedStateMachine):
         self.world.pong(self._client(client))
 
     @precondition(_someone)
-    @rule(client=CLIENTS, own_positions=st.booleans(), indirect=st.booleans())
-    def restore(self, client: int, own_positions: bool, indirect: bool) -> None:
-        self.world.restore(self._client(client), own_positions=own_positions, indirect=indirect)
+    @rule(client=CLIENTS, own_positions=st.booleans(), secured=st.booleans())
+    def restore(self, client: int, own_positions: bool, secured: bool) -> None:
+        self.world.restore(self._client(client), own_positions=own_positions, secured=secured)
 
     @rule(seconds=st.sampled_from([0.1, 0.5, LINGER_SECONDS]))
     def time_passes(self, seconds: float) -> None:

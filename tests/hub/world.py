@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import select
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, cast
 
 import attrs
@@ -191,6 +193,33 @@ class View:
         return any(entry.kind in self.replayed_kinds for entry in missed)
 
 
+class Writes:
+    """Writes to sockets, to some of them as under TLS."""
+
+    def __init__(self) -> None:
+        self.secured: set[int] = set()
+        self._begun: dict[int, tuple[bytes, int]] = {}
+        """Writes that the socket has not taken whole, and how much of them it has."""
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> int:
+        """Write bytes; under TLS either all are taken, or none, and they have to come again."""
+        if descriptor not in self.secured:
+            return os.write(descriptor, data)
+        begun, done = self._begun.pop(descriptor, (b"", 0))
+        assert bytes(data[: len(begun)]) == begun, "OpenSSL would refuse this"
+        with suppress(BlockingIOError):
+            done += os.write(descriptor, data[done:])
+        if done < len(data):
+            self._begun[descriptor] = bytes(data), done
+            raise BlockingIOError
+        return done
+
+    def forget(self, descriptor: int) -> None:
+        """Note that the socket is closed."""
+        self.secured.discard(descriptor)
+        self._begun.pop(descriptor, None)
+
+
 class Client:
     """One client, its outbox and the session that a real one would have."""
 
@@ -200,7 +229,7 @@ class Client:
         name: str,
         wire: WireFormat,
         *,
-        indirect: bool,
+        secured: bool,
         max_queued_bytes: int,
         events: bool,
     ) -> None:
@@ -209,11 +238,19 @@ class Client:
         self.server_end.setblocking(False)
         self.client_end.setblocking(False)
         self.server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        self.indirect = indirect
-        descriptor = -1 if indirect else self.server_end.fileno()
+        descriptor = self.server_end.fileno()
+        if secured:
+            world.writes.secured.add(descriptor)
         self.events = events
         """Whether it receives server-sent events, with cursors, and no WebSocket frames."""
-        self.outbox = Outbox(name, descriptor, self, wire, max_queued_bytes=max_queued_bytes)
+        self.outbox = Outbox(
+            name,
+            descriptor,
+            self,
+            wire,
+            max_queued_bytes=max_queued_bytes,
+            write=world.writes.write,
+        )
         self.name = name
         self.writers = 0
         self.broken = self.overflowed = self.ended = False
@@ -289,13 +326,7 @@ class Client:
         hub = self.world.hub
         due_before = hub.fanout.due_seconds
         woken = self.world.wakeup.count
-        if self.indirect:
-            data = hub.fanout.take(self.outbox)
-            if data:
-                self.feed(bytes(data))
-            else:
-                self.writers -= 1
-        elif select.select([], [self.server_end], [], 0)[1]:
+        if select.select([], [self.server_end], [], 0)[1]:
             hub.fanout.resume(self.outbox)
             self.writers -= not self.outbox.blocked
         due = hub.fanout.due_seconds
@@ -611,6 +642,7 @@ class World:
         self.now = 1000.0
         self._wires = itertools.cycle(wires)
         self.wakeup = CountingWakeup()
+        self.writes = Writes()
         self.hub = Hub(
             epoch="e",
             upstream=self,
@@ -621,6 +653,7 @@ class World:
             history_length=HISTORY_LENGTH,
             max_history_bytes=1 << 20,
             writes_per_turn=writes_per_turn,
+            write=self.writes.write,
         )
         self.clients: list[Client] = []
         self.logs: dict[Topic, Log] = {}
@@ -769,14 +802,14 @@ class World:
     # Clients
 
     def connect(
-        self, *, indirect: bool = False, max_queued_bytes: int = 1 << 20, events: bool = False
+        self, *, secured: bool = False, max_queued_bytes: int = 1 << 20, events: bool = False
     ) -> Client:
         """A client arrives."""
         client = Client(
             self,
             f"client {next(self._numbers)}",
             EVENTS if events else next(self._wires),
-            indirect=indirect,
+            secured=secured,
             max_queued_bytes=max_queued_bytes,
             events=events,
         )
@@ -876,14 +909,14 @@ class World:
                 if topic not in unanswered and view is not None and view.epoch == confirmed.epoch:
                     assert confirmed.sequence <= view.sequence, "confirmed and not received"
 
-    def restore(self, old: Client, *, own_positions: bool, indirect: bool) -> None:
+    def restore(self, old: Client, *, own_positions: bool, secured: bool) -> None:
         """A client is gone and comes back as another, as `edge.requests` carries it out."""
         record = record_session(old.outbox)
         options = {topic: holding.options for topic, holding in old.holdings.items()}
         views = {topic: view for topic, view in old.views.items() if not view.narrowed}
         resumed = decode_cursor(old.cursor, TOPICS) if old.cursor and own_positions else {}
         self.disconnect(old)
-        client = self.connect(indirect=indirect, events=old.events)
+        client = self.connect(secured=secured, events=old.events)
         wants: list[Want] = []
         acks: dict[Topic, Ack] = {}
         for held in record.subscriptions:
@@ -935,12 +968,14 @@ class World:
         self.clients.remove(client)
         self.check_account(client)
         assert client.outbox.statistics().queued == 0
+        self.writes.forget(client.server_end.fileno())
         client.server_end.close()
         client.client_end.close()
 
     def close(self) -> None:
         """Give the sockets back, whatever has happened."""
         for client in self.clients:
+            self.writes.forget(client.server_end.fileno())
             client.server_end.close()
             client.client_end.close()
 
