@@ -155,7 +155,7 @@ class WebSocket(BlockedWriter):
 
     @property
     def has_unread(self) -> bool:
-        """Whether the socket has bytes that were not read yet; False for TLS, where it may have."""
+        """Whether the socket has bytes that were not read yet; under TLS, encrypted ones."""
         return has_unread(self.outbox.descriptor)
 
     # Room for answers
