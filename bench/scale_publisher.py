@@ -17,7 +17,6 @@ import click
 import trio
 
 from bench.measure import price_topics
-from bench.rig import end_on_sigterm
 from streamer.publisher import Publisher, open_publisher
 
 STEP_SECONDS = 0.01
@@ -87,7 +86,6 @@ def _say(event: str, feed: Feed) -> None:
 @click.option("--rate", default=1000.0, type=click.FloatRange(min=0, min_open=True))
 def main(url: str, topics: int, rate: float) -> None:
     """Publish to many topics in turn at a steady rate, with positions."""
-    end_on_sigterm()
     trio.run(partial(run, url, topics, rate))
 
 

@@ -182,9 +182,13 @@ class Run:
         self._say(f"  in {seconds:.1f} s; faults {status.faults}")
         time.sleep(SETTLE_SECONDS)
         load_client = resident_bytes(self._crowd.pids()) / plan.clients
-        return Connected(
-            seconds, self._memory(), load_client, self._server.pauses("longest_pause_seconds")
+        memory, pauses = self._memory(), self._server.pauses("longest_pause_seconds")
+        # Said at once: the last step of a run may fail.
+        self._say(
+            f"  {memory.process / 1024:.1f} KB a client in the processes and "
+            f"{memory.kernel / 1024:.1f} KB in the kernel; longest pause {pauses.longest_ms:.0f} ms"
         )
+        return Connected(seconds, memory, load_client, pauses)
 
     def receive(self) -> Received:
         """Publish, and measure what the clients receive."""
