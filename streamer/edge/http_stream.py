@@ -127,7 +127,9 @@ class HttpStream:
             if self._ending is None:
                 with self._scope:
                     await self._serve()
-            if self._ending is not None and not self._is_broken:
+            if self._is_broken or self._ending is None:
+                await self._services.loop_budget.wait_for(self.outbox.subscriptions)
+            else:
                 timeout_seconds = self._services.settings.close_timeout_seconds
                 self._scope = trio.CancelScope(deadline=trio.current_time() + timeout_seconds)
                 with self._scope:

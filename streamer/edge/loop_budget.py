@@ -9,7 +9,7 @@ between, the flush, the source and all other tasks run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Final, NoReturn
 
 import trio
@@ -20,6 +20,9 @@ LONG_TURN_SECONDS: Final = 0.01
 RELEASED_PER_TURN: Final = 32
 """Tasks and calls released in a turn; most requests and closes take 0.1 to 0.2 ms. Tasks that find
 the turn long again wait for another."""
+
+_LIGHT_TOPICS: Final = 10
+"""Up to so many topics, to subscribe or to leave takes less than a millisecond."""
 
 
 class _Queue:
@@ -78,6 +81,15 @@ class LoopBudget:
         """Whether the turn is already long."""
         return self._turn_seconds() > LONG_TURN_SECONDS
 
+    def defers(self, topics: Sized) -> bool:
+        """Whether work on all of these topics has to wait for a later turn."""
+        return self.is_long or (is_heavy(topics) and bool(self._heavy))
+
+    async def wait_for(self, topics: Sized) -> None:
+        """Wait, if necessary, for a turn in which there is time for work on all of these topics."""
+        if self.defers(topics):
+            await self.wait(is_heavy=is_heavy(topics))
+
     async def wait(self, *, is_heavy: bool = False) -> None:
         """Wait for a later turn that is not long yet.
 
@@ -110,3 +122,8 @@ class LoopBudget:
                 for _ in range(min(len(self._calls), RELEASED_PER_TURN)):
                     self._calls.popleft()()
                 await trio.lowlevel.checkpoint()
+
+
+def is_heavy(topics: Sized) -> bool:
+    """Whether work on all of these topics takes milliseconds."""
+    return len(topics) > _LIGHT_TOPICS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, assert_never
 
 import attrs
@@ -12,7 +12,7 @@ from streamer.auth.permissions import Permissions
 from streamer.config import Settings
 from streamer.edge.access import Access, IdentifiedSession
 from streamer.edge.extensions import Agreement, Offer, agree
-from streamer.edge.loop_budget import LoopBudget
+from streamer.edge.loop_budget import LoopBudget, is_heavy
 from streamer.edge.sessions import RestorableSessions
 from streamer.edge.token_expiry import TokenExpiry
 from streamer.histogram import Histogram
@@ -37,9 +37,6 @@ from streamer.wire.format import WireFormat
 
 _MAX_SESSION_ID_CHARACTERS: Final = 64
 """Characters of a session id; a longer one is not looked up."""
-
-_LIGHT_TOPICS: Final = 10
-"""Topics of a request that is carried out before those of many topics; each takes some 50 us."""
 
 
 @attrs.frozen
@@ -105,8 +102,10 @@ class Requests:
                 if (rest := self.subscribe(message)) is not None:
                     await rest
             case messages.Unsubscribe():
+                await self._services.loop_budget.wait_for(message.targets)
                 self._unsubscribe(message)
             case messages.Resync():
+                await self._services.loop_budget.wait_for(message.targets)
                 self._resync(message)
             case messages.Ping():
                 self._send(messages.Pong(message.request_id))
@@ -367,7 +366,7 @@ class Requests:
         Topics that the server itself may not read are added to `forbidden` before the answer.
         """
         services = self._services
-        if is_heavy(wants) and services.loop_budget.is_long:
+        if is_heavy(wants) and services.loop_budget.defers(wants):
             return self._enter_later(wants, answer, forbidden)
         topics, since = self._wanted(wants)
         recoveries = services.source.prepare_nowait(topics, since)
@@ -441,16 +440,11 @@ async def prepare(
     with hub.awaiting(topics) as streams:
         recoveries = await services.source.prepare(topics, since)
         # Hundreds of clients may have waited for the same topics, or for one reply of Redis.
-        if loop_budget.is_long:
-            await loop_budget.wait(is_heavy=is_heavy(topics))
+        if loop_budget.defers(topics):
+            await loop_budget.wait_for(topics)
             if streams != list(map(hub.stream, topics)):  # there was no room for some
                 recoveries = await services.source.prepare(topics, since)
     return recoveries
-
-
-def is_heavy(topics: Collection[object]) -> bool:
-    """Whether subscribing to these topics takes milliseconds."""
-    return len(topics) > _LIGHT_TOPICS
 
 
 def forbidden_target(topic: Topic) -> RejectedTarget:

@@ -223,7 +223,10 @@ class Session:
                 with self._scope:
                     await self._read()
             await self._stop_work()
-            if self._ending is not None and not self._is_broken:
+            if self._is_broken:
+                # Thousands of clients may leave together, each with hundreds of topics.
+                await self._services.loop_budget.wait_for(self.outbox.subscriptions)
+            elif self._ending is not None:
                 timeout_seconds = self._settings.close_timeout_seconds
                 self._scope = trio.CancelScope(deadline=trio.current_time() + timeout_seconds)
                 with self._scope:
@@ -280,6 +283,7 @@ class Session:
 
     async def _answer_close(self, code: int) -> None:
         await self._stop_work()
+        await self._services.loop_budget.wait_for(self.outbox.subscriptions)
         self._keep_record()
         self._is_closing = True
         self._hub.retire(self.outbox, errors.NORMAL.reason)

@@ -38,6 +38,14 @@ WRITES_PER_TURN: Final = 128
 """Writes before a flush hands control back: about a millisecond, so that a flush to 10,000
 clients does not hold up a ping."""
 
+MESSAGES_PER_FLUSH: Final = 2000
+"""About how many messages a flush offers to solos, and about how many that waited for a rate it
+sends: some 20 ms. The rest is left to the next flush, so that a few hundred clients with hundreds
+of topics each do not delay what the others are sent."""
+
+_SMALL_SHARE: Final = 128
+"""A topic that takes less than this part of that is never left to the next flush."""
+
 
 class Signal(Protocol):
     """Wakes the flush loop (`streamer.hub.wakeup.Wakeup`)."""
@@ -74,6 +82,7 @@ class FanOut:
         *,
         clock: Callable[[], float],
         writes_per_turn: int,
+        messages_per_flush: int = MESSAGES_PER_FLUSH,
         traffic: Traffic,
         write: Write,
     ) -> None:
@@ -82,14 +91,20 @@ class FanOut:
         self._traffic = traffic
         self._clock = clock
         self._writes_per_turn = writes_per_turn
+        self._messages_per_flush = messages_per_flush
         self._groups: dict[GroupKey, Group] = {}
         self._dirty: list[TopicStream] = []
-        self.opened_seconds: float | None = None
-        """When the first publication that waits for a flush was published, on the hub's clock."""
+        self._opened_seconds: float | None = None
+        """When the first publication of these was published, on the hub's clock."""
+        self._left: dict[TopicStream, float] = {}
+        """The topics that the last flush has left to the next one, the oldest first, each with when
+        its first publication was published."""
         self._due: dict[Outbox, float] = {}
         """When the rate of a client allows something that waits for it."""
         self._due_heap: list[tuple[float, int, Outbox]] = []
         """The same in order; an entry that `_due` does not confirm is out of date."""
+        self._has_left_due = False
+        """Whether the last flush has left messages to the next one whose time had come."""
         self._flush_number = 0
         self._entries = itertools.count(1)
         self._last_entry = 0
@@ -112,7 +127,7 @@ class FanOut:
         """Note the first publication of a topic since the last flush."""
         self._dirty.append(stream)
         if len(self._dirty) == 1:
-            self.opened_seconds = self._clock()
+            self._opened_seconds = self._clock()
             self._wakeup.set()
 
     def forget(self, outbox: Outbox) -> None:
@@ -188,7 +203,17 @@ class FanOut:
     @property
     def dirty(self) -> bool:
         """Whether there is anything to flush."""
-        return bool(self._dirty)
+        return bool(self._dirty or self._left)
+
+    @property
+    def opened_seconds(self) -> float | None:
+        """When the first publication that waits for a flush was published, on the hub's clock."""
+        return next(iter(self._left.values())) if self._left else self._opened_seconds
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the next flush should begin at once: the last one has left something to it."""
+        return bool(self._left) or self._has_left_due
 
     @property
     def due_seconds(self) -> float | None:
@@ -205,7 +230,8 @@ class FanOut:
 
         Yields after every `writes_per_turn` writes. Meanwhile clients may come, go, subscribe and
         unsubscribe, and publications may arrive: those belong to the next flush, and a client that
-        leaves its group is first sent the rest of this one (`leave`).
+        leaves its group is first sent the rest of this one (`leave`). What exceeds
+        `messages_per_flush` is left to the next flush, too (`is_behind`).
         """
         for group in self._changed:
             group.adapt_wire()
@@ -217,27 +243,37 @@ class FanOut:
             lane.clear()
         self._touched.clear()
         self._frames.clear()
+        yield from self._flush_solos(solos, progress)
+        self._has_left_due = False
         if self._due:
-            now = self._clock()
-            while (due := self.due_seconds) is not None and due <= now:
-                outbox = heapq.heappop(self._due_heap)[2]
-                del self._due[outbox]
-                solos[outbox] = None
-        if solos:
-            yield from self._flush_solos(solos, progress)
+            yield from self._flush_solos(self._take_due(progress), progress)
 
     def _cut(self, progress: FlushProgress, *, stretched: bool) -> dict[Outbox, None]:
         """Close the window: publications from here on belong to the next flush.
 
         This is one step for all topics: otherwise a flush could contain newer publications of one
-        topic than of another. Groups are only marked here; their frames are made in turn.
+        topic than of another. Only topics that would make it too long are left to the next flush.
+        Groups are only marked here; their frames are made in turn.
         """
         dirty, self._dirty = self._dirty, []
-        self.opened_seconds = None
+        left_before, self._left = self._left, {}
+        opened, self._opened_seconds = self._opened_seconds, None
         self._last_entry = next(self._entries)
         lanes: list[Lane] = []
         solos: dict[Outbox, None] = {}
-        for stream in dirty:
+        messages_left = self._messages_per_flush
+        small = messages_left // _SMALL_SHARE
+        for stream in itertools.chain(left_before, dirty) if left_before else dirty:
+            if stream.solos:
+                messages = len(stream.solos) * len(stream.window)
+                # The first is taken, whatever it costs. Nothing overtakes one that is left except
+                # what costs little, so that its turn comes.
+                if messages > small and solos and (self._left or messages > messages_left):
+                    since = left_before.get(stream, opened)
+                    assert since is not None  # it is dirty now, or was left
+                    self._left[stream] = since
+                    continue
+                messages_left -= messages
             window, stream.window = stream.window, []
             progress.publications += len(window)
             for subscription in stream.solos:
@@ -375,11 +411,31 @@ class FanOut:
         return len(sent) - sent.count(_FAILED)
 
     def _flush_solos(self, solos: Iterable[Outbox], progress: FlushProgress) -> Iterator[None]:
-        for number, outbox in enumerate(solos, 1):
+        turn = self._writes_per_turn
+        for outbox in solos:
+            turn -= 1
             if not outbox.closed and not outbox.blocked:
-                progress.count(self._flush_solo(outbox))
-            if not number % self._writes_per_turn:
+                messages = self._flush_solo(outbox)
+                progress.count(messages)
+                turn -= messages  # to encode one takes about as long as a write
+            if turn <= 0:
+                turn = self._writes_per_turn
                 yield
+
+    def _take_due(self, progress: FlushProgress) -> Iterator[Outbox]:
+        """Yield the clients for whose messages it is time now, those that waited longest first.
+
+        Each has to be flushed before the next: those that exceed the limit are left.
+        """
+        now = self._clock()
+        limit = progress.messages + self._messages_per_flush
+        while (due := self.due_seconds) is not None and due <= now:
+            if progress.messages >= limit:
+                self._has_left_due = True
+                return
+            outbox = heapq.heappop(self._due_heap)[2]
+            del self._due[outbox]
+            yield outbox
 
     def _flush_solo(self, outbox: Outbox) -> int:
         """Write one client's waiting messages, and let it join a group if none is left."""

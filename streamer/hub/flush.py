@@ -3,7 +3,8 @@
 It flushes at once when idle, and then not again before the interval is over: a quiet topic has no
 delay, a busy one is batched. A flush that takes longer than the interval is followed by the next
 one at once, so the interval stretches instead of a queue growing; with an interval of 0, everything
-that arrived during a flush is sent in one write.
+that arrived during a flush is sent in one write. So is one that has left messages for single
+clients, of which each flush sends a bounded number.
 
 If there is little to write, the caller that published writes it in the same call (`release`):
 waking the loop's task would cost more than all other work for a publication to a few clients. The
@@ -120,7 +121,7 @@ class FlushLoop:
         may_begin = self._idle and not self.flushing
         if may_begin and now >= self._began_seconds + self._interval_seconds:
             self._begin(now)
-            if self._step():
+            if self._step() and not self._fanout.is_behind:
                 return
         self._wakeup.set()
 
@@ -129,7 +130,10 @@ class FlushLoop:
         while True:
             await self._wait()
             if not self.flushing:
-                await trio.sleep_until(self._began_seconds + self._interval_seconds)
+                if self._fanout.is_behind:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await trio.sleep_until(self._began_seconds + self._interval_seconds)
                 self._begin(trio.current_time())
             finished = self._step()
             while not finished:
@@ -153,9 +157,14 @@ class FlushLoop:
 
     async def finish(self) -> None:
         """Wait until everything that was published before has been flushed."""
-        last = self._flushes + self.flushing + self._fanout.dirty
-        while self._flushes < last:
+        now = trio.current_time()
+        while (self.flushing and self._began_seconds <= now) or self._is_open_since(now):
             await self._flushed.park()
+
+    def _is_open_since(self, seconds: float) -> bool:
+        """Whether a publication waits for a flush that was published by then."""
+        opened = self._fanout.opened_seconds
+        return opened is not None and opened <= seconds
 
     def _begin(self, now: float) -> None:
         self._began_seconds = now

@@ -16,7 +16,7 @@ from typing import Final
 
 import attrs
 
-from streamer.hub.fanout import WRITES_PER_TURN, FanOut, Signal
+from streamer.hub.fanout import MESSAGES_PER_FLUSH, WRITES_PER_TURN, FanOut, Signal
 from streamer.hub.outbox import Outbox, Subscription, Write
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.publication import LastValue, Publication
@@ -88,6 +88,7 @@ class Hub:
         max_unused_topics: int = 10_000,
         max_unused_topics_per_client: int = 500,
         writes_per_turn: int = WRITES_PER_TURN,
+        messages_per_flush: int = MESSAGES_PER_FLUSH,
         write: Write = os.write,
     ) -> None:
         """`write` writes to the descriptors of clients."""
@@ -107,6 +108,7 @@ class Hub:
             wakeup,
             clock=clock,
             writes_per_turn=writes_per_turn,
+            messages_per_flush=messages_per_flush,
             traffic=self.traffic,
             write=write,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from functools import partial
 from itertools import pairwise
 
@@ -10,7 +11,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from streamer.edge.loop_budget import LONG_TURN_SECONDS, RELEASED_PER_TURN, LoopBudget
-from tests.helpers.timing import DEADLINE_SECONDS
+from streamer.server import Server
+from tests.helpers.clients import raw_client
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
+from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
 
 def test_a_turn_is_long_after_a_while() -> None:
@@ -126,3 +131,65 @@ async def test_what_is_to_be_called_later_is_called_in_order_some_in_each_turn()
     assert called == list(range(total))
     # Trio runs both in a turn in either order: between two looks there can be two portions.
     assert max(later - before for before, later in pairwise(counts)) <= 2 * RELEASED_PER_TURN
+
+
+async def test_work_on_many_topics_waits_behind_such_work_only() -> None:
+    """Heavy work waits in a short turn, too, while other heavy work waits: it keeps its order."""
+    is_long = True
+    loop_budget = LoopBudget(lambda: 1.0 if is_long else 0.0)
+    many, few = range(100), range(3)
+    assert loop_budget.defers(few)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loop_budget.wait_for, many)
+        await wait_all_tasks_blocked()
+        is_long = False
+        assert loop_budget.defers(many)
+        assert not loop_budget.defers(few)
+        nursery.start_soon(loop_budget.run)
+        await wait_all_tasks_blocked()
+        assert not loop_budget.defers(many)
+        nursery.cancel_scope.cancel()
+
+
+class Departures(trio.abc.Instrument):
+    """The most clients that have left a server in one turn."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = server.active_connections
+        self.most = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        """End a turn."""
+        del timeout
+        now = self._server.active_connections
+        self.most = max(self.most, self._before - now)
+        self._before = now
+
+
+@pytest.mark.parametrize("is_written_to", [False, True])
+async def test_clients_that_leave_together_with_many_topics_leave_one_by_one(
+    is_written_to: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To end hundreds of subscriptions takes milliseconds, whoever notices first that it is gone.
+
+    Each turn counts as long here: then about one of them leaves in each.
+    """
+    targets = [f"S{number}" for number in range(30)]
+    async with running_server() as server, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(raw_client(server)) for _ in range(40)]
+        for client in clients:
+            await client.send(type="subscribe", subscription_type="stock", targets=targets)
+        total = len(clients) * len(targets)
+        await eventually(lambda: server.statistics().subscriptions == total)
+        monkeypatch.setattr(LoopBudget, "is_long", True)
+        departures = Departures(server)
+        trio.lowlevel.add_instrument(departures)
+        for client in clients:
+            client.reset()
+        if is_written_to:
+            publish(server, "stock:S0:price", price("S0", 1))
+        await eventually(lambda: not server.active_connections)
+        trio.lowlevel.remove_instrument(departures)
+        # Trio runs the two in a turn in either order: the release, and what is released.
+        assert departures.most <= 2

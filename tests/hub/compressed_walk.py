@@ -58,7 +58,9 @@ class Walk:
         windows = [Window(choice([9, 10, 12, 15]), takeover=True) for _ in range(2)]
         wires = [self.compression.format(window) for window in windows]
         self.world = World(
-            writes_per_turn=choice([1, 2, 3]), wires=[*wires, wires[0], *[WIRE] * choice([0, 1])]
+            writes_per_turn=choice([1, 2, 3]),
+            messages_per_flush=choice([1 << 20, 1, 5]),
+            wires=[*wires, wires[0], *[WIRE] * choice([0, 1])],
         )
         self.options = Options(choice(list(Mode)), _KINDS, 0.0)
         self.counts: Counter[str] = Counter()

@@ -20,7 +20,13 @@ from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind
 from streamer.wire.deflate import Compression, Window
 from tests.hub.compressed_walk import Walk
-from tests.hub.test_contract import ALL_KINDS, MAX_CLIENTS, SIZES, ContractMachine
+from tests.hub.test_contract import (
+    ALL_KINDS,
+    MAX_CLIENTS,
+    MESSAGES_PER_FLUSH,
+    SIZES,
+    ContractMachine,
+)
 from tests.hub.world import TIMESTAMP, TOPICS, WIRE, Options, World
 
 EXAMPLES = 100
@@ -47,6 +53,7 @@ class CompressedMachine(ContractMachine):
 
     @initialize(
         writes_per_turn=st.integers(1, 3),
+        messages_per_flush=MESSAGES_PER_FLUSH,
         windows=WINDOWS,
         some_plain=st.sampled_from([False, False, True]),
         min_members=st.sampled_from([1, 1, 2, 3]),
@@ -56,6 +63,7 @@ class CompressedMachine(ContractMachine):
     def some_are_here(
         self,
         writes_per_turn: int,
+        messages_per_flush: int,
         windows: list[Window],
         some_plain: bool,
         min_members: int,
@@ -72,7 +80,11 @@ class CompressedMachine(ContractMachine):
             is_busy=lambda: self.is_busy,
         )
         wires = [self.compression.format(window) for window in windows]
-        self.world = World(writes_per_turn=writes_per_turn, wires=[*wires, *[WIRE] * some_plain])
+        self.world = World(
+            writes_per_turn=writes_per_turn,
+            messages_per_flush=messages_per_flush,
+            wires=[*wires, *[WIRE] * some_plain],
+        )
         for secured, options in clients:
             self.world.subscribe(self.world.connect(secured=secured), TOPICS[::4], options)
 
@@ -91,6 +103,7 @@ class CompressedMachine(ContractMachine):
         for _ in range(times):
             self.publish_one_topic(kinds, size)
             self.flush_whole(stretched=False)
+            self.world.check()  # which notes who is behind
             for client in self.world.clients:
                 client.read()
                 client.write()
@@ -134,6 +147,7 @@ def test_a_client_that_joins_a_group_inflates_from_a_full_flush_on() -> None:
     try:
         machine.some_are_here(
             writes_per_turn=1,
+            messages_per_flush=1 << 20,
             windows=[Window(15, takeover=True)],
             some_plain=False,
             min_members=1,

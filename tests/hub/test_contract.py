@@ -59,6 +59,8 @@ SIZES = st.sampled_from([0, 0, 100, 1500, 6000])
 EXAMPLES = 300
 MAX_CLIENTS = 5
 CLIENTS = st.integers(0, MAX_CLIENTS - 1)
+MESSAGES_PER_FLUSH = st.sampled_from([1 << 20, 1, 2, 5])
+"""Enough for all, or so little that a flush leaves something to the next one."""
 
 
 def _someone(machine: ContractMachine) -> bool:
@@ -75,12 +77,16 @@ class ContractMachine(RuleBasedStateMachine):
 
     @initialize(
         writes_per_turn=st.integers(1, 3),
+        messages_per_flush=MESSAGES_PER_FLUSH,
         clients=st.lists(st.tuples(st.booleans(), EVENTS, OPTIONS), min_size=1, max_size=3),
     )
     def some_are_here(
-        self, writes_per_turn: int, clients: list[tuple[bool, bool, Options]]
+        self,
+        writes_per_turn: int,
+        messages_per_flush: int,
+        clients: list[tuple[bool, bool, Options]],
     ) -> None:
-        self.world = World(writes_per_turn=writes_per_turn)
+        self.world = World(writes_per_turn=writes_per_turn, messages_per_flush=messages_per_flush)
         for secured, events, options in clients:
             client = self.world.connect(secured=secured, events=events)
             self.world.subscribe(client, TOPICS[::4], options)

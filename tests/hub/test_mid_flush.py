@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from streamer.hub.flush import FlushLoop
 from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind
+from tests.helpers.timing import real_deadline
 from tests.hub.world import TOPICS, Client, Options, World
 
 OPTIONS = Options(Mode.LATEST, frozenset(Kind), 0.0)
@@ -190,3 +191,91 @@ async def test_what_comes_before_a_flush_is_over_waits_for_the_next_one() -> Non
         for client in clients:
             client.read()
             assert client.received == 3
+
+
+RATED = Options(Mode.LATEST, frozenset(Kind), 1.0)
+
+
+def received(clients: list[Client]) -> list[int]:
+    """How many messages each client has received by now."""
+    for client in clients:
+        client.read()
+    return [client.received for client in clients]
+
+
+def test_a_flush_leaves_topics_that_cost_much_to_the_next_one() -> None:
+    """Topics that cost little overtake them; they are flushed in order, none is forgotten."""
+    with closing(World(writes_per_turn=1, messages_per_flush=200)) as world:
+        many = [world.connect() for _ in range(20)]
+        for client in many:
+            world.subscribe(client, TOPICS[:2], Options(Mode.ALL, frozenset(Kind), 1.0))
+        grouped, rated = world.connect(), world.connect()
+        world.subscribe(grouped, TOPICS[2:3], OPTIONS)
+        world.subscribe(rated, TOPICS[3:4], RATED)
+        for topic in TOPICS[:2]:
+            for _ in range(7):
+                world.publish(topic, Kind.PRICE, 0)
+        world.publish(TOPICS[2], Kind.STATUS, 0)
+        world.publish(TOPICS[3], Kind.PRICE, 0)
+        progress = []
+        while world.hub.fanout.dirty:
+            world.flush_begin(stretched=False)
+            world.flush_finish()
+            progress.append((received(many), received([grouped, rated])))
+        assert progress == [([7] * 20, [1, 1]), ([14] * 20, [1, 1])]
+        assert not world.hub.fanout.is_behind
+        world.settle()
+        world.empty()
+
+
+def test_a_flush_leaves_messages_of_a_rate_to_the_next_one() -> None:
+    """When the time of very many has come at once, those that have waited longest come first."""
+    with closing(World(writes_per_turn=1, messages_per_flush=2)) as world:
+        clients = [world.connect() for _ in range(5)]
+        for client in clients:
+            world.subscribe(client, TOPICS[:1], RATED)
+        for _ in range(2):
+            world.publish(TOPICS[0], Kind.PRICE, 0)
+            world.flush_begin(stretched=False)
+            world.flush_finish()
+        assert received(clients) == [1] * 5
+        assert not world.hub.fanout.is_behind
+        world.now += RATED.interval_seconds
+        progress: list[list[int]] = []
+        while not progress or world.hub.fanout.is_behind:
+            world.flush_begin(stretched=False)
+            world.flush_finish()
+            progress.append(received(clients))
+        assert progress == [[2, 2, 1, 1, 1], [2, 2, 2, 2, 1], [2] * 5]
+        world.settle()
+        world.empty()
+
+
+@pytest.mark.parametrize("writes_per_turn", [1, 100])
+async def test_what_a_flush_leaves_is_flushed_at_once(
+    writes_per_turn: int, mock_clock: MockClock
+) -> None:
+    """The next flush begins without waiting for the interval, whoever began the first."""
+    world = World(writes_per_turn=writes_per_turn, messages_per_flush=1, clock=trio.current_time)
+    flush_loop = FlushLoop(
+        world.hub.fanout, world.wakeup, interval_seconds=1000, stretch_limit_seconds=1000
+    )
+    with closing(world):
+        clients = [world.connect() for _ in range(CLIENTS)]
+        for client in clients:
+            world.subscribe(client, TOPICS[:2], RATED)
+        async with real_deadline(), trio.open_nursery() as nursery:
+            nursery.start_soon(flush_loop.run)
+            await trio.testing.wait_all_tasks_blocked()
+            flush_loop.hold()
+            for topic in TOPICS[:2]:
+                world.publish(topic, Kind.PRICE, 0)
+            flush_loop.release()
+            await flush_loop.finish()
+            assert received(clients) == [2] * CLIENTS
+            for topic in TOPICS[:2]:
+                world.publish(topic, Kind.PRICE, 0)
+            mock_clock.jump(1000)
+            await flush_loop.finish()
+            assert received(clients) == [4] * CLIENTS
+            nursery.cancel_scope.cancel()

@@ -635,6 +635,7 @@ class World:
         self,
         *,
         writes_per_turn: int,
+        messages_per_flush: int = 1 << 20,
         clock: Callable[[], float] | None = None,
         wires: Sequence[WireFormat] = (WIRE,),
     ) -> None:
@@ -653,6 +654,7 @@ class World:
             history_length=HISTORY_LENGTH,
             max_history_bytes=1 << 20,
             writes_per_turn=writes_per_turn,
+            messages_per_flush=messages_per_flush,
             write=self.writes.write,
         )
         self.clients: list[Client] = []
@@ -770,12 +772,13 @@ class World:
             for client in self.clients:
                 client.was_behind = True
         self._flush = self.hub.fanout.flush(self.progress, stretched=stretched)
-        self._cut()
         self.flush_step()
+        self._cut()
 
     def _cut(self) -> None:
         for log in self.logs.values():
-            log.cut = len(log.entries)
+            if not log.stream.window:  # otherwise it is left to the next flush
+                log.cut = len(log.entries)
         for client in self.clients:
             self._offer(client)
 
