@@ -55,15 +55,14 @@ class SessionRecord:
 
 @attrs.frozen
 class _StoredGroup:
-    """Subscriptions that differ in target and sequence only."""
+    """Subscriptions that differ in target and position only."""
 
     type: SubscriptionType
     mode: Mode
     kinds: Sequence[Kind]
     interval_seconds: float = attrs.field()
-    epoch: str
-    sequences: Mapping[str, int]
-    """By target."""
+    positions: Mapping[str, Mapping[str, int]]
+    """The sequences by target, in each epoch."""
     delta: bool = False
     depth: int | None = None
 
@@ -89,21 +88,23 @@ class _StoredRecord:
 
 def encode_record(record: SessionRecord) -> bytes:
     """Encode a record as JSON, compactly: most subscriptions of a client have the same options."""
-    groups: dict[_Options, dict[str, int]] = {}
+    groups: dict[_Options, dict[str, dict[str, int]]] = {}
     for held in record.subscriptions:
         topic, at, detail = held.topic, held.confirmed, held.detail
         options = (
             topic.subscription_type,
-            at.epoch,
             held.mode,
             held.kinds,
             held.interval_seconds,
             detail.delta,
             detail.depth,
         )
-        sequences = groups.get(options)
+        positions = groups.get(options)
+        if positions is None:
+            positions = groups[options] = {}
+        sequences = positions.get(at.epoch)
         if sequences is None:
-            sequences = groups[options] = {}
+            sequences = positions[at.epoch] = {}
         sequences[topic.target] = at.sequence
     owner = {} if record.user_id is None else {"user_id": record.user_id}
     return orjson.dumps(
@@ -117,20 +118,20 @@ def encode_record(record: SessionRecord) -> bytes:
     )
 
 
-_Options = tuple[SubscriptionType, str, Mode, frozenset[Kind], float, bool, int | None]
-"""The fields that the subscriptions of a `_StoredGroup` share: all but its `sequences`."""
+_Options = tuple[SubscriptionType, Mode, frozenset[Kind], float, bool, int | None]
+"""The fields that the subscriptions of a `_StoredGroup` share: all but its `positions`."""
 
 
-def _stored_group(options: _Options, sequences: Mapping[str, int]) -> dict[str, object]:
-    # Not by the converter: a topic often has an epoch, and so a group, of its own.
-    subscription_type, epoch, mode, kinds, interval_seconds, delta, depth = options
+def _stored_group(
+    options: _Options, positions: Mapping[str, Mapping[str, int]]
+) -> dict[str, object]:
+    subscription_type, mode, kinds, interval_seconds, delta, depth = options
     return {
         "type": subscription_type,
         "mode": mode,
         "kinds": sorted(kinds),
         "interval_seconds": interval_seconds,
-        "epoch": epoch,
-        "sequences": sequences,
+        "positions": positions,
         "delta": delta,
         "depth": depth,
     }
@@ -149,10 +150,11 @@ def decode_record(text: bytes) -> SessionRecord:
             kinds=frozenset(group.kinds),
             interval_seconds=group.interval_seconds,
             detail=Detail(group.delta, group.depth),
-            confirmed=Position(group.epoch, sequence),
+            confirmed=Position(epoch, sequence),
         )
         for group in stored.groups
-        for target, sequence in group.sequences.items()
+        for epoch, sequences in group.positions.items()
+        for target, sequence in sequences.items()
     ]
     return SessionRecord(
         stored.session_id, subscriptions, stored.ended, stored.user_id, stored.max_bandwidth
