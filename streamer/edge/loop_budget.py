@@ -21,6 +21,10 @@ RELEASED_PER_TURN: Final = 32
 """Tasks and calls released in a turn; most requests and closes take 0.1 to 0.2 ms. Tasks that find
 the turn long again wait for another."""
 
+TURNS_PER_HEAVY_TASK: Final = 4
+"""While light tasks wait, a heavy one is released in every so many turns: in its turn, few of them
+can go on."""
+
 _LIGHT_TOPICS: Final = 10
 """Up to so many topics, to subscribe or to leave takes less than a millisecond."""
 
@@ -113,11 +117,16 @@ class LoopBudget:
 
     async def run(self) -> NoReturn:
         """Release some tasks and calls in each turn, until cancelled."""
+        turns = 0
         while True:
             await self._somebody_waits.wait()
             self._somebody_waits = trio.Event()
             while self._light or self._heavy or self._calls:
-                self._heavy.release(1 if self._light else RELEASED_PER_TURN)
+                turns += 1
+                if not self._light:
+                    self._heavy.release(RELEASED_PER_TURN)
+                elif not turns % TURNS_PER_HEAVY_TASK:
+                    self._heavy.release(1)
                 self._light.release(RELEASED_PER_TURN)
                 for _ in range(min(len(self._calls), RELEASED_PER_TURN)):
                     self._calls.popleft()()

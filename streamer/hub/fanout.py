@@ -38,10 +38,10 @@ WRITES_PER_TURN: Final = 128
 """Writes before a flush hands control back: about a millisecond, so that a flush to 10,000
 clients does not hold up a ping."""
 
-MESSAGES_PER_FLUSH: Final = 2000
+MESSAGES_PER_FLUSH: Final = 1000
 """About how many messages a flush offers to solos, and about how many that waited for a rate it
-sends: some 20 ms. The rest is left to the next flush, so that a few hundred clients with hundreds
-of topics each do not delay what the others are sent."""
+sends: some 10 ms each. The rest is left to the next flush, so that a few hundred clients with
+hundreds of topics each do not delay what the others are sent."""
 
 _SMALL_SHARE: Final = 128
 """A topic that takes less than this part of that is never left to the next flush."""

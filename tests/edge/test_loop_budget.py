@@ -10,7 +10,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from streamer.edge.loop_budget import LONG_TURN_SECONDS, RELEASED_PER_TURN, LoopBudget
+from streamer.edge.loop_budget import (
+    LONG_TURN_SECONDS,
+    RELEASED_PER_TURN,
+    TURNS_PER_HEAVY_TASK,
+    LoopBudget,
+)
 from streamer.server import Server
 from tests.helpers.clients import raw_client
 from tests.helpers.publications import price
@@ -193,3 +198,26 @@ async def test_clients_that_leave_together_with_many_topics_leave_one_by_one(
         trio.lowlevel.remove_instrument(departures)
         # Trio runs the two in a turn in either order: the release, and what is released.
         assert departures.most <= 2
+
+
+async def test_heavy_work_leaves_most_turns_to_light_work() -> None:
+    """While light tasks wait, a heavy one goes on in every fourth turn; then all others do."""
+    loop_budget = LoopBudget(lambda: 0.0)
+    passed: list[bool] = []
+
+    async def put_off(*, is_heavy: bool) -> None:
+        await loop_budget.wait(is_heavy=is_heavy)
+        passed.append(is_heavy)
+
+    turns = 5 * TURNS_PER_HEAVY_TASK
+    async with trio.open_nursery() as nursery:
+        for is_heavy, count in ((True, 2 * turns), (False, turns * RELEASED_PER_TURN)):
+            for _ in range(count):
+                nursery.start_soon(partial(put_off, is_heavy=is_heavy))
+        await wait_all_tasks_blocked()
+        nursery.start_soon(loop_budget.run)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    last_light = len(passed) - 1 - passed[::-1].index(False)
+    assert 4 <= sum(passed[:last_light]) <= 6
+    assert sum(passed) == 2 * turns
