@@ -16,6 +16,7 @@ from bench.check import check as check_load_client
 from bench.compare import LIMIT, Record, environment, limits, rounds
 from bench.fanout import main as fanout
 from bench.guard import guard
+from bench.options import NICENESS, ROUNDS
 from bench.plots import write_plots
 from bench.report import write_report, write_results
 from bench.rig import CACHE, Cores, RigError, end_on_sigterm
@@ -51,9 +52,7 @@ main.add_command(scaling)
 
 
 @main.command()
-@click.option(
-    "--rounds", "count", default=5, type=click.IntRange(1, 100), help="Interleaved rounds."
-)
+@ROUNDS
 @click.option(
     "--seconds", default=5.0, type=click.FloatRange(0.5, 600), help="Measured in each run."
 )
@@ -82,12 +81,7 @@ main.add_command(scaling)
     default=Path("docs/benchmarks"),
     help="Where README.md, results.json and the plots go.",
 )
-@click.option(
-    "--niceness",
-    default=-10,
-    type=click.IntRange(-20, 19),
-    help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
-)
+@NICENESS
 @click.option("--keep", is_flag=True, help="Add to the measurements of earlier runs.")
 def compare(  # noqa: PLR0917 - one for each option
     count: int,

@@ -16,6 +16,7 @@ import click
 from bench import servers
 from bench.load import Load, Workload
 from bench.measure import Measurement, markdown_table, measure, price_topics, spread_subscriptions
+from bench.options import JSON_PATH, NICENESS
 from bench.rig import Cores, RigError, end_on_sigterm
 
 
@@ -90,18 +91,8 @@ def _runs(clients: Sequence[int], rates: Sequence[float]) -> Iterator[tuple[int,
     multiple=True,
     help="One more argument for `streamer serve`; repeatable.",
 )
-@click.option(
-    "--niceness",
-    default=-10,
-    type=click.IntRange(-20, 19),
-    help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write all figures to this file.",
-)
+@NICENESS
+@JSON_PATH
 def main(  # noqa: PLR0917 - one for each option
     clients: tuple[int, ...],
     rates: tuple[float, ...],

@@ -19,6 +19,7 @@ import click
 from bench import packages
 from bench.load import Load, Workload
 from bench.measure import Measurement, markdown, measure, price_topics, spread_subscriptions
+from bench.options import NICENESS, ROUNDS
 from bench.rig import Cores, RigError
 from bench.servers import streamer
 
@@ -189,9 +190,7 @@ def _baseline(given: str | None) -> Path:
     help="A wheel (*.whl) or a git revision. Default: the last release, or the last commit if "
     "there has been none.",
 )
-@click.option(
-    "--rounds", "count", default=5, type=click.IntRange(1, 100), help="Interleaved rounds."
-)
+@ROUNDS
 @click.option(
     "--seconds", default=5.0, type=click.FloatRange(0.5, 600), help="Measured in each run."
 )
@@ -208,12 +207,7 @@ def _baseline(given: str | None) -> Path:
     type=click.Choice([scenario.name for scenario in SCENARIOS]),
     help="Repeatable; default all.",
 )
-@click.option(
-    "--niceness",
-    default=-10,
-    type=click.IntRange(-20, 19),
-    help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
-)
+@NICENESS
 def guard(  # noqa: PLR0917 - one for each option
     baseline: str | None,
     count: int,

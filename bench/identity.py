@@ -38,6 +38,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from bench.options import NICENESS
 from bench.rig import (
     Core,
     Cores,
@@ -177,12 +178,7 @@ def describe(latencies: Sequence[float]) -> str:
 
 
 @click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option(
-    "--niceness",
-    default=-10,
-    type=click.IntRange(-20, 19),
-    help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
-)
+@NICENESS
 def main(niceness: int) -> None:
     """Measure what identity costs, and how soon it takes effect."""
     end_on_sigterm()

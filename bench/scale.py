@@ -18,6 +18,7 @@ import click
 
 from bench.crowd import CLIENTS_PER_PROCESS, Mix
 from bench.measure import markdown
+from bench.options import JSON_PATH
 from bench.rig import RigError
 from bench.scale_rig import Pauses, Plan
 from bench.scale_run import Memory, Received, Result, Returned, run
@@ -128,12 +129,7 @@ def table(one: Result) -> str:
     type=click.IntRange(-20, 19),
     help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write all figures to this file.",
-)
+@JSON_PATH
 def scale(  # noqa: PLR0917 - one for each option
     clients: int,
     workers: int,

@@ -22,6 +22,7 @@ import trustme
 from bench import install, packages
 from bench.load import Load, Workload
 from bench.measure import Measurement, markdown, measure, price_topics, spread_subscriptions
+from bench.options import NICENESS, ROUNDS
 from bench.rig import Core, Cores, RigError, accepts_connections, free_port, running, wait_for
 from bench.servers import (
     PEERS,
@@ -269,9 +270,7 @@ def faults(found: Rounds) -> list[str]:
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option(
-    "--rounds", "count", default=5, type=click.IntRange(1, 100), help="Interleaved rounds."
-)
+@ROUNDS
 @click.option(
     "--seconds", default=4.0, type=click.FloatRange(0.5, 600), help="Measured in each run."
 )
@@ -292,12 +291,7 @@ def faults(found: Rounds) -> list[str]:
 @click.option(
     "--baseline", help="A git revision of streamer whose TLS is measured beside the present one."
 )
-@click.option(
-    "--niceness",
-    default=-10,
-    type=click.IntRange(-20, 19),
-    help="Of all parts of the rig; below 0 needs root, and keeps other programs out of the way.",
-)
+@NICENESS
 def tls(  # noqa: PLR0917 - one for each option
     count: int,
     seconds: float,

@@ -89,17 +89,23 @@ class LoopBudget:
         """Whether work on all of these topics has to wait for a later turn."""
         return self.is_long or (is_heavy(topics) and bool(self._heavy))
 
-    async def wait_for(self, topics: Sized) -> None:
-        """Wait, if necessary, for a turn in which there is time for work on all of these topics."""
-        if self.defers(topics):
-            await self.wait(is_heavy=is_heavy(topics))
+    async def wait_for(self, topics: Sized) -> bool:
+        """Wait, if necessary, for a turn in which there is time for work on all of these topics.
+
+        Returns whether it was necessary.
+        """
+        if not self.defers(topics):
+            return False
+        await self.wait(is_heavy=is_heavy(topics))
+        return True
 
     async def wait(self, *, is_heavy: bool = False) -> None:
         """Wait for a later turn that is not long yet.
 
         `is_heavy` says whether the work after this takes milliseconds: then pings and small
-        requests of others do not wait behind it. One task of each kind goes on in each turn,
-        however long that is, so nobody waits for ever.
+        requests of others do not wait behind it. One light task goes on in each turn, however
+        long that is, and a heavy one at least in every TURNS_PER_HEAVY_TASK, so nobody waits for
+        ever.
         """
         queue = self._heavy if is_heavy else self._light
         again = False

@@ -440,10 +440,9 @@ async def prepare(
     with hub.awaiting(topics) as streams:
         recoveries = await services.source.prepare(topics, since)
         # Hundreds of clients may have waited for the same topics, or for one reply of Redis.
-        if loop_budget.defers(topics):
-            await loop_budget.wait_for(topics)
-            if streams != list(map(hub.stream, topics)):  # there was no room for some
-                recoveries = await services.source.prepare(topics, since)
+        if await loop_budget.wait_for(topics) and streams != list(map(hub.stream, topics)):
+            # There was no room for some.
+            recoveries = await services.source.prepare(topics, since)
     return recoveries
 
 
