@@ -49,17 +49,25 @@ _TURNS_WITHOUT_PAUSE: Final = 50
 """Turns of the event loop that `eventually` takes at once: most conditions need only a few."""
 
 
-async def eventually(condition: Callable[[], object]) -> None:
-    """Wait for a condition that has no event. The test's deadline decides when it is too late.
+async def eventually(
+    condition: Callable[[], object], *, seconds: float = FLOW_DEADLINE_SECONDS
+) -> None:
+    """Wait for a condition that has no event. Raises TimeoutError after `seconds` of real time.
 
     Works with every clock of trio. Virtual time does not pass meanwhile: the event loop is never
     idle, so that a MockClock does not jump.
+
+    What grows by itself, as attempts that are repeated, is to be compared with `>=`: while this
+    process waits for a core, it may pass the value that is waited for.
     """
     turns = 0
+    deadline = time.monotonic() + seconds
     while True:
         await trio.lowlevel.checkpoint()
         if condition():
             return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nothing happened for {seconds:g} s")
         turns += 1
         if turns > _TURNS_WITHOUT_PAUSE:
             # Blocks the event loop: other processes need the core more than this one does.

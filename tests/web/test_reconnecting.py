@@ -128,7 +128,7 @@ async def test_a_quiet_connection_is_pinged_and_kept() -> None:
     """A quiet stream has no messages for longer than the timeout, and answers to pings."""
     async with (
         running_server(heartbeat_interval_seconds=0.05) as server,
-        remote(server.websocket_url, pongTimeoutMs=5000) as client,
+        remote(server.websocket_url, pongTimeoutMs=60_000) as client,
     ):
         await client.state("connected")
         received = server.statistics().messages_received
@@ -155,7 +155,7 @@ async def test_a_server_that_never_greets_is_given_up() -> None:
         async with remote(url, connectTimeoutMs=200, fallback=False) as client:
             lost = await client.event("state", lambda value: "retryInMs" in value)
             assert lost["reason"] == "no greeting"
-            await eventually(lambda: accepted == 2)
+            await eventually(lambda: accepted >= 2)
         nursery.cancel_scope.cancel()
 
 
