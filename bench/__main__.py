@@ -10,6 +10,7 @@ from typing import TextIO
 import click
 import trio
 
+from bench.byte_count import command as count_bytes
 from bench.byte_scenarios import byte_scenarios
 from bench.check import SCRIPTS, WIRES
 from bench.check import check as check_load_client
@@ -46,6 +47,7 @@ def main() -> None:
 
 main.add_command(fanout, "fanout")
 main.add_command(guard)
+main.add_command(count_bytes)
 main.add_command(tls)
 main.add_command(scale)
 main.add_command(scaling)

@@ -121,25 +121,29 @@ def delta_text(base: Content, content: Content, sequence: int) -> bytes | None:
         return None
     if not base.members.keys() <= content.members.keys():
         return None
-    if base.bids is None or base.asks is None:
-        parts = [f'"type":"{PriceDelta.type}"']
-    else:
-        assert content.bids is not None and content.asks is not None  # noqa: PT018 - of one kind
-        bids = ",".join(changed_levels(base.bids, content.bids))
-        asks = ",".join(changed_levels(base.asks, content.asks))
-        parts = [
-            f'"type":"{OrderbookDelta.type}"',
-            f'"bids":[{bids}],"asks":[{asks}]',
-            f'"checksum":{side_checksum(content.bids, content.asks)}',
-        ]
-    parts += [f'"{name}":{text}' for name, text in content.identity.items()]
+    kind = PriceDelta.type if base.bids is None else OrderbookDelta.type
+    # The sequence is among the members that every delta has, not behind those that changed:
+    # compressed deltas then take some 1 % fewer bytes.
+    parts = [
+        f'"type":"{kind}"',
+        *(f'"{name}":{text}' for name, text in content.identity.items()),
+        f'"sequence":{sequence}',
+    ]
     known = base.members
     parts += [
         f"{_quoted(name)}:{text}"
         for name, text in content.members.items()
         if known.get(name) != text
     ]
-    return f'{{{",".join(parts)},"sequence":{sequence}}}'.encode()
+    if base.bids is not None and base.asks is not None:
+        assert content.bids is not None and content.asks is not None  # noqa: PT018 - of one kind
+        bids = ",".join(changed_levels(base.bids, content.bids))
+        asks = ",".join(changed_levels(base.asks, content.asks))
+        parts += [
+            f'"bids":[{bids}],"asks":[{asks}]',
+            f'"checksum":{side_checksum(content.bids, content.asks)}',
+        ]
+    return f"{{{','.join(parts)}}}".encode()
 
 
 def _quoted(name: str) -> str:

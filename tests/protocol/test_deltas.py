@@ -41,8 +41,8 @@ def test_a_price_delta_has_the_members_that_changed() -> None:
     base = price('"price":1.50,"change":0.10,"volume":1e3,"venue":{"a": [1.0]},"note":"x"')
     new = price('"price":1.60,"change":0.10,"volume":1e3,"venue":{"a": [2.0]},"note":null,"b":0')
     assert delta(base, new) == (
-        f'{{"type":"price_delta","stock_code":"A",{NOON},"price":1.60,"venue":{{"a": [2.0]}},'
-        '"note":null,"b":0,"sequence":5}'
+        f'{{"type":"price_delta","stock_code":"A",{NOON},"sequence":5,"price":1.60,'
+        '"venue":{"a": [2.0]},"note":null,"b":0}'
     )
 
 
@@ -63,7 +63,7 @@ def test_the_members_that_name_the_topic_are_repeated() -> None:
     naming = '"subscription_type":"sector","target":"s"'
     text = delta(price(f'"price":1,{naming}'), price(f'"price":2,{naming}'))
     assert text == (
-        f'{{"type":"price_delta","stock_code":"A",{NOON},{naming},"price":2,"sequence":5}}'
+        f'{{"type":"price_delta","stock_code":"A",{NOON},{naming},"sequence":5,"price":2}}'
     )
 
 
@@ -73,9 +73,9 @@ def test_an_orderbook_delta_has_changed_levels_and_a_checksum() -> None:
     new = book([("10.50", "1.0"), ("10", "2.5")], [("10.75", "1"), ("11", "4")], ',"update_id":8')
     total = checksum([("10.50", "1.0"), ("10", "2.5")], [("10.75", "1"), ("11", "4")])
     assert delta(base, new) == (
-        '{"type":"orderbook_delta","bids":[{"price":10,"quantity":2.5},{"price":9,"quantity":0}],'
-        f'"asks":[{{"price":10.75,"quantity":1}}],"checksum":{total},"stock_code":"A",{NOON},'
-        '"update_id":8,"sequence":5}'
+        f'{{"type":"orderbook_delta","stock_code":"A",{NOON},"sequence":5,"update_id":8,'
+        '"bids":[{"price":10,"quantity":2.5},{"price":9,"quantity":0}],'
+        f'"asks":[{{"price":10.75,"quantity":1}}],"checksum":{total}}}'
     )
 
 
