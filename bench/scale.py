@@ -124,6 +124,12 @@ def table(one: Result) -> str:
     help="How long the server waits for its clients to leave.",
 )
 @click.option(
+    "--absence-seconds",
+    default=300.0,
+    type=click.FloatRange(1),
+    help="How long the server keeps sessions and histories, so how long a client may be away.",
+)
+@click.option(
     "--niceness",
     default=0,
     type=click.IntRange(-20, 19),
@@ -140,6 +146,7 @@ def scale(  # noqa: PLR0917 - one for each option
     flush_interval_ms: float,
     in_flight: int,
     drain_timeout_seconds: float,
+    absence_seconds: float,
     niceness: int,
     json_path: Path | None,
 ) -> None:
@@ -161,6 +168,7 @@ def scale(  # noqa: PLR0917 - one for each option
         flush_interval_ms,
         in_flight,
         drain_timeout_seconds,
+        absence_seconds,
         niceness,
     )
     try:

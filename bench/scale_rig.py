@@ -33,6 +33,7 @@ class Plan:
     flush_interval_ms: float
     in_flight: int
     drain_timeout_seconds: float
+    absence_seconds: float
     niceness: int
 
     @property
@@ -135,6 +136,8 @@ def serving(plan: Plan, url: str, port: int, log: Path, core: Core) -> Iterator[
         "max-connections-per-address": 0,
         "flush-interval-ms": f"{plan.flush_interval_ms:g}",
         "drain-timeout-seconds": f"{plan.drain_timeout_seconds:g}",
+        "session-lifetime-seconds": f"{plan.absence_seconds:g}",
+        "history-seconds": f"{plan.absence_seconds:g}",
     }
     command = [*STREAMER, "serve"]
     for name, value in options.items():

@@ -103,6 +103,7 @@ def measure(case: Case, seconds: float, niceness: int) -> Point:
         30.0,
         100,
         10.0,
+        300.0,
         niceness,
     )
     with contextlib.ExitStack() as stack:
