@@ -128,7 +128,7 @@ async def test_a_quiet_connection_is_pinged_and_kept() -> None:
     """A quiet stream has no messages for longer than the timeout, and answers to pings."""
     async with (
         running_server(heartbeat_interval_seconds=0.05) as server,
-        remote(server.websocket_url, pongTimeoutMs=60_000) as client,
+        remote(server.websocket_url, pongTimeoutMs=5000) as client,
     ):
         await client.state("connected")
         received = server.statistics().messages_received
