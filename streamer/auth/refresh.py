@@ -22,6 +22,12 @@ _MAX_ANSWER_BYTES: Final = 65_536
 _MAX_REQUESTS: Final = 20
 """Requests at a time, so that clients cannot make this server flood its provider; more wait."""
 
+_REFUSALS: Final = {httpx2.codes.BAD_REQUEST, httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN}
+"""Statuses that refuse the refresh token; others, as 404 or 429, say nothing about it."""
+
+_ERRORS_OF_THIS_SERVER: Final = {"invalid_client", "unauthorized_client", "invalid_scope"}
+"""Errors of RFC 6749, 5.2, that no other refresh token mends, such as a secret that was rotated."""
+
 log = structlog.get_logger()
 
 
@@ -32,20 +38,23 @@ class TokenEndpoint:
         """Read the secret. Raises SettingError if its file cannot be used."""
         self._url = url
         self._client_id = client_id
-        self._auth: httpx2.Auth | None = None
-        if client_secret_file is not None:
-            assert client_id is not None, "the settings ask for both"
-            self._auth = httpx2.BasicAuth(client_id, read_secret(client_secret_file))
+        self._secret_file = client_secret_file
+        self._secret = None if client_secret_file is None else read_secret(client_secret_file)
         self._limiter = trio.CapacityLimiter(_MAX_REQUESTS)
         self._log = BoundedLog(log.warning)
 
     async def access_token(self, refresh_token: str) -> str:
         """Return a new access token, not verified yet. Raises TokenError."""
         form = {"grant_type": "refresh_token", "refresh_token": refresh_token}
-        if self._client_id is not None and self._auth is None:
-            form["client_id"] = self._client_id
+        auth = None
+        if self._client_id is not None:
+            secret = await self._current_secret()
+            if secret is None:
+                form["client_id"] = self._client_id
+            else:
+                auth = httpx2.BasicAuth(self._client_id, secret)
         try:
-            status, body = await self._post(form)
+            status, body = await self._post(form, auth)
         except HttpProblem as error:
             self._log(
                 "unavailable", "token endpoint unavailable", url=self._url, problem=str(error)
@@ -53,17 +62,31 @@ class TokenEndpoint:
             raise invalid("tokens cannot be refreshed now; try again", is_final=False) from None
         if status == httpx2.codes.OK:
             return self._token_of(body)
-        self._log("refused", "token endpoint refused", url=self._url, status=status)
-        if httpx2.codes.is_client_error(status) and status != httpx2.codes.TOO_MANY_REQUESTS:
+        code = _error_of(body)
+        self._log("refused", "token endpoint refused", url=self._url, status=status, error=code)
+        if code not in _ERRORS_OF_THIS_SERVER and status in _REFUSALS:
             raise invalid("the identity provider does not accept the refresh token")
         raise invalid("tokens cannot be refreshed now; try again", is_final=False)
 
-    async def _post(self, form: dict[str, str]) -> tuple[int, bytes]:
+    async def _current_secret(self) -> str | None:
+        """Read the secret again, so that it can be rotated; the last one that could be read.
+
+        Refreshes are rare, and each waits for the provider: a task that watches the file would
+        gain nothing.
+        """
+        if self._secret_file is not None:
+            try:
+                self._secret = await trio.to_thread.run_sync(read_secret, self._secret_file)
+            except SettingError as error:
+                self._log("secret", "secret unusable, keeping the last one", problem=str(error))
+        return self._secret
+
+    async def _post(self, form: dict[str, str], auth: httpx2.BasicAuth | None) -> tuple[int, bytes]:
         # A client for each request: refreshes are minutes apart, and no task has to own the pool.
         async with (
             self._limiter,
             httpx2.AsyncClient(
-                auth=self._auth, timeout=TIMEOUT_SECONDS, follow_redirects=False
+                auth=auth, timeout=TIMEOUT_SECONDS, follow_redirects=False
             ) as client,
         ):
             return await request_json(
@@ -80,6 +103,16 @@ class TokenEndpoint:
             self._log("answer", "token endpoint answered without an access token", url=self._url)
             raise invalid("the identity provider answered without an access token", is_final=False)
         return token
+
+
+def _error_of(body: bytes) -> str | None:
+    """Return the error code of an answer (RFC 6749, 5.2), if it has one."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return error[:64] if isinstance(error, str) else None
 
 
 def read_secret(path: Path) -> str:

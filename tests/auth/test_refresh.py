@@ -5,6 +5,7 @@ Covers streamer.auth.signing.
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +232,35 @@ async def test_a_client_with_a_secret_proves_who_it_is(provider: Provider, tmp_p
     assert provider.requests[0].form.keys() == {"grant_type", "refresh_token"}
 
 
+async def test_the_secret_of_a_client_can_be_rotated(provider: Provider, tmp_path: Path) -> None:
+    """Its file is read again for each request; while it cannot be used, the last one is."""
+    path = tmp_path / "client-secret"
+    path.write_text("one")
+    provider.answer(TOKEN_PATH, {"access_token": signed()})
+    authenticator = with_endpoint(tmp_path, provider, **PUBLIC_CLIENT, auth_client_secret_file=path)
+    path.write_text("two")
+    await authenticator.refresh("opaque")
+    path.write_text("")
+    with structlog.testing.capture_logs() as logs:
+        await authenticator.refresh("opaque")
+    assert [request.authorization for request in provider.requests] == [
+        "Basic " + base64.b64encode(b"streamer:two").decode()
+    ] * 2
+    (line,) = logs
+    assert line["event"] == "secret unusable, keeping the last one"
+    assert "two" not in str(line)
+
+
 @pytest.mark.parametrize(
     ("answer", "message", "is_final"),
     [
         (Answer(400, b'{"error": "invalid_grant"}'), "does not accept the refresh token", True),
+        (Answer(401, b""), "does not accept the refresh token", True),
+        (Answer(401, b'{"error": "invalid_client"}'), "try again", False),
+        (Answer(400, b'{"error": "unauthorized_client"}'), "try again", False),
+        (Answer(400, b'{"error": ["invalid_client"]}'), "does not accept", True),
+        (Answer(400, b"[]"), "does not accept", True),
+        (Answer(404, b""), "try again", False),
         (Answer(429, b""), "try again", False),
         (Answer(503, b""), "try again", False),
         (Answer(302, b"/elsewhere"), "try again", False),
