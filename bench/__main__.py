@@ -14,7 +14,7 @@ from bench.byte_count import command as count_bytes
 from bench.byte_scenarios import byte_scenarios
 from bench.check import SCRIPTS, WIRES
 from bench.check import check as check_load_client
-from bench.compare import LIMIT, Record, environment, limits, rounds
+from bench.compare import LATEST, LIMIT, Record, environment, limits, rounds
 from bench.fanout import main as fanout
 from bench.guard import guard
 from bench.options import NICENESS, ROUNDS
@@ -36,7 +36,7 @@ def _all_scenarios(seconds: float, recordings: Path | None) -> list[Scenario]:
     return [*scenarios(seconds, recordings), *byte_scenarios(seconds)]
 
 
-SCENARIO_NAMES = [*(scenario.name for scenario in _all_scenarios(1, Path())), LIMIT]
+SCENARIO_NAMES = [*(scenario.name for scenario in _all_scenarios(1, Path())), LIMIT, LATEST]
 
 
 @click.group(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -112,8 +112,9 @@ def compare(  # noqa: PLR0917 - one for each option
     CACHE.mkdir(parents=True, exist_ok=True)
     with RECORDS.open("a" if keep else "w") as file:
         _keep(rounds(count, found, names, cores), file)
-        if LIMIT in wanted:
-            _keep(limits(count, names, cores), file)
+        for name in (LIMIT, LATEST):
+            if name in wanted:
+                _keep(limits(name, count, names, cores), file)
     _report(output)
 
 

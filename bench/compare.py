@@ -25,6 +25,7 @@ DISTURBED_SHARE = 0.08
 DISTURBED_TRIES = 2
 
 LIMIT = "limit"
+LATEST = "limit-latest"
 LIMIT_P99_MS = 100.0
 LIMIT_CLIENTS = 1000
 LIMIT_FIRST_RATE = 25.0
@@ -149,32 +150,40 @@ def _is_overloaded(measurement: Measurement) -> bool:
     return measurement.delivered_per_second < OVERLOADED_SHARE * due_per_second
 
 
-def limits(count: int, servers: Sequence[str], cores: Cores) -> Iterator[Record]:
-    """Find the highest rate that 1,000 clients on one topic sustain, `count` times."""
+def limits(name: str, count: int, servers: Sequence[str], cores: Cores) -> Iterator[Record]:
+    """Find the highest rate that 1,000 clients on one topic sustain, `count` times.
+
+    `name` is LIMIT, where nothing may be merged, or LATEST, for servers that merge what waits:
+    there each client has to have the newest value in time.
+    """
+    chosen = [
+        server
+        for server in servers
+        if not SERVERS[server].only_if_named and (name == LIMIT or SERVERS[server].merges)
+    ]
     for number in range(count):
-        names = [name for name in servers if not SERVERS[name].only_if_named]
-        turn = number % max(1, len(names))
-        for name in [*names[turn:], *names[:turn]]:
-            best, error = _highest_rate(SERVERS[name], cores)
+        turn = number % max(1, len(chosen))
+        for server in [*chosen[turn:], *chosen[:turn]]:
+            best, error = _highest_rate(SERVERS[server], name, cores)
             rate = best.rate_per_second if best is not None else 0.0
-            yield Record(number, LIMIT, "", rate, name, best, error)
+            yield Record(number, name, "", rate, server, best, error)
 
 
-def sustained(measurement: Measurement) -> bool:
-    """Whether nothing was lost, merged or late."""
+def sustained(measurement: Measurement, name: str = LIMIT) -> bool:
+    """Whether nothing was lost or late, and for LIMIT nothing merged either."""
     return (
-        measurement.lost + measurement.merged + measurement.undelivered == 0
-        and measurement.violations == 0
+        measurement.lost + measurement.undelivered + measurement.violations == 0
+        and (name == LATEST or measurement.merged == 0)
         and 0 < measurement.p99_ms < LIMIT_P99_MS
     )
 
 
-def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str | None]:
+def _highest_rate(server: Server, name: str, cores: Cores) -> tuple[Measurement | None, str | None]:
     """Double the rate until it fails, with one attempt each; then bisect, with several attempts."""
     best: Measurement | None = None
     low, high = 0.0, LIMIT_FIRST_RATE
     while high < LIMIT_LAST_RATE:
-        passed, error = _sustains(server, high, cores, 1)
+        passed, error = _sustains(server, name, high, cores, 1)
         if passed is not None:
             best, low, high = passed, high, 2 * high
         elif best is None:
@@ -183,7 +192,7 @@ def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str
             break
     for _ in range(LIMIT_HALVINGS):
         middle = math.sqrt(low * high)
-        passed, _ = _sustains(server, middle, cores, LIMIT_PASSES)
+        passed, _ = _sustains(server, name, middle, cores, LIMIT_PASSES)
         if passed is None:
             high = middle
         else:
@@ -192,7 +201,7 @@ def _highest_rate(server: Server, cores: Cores) -> tuple[Measurement | None, str
 
 
 def _sustains(
-    server: Server, rate: float, cores: Cores, passes: int
+    server: Server, name: str, rate: float, cores: Cores, passes: int
 ) -> tuple[Measurement | None, str | None]:
     """Return the last passing measurement if enough attempts pass."""
     # A message that is a second late has failed already, so it is not waited for.
@@ -203,7 +212,7 @@ def _sustains(
             result = measure(server.start, workload, cores)
         except RigError as failure:
             return None, str(failure)
-        if sustained(result):
+        if sustained(result, name):
             passes -= 1
             if passes == 0:
                 return result, None

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from bench.load import Topic, Workload, run_load
+from bench.memory import KernelMemory
 from bench.rig import Cores, RigError, running_redis
 from bench.servers import Start
 
@@ -70,6 +71,11 @@ class Measurement:
     """Bytes that clients read from their sockets for each update, heads of frames included."""
     server_cpu_us_per_connect: float = 0.0
     """For each handshake and its subscriptions, until they were acknowledged; without the storm."""
+    kernel_memory_bytes_per_client: float = 0.0
+    """The growth of the kernel's memory from the start until all clients are subscribed: half of
+    it, since both ends of each connection are on this machine."""
+    conflation_ratio: float = 1.0
+    """Updates due for each update that the sample received: 1 where nothing is merged."""
 
 
 @attrs.frozen
@@ -83,6 +89,7 @@ class Snapshot:
     waiting_seconds: float
     busy_seconds: float
     """CPU time of both cores, by all programs."""
+    kernel: KernelMemory
 
 
 def price_topics(count: int) -> list[Topic]:
@@ -121,6 +128,7 @@ def measure(start: Start, workload: Workload, cores: Cores) -> Measurement:
                 server.memory_bytes(),
                 server.waiting_seconds(),
                 cores.busy_seconds(),
+                KernelMemory.now(),
             )
 
         snapshots = {"started": snapshot()}
@@ -165,6 +173,8 @@ def _measurement(
     delivered = report["messages_measured"]
     connecting_seconds = at["connected"].cpu_seconds - at["started"].cpu_seconds
     connected_bytes = at["connected"].memory_bytes - at["started"].memory_bytes
+    kernel_bytes = at["connected"].kernel.sockets_bytes(at["started"].kernel) / 2
+    updates = sample["updates"]
     return Measurement(
         clients=clients,
         topics=len(workload.topics),
@@ -197,6 +207,8 @@ def _measurement(
         / wall_seconds,
         client_waiting_share=report["client_waiting_share"],
         bytes_per_update=report["bytes_measured"] / delivered if delivered else 0.0,
+        kernel_memory_bytes_per_client=kernel_bytes / max(1, clients - load.storm),
+        conflation_ratio=(updates + sample["merged"]) / updates if updates else 1.0,
         detail={
             **report,
             "server_cpu_seconds": cpu_seconds,

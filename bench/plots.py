@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.compare import Record
+from bench.compare import LATEST, LIMIT, LIMIT_P99_MS, Record
 from bench.report import OURS, Medians, medians
 from bench.rig import RigError
 from bench.servers import SERVERS, Server
@@ -133,7 +133,30 @@ def _memory(axes: Any, found: Medians, places: Mapping[tuple[str, str], float]) 
     axes.set_ylabel("memory, MB")
 
 
+def _per_core(axes: Any, found: Medians, _places: Mapping[tuple[str, str], float]) -> None:
+    servers = [one for one in _plotted() if (LIMIT, "", one.name) in found]
+    servers.sort(key=lambda one: found[LIMIT, "", one.name].values["delivered_per_second"])
+    places = range(len(servers))
+    half = 0.4
+    for name, color, shift, label in (
+        (LIMIT, COLORS[0], half / 2, "nothing merged"),
+        (LATEST, COLORS[3], -half / 2, "newest values, may be merged"),
+    ):
+        medians_of = [found.get((name, "", one.name)) for one in servers]
+        values = [one.values["delivered_per_second"] if one else 0.0 for one in medians_of]
+        if any(values):
+            axes.barh([place + shift for place in places], values, half, color=color, label=label)
+    axes.set_yticks(list(places), [one.title for one in servers])
+    axes.set_xlabel("updates delivered/s by one core")
+
+
 _PLOTS: Sequence[tuple[str, str, str, Draw]] = (
+    (
+        "per_core.svg",
+        f"Updates a second that one core delivers with p99 under {LIMIT_P99_MS:.0f} ms",
+        LIMIT,
+        _per_core,
+    ),
     ("latency.svg", "p99 against load: 1,000 clients, one topic", "hot-topic", _latency),
     ("delivered.svg", "Delivered against offered: 1,000 clients", "hot-topic", _delivered),
     ("cpu.svg", "CPU per update: 1,000 clients, one topic", "hot-topic", _cpu),

@@ -46,6 +46,8 @@ class Server:
     """Whether it never sleeps, so that its CPU time has no meaning."""
     only_if_named: bool = False
     """Whether it is only for scenarios that name it."""
+    merges: bool = False
+    """Whether it merges updates of a topic that wait for a client."""
 
 
 @attrs.frozen
@@ -319,8 +321,13 @@ def nats(directory: Path, core: Core, _redis_port: int) -> Iterator[Started]:
 SERVERS: dict[str, Server] = {
     server.name: server
     for server in (
-        Server("streamer", "streamer", streamer("--flush-interval-ms", "0")),
-        Server("streamer-30ms", "streamer, 30 ms window", streamer("--flush-interval-ms", "30")),
+        Server("streamer", "streamer", streamer("--flush-interval-ms", "0"), merges=True),
+        Server(
+            "streamer-30ms",
+            "streamer, 30 ms window",
+            streamer("--flush-interval-ms", "30"),
+            merges=True,
+        ),
         Server("raw-send", "C loop, one send per frame and client", raw_send),
         Server(
             "uwebsockets",
