@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamer.client import PriceUpdate, open_client
 from streamer.edge.inflate import InflateError, TooLargeError, inflate, largest_compressed
 from streamer.server import Server
 from tests.helpers.clients import RawClient, client_frame, connected, raw_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
+from tests.helpers.timing import eventually
 
 REQUEST = b'{"type":"ping"}'
 TEXT, BINARY, CLOSE, PING, CONTINUATION, FIN, RSV1 = 0x01, 0x02, 0x08, 0x09, 0x00, 0x80, 0x40
@@ -165,6 +167,52 @@ async def test_what_is_broken_ends_the_connection_with_its_code(data: bytes, cod
         assert [m["code"] for m in messages[1:]] == ["MESSAGE_TOO_LARGE"] * (code == 1009)
         publish(server, "stock:A:price", price("A", 1))
         assert (await neighbour.data())["price"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (client_frame(COMPRESSED_TEXT, deflated(bytes(100 * LIMIT))), 1009),
+        (client_frame(COMPRESSED_TEXT, b"\xff" * 20), 1007),
+        (client_frame(FIN | RSV1 | 0x20 | TEXT, deflated(REQUEST)), 1002),
+    ],
+    ids=["a bomb", "no block type", "RSV2"],
+)
+async def test_who_shares_its_compressor_inflates_on(data: bytes, code: int) -> None:
+    """A client that breaks the rules leaves the window of its group to the others as it was."""
+    async with (
+        running_server(
+            compression_min_members=1, compression_stretch_limit_ms=60_000, flush_interval_ms=0
+        ) as server,
+        open_client(server.websocket_url, compress=True) as one,
+        open_client(server.websocket_url, compress=True) as other,
+    ):
+        await one.subscribe(["stock:A"])
+        await other.subscribe(["stock:A"])
+
+        async def check_prices(numbers: range) -> None:
+            for number in numbers:
+                publish(server, "stock:A:price", price("A", number))
+                for neighbour in (one, other):
+                    message = await neighbour.receive()
+                    assert isinstance(message, PriceUpdate)
+                    assert message.price == number
+
+        for number in range(0, 30, 10):
+            async with compressed_client(server) as client:
+                await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+                await eventually(lambda: server.statistics().subscriptions == 3)
+                await check_prices(range(number, number + 5))
+                await client.stream.send_all(data)
+                received = await client.rest()
+                close = received[received.rindex(bytes((FIN | CLOSE,))) :]
+                assert close[2:4] == struct.pack("!H", code)
+            await eventually(lambda: server.statistics().subscriptions == 2)
+            await check_prices(range(number + 5, number + 10))
+        compression = server.statistics().compression
+        assert compression is not None
+        assert compression.compressors == 1
+        assert compression.full_flushes == 2  # the first client came before the first frame
 
 
 async def test_who_has_not_offered_to_compress_must_not() -> None:

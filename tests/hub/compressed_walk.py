@@ -1,8 +1,9 @@
 """A long random walk of compressed clients: `python -m tests.hub.compressed_walk --minutes 10`.
 
 Clients come, stall with a full socket, read on, change what they hold, leave and are restored,
-while publications go to all of them. Each inflates what it receives with a window of its own, and
-every byte is checked (`tests.hub.world`). It prints how often each thing has happened.
+while publications go to all of them, whole or as deltas. Each inflates what it receives with a
+window of its own, and every byte is checked (`tests.hub.world`). It prints how often each thing has
+happened.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from typing import Final
 
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.protocol.messages import Mode
 from streamer.protocol.topics import Kind
 from streamer.wire.deflate import Compression, CompressionStatistics, Window
@@ -22,6 +24,7 @@ MAX_CLIENTS: Final = 8
 STEPS: Final = 400
 """Steps before everybody reads to the end, and a new world begins."""
 _KINDS: Final = frozenset(Kind)
+_DETAILS: Final = (WHOLE, Detail(delta=True), Detail(delta=True, depth=3))
 _SIZES: Final = (0, 100, 100, 1500, 6000)
 _WEIGHTS: Final = {
     "publish": 30,
@@ -62,7 +65,7 @@ class Walk:
             messages_per_flush=choice([1 << 20, 1, 5]),
             wires=[*wires, wires[0], *[WIRE] * choice([0, 1])],
         )
-        self.options = Options(choice(list(Mode)), _KINDS, 0.0)
+        self.options = Options(choice(list(Mode)), _KINDS, 0.0, choice(_DETAILS))
         self.counts: Counter[str] = Counter()
 
     def run(self, steps: int = STEPS) -> CompressionStatistics:
@@ -122,7 +125,9 @@ class Walk:
         if self.world.clients:
             interval_seconds = 0.5 * (self.random.random() < 0.1)
             mode = self.random.choice([self.options.mode, Mode.LATEST])
-            options = Options(Mode.LATEST if interval_seconds else mode, _KINDS, interval_seconds)
+            mode = Mode.LATEST if interval_seconds else mode
+            detail = self.random.choice([self.options.detail, *_DETAILS])
+            options = Options(mode, _KINDS, interval_seconds, detail)
             topics = self.random.choice([TOPICS[:1], TOPICS[:2], TOPICS[3:4]])
             self.world.subscribe(self.random.choice(self.world.clients), topics, options)
 
