@@ -280,7 +280,9 @@ def first_price(session: nox.Session) -> None:
     session.run("python", "-m", "venv", str(clean))
     wheels = map(str, directory.glob("*.whl"))
     session.run(str(clean / "bin/pip"), "install", "--quiet", *wheels, external=True)
-    session.install(*(one for one in dependencies("test") if one.startswith("playwright")))
+    session.install(
+        *(one for one in dependencies("test") if one.startswith(("playwright", "nodejs")))
+    )
     program = ["python", "-m", "tests.pages.first_price", str(clean / "bin/streamer")]
     session.run(*program, *session.posargs)
 

@@ -20,7 +20,7 @@ from tests.helpers.redis_server import RedisServer, random_ports
 from tests.helpers.server import running_server
 from tests.helpers.timing import DEADLINE_SECONDS, wait_until
 from tests.test_examples import ENVIRONMENT, EXAMPLES, PROJECT
-from tests.web.nodejs import node
+from tests.web.driver import node
 
 PUBLISH_LUA = PROJECT / "streamer" / "publisher" / "publish.lua"
 

@@ -21,7 +21,7 @@ from streamer.client import open_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
-from tests.web.nodejs import node
+from tests.web.driver import node
 
 PUBLICATIONS: Final = 30
 SUBSCRIBE: Final = json.dumps(

@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from playwright.sync_api import Browser, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Playwright, expect
+
+from tests.web.driver import start_playwright
 
 WAIT_MS: Final = 120_000
 
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("streamer", help="the command")
     parser.add_argument("--within", type=float, default=5.0, help="seconds; default: %(default)s")
     arguments = parser.parse_args()
-    with sync_playwright() as playwright:
+    with start_playwright() as playwright:
         seconds, price = measure(arguments.streamer, playwright)
     print(f"the first price, {price}, was on the page {seconds:.1f} s after the command")
     if seconds > arguments.within:

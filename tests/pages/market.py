@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from playwright.sync_api import CDPSession, Page, ViewportSize, sync_playwright
+from playwright.sync_api import CDPSession, Page, ViewportSize
 
 from tests.cli.test_demo import introduction, running_demo
 from tests.helpers.timing import DEADLINE_SECONDS
 from tests.pages import tasks
 from tests.web.browser import ARGUMENTS, find_chromium
+from tests.web.driver import start_playwright
 
 UPDATES_PER_TRADE: Final = 2
 """The page holds the stocks: a price and an order book of each trade."""
@@ -33,7 +34,7 @@ def open_market(directory: Path, rate: int, seconds: float) -> Iterator[Page]:
     log = directory / "demo.log"
     with (
         running_demo(log, "--rate", trades, deadline_seconds=deadline_seconds) as process,
-        sync_playwright() as playwright,
+        start_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=[*ARGUMENTS])
         page = browser.new_page(viewport=VIEWPORT)

@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 
 import pytest
 import trio
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.helpers.timing import DEADLINE_SECONDS
+from tests.web.driver import start_playwright
 
 T = TypeVar("T")
 
@@ -122,7 +123,7 @@ def running_chromium(*, without: tuple[str, ...] = ()) -> Iterator[Chromium]:
     """A browser without a window; `without` are arguments of Playwright's that it must not have."""
     binary = find_chromium()
     with ThreadPoolExecutor(1) as thread:
-        playwright = thread.submit(sync_playwright().start).result()
+        playwright = thread.submit(start_playwright().__enter__).result()
         try:
             browser = thread.submit(
                 lambda: playwright.chromium.launch(

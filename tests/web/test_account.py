@@ -14,7 +14,8 @@ from streamer.client.messages import Gap, PriceUpdate
 from streamer.client.verify import Verifier
 from streamer.protocol.messages import GapReason, Position, Subscribe, Subscribed, Unsubscribed
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
-from tests.web.nodejs import HERE, MODULE, node
+from tests.web.driver import node
+from tests.web.nodejs import HERE, MODULE
 
 CONVERSATIONS: Final = 400
 STEPS: Final = 60

@@ -25,7 +25,8 @@ from tests.helpers.proxy import Proxy
 from tests.helpers.publications import market_status, orderbook, price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
-from tests.web.nodejs import HERE, MODULE, WEB, node, remote
+from tests.web.driver import node
+from tests.web.nodejs import HERE, MODULE, WEB, remote
 
 MAX_GZIPPED_BYTES = 12 * 1024
 
