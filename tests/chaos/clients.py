@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import eq
 from typing import Any, Final
 
 import trio
@@ -125,16 +126,16 @@ class Member:
         await self._request(self.topics, kinds=[Kind.PRICE])
         await trio.sleep(seconds)
         await self._request(self.topics)
-        seen = [account.received + account.snapshots for account in accounts]
         with trio.move_on_after(_SETTLING_SECONDS):
-            # What came before the answer may wait to be taken, and the next message follows it.
-            while self.client.statistics().buffered_messages or seen == [  # noqa: ASYNC110
-                account.received + account.snapshots for account in accounts
-            ]:
+            # What came before the answer waits to be taken. The next message of each topic may be
+            # behind some that were left out, and only those that follow it may not.
+            while self.client.statistics().buffered_messages:  # noqa: ASYNC110
                 await trio.sleep(SLOW_POLL_SECONDS)
-        await trio.sleep(SLOW_POLL_SECONDS)
-        for account in accounts:
-            account.may_skip = False
+            seen = [account.taken for account in accounts]
+            while any(map(eq, seen, [account.taken for account in accounts])):  # noqa: ASYNC110
+                await trio.sleep(SLOW_POLL_SECONDS)
+            for account in accounts:
+                account.may_skip = False
 
     async def change_topics(self, seconds: float) -> None:
         """Hold other topics for a while."""

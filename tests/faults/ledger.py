@@ -40,6 +40,11 @@ class TopicAccount:
     """The position after a gap, until a message follows it."""
 
     @property
+    def taken(self) -> int:
+        """Messages with a value."""
+        return self.received + self.snapshots
+
+    @property
     def is_behind_gap(self) -> bool:
         """Whether a gap was announced, and no message has followed it."""
         return self._resumes is not None
