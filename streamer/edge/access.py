@@ -20,7 +20,7 @@ from streamer.auth.permissions import Permissions
 from streamer.config import Settings
 from streamer.edge.sessions import RestorableSessions
 from streamer.edge.token_expiry import Authenticated, TokenExpiry
-from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.hub import Hub, SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox
 from streamer.hub.upstream import Source
 from streamer.protocol import messages
@@ -116,9 +116,10 @@ class Access:
 
     # Permissions
 
-    def may_have(self, topic: Topic) -> bool:
-        """Whether the client may subscribe to a topic, restore it, and recover its messages."""
-        return self._services.permissions.decide(self.identity, topic).is_allowed
+    def forbidden(self, topics: Iterable[Topic]) -> list[Topic]:
+        """Return those of these topics that the client may not subscribe to or restore."""
+        decide, identity = self._services.permissions.decide, self.identity
+        return [topic for topic in topics if not decide(identity, topic).is_allowed]
 
     def is_own(self, topic: Topic) -> bool:
         """Whether it is the topic of messages to the user, which the connection always holds."""
@@ -233,10 +234,10 @@ class Access:
         outbox.user_id = identity.user_id
         services.expiry.watch(self._session, identity)
         if is_first:
-            own = SubscriptionRequest(own_topic(identity.user_id), snapshot=False)
+            own = Want(own_topic(identity.user_id), SubscriptionOptions(snapshot=False))
             services.hub.subscribe(outbox, [own])
         held = [subscription.lane.stream.topic for subscription in outbox.subscriptions.values()]
-        lost = [topic for topic in held if not self.may_have(topic)]
+        lost = self.forbidden(held)
         if lost:
             services.hub.unsubscribe(outbox, lost)
         services.sessions.changed(outbox.name)

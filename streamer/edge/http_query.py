@@ -16,8 +16,7 @@ import attrs
 
 from streamer.edge.http_answers import bad_request
 from streamer.edge.http_request import HttpRequest
-from streamer.hub.hub import SubscriptionRequest
-from streamer.hub.recovery import Want
+from streamer.hub.hub import SubscriptionOptions, Want
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import MAX_RATE, MAX_SEQUENCE, MIN_RATE, Mode, Position
@@ -54,8 +53,8 @@ class StreamQuery:
         since = _positions(self.cursor, topics) if self.cursor else {}
         return [
             Want(
-                SubscriptionRequest(
-                    topic,
+                topic,
+                SubscriptionOptions(
                     self.mode,
                     frozenset() if topic == personal else self.kinds & frozenset(topic.kinds),
                     self.interval_seconds,

@@ -14,10 +14,10 @@ import orjson
 
 from streamer.edge.http_query import HistoryQuery
 from streamer.edge.requests import Services, continued, prepare
-from streamer.hub.hub import SubscriptionRequest
+from streamer.hub.hub import Want
 from streamer.hub.outbox import Outbox
 from streamer.hub.publication import Publication
-from streamer.hub.recovery import RecoveryPlan, Want, subscribe
+from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.protocol.errors import ERROR_MEANINGS, ErrorCode
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
@@ -53,7 +53,7 @@ class TopicReads:
         forbidden or for which the answer has no room.
         """
         answer: dict[str, Any] = {str(topic): _error(ErrorCode.FORBIDDEN) for topic in forbidden}
-        wants = [Want(SubscriptionRequest(topic)) for topic in topics]
+        wants = [Want(topic) for topic in topics]
         outbox = self._outbox()
         plan = await self._enter(outbox, wants)
         try:
@@ -85,7 +85,7 @@ class TopicReads:
         a `gap` and the last known values; `recovered` says which. `position` is that of the last
         one, from which to go on if `more` is true.
         """
-        want = Want(SubscriptionRequest(query.topic), query.since)
+        want = Want(query.topic, since=query.since)
         outbox = self._outbox()
         plan = await self._enter(outbox, [want])
         try:
@@ -127,11 +127,8 @@ class TopicReads:
         topics = [want.topic for want in wants]
         since = {want.topic: want.since for want in wants if want.since is not None}
         recoveries = await prepare(self._services, topics, since)
-        admitted = [
-            continued(want, recoveries.get(want.topic))
-            for want in wants
-            if not source.is_forbidden(want.topic)
-        ]
+        forbidden = source.forbidden(topics)
+        admitted = [continued(want, recoveries) for want in wants if want.topic not in forbidden]
         hub.add(outbox)
         return subscribe(
             hub, outbox, admitted, max_replay_bytes=self._services.settings.max_replay_bytes

@@ -16,10 +16,10 @@ from streamer.edge.loop_budget import LoopBudget, is_heavy
 from streamer.edge.sessions import RestorableSessions
 from streamer.edge.token_expiry import TokenExpiry
 from streamer.histogram import Histogram
-from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.hub import Hub, SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox, Subscription
-from streamer.hub.recovery import RecoveryPlan, Want, subscribe
-from streamer.hub.renditions import Detail
+from streamer.hub.recovery import RecoveryPlan, subscribe
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.sessions import SessionRecord
 from streamer.hub.upstream import Recovery, RecoveryOutcome, Source
 from streamer.protocol import messages
@@ -31,7 +31,7 @@ from streamer.protocol.messages import (
     RequestId,
     Subscribed,
 )
-from streamer.protocol.topics import SubscriptionType, Topic, target_problem
+from streamer.protocol.topics import SubscriptionType, Topic, shared_topic, target_problem
 from streamer.wire.deflate import Compression
 from streamer.wire.format import WireFormat
 
@@ -146,30 +146,20 @@ class Requests:
         """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
         self._limit_bandwidth(message.max_bandwidth)
-        topics = []
-        for topic in named:
-            if self.access.may_have(topic):
-                topics.append(topic)
-            else:
-                rejected.append(forbidden_target(topic))
+        topics = named
+        if refused := self.access.forbidden(named):
+            rejected += map(forbidden_target, refused)
+            held_back = frozenset(refused)
+            topics = [topic for topic in named if topic not in held_back]
+        options = SubscriptionOptions(
+            message.mode,
+            frozenset(message.kinds or ()),
+            0.0 if message.max_rate is None else 1.0 / message.max_rate,
+            snapshot=message.snapshot,
+            detail=self._detail(message),
+        )
         since = message.since or {}
-        interval_seconds = 0.0 if message.max_rate is None else 1.0 / message.max_rate
-        kinds = frozenset(message.kinds or ())
-        detail = self._detail(message)
-        wants = [
-            Want(
-                SubscriptionRequest(
-                    topic,
-                    message.mode,
-                    kinds,
-                    interval_seconds,
-                    snapshot=message.snapshot,
-                    detail=detail,
-                ),
-                since.get(topic.target),
-            )
-            for topic in topics
-        ]
+        wants = [Want(topic, options, since.get(topic.target)) for topic in topics]
         room, surplus = self._room_for(wants)
         rejected += [self._no_room(want.topic) for want in surplus]
 
@@ -213,6 +203,8 @@ class Requests:
                 details={"max_book_levels": limit},
                 request_id=message.request_id,
             )
+        if not message.delta and message.depth is None:
+            return WHOLE
         return Detail(message.delta, message.depth)
 
     def _resync(self, message: messages.Resync) -> None:
@@ -246,8 +238,8 @@ class Requests:
         rejected = []
         for target in message.targets:
             try:
-                topics[Topic(message.subscription_type, target)] = None
-            except ValueError:
+                topics[shared_topic(message.subscription_type, target)] = None
+            except (ValueError, TypeError):  # of a list or an object
                 problem = target_problem(target) or ""
                 rejected.append(RejectedTarget(target, ErrorCode.INVALID_TARGET, problem))
         return list(topics), rejected
@@ -304,11 +296,11 @@ class Requests:
         if not self._names_bandwidth:
             self._limit_bandwidth(record.max_bandwidth)
         topics = {held.topic: held for held in record.subscriptions}
-        rejected = [topic for topic in topics if not self.access.may_have(topic)]
+        rejected = self.access.forbidden(topics)
         wants = [
             Want(
-                SubscriptionRequest(
-                    topic,
+                topic,
+                SubscriptionOptions(
                     held.mode,
                     held.kinds,
                     held.interval_seconds,
@@ -408,9 +400,9 @@ class Requests:
 
         Nothing here waits, so no publication comes between the answer and the live flow.
         """
-        forbidden += filter(self._services.source.is_forbidden, [want.topic for want in wants])
+        forbidden += self._services.source.forbidden([want.topic for want in wants])
         admitted = [
-            continued(want, recoveries.get(want.topic))
+            want if want.since is None else continued(want, recoveries)
             for want in wants
             if want.topic not in forbidden
         ]
@@ -459,8 +451,9 @@ def _kept(topic: Topic) -> RejectedTarget:
     )
 
 
-def continued(want: Want, recovery: Recovery | None) -> Want:
+def continued(want: Want, recoveries: Mapping[Topic, Recovery]) -> Want:
     """Return what is wanted with the position that the source has found for it."""
+    recovery = recoveries.get(want.topic)
     if recovery is None:
         return want if want.since is None else attrs.evolve(want, since=None)
     unavailable = recovery.outcome is RecoveryOutcome.UNAVAILABLE

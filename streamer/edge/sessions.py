@@ -18,7 +18,7 @@ from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import (
     SessionRecord,
     decode_record,
-    encode_record,
+    encode_session,
     record_session,
 )
 from streamer.session_store import SessionStore, StoreUnavailableError
@@ -83,12 +83,12 @@ class RestorableSessions:
         self._changed.pop(session_id, None)
         if session_id in self._ended or not self._lifetime_seconds:
             return  # the second step of a close: its subscriptions have already ended
-        record = record_session(outbox, ended=True)
-        if not record.subscriptions:
+        if not outbox.subscriptions:
             self._dropped[session_id] = None
             return
         # As JSON: one object instead of dozens, for each client that has left.
-        dropped = self._ended.add(session_id, encode_record(record), address=address)
+        record = encode_session(outbox, ended=True)
+        dropped = self._ended.add(session_id, record, address=address)
         self._unsaved[session_id] = None
         self._dropped |= dict.fromkeys(dropped)
         for dropped_id in dropped:
@@ -166,7 +166,7 @@ class RestorableSessions:
         if session_id in self._ended:
             return self._ended.get(session_id)
         outbox = self._live(session_id)
-        return None if outbox is None else encode_record(record_session(outbox))
+        return None if outbox is None else encode_session(outbox)
 
     async def run(self) -> NoReturn:
         """Save changes and forget expired records, until cancelled."""

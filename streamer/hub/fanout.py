@@ -24,7 +24,7 @@ import attrs
 
 from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.group import Group, GroupKey
-from streamer.hub.outbox import Outbox, Subscription, Write
+from streamer.hub.outbox import Outbox, Write
 from streamer.hub.streams import Lane, TopicStream
 from streamer.hub.traffic import Traffic
 from streamer.wire.format import Part
@@ -148,14 +148,27 @@ class FanOut:
         """Add a client to the group of those that have been sent the same, if it may join one."""
         if outbox.group is not None or not outbox.may_join:
             return  # in a group, an answer may have filled its socket, and no flush has run since
-        subscriptions = [
-            subscription
-            for subscription in outbox.subscriptions.values()
-            if not outbox.is_apart(subscription.lane.stream)
-        ]
-        if not subscriptions or not all(map(_in_step, subscriptions)):
+        keeps_apart = not outbox.wire.names_positions
+        held: list[Lane] = []
+        subscriptions = []
+        for subscription in outbox.subscriptions.values():
+            lane = subscription.lane
+            stream = lane.stream
+            if keeps_apart and stream.is_personal:
+                continue
+            if not (
+                subscription.seen_order == stream.flushed_order
+                and subscription.position == lane.position
+                and subscription.epoch == lane.epoch
+                and subscription.held == lane.held
+                and not subscription.interval_seconds
+            ):
+                return  # it has not been sent exactly what the groups of the lane have been sent
+            held.append(lane)
+            subscriptions.append(subscription)
+        if not held:
             return
-        lanes = tuple(sorted((subscription.lane for subscription in subscriptions), key=id))
+        lanes = tuple(sorted(held, key=id))
         key = (outbox.wire, lanes)
         group = self._groups.get(key)
         if group is None:
@@ -485,18 +498,6 @@ def _write_to_all(write: Write, descriptors: Sequence[int], frame: bytes) -> lis
         except OSError:
             sent.append(_FAILED)
     return sent
-
-
-def _in_step(subscription: Subscription) -> bool:
-    """Whether a client has been sent exactly the same as the groups of its lane."""
-    lane = subscription.lane
-    return (
-        subscription.seen_order == lane.stream.flushed_order
-        and subscription.position == lane.position
-        and subscription.epoch == lane.epoch
-        and subscription.held == lane.held
-        and not subscription.interval_seconds
-    )
 
 
 def _group(outbox: Outbox) -> Group | None:

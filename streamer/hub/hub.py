@@ -36,10 +36,9 @@ _NO_REPLAYS: Final[Mapping[Topic, Replay]] = {}
 
 
 @attrs.frozen
-class SubscriptionRequest:
-    """One topic that a client asks for, and the options."""
+class SubscriptionOptions:
+    """The options of a subscription."""
 
-    topic: Topic
     mode: Mode = Mode.LATEST
     kinds: frozenset[Kind] = frozenset()
     """Empty: all that the topic carries."""
@@ -49,6 +48,24 @@ class SubscriptionRequest:
     """Whether the client wants the last known values."""
     detail: Detail = WHOLE
     """Whether it wants deltas, and how many levels of a book."""
+
+
+_USUAL: Final = SubscriptionOptions()
+
+
+@attrs.define
+class Want:
+    """A topic that a client asks for. Those of one request share their options.
+
+    Not frozen, as that takes three times as long to make: there is one for each topic of a request.
+    """
+
+    topic: Topic
+    options: SubscriptionOptions = _USUAL
+    since: Position | None = None
+    """The position that the client names; None: it holds none."""
+    unavailable: bool = False
+    """Whether the source could not be asked for the publications after that position."""
 
 
 @attrs.frozen
@@ -299,43 +316,46 @@ class Hub:
     def subscribe(
         self,
         outbox: Outbox,
-        requests: Iterable[SubscriptionRequest],
+        wants: Iterable[Want],
         replays: Mapping[Topic, Replay] = _NO_REPLAYS,
     ) -> list[tuple[Subscription, frozenset[Kind]]]:
         """Subscribe a client to topics, each with the kinds whose last values it is to be sent.
 
-        `replays` has the publications of new topics that are sent before anything live. Topics
-        that the client holds already are brought up to date first, so that their streams have no
-        hole where the options change. If this fails half way, none of the new ones is held.
+        `replays` has the publications of new topics that are sent before anything live, for the
+        positions that `wants` name. Topics that the client holds already are brought up to date
+        first, so that their streams have no hole where the options change. If this fails half way,
+        none of the new ones is held.
         """
         self.fanout.catch_up(outbox)
         subscriptions: list[tuple[Subscription, frozenset[Kind]]] = []
         new: list[Subscription] = []
         try:
-            for request in requests:
-                topic = request.topic
-                stream = self.stream(topic)
-                lane = stream.lane(request.mode, request.kinds or topic.kind_set, request.detail)
+            for want in wants:
+                topic, options = want.topic, want.options
+                stream = self.streams.get(topic)
+                if stream is None or not stream.subscriptions:
+                    stream = self.stream(topic)
+                lane = stream.lane(options.mode, options.kinds or topic.kind_set, options.detail)
+                kinds = lane.kinds
                 outbox.renders |= lane.renderer is not None
                 subscription = outbox.subscriptions.get(stream)
-                kinds = lane.kinds
                 if subscription is None:
                     subscription = self._add(outbox, lane)
                     new.append(subscription)
                     if replays and (replay := replays.get(topic)):
                         since, missed = replay
                         outbox.resume(subscription, since)
-                        keeps_live = request.mode is Mode.ALL
+                        keeps_live = options.mode is Mode.ALL
                         outbox.backlog.replay(subscription, missed, keeps_live=keeps_live)
                 elif subscription.lane is not lane:
-                    kinds = self._change_options(subscription, lane, snapshot=request.snapshot)
+                    kinds = self._change_options(subscription, lane, snapshot=options.snapshot)
                 elif not subscription.caught_up:
                     kinds = frozenset()  # the waiting messages are newer
-                if lane.renderer is not None and request.snapshot and topic not in replays:
+                if lane.renderer is not None and options.snapshot and topic not in replays:
                     subscription.hold(kinds)
-                if subscription.interval_seconds != request.interval_seconds:
+                if subscription.interval_seconds != options.interval_seconds:
                     outbox.release_limited(subscription)
-                    subscription.interval_seconds = request.interval_seconds
+                    subscription.interval_seconds = options.interval_seconds
                 subscriptions.append((subscription, kinds))
         except BaseException:
             self._drop(outbox, new, "disconnected")
@@ -346,12 +366,12 @@ class Hub:
     def _add(self, outbox: Outbox, lane: Lane) -> Subscription:
         stream = lane.stream
         subscription = outbox.subscriptions[stream] = Subscription(outbox, lane)
-        self._unused.discard(stream)
         stream.solos[subscription] = None
-        stream.subscriptions += 1
         self._subscriptions_by_type[stream.topic.subscription_type] += 1
-        if stream.subscriptions == 1:
+        if not stream.subscriptions:
+            self._unused.discard(stream)
             self._upstream.join(stream.topic)
+        stream.subscriptions += 1
         return subscription
 
     def _change_options(
@@ -483,22 +503,25 @@ class Hub:
         outbox.backlog.replay(subscription, notices, keeps_live=keeps_live)
         subscription.pinged = subscription.confirmed = since
 
-    def missed(self, request: SubscriptionRequest, since: Position) -> list[Publication] | None:
-        """Return the publications that a subscription has missed since a position.
+    def missed(
+        self, topic: Topic, since: Position, kinds: Collection[Kind] = ()
+    ) -> list[Publication] | None:
+        """Return the publications of these kinds (none: all) that a client has missed.
 
         None if they are not known any more.
         """
-        missed = self.stream(request.topic).missed(since)
-        if missed is None or not request.kinds:
+        missed = self.stream(topic).missed(since)
+        if missed is None or not kinds:
             return missed
-        return [publication for publication in missed if publication.kind in request.kinds]
+        return [publication for publication in missed if publication.kind in kinds]
 
     def position(self, subscription: Subscription) -> Position:
         """Return the position that the client's next message of a topic follows."""
-        stream = subscription.lane.stream
-        is_own = subscription.outbox.group is None or subscription.outbox.is_apart(stream)
-        at = subscription if is_own else subscription.lane
-        return stream.position_at(at.epoch, at.position)
+        lane = subscription.lane
+        outbox, stream = subscription.outbox, lane.stream
+        if outbox.group is None or (stream.is_personal and outbox.is_apart(stream)):
+            return stream.position_at(subscription.epoch, subscription.position)
+        return stream.position_at(lane.epoch, lane.position)
 
     def snapshot(self, subscription: Subscription, kinds: Iterable[Kind]) -> list[Publication]:
         """Return the last known values of some kinds of a topic, oldest first."""

@@ -98,20 +98,21 @@ class Subscription:
         """When the next message may be sent, on the hub's clock."""
         self.waiting: dict[object, Publication] | None = None
         self.scheduled = False
-        self.position = lane.head
+        stream = lane.stream
+        self.position = stream.sequence if lane.whole else lane.head
         """The last sequence put on the connection. In a group, the lane's position counts, except
         for a topic of messages to one user."""
-        self.seen_order = lane.stream.order
+        self.seen_order = stream.order
         """The order of the last publication that was offered, or published before the client
         subscribed."""
         self.skip_sequence = 0
         """Publications of this epoch up to this sequence are not sent: the client has received them
         from another server, which was ahead of this one."""
-        self.epoch = lane.stream.epoch
+        self.epoch = stream.epoch
         """The epoch of `position`."""
         self.held: Held | None = None if lane.renderer is None else {}
         """The bases of the next deltas. In a group, that of the lane counts."""
-        self.pinged = self.confirmed = lane.stream.position_at(self.epoch, self.position)
+        self.pinged = self.confirmed = stream.position_at(self.epoch, self.position)
         """The positions that the client was at when last pinged, and at the last answered ping."""
 
     @property

@@ -13,27 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from streamer.hub.hub import Hub, Replay, SubscriptionRequest
+from streamer.hub.hub import Hub, Replay, Want
 from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.publication import Publication
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Topic
-
-
-@attrs.frozen
-class Want:
-    """A topic to subscribe to, and the position to continue from."""
-
-    request: SubscriptionRequest
-    since: Position | None = None
-    """The position that the client names; None: it holds none."""
-    unavailable: bool = False
-    """Whether the source could not be asked for the publications after that position."""
-
-    @property
-    def topic(self) -> Topic:
-        """The topic of the request."""
-        return self.request.topic
 
 
 @attrs.define
@@ -61,7 +45,7 @@ def subscribe(
     """
     held = {subscription.lane.stream.topic for subscription in outbox.subscriptions.values()}
     replays = _plan(hub, wants, held, max_replay_bytes - outbox.backlog.replay_bytes)
-    subscriptions = hub.subscribe(outbox, [want.request for want in wants], replays)
+    subscriptions = hub.subscribe(outbox, wants, replays)
     recovery = RecoveryPlan()
     for want, (subscription, kinds) in zip(wants, subscriptions, strict=True):
         topic = want.topic
@@ -75,7 +59,7 @@ def subscribe(
             hub.recoveries["gap"] += 1
             reason, position = _hole(hub, subscription, want.since, want)
             hub.announce_hole(subscription, want.since, reason, position)
-        elif want.request.snapshot:
+        elif want.options.snapshot and subscription.lane.stream.latest:
             known = hub.snapshot(subscription, kinds)
             recovery.snapshots += map(subscription.lane.render_whole, known)
         recovery.positions[topic] = hub.position(subscription)
@@ -93,7 +77,7 @@ def _plan(
     for want in wants:
         if want.since is None or want.topic in held:
             continue
-        missed = hub.missed(want.request, want.since)
+        missed = hub.missed(want.topic, want.since, want.options.kinds)
         if missed is None:
             continue
         size = sum(len(publication.text) for publication in missed)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from typing import Final, Generic, TypeVar
-
-import attrs
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from streamer.hub.publication import Publication
 from streamer.protocol.deltas import Content, cut_book, delta_text, read_content
@@ -30,9 +28,11 @@ Held = dict[Kind, Publication]
 Value = TypeVar("Value")
 
 
-@attrs.frozen(cache_hash=True)
-class Detail:
-    """How much a subscription is sent of prices and order books."""
+class Detail(NamedTuple):
+    """How much a subscription is sent of prices and order books.
+
+    A named tuple: it is part of keys that are looked up for each topic of a request.
+    """
 
     delta: bool = False
     """Whether changes are sent instead of whole messages."""
@@ -42,7 +42,7 @@ class Detail:
     def for_kinds(self, kinds: Collection[Kind]) -> Detail:
         """Return the part that matters for these kinds, so that lanes are shared."""
         if not self.delta and self.depth is None:
-            return WHOLE
+            return self
         return Detail(
             self.delta and not _KINDS.isdisjoint(kinds),
             self.depth if Kind.ORDERBOOK in kinds else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 import cattrs
@@ -88,52 +88,92 @@ class _StoredRecord:
 
 def encode_record(record: SessionRecord) -> bytes:
     """Encode a record as JSON, compactly: most subscriptions of a client have the same options."""
-    groups: dict[_Options, dict[str, dict[str, int]]] = {}
-    for held in record.subscriptions:
-        topic, at, detail = held.topic, held.confirmed, held.detail
-        options = (
-            topic.subscription_type,
-            held.mode,
-            held.kinds,
-            held.interval_seconds,
-            detail.delta,
-            detail.depth,
-        )
-        positions = groups.get(options)
+    return _encode(
+        record.session_id,
+        (
+            (
+                (held.topic.subscription_type, held.mode, held.kinds, held.interval_seconds),
+                held.detail,
+                held.topic.target,
+                held.confirmed,
+            )
+            for held in record.subscriptions
+        ),
+        ended=record.ended,
+        user_id=record.user_id,
+        max_bandwidth=record.max_bandwidth,
+    )
+
+
+def encode_session(outbox: Outbox, *, ended: bool = False) -> bytes:
+    """Encode the record of a client's session as it is now, without making it first."""
+    return _encode(
+        outbox.name,
+        (
+            (
+                (stream.topic.subscription_type, lane.mode, lane.kinds, held.interval_seconds),
+                lane.detail,
+                stream.topic.target,
+                held.confirmed,
+            )
+            for held in outbox.subscriptions.values()
+            for lane in (held.lane,)
+            for stream in (lane.stream,)
+        ),
+        ended=ended,
+        user_id=outbox.user_id,
+        max_bandwidth=outbox.max_bandwidth,
+    )
+
+
+_Options = tuple[SubscriptionType, Mode, frozenset[Kind], float]
+"""The fields that the subscriptions of a `_StoredGroup` share, beside those of `Detail`."""
+
+_Entry = tuple[_Options, Detail, str, Position]
+"""A subscription: its options, its target, and the position that the client has confirmed."""
+
+
+def _encode(
+    session_id: str,
+    entries: Iterable[_Entry],
+    *,
+    ended: bool,
+    user_id: str | None,
+    max_bandwidth: float,
+) -> bytes:
+    groups: dict[tuple[_Options, Detail], dict[str, dict[str, int]]] = {}
+    for options, detail, target, at in entries:
+        positions = groups.get((options, detail))
         if positions is None:
-            positions = groups[options] = {}
+            positions = groups[options, detail] = {}
         sequences = positions.get(at.epoch)
         if sequences is None:
             sequences = positions[at.epoch] = {}
-        sequences[topic.target] = at.sequence
-    owner = {} if record.user_id is None else {"user_id": record.user_id}
+        sequences[target] = at.sequence
+    owner = {} if user_id is None else {"user_id": user_id}
     return orjson.dumps(
         {
-            "session_id": record.session_id,
-            "groups": [_stored_group(*group) for group in groups.items()],
-            "ended": record.ended,
-            "max_bandwidth": record.max_bandwidth,
+            "session_id": session_id,
+            "groups": [_stored_group(*key, positions) for key, positions in groups.items()],
+            "ended": ended,
+            "max_bandwidth": max_bandwidth,
         }
         | owner
     )
 
 
-_Options = tuple[SubscriptionType, Mode, frozenset[Kind], float, bool, int | None]
-"""The fields that the subscriptions of a `_StoredGroup` share: all but its `positions`."""
-
-
 def _stored_group(
-    options: _Options, positions: Mapping[str, Mapping[str, int]]
+    options: _Options, detail: Detail, positions: Mapping[str, Mapping[str, int]]
 ) -> dict[str, object]:
-    subscription_type, mode, kinds, interval_seconds, delta, depth = options
+    subscription_type, mode, kinds, interval_seconds = options
     return {
         "type": subscription_type,
         "mode": mode,
         "kinds": sorted(kinds),
         "interval_seconds": interval_seconds,
         "positions": positions,
-        "delta": delta,
-        "depth": depth,
+        "delta": detail.delta,
+        "depth": detail.depth,
     }
 
 

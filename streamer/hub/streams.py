@@ -28,6 +28,7 @@ class Lane:
         "_parts",
         "_window",
         "base",
+        "detail",
         "epoch",
         "groups",
         "held",
@@ -54,6 +55,8 @@ class Lane:
         """Whether it carries every kind of the topic."""
         self.renderer = renderer
         """Makes what is sent of a publication; None: its own text."""
+        self.detail = WHOLE if renderer is None else renderer.detail
+        """How much is sent of prices and books."""
         self.held: Held | None = None
         """The bases of its groups' next deltas; None without a renderer."""
         self._cut_held: Held = {}
@@ -77,19 +80,15 @@ class Lane:
         """The publications of this flush encoded, once for each format in use."""
 
     @property
-    def detail(self) -> Detail:
-        """How much is sent of prices and books."""
-        return WHOLE if self.renderer is None else self.renderer.detail
-
-    @property
     def head(self) -> int:
         """The last sequence published that the lane carries."""
         if self.whole:
             return self.stream.sequence
         latest = self.stream.latest
-        return max(
-            (latest[kind].sequence for kind in self.kinds if kind in latest), default=self.base
-        )
+        if not latest:
+            return self.base
+        known = [latest[kind].sequence for kind in self.kinds if kind in latest]
+        return max(known, default=self.base)
 
     def hold_latest(self) -> None:
         """Take it that the groups hold the last values of all kinds."""
@@ -203,7 +202,8 @@ class TopicStream:
 
     def lane(self, mode: Mode, kinds: frozenset[Kind], detail: Detail = WHOLE) -> Lane:
         """Return the lane for subscriptions with these options."""
-        detail = detail.for_kinds(kinds)
+        if detail is not WHOLE:
+            detail = detail.for_kinds(kinds)
         key = (mode, kinds, detail)
         lane = self.lanes.get(key)
         if lane is None:
@@ -224,8 +224,11 @@ class TopicStream:
     def last_values(self, kinds: Iterable[Kind]) -> list[Publication]:
         """Return the last known values of these kinds, oldest first; an event has none."""
         latest = self.latest
-        known = (latest[kind] for kind in kinds if kind in latest and not kind.is_event)
-        return sorted(known, key=_ORDER)
+        if not latest:
+            return []
+        known = [latest[kind] for kind in kinds if kind in latest and not kind.is_event]
+        known.sort(key=_ORDER)
+        return known
 
     def count_missed(self, since: Position) -> int | None:
         """Count the publications after a position; None if they are not known any more."""

@@ -7,7 +7,7 @@ source takes that record (`streamer.source.demand`).
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import attrs
@@ -71,5 +71,5 @@ class Source(Protocol):
     ) -> dict[Topic, Recovery] | None:
         """Do what `prepare` does, if it need not wait; None if it has to."""
 
-    def is_forbidden(self, topic: Topic) -> bool:
-        """Whether the server's own Redis user may not read a wanted topic."""
+    def forbidden(self, topics: Iterable[Topic]) -> list[Topic]:
+        """Return those of these wanted topics that the server's own Redis user may not read."""

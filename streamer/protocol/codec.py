@@ -39,6 +39,9 @@ MAX_ECHOED_CHARACTERS: Final = 80
 _MAX_EXACT_TARGETS: Final = 1000
 """Targets of one request that are returned exactly as they were sent; it bounds the work."""
 
+_STRINGS: Final = frozenset({str})
+"""The types of the items of a list of strings."""
+
 _INTEGER: Final = re.compile(r"-?\d{1,200}", re.ASCII)
 
 _CLIENT_TYPES: Final = {model.type: model for model in messages.CLIENT_MESSAGES}
@@ -74,12 +77,15 @@ def _is_generic(generic: object, target: object) -> bool:
 
 def _sequence_hook(target: Any, converter: cattrs.BaseConverter) -> StructureHook:
     (item_type,) = get_args(target)
+    takes_any = item_type is Any
     structure_item = converter.get_structure_hook(item_type)
 
     def structure(value: object, _type: object) -> Any:
         # A str is a sequence too, and would be taken apart into its characters.
         if type(value) is not list:
             raise ValueError(f"expected a list, got {_name(type(value))}")
+        if takes_any:
+            return value
         return [structure_item(item, item_type) for item in value]
 
     return structure
@@ -252,7 +258,7 @@ def _load_request(text: str | bytes) -> Any:
         return decoded
     targets = decoded.get("targets")
     targets = targets if type(targets) is list else []
-    has_odd_targets = not all(map(_is_exact, targets))
+    has_odd_targets = not (_STRINGS.issuperset(map(type, targets)) or all(map(_is_exact, targets)))
     has_long_id = type(decoded.get("request_id")) is float
     if has_odd_targets or has_long_id:
         texts = find_members(text if isinstance(text, str) else text.decode())

@@ -6,6 +6,7 @@ import enum
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, Self
 
 import attrs
@@ -33,6 +34,9 @@ accepts more than the rule: unassigned characters, text that is not in NFC, more
 
 _USUAL_TARGET: Final = re.compile(r"[!#-)+->@-Z^-z|~]{1,64}")
 """Printable ASCII without the excluded characters: valid without a check of each character."""
+
+MAX_SHARED_TOPICS: Final = 10_000
+"""Topics of requests that are kept, the last ones: some 200 bytes each, a KB at most."""
 
 _CATEGORIES: Final = ("L", "M", "Nd", "P", "S")
 """Unicode's general categories, or their first letters, of characters that a target may have."""
@@ -197,6 +201,15 @@ class Topic:
 
     def __str__(self) -> str:
         return f"{self.subscription_type}:{self.target}"
+
+
+@lru_cache(maxsize=MAX_SHARED_TOPICS)
+def shared_topic(subscription_type: SubscriptionType, target: str) -> Topic:
+    """Return the topic, the same object for all who ask for it: its target is checked once.
+
+    Raises ValueError for an invalid target, and TypeError for one that has no hash.
+    """
+    return Topic(subscription_type, target)
 
 
 def parse_channel(channel: str) -> tuple[Topic, Kind]:

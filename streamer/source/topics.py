@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, NoReturn
 
 import structlog
@@ -109,9 +109,12 @@ class TopicSource:
             for topic, position in since.items()
         }
 
-    def is_forbidden(self, topic: Topic) -> bool:
+    def forbidden(self, topics: Iterable[Topic]) -> list[Topic]:
         """See `streamer.hub.upstream.Source`."""
-        return self._bus.refuses_some and any(map(self._bus.is_refused, channels_of(topic)))
+        if not self._bus.refuses_some:
+            return []
+        is_refused = self._bus.is_refused
+        return [topic for topic in topics if any(map(is_refused, channels_of(topic)))]
 
     def _recovery(self, topic: Topic, answer: Position | None, since: Position) -> Recovery:
         sequencer = self._router.sequencer(topic)
@@ -138,12 +141,18 @@ class TopicSource:
             await self._reads.wait_progress()
 
     def _are_ready(self, topics: Collection[Topic], since: Mapping[Topic, Position]) -> bool:
-        return all(self._is_ready(topic, since.get(topic)) for topic in topics)
+        for topic in topics:
+            sequencer = self._router.sequencer(topic)
+            if not (
+                sequencer is None
+                or sequencer.state is State.LIVE
+                or self._may_go_on(sequencer, since.get(topic))
+            ):
+                return False
+        return True
 
-    def _is_ready(self, topic: Topic, since: Position | None) -> bool:
-        sequencer = self._router.sequencer(topic)
-        if sequencer is None or self._is_live(sequencer):
-            return True
+    def _may_go_on(self, sequencer: Sequencer, since: Position | None) -> bool:
+        """Whether a client need not wait until a topic is live."""
         if since is None:
             return not self._bus.connected
         return self._is_known(sequencer, since)

@@ -61,7 +61,7 @@ def test_the_options_are_those_of_subscribe() -> None:
         0.25,
     )
     query = stream_query("topics=stock:005930,market:KOSPI&kinds=price,status&mode=all")
-    wanted = {want.topic: want.request for want in query.wants(query.topics, USER)}
+    wanted = {want.topic: want.options for want in query.wants(query.topics, USER)}
     assert wanted[STOCK].kinds == {Kind.PRICE}
     assert wanted[MARKET].kinds == {Kind.STATUS}
     assert wanted[USER].kinds == frozenset(), "all of them"

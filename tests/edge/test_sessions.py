@@ -14,7 +14,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from streamer.edge.sessions import RestorableSessions
-from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.hub import Hub, SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox
 from streamer.hub.renditions import Detail
 from streamer.hub.sessions import (
@@ -107,12 +107,12 @@ class House:
 
     on_broken = on_overflow = on_blocked
 
-    def connect(self, name: str, *requests: SubscriptionRequest) -> Outbox:
+    def connect(self, name: str, *wants: Want) -> Outbox:
         """Add a client and subscribe."""
         outbox = self.live[name] = Outbox(name, -1, self, WIRE, max_queued_bytes=1000)
         self.hub.add(outbox)
-        if requests:
-            self.hub.subscribe(outbox, requests)
+        if wants:
+            self.hub.subscribe(outbox, wants)
             self.sessions.changed(name)
         return outbox
 
@@ -153,8 +153,8 @@ def topics(record: SessionRecord | None) -> list[str] | None:
 async def test_a_record_has_all_that_was_asked_for(house: House) -> None:
     """The record has all options, while the client is connected and after that."""
     requests = [
-        SubscriptionRequest(STOCK, Mode.ALL, frozenset({Kind.ORDERBOOK})),
-        SubscriptionRequest(MARKET, Mode.LATEST, frozenset(), 0.5),
+        Want(STOCK, SubscriptionOptions(Mode.ALL, frozenset({Kind.ORDERBOOK}))),
+        Want(MARKET, SubscriptionOptions(Mode.LATEST, frozenset(), 0.5)),
     ]
     house.connect("one", *requests)
     there = await house.sessions.load("one")
@@ -180,7 +180,7 @@ async def test_a_session_that_has_ended_lives_for_its_lifetime(
 ) -> None:
     """It cannot be restored later, even if its record has not been removed yet."""
     house = House(store if stored else None)
-    house.connect("one", SubscriptionRequest(STOCK))
+    house.connect("one", Want(STOCK))
     house.disconnect("one")
     store.away = True
     await trio.sleep(LIFETIME_SECONDS - 0.1)
@@ -191,8 +191,8 @@ async def test_a_session_that_has_ended_lives_for_its_lifetime(
 
 async def test_what_has_expired_is_forgotten(house: House, autojump_clock: MockClock) -> None:
     """Otherwise every client that ever came would stay in memory."""
-    house.connect("one", SubscriptionRequest(STOCK))
-    house.connect("two", SubscriptionRequest(STOCK))
+    house.connect("one", Want(STOCK))
+    house.connect("two", Want(STOCK))
     house.disconnect("one")
     await trio.sleep(10)
     house.disconnect("two")
@@ -219,8 +219,8 @@ async def test_changes_of_live_sessions_are_saved_together(
 ) -> None:
     """Once for each client, with its subscriptions by then; nothing where nothing has changed."""
     for number in range(3):
-        house.connect(f"client {number}", SubscriptionRequest(STOCK))
-    house.hub.subscribe(house.live["client 0"], [SubscriptionRequest(MARKET)])
+        house.connect(f"client {number}", Want(STOCK))
+    house.hub.subscribe(house.live["client 0"], [Want(MARKET)])
     house.sessions.changed("client 0")
     await trio.sleep(5)
     (saved,) = store.saves
@@ -236,10 +236,10 @@ async def test_a_session_that_ends_is_saved_at_once(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
     """Its client may be on its way to another server; live sessions still have their turn."""
-    house.connect("live", SubscriptionRequest(STOCK))
+    house.connect("live", Want(STOCK))
     for number in range(20):
         name = f"client {number}"
-        house.connect(name, SubscriptionRequest(STOCK))
+        house.connect(name, Want(STOCK))
         house.disconnect(name)
         await trio.testing.wait_all_tasks_blocked()
         assert store.records[name].ended
@@ -252,7 +252,7 @@ async def test_a_session_without_subscriptions_is_forgotten_by_the_store(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
     """Its client has unsubscribed: to restore an older record would be wrong."""
-    outbox = house.connect("one", SubscriptionRequest(STOCK))
+    outbox = house.connect("one", Want(STOCK))
     await trio.sleep(1)
     assert topics(store.records["one"]) == ["stock:A"]
     house.hub.unsubscribe(outbox, [STOCK])
@@ -289,7 +289,7 @@ async def test_a_flood_of_changes_is_saved_in_portions(
     """No portion holds up the event loop for long."""
     monkeypatch.setattr("streamer.edge.sessions._BYTES_PER_SAVE", 2_000)
     for number in range(250):
-        house.connect(f"client {number}", SubscriptionRequest(STOCK))
+        house.connect(f"client {number}", Want(STOCK))
     await trio.sleep(1.5)
     assert len(store.records) == 250
     assert len(store.saves) > 10
@@ -300,9 +300,9 @@ async def test_memory_for_ended_sessions_is_bounded(
 ) -> None:
     """The oldest sessions of the address that holds the most are dropped, in the store too."""
     house = House(store, max_bytes=100_000)
-    house.connect("quiet", SubscriptionRequest(STOCK))
+    house.connect("quiet", Want(STOCK))
     house.disconnect("quiet", address="192.0.2.1")
-    requests = [SubscriptionRequest(Topic.parse(f"stock:{number}")) for number in range(100)]
+    requests = [Want(Topic.parse(f"stock:{number}")) for number in range(100)]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.sessions.run)
         for number in range(100):
@@ -323,7 +323,7 @@ async def test_memory_for_ended_sessions_is_bounded(
 async def test_a_record_larger_than_the_bound_is_not_kept(autojump_clock: MockClock) -> None:
     """With a bound of 0 no session can be restored."""
     house = House(None, max_bytes=0)
-    house.connect("one", SubscriptionRequest(STOCK))
+    house.connect("one", Want(STOCK))
     house.disconnect("one")
     assert await house.sessions.load("one") is None
 
@@ -335,7 +335,7 @@ async def test_with_a_lifetime_of_0_nothing_is_kept(
     house = House(store, lifetime_seconds=0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(house.sessions.run)
-        house.connect("one", SubscriptionRequest(STOCK))
+        house.connect("one", Want(STOCK))
         await trio.sleep(1)
         house.disconnect("one")
         await trio.sleep(1)
@@ -399,7 +399,7 @@ async def test_what_the_store_did_not_take_is_written_when_it_is_back(
 ) -> None:
     """Meanwhile it is logged, and sessions can be restored on this server."""
     store.away = True
-    house.connect("one", SubscriptionRequest(STOCK))
+    house.connect("one", Want(STOCK))
     house.disconnect("one")
     await trio.sleep(3.5)
     assert {line["event"] for line in logs} == {"sessions not saved"}
@@ -415,7 +415,7 @@ async def test_what_the_store_did_not_take_is_written_when_it_is_back(
 async def test_sessions_of_other_servers_come_from_the_store(store: ScriptedStore) -> None:
     """The other server loads the record; without a store it has none."""
     first, second, alone = House(store), House(store), House(None)
-    first.connect("one", SubscriptionRequest(STOCK))
+    first.connect("one", Want(STOCK))
     await first.sessions.save()
     assert topics(await second.sessions.load("one")) == ["stock:A"]
     assert await alone.sessions.load("one") is None
@@ -426,7 +426,7 @@ async def test_a_client_that_is_being_closed_keeps_what_it_held(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:
     """Its subscriptions are removed before its connection is closed; the record remains."""
-    outbox = house.connect("one", SubscriptionRequest(STOCK))
+    outbox = house.connect("one", Want(STOCK))
     house.sessions.ended(outbox)
     house.hub.retire(outbox, "too slow")
     assert topics(await house.sessions.load("one")) == ["stock:A"]
@@ -506,7 +506,7 @@ async def test_a_session_belongs_to_its_user(
 ) -> None:
     """While it lives, after its end, and on another server, which has it from the store."""
     other = House(store)
-    outbox = house.connect("one", SubscriptionRequest(STOCK))
+    outbox = house.connect("one", Want(STOCK))
     outbox.user_id = "ann"
     await trio.sleep(1)
     for ended in (False, True):
@@ -524,7 +524,7 @@ async def test_a_session_of_another_takes_as_long_as_none(
 ) -> None:
     """The time of the answer does not say that the session exists."""
     house = House(store)
-    house.connect("one", SubscriptionRequest(STOCK)).user_id = "ann"
+    house.connect("one", Want(STOCK)).user_id = "ann"
     house.disconnect("one")
     await house.sessions.save()
     taken = []
@@ -537,7 +537,7 @@ async def test_a_session_of_another_takes_as_long_as_none(
 
 async def test_an_anonymous_session_is_restored_by_whoever_knows_it(house: House) -> None:
     """A client may present a token between two connections; the topics are judged anew."""
-    house.connect("one", SubscriptionRequest(STOCK))
+    house.connect("one", Want(STOCK))
     house.disconnect("one")
     for user_id in (None, "ann"):
         assert topics(await house.sessions.load("one", user_id)) == ["stock:A"]

@@ -10,9 +10,9 @@ from typing import Any, Final
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.hub import Hub, SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox, Subscription
-from streamer.hub.recovery import RecoveryPlan, Want, subscribe
+from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
@@ -62,8 +62,8 @@ class Listener:
         self, topic: Topic, *kinds: Kind, mode: Mode = Mode.ALL, detail: Detail = WHOLE
     ) -> Subscription:
         """Hear a topic, or only some kinds of it."""
-        request = SubscriptionRequest(topic, mode, frozenset(kinds), detail=detail)
-        ((subscription, _),) = self.hub.subscribe(self.outbox, [request])
+        want = Want(topic, SubscriptionOptions(mode, frozenset(kinds), detail=detail))
+        ((subscription, _),) = self.hub.subscribe(self.outbox, [want])
         return subscription
 
     def recover(
@@ -75,8 +75,8 @@ class Listener:
         detail: Detail = WHOLE,
     ) -> RecoveryPlan:
         """Subscribe to a topic from a position on."""
-        request = SubscriptionRequest(topic, Mode.ALL, frozenset(kinds), detail=detail)
-        want = Want(request, since)
+        options = SubscriptionOptions(Mode.ALL, frozenset(kinds), detail=detail)
+        want = Want(topic, options, since)
         recovery = subscribe(self.hub, self.outbox, [want], max_replay_bytes=max_replay_bytes)
         self.hub.fanout.start_replays(self.outbox)
         return recovery

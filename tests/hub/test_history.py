@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import GapReason, Position
@@ -64,7 +64,7 @@ class House:
     def missed(self, since: int, *kinds: Kind, epoch: str | None = None) -> list[int] | None:
         """The sequences that a client at `since` would be sent."""
         position = Position(epoch or self.hub.stream(STOCK).epoch, since)
-        missed = self.hub.missed(SubscriptionRequest(STOCK, kinds=frozenset(kinds)), position)
+        missed = self.hub.missed(STOCK, position, kinds)
         return None if missed is None else [publication.sequence for publication in missed]
 
 

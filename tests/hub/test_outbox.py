@@ -12,9 +12,9 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.backlog import Backlog
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import SubscriptionRequest
+from streamer.hub.hub import SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox
-from streamer.hub.recovery import RecoveryPlan, Want, subscribe
+from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.json import WebSocketJson
@@ -46,8 +46,8 @@ class Behind:
 
     def subscribe(self, kinds: frozenset[Kind], *, snapshot: bool = True) -> RecoveryPlan:
         """Subscribe to the stock; its answer is not among what is `received`."""
-        request = SubscriptionRequest(STOCK, Mode.LATEST, kinds, snapshot=snapshot)
-        return subscribe(self.hub, self.outbox, [Want(request)], max_replay_bytes=0)
+        want = Want(STOCK, SubscriptionOptions(Mode.LATEST, kinds, snapshot=snapshot))
+        return subscribe(self.hub, self.outbox, [want], max_replay_bytes=0)
 
     def fall_behind(self) -> None:
         """Begin a write that is not over."""
@@ -187,8 +187,9 @@ def test_only_what_is_due_is_looked_at() -> None:
     house = House()
     client = Behind(house)
     topics = [Topic.parse(f"stock:{number}") for number in range(200)]
-    requests = [SubscriptionRequest(topic, interval_seconds=60.0) for topic in topics]
-    house.hub.subscribe(client.outbox, requests)
+    rarely = SubscriptionOptions(interval_seconds=60.0)
+    wants = [Want(topic, rarely) for topic in topics]
+    house.hub.subscribe(client.outbox, wants)
     for _ in range(2):
         for topic in topics:
             house.hub.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')
@@ -210,7 +211,7 @@ def test_a_client_that_ends_is_cleared_at_once(monkeypatch: pytest.MonkeyPatch) 
     house = House()
     client = Behind(house)
     topics = [Topic.parse(f"stock:{number}") for number in range(50)]
-    house.hub.subscribe(client.outbox, [SubscriptionRequest(t, Mode.ALL) for t in topics])
+    house.hub.subscribe(client.outbox, [Want(t, SubscriptionOptions(Mode.ALL)) for t in topics])
     client.fall_behind()
     for topic in topics:
         house.hub.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from streamer.hub.hub import SubscriptionRequest
-from streamer.hub.recovery import Want, subscribe
+from streamer.hub.hub import SubscriptionOptions, Want
+from streamer.hub.recovery import subscribe
 from streamer.hub.sessions import record_session
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, Topic
@@ -54,7 +54,7 @@ def test_a_session_that_is_cut_in_the_middle_of_a_restore_is_whole() -> None:
         filled(house, topic, 200)
         since[topic] = Position(house.hub.stream(topic).epoch, 0)
     with listening(house.hub) as client:
-        wants = [Want(SubscriptionRequest(topic, Mode.ALL), at) for topic, at in since.items()]
+        wants = [Want(topic, SubscriptionOptions(Mode.ALL), at) for topic, at in since.items()]
         recovery = subscribe(house.hub, client.outbox, wants, max_replay_bytes=1 << 20)
         assert recovery.missed_messages == 600
         house.hub.fanout.start_replays(client.outbox)
@@ -71,7 +71,7 @@ def test_more_than_may_be_held_is_a_gap_and_not_a_promise() -> None:
         filled(house, topic, 10)
         since[topic] = Position(house.hub.stream(topic).epoch, 0)
     with listening(house.hub) as client:
-        wants = [Want(SubscriptionRequest(topic, Mode.ALL), at) for topic, at in since.items()]
+        wants = [Want(topic, SubscriptionOptions(Mode.ALL), at) for topic, at in since.items()]
         recovery = subscribe(
             house.hub, client.outbox, wants, max_replay_bytes=25 * (MESSAGE_BYTES + 50)
         )
@@ -129,7 +129,7 @@ def test_a_client_is_told_that_the_source_could_not_be_asked() -> None:
     filled(house, STOCK, 3)
     stream = house.hub.stream(STOCK)
     with listening(house.hub) as client:
-        want = Want(SubscriptionRequest(STOCK), Position("of Redis", 7), unavailable=True)
+        want = Want(STOCK, since=Position("of Redis", 7), unavailable=True)
         recovery = subscribe(house.hub, client.outbox, [want], max_replay_bytes=1 << 20)
         assert not recovery.recovered
         house.hub.fanout.start_replays(client.outbox)
@@ -144,9 +144,12 @@ def test_a_failure_half_way_leaves_no_subscription_behind() -> None:
     house = House()
     with listening(house.hub) as client:
         client.subscribe(STOCKS[2])
-        bad = SubscriptionRequest(STOCKS[1], kinds=[Kind.PRICE])  # type: ignore[arg-type]  # unhashable
+        bad = Want(
+            STOCKS[1],
+            SubscriptionOptions(kinds=[Kind.PRICE]),  # type: ignore[arg-type]  # unhashable
+        )
         with pytest.raises(TypeError):
-            house.hub.subscribe(client.outbox, [SubscriptionRequest(STOCK), bad])
+            house.hub.subscribe(client.outbox, [Want(STOCK), bad])
         assert [str(s.topic) for s in client.outbox.subscriptions] == ["stock:C"]  # type: ignore[attr-defined]
         filled(house, STOCKS[2], 1)
         filled(house, STOCK, 1)
@@ -219,7 +222,7 @@ def test_options_that_change_before_a_gap_is_sent_move_no_position_ahead_of_it()
         house.hub.publish(stream, Kind.ORDERBOOK, b'{"type":"x"}')
         client.outbox.hold(b"\x89\x00", 0, 0)
         client.recover(STOCK, Position("former", 7), Kind.PRICE)
-        want = Want(SubscriptionRequest(STOCK, Mode.LATEST))
+        want = Want(STOCK, SubscriptionOptions(Mode.LATEST))
         recovery = subscribe(house.hub, client.outbox, [want], max_replay_bytes=0)
         assert recovery.positions[STOCK] == Position("e", 0)
         filled(house, STOCK, 1)

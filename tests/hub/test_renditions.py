@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamer.hub.hub import SubscriptionRequest
+from streamer.hub.hub import SubscriptionOptions, Want
 from streamer.hub.publication import Publication
-from streamer.hub.recovery import Want, subscribe
+from streamer.hub.recovery import subscribe
 from streamer.hub.renditions import Detail, Renditions
 from streamer.protocol.deltas import delta_text
 from streamer.protocol.messages import GapReason, Mode, Position
@@ -152,8 +152,8 @@ def test_a_client_without_a_snapshot_is_sent_a_whole_message_first() -> None:
         old.subscribe(STOCK, detail=DELTA)
         publish(house, texts[0])
         old.heard()
-        request = SubscriptionRequest(STOCK, Mode.ALL, detail=DELTA, snapshot=False)
-        subscribe(house.hub, new.outbox, [Want(request)], max_replay_bytes=0)
+        want = Want(STOCK, SubscriptionOptions(Mode.ALL, detail=DELTA, snapshot=False))
+        subscribe(house.hub, new.outbox, [want], max_replay_bytes=0)
         publish(house, texts[1])
         assert shown(old.heard()[0]) == ("orderbook_delta", 2, None)
         assert shown(new.heard()[0]) == ("orderbook_update", 2, None)

@@ -22,9 +22,9 @@ from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.hub import Hub, SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox, Subscription
-from streamer.hub.recovery import RecoveryPlan, Want
+from streamer.hub.recovery import RecoveryPlan
 from streamer.hub.recovery import subscribe as begin_recovery
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.sessions import record_session
@@ -822,42 +822,42 @@ class World:
 
     def subscribe(self, client: Client, topics: Iterable[Topic], options: Options) -> None:
         """As `edge.session` carries it out, from where it does not wait any more."""
-        requests = [
-            SubscriptionRequest(
+        wants = [
+            Want(
                 topic,
-                options.mode,
-                options.kinds & frozenset(topic.kinds),
-                options.interval_seconds,
-                detail=options.detail,
+                SubscriptionOptions(
+                    options.mode,
+                    options.kinds & frozenset(topic.kinds),
+                    options.interval_seconds,
+                    detail=options.detail,
+                ),
             )
             for topic in topics
         ]
         if not client.listened_to:
             return
-        for request in requests:
-            self.hub.stream(request.topic)
+        for want in wants:
+            self.hub.stream(want.topic)
         request_id = next(self._numbers)
         self._offer(client, all_of_it=True)
         acks: dict[Topic, Ack] = {}
         former = {topic: held.options.kinds for topic, held in client.holdings.items()}
         client.former_options = [held.options for held in client.holdings.values()]
         waiting = {id(publication) for _, publication in client.outbox.backlog._pending.values()}
-        for request in requests:
-            log = self.logs[request.topic]
-            kinds = request.kinds or frozenset(request.topic.kinds)
+        for want in wants:
+            log = self.logs[want.topic]
+            kinds = want.options.kinds or frozenset(want.topic.kinds)
             held = attrs.evolve(options, kinds=kinds)
-            client.holdings[request.topic] = Holding(log, held, len(log.entries))
-            acks[request.topic] = Ack(log, len(log.entries), held)
-        recovery = self._recover(client, [Want(request) for request in requests])
+            client.holdings[want.topic] = Holding(log, held, len(log.entries))
+            acks[want.topic] = Ack(log, len(log.entries), held)
+        recovery = self._recover(client, wants)
         client.former_options = []
-        subscriptions = [
-            client.outbox.subscriptions[self.hub.stream(request.topic)] for request in requests
-        ]
+        subscriptions = [client.outbox.subscriptions[self.hub.stream(want.topic)] for want in wants]
         client.offered += sum(_widened(s, former, waiting) for s in subscriptions)
         positions = {topic.target: at for topic, at in recovery.positions.items()}
         client.acks[request_id] = acks
         answer = Subscribed(
-            requests[0].topic.subscription_type, list(positions), [], positions, request_id
+            wants[0].topic.subscription_type, list(positions), [], positions, request_id
         )
         self._answer(client, answer, recovery)
 
@@ -927,15 +927,14 @@ class World:
             view = views.get(topic) if own_positions else None
             since = Position(view.epoch, view.sequence) if view else held.confirmed
             since = resumed.get(topic, since) if view else since
-            request = SubscriptionRequest(
-                topic,
+            held_options = SubscriptionOptions(
                 held.mode,
                 frozenset(held.kinds),
                 held.interval_seconds,
                 snapshot=False,
                 detail=held.detail,
             )
-            wants.append(Want(request, since))
+            wants.append(Want(topic, held_options, since))
             log = self.logs[topic]
             acks[topic] = Ack(log, len(log.entries), options[topic], since, log.behind(since))
             client.holdings[topic] = Holding(log, options[topic], len(log.entries))

@@ -15,6 +15,7 @@ from streamer.protocol.topics import (
     Topic,
     is_target,
     parse_channel,
+    shared_topic,
     target_problem,
 )
 from tests.helpers.targets import SAMPLES, targets
@@ -88,6 +89,22 @@ def test_hostile_targets_are_refused(hostile: object) -> None:
     assert not is_target(hostile)
     with pytest.raises(ValueError, match="invalid target"):
         Topic(SubscriptionType.STOCK, hostile)  # type: ignore[arg-type]
+
+
+def test_a_shared_topic_is_one_object() -> None:
+    """All who ask for a topic get the same; each type has its own."""
+    topic = shared_topic(SubscriptionType.STOCK, "005930")
+    assert topic == Topic(SubscriptionType.STOCK, "005930")
+    assert shared_topic(SubscriptionType.STOCK, "005930") is topic
+    assert shared_topic(SubscriptionType.SECTOR, "005930") == Topic.parse("sector:005930")
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
+def test_a_hostile_target_is_never_shared(hostile: object) -> None:
+    """It is refused the second time as well."""
+    for _ in range(2):
+        with pytest.raises((ValueError, TypeError)):
+            shared_topic(SubscriptionType.STOCK, hostile)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import Hub, SubscriptionRequest
+from streamer.hub.hub import Hub, SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox
 from streamer.protocol import messages
 from streamer.protocol.topics import Kind, Topic
@@ -140,8 +140,8 @@ def test_a_publication_is_encoded_once_for_each_format() -> None:
     other = Topic.parse("stock:B")
     with receivers(house.hub, one, one, one, two, two) as clients:
         for client in clients:
-            house.hub.subscribe(client.outbox, [SubscriptionRequest(STOCK)])
-        house.hub.subscribe(clients[0].outbox, [SubscriptionRequest(other)])
+            house.hub.subscribe(client.outbox, [Want(STOCK)])
+        house.hub.subscribe(clients[0].outbox, [Want(other)])
         assert house.hub.fanout.groups == 3
         house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":1}')
         flush(house.hub)
@@ -158,15 +158,17 @@ def test_a_format_may_keep_a_state_for_each_group() -> None:
     other = Topic.parse("stock:B")
     with receivers(house.hub, wire, wire, wire) as clients:
         for client in clients:
-            house.hub.subscribe(client.outbox, [SubscriptionRequest(STOCK)])
-        house.hub.subscribe(clients[0].outbox, [SubscriptionRequest(other)])
+            house.hub.subscribe(client.outbox, [Want(STOCK)])
+        house.hub.subscribe(clients[0].outbox, [Want(other)])
         assert wire.groups == [], "nothing is made before there is something to send"
         house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":1}')
         flush(house.hub)
         names = [client.received()[0].partition(b":")[0] for client in clients]
         assert names == [b"g1", b"g0", b"g0"]
         assert [group.members for group in wire.groups] == [[(2, True)], [(1, True)]]
-        house.hub.subscribe(clients[1].outbox, [SubscriptionRequest(other, interval_seconds=1.0)])
+        house.hub.subscribe(
+            clients[1].outbox, [Want(other, SubscriptionOptions(interval_seconds=1.0))]
+        )
         house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":2}')
         flush(house.hub)
         assert [client.received()[0].partition(b":")[0] for client in clients] == [
@@ -183,7 +185,7 @@ def test_an_empty_group_is_forgotten_with_its_state() -> None:
     wire = PerGroup(b"g")
     with receivers(house.hub, wire) as (client,):
         for _ in range(2):
-            house.hub.subscribe(client.outbox, [SubscriptionRequest(STOCK)])
+            house.hub.subscribe(client.outbox, [Want(STOCK)])
             flush(house.hub)
             house.hub.unsubscribe(client.outbox, [STOCK])
         assert house.hub.fanout.groups == 0
