@@ -25,8 +25,8 @@ TURNS_PER_HEAVY_TASK: Final = 4
 """While light tasks wait, a heavy one is released in every so many turns: in its turn, few of them
 can go on."""
 
-_LIGHT_TOPICS: Final = 10
-"""Up to so many topics, to subscribe or to leave takes less than a millisecond."""
+_LIGHT_TOPICS: Final = 50
+"""Up to so many topics, to subscribe or to leave takes less than half a millisecond."""
 
 
 class _Queue:

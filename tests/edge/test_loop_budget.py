@@ -180,7 +180,7 @@ async def test_clients_that_leave_together_with_many_topics_leave_one_by_one(
 
     Each turn counts as long here: then about one of them leaves in each.
     """
-    targets = [f"S{number}" for number in range(30)]
+    targets = [f"S{number}" for number in range(60)]
     async with running_server() as server, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(raw_client(server)) for _ in range(40)]
         for client in clients:
