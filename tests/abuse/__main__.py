@@ -17,7 +17,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -30,13 +30,15 @@ import trio
 import trio_websocket
 
 import tests.abuse.clients
-import tests.abuse.redis  # noqa: F401 - each registers its attacks
+import tests.abuse.redis
+import tests.abuse.sentinels  # noqa: F401 - each registers its attacks
 from streamer.publisher.publisher import Publisher, open_publisher
 from tests.abuse.attack import ATTACKS, Attack, Target
 from tests.abuse.flood import price
 from tests.faults.processes import ServerProcess
 from tests.helpers.memory import memory_bytes
 from tests.helpers.redis_server import RedisServer
+from tests.helpers.redis_topology import MASTER_NAME, Sentinel
 from tests.helpers.timing import DEADLINE_SECONDS
 
 MAX_DELAY_SECONDS: Final = 0.1
@@ -150,10 +152,25 @@ class Neighbour:
 async def measure(attack: Attack, cores: Sequence[int]) -> Outcome:
     """Carry one attack out."""
     outcome, neighbour = Outcome(), Neighbour()
-    with tempfile.TemporaryDirectory(prefix="abuse-") as name, RedisServer() as redis:
-        os.sched_setaffinity(redis.pid, {cores[-1]})
-        async with _server(redis, Path(name), attack, cores) as server:
-            await _measure(attack, redis, server, neighbour, outcome, cores)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="abuse-")))
+        redis = stack.enter_context(RedisServer())
+        sentinels = [
+            stack.enter_context(Sentinel(redis.port, quorum=attack.sentinels))
+            for _ in range(attack.sentinels)
+        ]
+        for server_of_redis in (redis, *sentinels):
+            os.sched_setaffinity(server_of_redis.pid, {cores[-1]})
+        async with _server(redis, sentinels, directory, attack, cores) as server:
+            target = Target(
+                server.port,
+                server.http_port,
+                redis.url,
+                redis.pid,
+                attack.seconds,
+                tuple(sentinel.pid for sentinel in sentinels),
+            )
+            await _measure(attack, target, server, neighbour, outcome, cores)
     outcome.delay_seconds = neighbour.delay_seconds
     outcome.ping_seconds = neighbour.ping_seconds
     outcome.missing = neighbour.missing
@@ -170,7 +187,11 @@ async def measure(attack: Attack, cores: Sequence[int]) -> Outcome:
 
 @asynccontextmanager
 async def _server(
-    redis: RedisServer, directory: Path, attack: Attack, cores: Sequence[int]
+    redis: RedisServer,
+    sentinels: Sequence[Sentinel],
+    directory: Path,
+    attack: Attack,
+    cores: Sequence[int],
 ) -> AsyncIterator[ServerProcess]:
     url = redis.url
     if attack.redis_user:
@@ -179,6 +200,9 @@ async def _server(
                 "ACL", "SETUSER", "limited", "on", ">secret", *attack.redis_user
             )
         url = url.replace("//", "//limited:secret@")
+    if sentinels:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        url = f"redis+sentinel://{hosts}/{MASTER_NAME}"
     arguments = ("--redis", url, "--max-connections-per-address", "5", *attack.arguments)
     async with ServerProcess(directory, *arguments) as server:
         assert server.process is not None
@@ -191,7 +215,7 @@ async def _server(
 
 async def _measure(
     attack: Attack,
-    redis: RedisServer,
+    target: Target,
     server: ServerProcess,
     neighbour: Neighbour,
     outcome: Outcome,
@@ -199,7 +223,7 @@ async def _measure(
 ) -> None:
     assert server.process is not None
     pid = server.process.pid
-    async with open_publisher(redis.url) as publisher, trio.open_nursery() as nursery:
+    async with open_publisher(target.redis_url) as publisher, trio.open_nursery() as nursery:
         await server.wait_for(lambda statistics: statistics["redis"]["ready"])
         with trio.fail_after(DEADLINE_SECONDS):
             await nursery.start(neighbour.receive, server.url)
@@ -211,7 +235,6 @@ async def _measure(
                 lines = server.log.count("\n")
                 neighbour.begin()
                 inner.start_soon(_watch_memory, pid, before_bytes, outcome)
-                target = Target(server.port, server.http_port, redis.url, redis.pid, attack.seconds)
                 await _attack(attack, target, outcome, cores)
                 outcome.log_lines = server.log.count("\n") - lines
                 publishing.cancel()
@@ -308,7 +331,7 @@ async def run(attacks: Sequence[Attack], *, judges_delays: bool = True) -> bool:
     os.sched_setaffinity(0, {cores[-1]})
     print(f"{'':36} {'delay':>7} {'ping':>7} {'memory':>8} {'peak':>8} {'log':>6}")
     print(f"{'':36} {'ms':>7} {'ms':>7} {'MiB':>8} {'MiB':>8} {'lines':>6}")
-    control = Attack(_CONTROL, _nothing, (), 6.0, True, 0, (), 0)
+    control = Attack(_CONTROL, _nothing, (), 6.0, True, 0, (), 0, 0)
     _say(_CONTROL, await measure(control, cores))
     failed = []
     for attack in attacks:

@@ -20,6 +20,8 @@ class Target:
     redis_pid: int
     seconds: float
     """How long the attack is to last."""
+    sentinel_pids: tuple[int, ...] = ()
+    """The Sentinels that the server asks for its Redis, if it is behind any."""
 
     @property
     def path(self) -> str:
@@ -43,6 +45,7 @@ class Attack:
     descriptors: int
     redis_user: tuple[str, ...]
     max_log_lines: int
+    sentinels: int
 
     @property
     def line(self) -> str:
@@ -61,13 +64,15 @@ def attack(
     descriptors: int = 0,
     redis_user: tuple[str, ...] = (),
     max_log_lines: int = 0,
+    sentinels: int = 0,
 ) -> Callable[[Function], Function]:
     """Register a function as an attack.
 
     `arguments` are for the server. `judges_delays`: whether publications can arrive in time at all,
     which they cannot where Redis is silent. `descriptors`: as many as the server may open, 0 for no
     limit. `redis_user`: rules of the Redis user that the server connects as. `max_log_lines`: the
-    most lines that the server may log for it, 0 for no limit.
+    most lines that the server may log for it, 0 for no limit. `sentinels`: how many Sentinels the
+    server asks for its Redis, 0 for none.
     """
 
     def register(function: Function) -> Function:
@@ -81,6 +86,7 @@ def attack(
             descriptors,
             redis_user,
             max_log_lines,
+            sentinels,
         )
         return function
 
