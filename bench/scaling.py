@@ -67,7 +67,7 @@ def _redis(case: Case, directory: Path, core: Core) -> Iterator[tuple[str, Calla
         with running_redis(directory, core) as (port, process):
             yield f"redis://127.0.0.1:{port}", process.cpu_seconds
         return
-    with ClusterService() as cluster:
+    with ClusterService(calm=True) as cluster:
         pids = [master.pid for master in cluster.masters]
         yield cluster.url, lambda: sum(map(_cpu_seconds, pids))
 

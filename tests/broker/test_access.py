@@ -162,7 +162,7 @@ async def test_the_documented_users_of_a_cluster_are_allowed_all_that_they_need(
     tmp_path: Path,
 ) -> None:
     """With the rules for a Cluster, none of its masters refuses anything."""
-    with ClusterService() as cluster:
+    with ClusterService(calm=True) as cluster:
         for master in cluster.masters:
             with master.connect() as redis:
                 for rule in documented_users("acl-cluster"):

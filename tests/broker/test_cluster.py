@@ -34,7 +34,7 @@ CODES: Final = [f"{number:06}" for number in range(12)]
 @pytest.fixture(scope="module")
 def calm_cluster() -> Iterator[ClusterService]:
     """A Cluster that no test breaks."""
-    with ClusterService() as service:
+    with ClusterService(calm=True) as service:
         yield service
 
 
@@ -302,7 +302,7 @@ async def test_what_is_no_cluster_is_refused(own_redis_server: Callable[..., Red
     """A single server, a Cluster without slots and an unreachable one each give their reason."""
     single = own_redis_server()
     assert "cluster support disabled" in await refusal(f"redis+cluster://127.0.0.1:{single.port}")
-    with ClusterNode() as node:
+    with ClusterNode(node_timeout_ms=1000) as node:
         assert "not working" in await refusal(f"redis+cluster://127.0.0.1:{node.port}")
         with node.connect() as redis:
             redis.execute_command("CONFIG SET cluster-require-full-coverage no")

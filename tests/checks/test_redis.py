@@ -105,7 +105,7 @@ async def test_a_redis_that_is_away_or_refuses_is_one_fault(
 
 async def test_each_master_of_a_cluster_is_examined() -> None:
     """A user that one of them does not know in full is found, with the sharded names."""
-    with ClusterService() as cluster:
+    with ClusterService(calm=True) as cluster:
         for master in cluster.masters:
             with master.connect() as redis:
                 for rule in documented_users("acl-cluster"):

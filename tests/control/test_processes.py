@@ -264,7 +264,7 @@ async def test_a_unix_socket_carries_the_channel(
 
 async def test_a_cluster_carries_the_channel(tmp_path: Path) -> None:
     """Requests and publications go to the master that serves their slot."""
-    with ClusterService() as cluster:
+    with ClusterService(calm=True) as cluster:
         async with (
             two_servers(cluster.url, key_file(tmp_path)) as (one, _),
             operator_of(one.http_url) as operator,

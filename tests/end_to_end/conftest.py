@@ -12,7 +12,7 @@ from tests.helpers.redis_topology import ClusterService
 @pytest.fixture(scope="session")
 def calm_cluster() -> Iterator[ClusterService]:
     """A Cluster that no test breaks."""
-    with ClusterService() as service:
+    with ClusterService(calm=True) as service:
         yield service
 
 

@@ -248,7 +248,7 @@ def test_a_connection_that_was_closed_while_nobody_used_it_costs_no_publication(
 def test_a_cluster_gets_each_topic_on_its_master(opened: Opening) -> None:
     """Topics of all masters, in one call."""
     codes = [f"S{number}" for number in range(12)]
-    with ClusterService() as cluster, opened(cluster.url) as publisher:
+    with ClusterService(calm=True) as cluster, opened(cluster.url) as publisher:
         publications = [item for code in codes for item in prices(1, 2, code=code)]
         assert sequences(publisher.publish_many(publications)) == [1, 2] * len(codes)
         masters = set()
