@@ -10,9 +10,10 @@ import enum
 import json
 import operator
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from reprlib import repr as short
 from types import NoneType
 from typing import Any, Final, get_args, get_origin
@@ -176,8 +177,17 @@ CONVERTER: Final = _make_converter()
 
 def utc_timestamp(moment: datetime | None = None) -> str:
     """RFC 3339 in UTC with `Z` and milliseconds; now, unless a moment is given."""
-    moment = datetime.now(UTC) if moment is None else moment.astimezone(UTC)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    if moment is not None:
+        text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+        return text.removesuffix("+00:00") + "Z"
+    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_text_of_second(seconds)}.{milliseconds:03}Z"
+
+
+@lru_cache(maxsize=1)
+def _text_of_second(seconds: int) -> str:
+    """Return the text of a second of Unix time, without a zone: its messages share it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
 def explain(error: BaseException) -> list[str]:
