@@ -308,6 +308,7 @@ class Requests:
                     detail=held.detail,
                 ),
                 positions.get(str(topic), held.confirmed),
+                unconfirmed=held.unconfirmed,
             )
             for topic, held in topics.items()
             if topic not in rejected

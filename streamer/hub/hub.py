@@ -21,7 +21,7 @@ from streamer.hub.outbox import Outbox, Subscription, Write
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.publication import LastValue, Publication
 from streamer.hub.renditions import WHOLE, Detail, Renditions
-from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.streams import Lane, SentSnapshots, TopicStream
 from streamer.hub.traffic import Traffic
 from streamer.hub.unused_topics import UnusedTopics
 from streamer.hub.upstream import Upstream
@@ -66,6 +66,8 @@ class Want:
     """The position that the client names; None: it holds none."""
     unavailable: bool = False
     """Whether the source could not be asked for the publications after that position."""
+    unconfirmed: SentSnapshots | None = None
+    """Last known values that the former connection was sent, and that may not have arrived."""
 
 
 @attrs.frozen
@@ -209,6 +211,7 @@ class Hub:
         ask for.
         """
         self.adopt(stream, position, latest)
+        stream.resumed_sequence = position.sequence
         known = stream.last_values(stream.topic.kinds)
         self._append(stream, self.gap(stream.topic, reason, position))
         for publication in known:
@@ -222,6 +225,7 @@ class Hub:
     ) -> None:
         """Continue from the position that the producers keep."""
         stream.book_is_unknown = False
+        stream.resumed_sequence = 0
         stream.epoch = stream.former_epoch = position.epoch
         stream.sequence = position.sequence
         stream.latest.clear()
@@ -464,6 +468,7 @@ class Hub:
 
     def mark_ping(self, outbox: Outbox) -> None:
         """Remember the client's positions before the ping that is sent next."""
+        outbox.pings += 1
         if not self.fanout.is_owed(outbox):
             is_gap_owed = outbox.backlog.is_gap_owed
             for subscription in outbox.subscriptions.values():
@@ -471,11 +476,16 @@ class Hub:
                 # sent it again.
                 if not is_gap_owed(subscription):
                     subscription.pinged = self.position(subscription)
+                elif sent := subscription.unconfirmed:
+                    subscription.unconfirmed = attrs.evolve(sent, pings=outbox.pings)
 
     def mark_pong(self, outbox: Outbox) -> None:
         """Note that a client has received everything that was sent before the last ping."""
         for subscription in outbox.subscriptions.values():
             subscription.confirmed = subscription.pinged
+            sent = subscription.unconfirmed
+            if sent is not None and sent.pings < outbox.pings:
+                subscription.unconfirmed = None
 
     def announce_hole(
         self, subscription: Subscription, since: Position, reason: GapReason, position: Position
@@ -496,6 +506,7 @@ class Hub:
         if position == self.position(subscription):
             known = self.snapshot(subscription, subscription.lane.kinds)
             notices += [self.last_value(last, position.sequence) for last in known]
+            outbox.note_snapshots(subscription, subscription.lane.kinds, position.sequence)
         else:
             outbox.resume(subscription, position)
             subscription.skip_sequence = position.sequence

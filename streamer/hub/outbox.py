@@ -20,7 +20,7 @@ from streamer.hub.backlog import Backlog
 from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.publication import Publication
 from streamer.hub.renditions import Held
-from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.streams import Lane, SentSnapshots, TopicStream
 from streamer.hub.traffic import Traffic
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind
@@ -86,6 +86,7 @@ class Subscription:
         "scheduled",
         "seen_order",
         "skip_sequence",
+        "unconfirmed",
         "waiting",
     )
 
@@ -114,6 +115,9 @@ class Subscription:
         """The bases of the next deltas. In a group, that of the lane counts."""
         self.pinged = self.confirmed = stream.position_at(self.epoch, self.position)
         """The positions that the client was at when last pinged, and at the last answered ping."""
+        self.unconfirmed: SentSnapshots | None = None
+        """The last known values that were sent with an answer, or after a gap to this client alone,
+        and not confirmed by a ping since."""
 
     @property
     def caught_up(self) -> bool:
@@ -198,6 +202,7 @@ class Outbox:
         "entry",
         "group",
         "name",
+        "pings",
         "renders",
         "subscriptions",
         "traffic",
@@ -246,6 +251,8 @@ class Outbox:
         self.closed = False
         self.bandwidth: Bandwidth | None = None
         """None: the client is sent what its socket takes."""
+        self.pings = 0
+        """How many pings the client has been sent."""
         self._held: bytes | memoryview = b""
         """The unsent rest of the write that filled the socket."""
         self._held_messages = 0
@@ -468,6 +475,21 @@ class Outbox:
         """Make a new subscription continue from a position other than the end of the stream."""
         subscription.pinged = subscription.confirmed = position
         subscription.position = position.sequence
+
+    def note_snapshots(
+        self, subscription: Subscription, kinds: frozenset[Kind], sequence: int
+    ) -> None:
+        """Note that the client is sent the last known values of these kinds, up to a sequence.
+
+        If the connection ends before it has confirmed them, they belong to the record of its
+        session. A client whose messages name its positions needs no record.
+        """
+        if self.wire.names_positions:
+            return
+        if before := subscription.unconfirmed:
+            kinds, sequence = kinds | before.kinds, max(sequence, before.sequence)
+        stream = subscription.lane.stream
+        subscription.unconfirmed = stream.sent_snapshots(kinds, sequence, self.pings)
 
     def _take_replay(self) -> tuple[bytes, int]:
         parts: list[Part] = []

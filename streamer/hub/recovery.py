@@ -9,7 +9,7 @@ even if the topic's history drops them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
@@ -52,6 +52,8 @@ def subscribe(
         if replays and topic in replays:
             recovery.positions[topic], missed = replays[topic]
             recovery.missed_messages += len(missed)
+            if want.unconfirmed is not None:
+                recovery.snapshots += _unconfirmed(hub, subscription, want)
             hub.recoveries["complete"] += 1
             continue
         if want.since is not None and topic not in held:
@@ -62,8 +64,29 @@ def subscribe(
         elif want.options.snapshot and subscription.lane.stream.latest:
             known = hub.snapshot(subscription, kinds)
             recovery.snapshots += map(subscription.lane.render_whole, known)
+            if known:
+                sequence = hub.position(subscription).sequence
+                outbox.note_snapshots(subscription, kinds, sequence)
         recovery.positions[topic] = hub.position(subscription)
     return recovery
+
+
+def _unconfirmed(hub: Hub, subscription: Subscription, want: Want) -> Iterable[Publication]:
+    """Return the last known values that the client may lack, of those before its position.
+
+    They were sent on the former connection, and lost if it ended before they arrived. Those that
+    have changed since are among the missed messages.
+    """
+    sent, since = want.unconfirmed, want.since
+    assert sent is not None
+    assert since is not None  # there is a replay
+    lane = subscription.lane
+    kinds = sent.kinds & lane.kinds
+    sequence = min(sent.sequence, since.sequence)
+    known = [last for last in hub.snapshot(subscription, kinds) if last.sequence <= sequence]
+    if known:
+        subscription.outbox.note_snapshots(subscription, kinds, sequence)
+    return map(lane.render_whole, known)
 
 
 def _plan(

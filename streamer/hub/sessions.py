@@ -9,8 +9,9 @@ import attrs
 import cattrs
 import orjson
 
-from streamer.hub.outbox import Outbox
+from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.renditions import WHOLE, Detail
+from streamer.hub.streams import SentSnapshots
 from streamer.protocol.codec import CONVERTER, explain
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
@@ -29,6 +30,8 @@ class HeldSubscription:
     """The position that the client has confirmed: that of the last message sent before the last
     ping that it answered."""
     detail: Detail = WHOLE
+    unconfirmed: SentSnapshots | None = None
+    """Last known values that the client may not have received, although it was sent them."""
 
 
 @attrs.frozen
@@ -65,6 +68,10 @@ class _StoredGroup:
     """The sequences by target, in each epoch."""
     delta: bool = False
     depth: int | None = None
+    snapshot_kinds: Sequence[Kind] = ()
+    """Kinds whose last known values the client has not confirmed."""
+    snapshot_offset: int = 0
+    """None of these values is newer than this much after the confirmed position."""
 
     @interval_seconds.validator
     def _check_interval(self, _attribute: object, value: float) -> None:
@@ -96,6 +103,7 @@ def encode_record(record: SessionRecord) -> bytes:
                 held.detail,
                 held.topic.target,
                 held.confirmed,
+                held.unconfirmed,
             )
             for held in record.subscriptions
         ),
@@ -115,6 +123,7 @@ def encode_session(outbox: Outbox, *, ended: bool = False) -> bytes:
                 lane.detail,
                 stream.topic.target,
                 held.confirmed,
+                _sent_snapshots(held) if stream.resumed_sequence else held.unconfirmed,
             )
             for held in outbox.subscriptions.values()
             for lane in (held.lane,)
@@ -129,8 +138,12 @@ def encode_session(outbox: Outbox, *, ended: bool = False) -> bytes:
 _Options = tuple[SubscriptionType, Mode, frozenset[Kind], float]
 """The fields that the subscriptions of a `_StoredGroup` share, beside those of `Detail`."""
 
-_Entry = tuple[_Options, Detail, str, Position]
-"""A subscription: its options, its target, and the position that the client has confirmed."""
+_Entry = tuple[_Options, Detail, str, Position, SentSnapshots | None]
+"""A subscription: its options, its target, the position that the client has confirmed, and the last
+known values that it has not."""
+
+_Snapshots = tuple[frozenset[Kind], int] | None
+"""The fields of a `_StoredGroup` about these."""
 
 
 def _encode(
@@ -141,11 +154,13 @@ def _encode(
     user_id: str | None,
     max_bandwidth: float,
 ) -> bytes:
-    groups: dict[tuple[_Options, Detail], dict[str, dict[str, int]]] = {}
-    for options, detail, target, at in entries:
-        positions = groups.get((options, detail))
+    groups: dict[tuple[_Options, Detail, _Snapshots], dict[str, dict[str, int]]] = {}
+    for options, detail, target, at, sent in entries:
+        snapshots = None if sent is None else (sent.kinds, sent.sequence - at.sequence)
+        key = (options, detail, snapshots)
+        positions = groups.get(key)
         if positions is None:
-            positions = groups[options, detail] = {}
+            positions = groups[key] = {}
         sequences = positions.get(at.epoch)
         if sequences is None:
             sequences = positions[at.epoch] = {}
@@ -163,10 +178,13 @@ def _encode(
 
 
 def _stored_group(
-    options: _Options, detail: Detail, positions: Mapping[str, Mapping[str, int]]
+    options: _Options,
+    detail: Detail,
+    snapshots: _Snapshots,
+    positions: Mapping[str, Mapping[str, int]],
 ) -> dict[str, object]:
     subscription_type, mode, kinds, interval_seconds = options
-    return {
+    group: dict[str, object] = {
         "type": subscription_type,
         "mode": mode,
         "kinds": sorted(kinds),
@@ -175,6 +193,9 @@ def _stored_group(
         "delta": detail.delta,
         "depth": detail.depth,
     }
+    if snapshots is not None:
+        group["snapshot_kinds"], group["snapshot_offset"] = sorted(snapshots[0]), snapshots[1]
+    return group
 
 
 def decode_record(text: bytes) -> SessionRecord:
@@ -191,6 +212,7 @@ def decode_record(text: bytes) -> SessionRecord:
             interval_seconds=group.interval_seconds,
             detail=Detail(group.delta, group.depth),
             confirmed=Position(epoch, sequence),
+            unconfirmed=_unconfirmed(group, sequence),
         )
         for group in stored.groups
         for epoch, sequences in group.positions.items()
@@ -199,6 +221,22 @@ def decode_record(text: bytes) -> SessionRecord:
     return SessionRecord(
         stored.session_id, subscriptions, stored.ended, stored.user_id, stored.max_bandwidth
     )
+
+
+def _unconfirmed(group: _StoredGroup, confirmed_sequence: int) -> SentSnapshots | None:
+    if not group.snapshot_kinds:
+        return None
+    kinds = frozenset(group.snapshot_kinds)
+    return SentSnapshots(kinds, confirmed_sequence + group.snapshot_offset)
+
+
+def _sent_snapshots(subscription: Subscription) -> SentSnapshots | None:
+    """Return the last known values that were sent since the confirmed position."""
+    sent, lane = subscription.unconfirmed, subscription.lane
+    if not lane.stream.has_resumed_since(subscription.confirmed):
+        return sent
+    sequence = lane.stream.resumed_sequence
+    return SentSnapshots(lane.kinds, max(sequence, sent.sequence) if sent else sequence)
 
 
 def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
@@ -213,6 +251,7 @@ def record_session(outbox: Outbox, *, ended: bool = False) -> SessionRecord:
                 interval_seconds=subscription.interval_seconds,
                 detail=lane.detail,
                 confirmed=subscription.confirmed,
+                unconfirmed=_sent_snapshots(subscription),
             )
             for subscription in outbox.subscriptions.values()
             for lane in (subscription.lane,)

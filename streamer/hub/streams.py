@@ -8,6 +8,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
 
+import attrs
 import orjson
 
 from streamer.hub.publication import Publication, conflate
@@ -17,6 +18,17 @@ from streamer.protocol.topics import Kind, Topic
 from streamer.wire.format import Part, WireFormat
 
 _ORDER: Final = attrgetter("order")
+
+
+@attrs.frozen
+class SentSnapshots:
+    """Last known values that a client was sent and that it has not confirmed."""
+
+    kinds: frozenset[Kind]
+    sequence: int
+    """None of the values is newer."""
+    pings: int = 0
+    """How many pings the client had been sent before: a later one confirms them."""
 
 
 class Lane:
@@ -144,6 +156,7 @@ class TopicStream:
     __slots__ = (
         "_naming",
         "_position",
+        "_sent_snapshots",
         "awaited",
         "book_is_unknown",
         "epoch",
@@ -155,6 +168,7 @@ class TopicStream:
         "latest",
         "order",
         "renditions",
+        "resumed_sequence",
         "sequence",
         "solos",
         "subscriptions",
@@ -198,7 +212,10 @@ class TopicStream:
         self.subscriptions = 0
         self.awaited = 0
         """How many clients wait until it is live, to subscribe then."""
+        self.resumed_sequence = 0
+        """Where the stream resumed after the last gap, in the present epoch."""
         self._position = Position(epoch, 0)
+        self._sent_snapshots: SentSnapshots | None = None
 
     def lane(self, mode: Mode, kinds: frozenset[Kind], detail: Detail = WHOLE) -> Lane:
         """Return the lane for subscriptions with these options."""
@@ -220,6 +237,20 @@ class TopicStream:
         if self._position.sequence != sequence or self._position.epoch != epoch:
             self._position = Position(epoch, sequence)
         return self._position
+
+    def sent_snapshots(self, kinds: frozenset[Kind], sequence: int, pings: int) -> SentSnapshots:
+        """Return a note of sent values, one shared object for all subscriptions with the same."""
+        sent = self._sent_snapshots
+        if sent is None or sent.sequence != sequence or sent.pings != pings or sent.kinds != kinds:
+            sent = self._sent_snapshots = SentSnapshots(kinds, sequence, pings)
+        return sent
+
+    def has_resumed_since(self, position: Position) -> bool:
+        """Whether last known values were sent after a gap that came after a position."""
+        if not self.resumed_sequence:
+            return False  # nothing comes before the first publication of an epoch
+        is_former = position.epoch not in (self.epoch, self.former_epoch)
+        return is_former or position.sequence < self.resumed_sequence
 
     def last_values(self, kinds: Iterable[Kind]) -> list[Publication]:
         """Return the last known values of these kinds, oldest first; an event has none."""

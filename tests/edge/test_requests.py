@@ -18,7 +18,7 @@ from streamer.publisher import Publisher, open_publisher
 from streamer.server import Server
 from tests.helpers.clients import Client, Message, connected, open_client, raw_client
 from tests.helpers.publications import orderbook, price
-from tests.helpers.server import publish, running_server
+from tests.helpers.server import first_session, publish, running_server
 from tests.helpers.timing import eventually
 
 AT_ONCE: dict[str, Any] = {"flush_interval_ms": 0}
@@ -319,6 +319,29 @@ async def test_a_session_is_restored_with_its_options_from_what_was_confirmed(
             assert await prices(again, 1) == [6]
             (info,) = server.connections()
             assert info.outbox.replayed == 2
+
+
+async def test_an_answer_that_was_lost_with_its_last_values_is_made_good(
+    mock_clock: MockClock,
+) -> None:
+    """The client asked, and its connection ended: once restored, it has what it asked for."""
+    async with running_server(**AT_ONCE) as server:
+        publish_prices(server, 1)
+        async with connected(server) as client:
+            await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+            await eventually(lambda: server.statistics().subscriptions == 1)
+        for _ in range(2):  # the second is cut as well
+            async with returning(server, client.session_id) as (client, answer):
+                assert (answer["missed_messages_count"], answer["recovered"]) == (0, True)
+                last = await client.data()
+                assert (last["price"], last["snapshot"]) == (1, True)
+        async with returning(server, client.session_id) as (client, _):
+            await client.data()
+            (subscription,) = first_session(server).outbox.subscriptions.values()
+            mock_clock.jump(server.settings.heartbeat_interval_seconds)
+            await eventually(lambda: subscription.unconfirmed is None)
+        async with returning(server, client.session_id) as (client, _):
+            await client.ping_pong()
 
 
 async def test_the_clients_own_positions_are_better_than_what_was_confirmed(

@@ -23,7 +23,7 @@ from streamer.hub.sessions import (
     decode_record,
     encode_record,
 )
-from streamer.hub.streams import TopicStream
+from streamer.hub.streams import SentSnapshots, TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
@@ -476,6 +476,22 @@ async def test_another_server_restores_every_option(redis_url: str) -> None:
                 assert subscription.lane.kinds == {Kind.ORDERBOOK}
                 assert subscription.lane.detail == Detail(delta=True, depth=5)
                 assert subscription.interval_seconds == pytest.approx(0.02)
+
+
+def test_last_values_that_are_not_confirmed_are_kept_in_a_record() -> None:
+    """With the position up to which they were sent, which may be another epoch's."""
+    held = [
+        HeldSubscription(
+            topic, Mode.LATEST, topic.kind_set, 0.0, Position("e", 7), unconfirmed=sent
+        )
+        for topic, sent in [
+            (STOCK, None),
+            (Topic.parse("stock:B"), SentSnapshots(frozenset({Kind.PRICE}), 7)),
+            (Topic.parse("stock:C"), SentSnapshots(frozenset(STOCK.kinds), 2)),
+        ]
+    ]
+    record = SessionRecord("s", held)
+    assert decode_record(encode_record(record)) == record
 
 
 def test_a_bandwidth_is_kept_in_a_record() -> None:

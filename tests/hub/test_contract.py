@@ -2,7 +2,10 @@
 
 Hypothesis plays source, flush loop, clients and their sockets, one step at a time: a flush is held
 up between any two writes while clients come, go, subscribe, unsubscribe, stall and read on, and
-while more is published. `tests.hub.world` checks what each client receives. A failure prints the
+while more is published. Connections end as networks do it: writes fail after some bytes, or are
+taken and never arrive, and the hub notices at once, later, or after the client has come back. A
+client is restored from a record of its session, which may have been kept long before, and from what
+it has read. `tests.hub.world` checks what each client receives. A failure prints the
 steps that lead to it and a line that replays it.
 
 Covers streamer.hub.backlog, streamer.hub.fanout, streamer.hub.group, streamer.hub.hub,
@@ -204,9 +207,40 @@ class ContractMachine(RuleBasedStateMachine):
         self.world.pong(self._client(client))
 
     @precondition(_someone)
-    @rule(client=CLIENTS, own_positions=st.booleans(), secured=st.booleans())
-    def restore(self, client: int, own_positions: bool, secured: bool) -> None:
-        self.world.restore(self._client(client), own_positions=own_positions, secured=secured)
+    @rule(
+        client=CLIENTS,
+        own_positions=st.booleans(),
+        secured=st.booleans(),
+        noticed=st.sampled_from([True, True, False]),
+    )
+    def restore(self, client: int, own_positions: bool, secured: bool, noticed: bool) -> None:
+        self.world.restore(
+            self._client(client),
+            own_positions=own_positions,
+            secured=secured,
+            noticed=noticed or len(self.world.clients) >= MAX_CLIENTS,
+        )
+
+    @precondition(_someone)
+    @rule(client=CLIENTS)
+    def save(self, client: int) -> None:
+        self.world.save(self._client(client))
+
+    @precondition(lambda self: self.world.kept and len(self.world.clients) < MAX_CLIENTS)
+    @rule(kept=st.integers(0, 5), own_positions=st.booleans(), secured=st.booleans())
+    def restore_kept(self, kept: int, own_positions: bool, secured: bool) -> None:
+        record = self.world.kept[kept % len(self.world.kept)]
+        self.world.restore_kept(record, own_positions=own_positions, secured=secured)
+
+    @precondition(_someone)
+    @rule(client=CLIENTS, after_bytes=st.sampled_from([0, 1, 100, 5000]))
+    def writes_fail(self, client: int, after_bytes: int) -> None:
+        self.world.fail(self._client(client), after_bytes)
+
+    @precondition(_someone)
+    @rule(client=CLIENTS)
+    def network_is_lost(self, client: int) -> None:
+        self.world.lose(self._client(client))
 
     @rule(seconds=st.sampled_from([0.1, 0.5, LINGER_SECONDS]))
     def time_passes(self, seconds: float) -> None:

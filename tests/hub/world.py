@@ -27,7 +27,7 @@ from streamer.hub.outbox import Outbox, Subscription
 from streamer.hub.recovery import RecoveryPlan
 from streamer.hub.recovery import subscribe as begin_recovery
 from streamer.hub.renditions import WHOLE, Detail
-from streamer.hub.sessions import record_session
+from streamer.hub.sessions import SessionRecord, decode_record, encode_session
 from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.errors import TOO_SLOW
@@ -66,6 +66,8 @@ LINGER_SECONDS: Final = 5.0
 
 HISTORY_LENGTH: Final = 4
 """So little that a client that was away may have missed more."""
+
+_MAX_KEPT: Final = 6
 
 _SEND_BUFFER_BYTES: Final = 1
 """The kernel makes it the least it allows (some 4 KB): full after a message or two."""
@@ -162,6 +164,8 @@ class Ack:
     """The position from which a restored client continues."""
     behind: int | None = None
     """How many entries lie behind that, if it is known."""
+    received: int | None = None
+    """How many entries lay behind what a restored client had received, if it knows."""
 
 
 @attrs.define(eq=False)
@@ -194,29 +198,51 @@ class View:
 
 
 class Writes:
-    """Writes to sockets, to some of them as under TLS."""
+    """Writes to sockets, to some of them as under TLS, and the faults of connections."""
 
     def __init__(self) -> None:
         self.secured: set[int] = set()
+        self.lost: set[int] = set()
+        """The system takes bytes for these, and they never arrive: the network is gone."""
+        self.failing: dict[int, int] = {}
+        """How many bytes more are taken for these before writes fail."""
         self._begun: dict[int, tuple[bytes, int]] = {}
         """Writes that the socket has not taken whole, and how much of them it has."""
 
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
         """Write bytes; under TLS either all are taken, or none, and they have to come again."""
         if descriptor not in self.secured:
-            return os.write(descriptor, data)
+            return self._write(descriptor, data)
         begun, done = self._begun.pop(descriptor, (b"", 0))
         assert bytes(data[: len(begun)]) == begun, "OpenSSL would refuse this"
         with suppress(BlockingIOError):
-            done += os.write(descriptor, data[done:])
+            done += self._write(descriptor, data[done:])
         if done < len(data):
             self._begun[descriptor] = bytes(data), done
             raise BlockingIOError
         return done
 
+    def _write(self, descriptor: int, data: bytes | memoryview) -> int:
+        if descriptor in self.lost:
+            return len(data)
+        room_bytes = self.failing.get(descriptor)
+        if room_bytes is None:
+            return os.write(descriptor, data)
+        if room_bytes == 0:
+            raise ConnectionResetError
+        taken = os.write(descriptor, data[:room_bytes])
+        self.failing[descriptor] -= taken
+        return taken
+
+    def is_faulty(self, descriptor: int) -> bool:
+        """Whether what is written does not arrive, or soon will not."""
+        return descriptor in self.lost or descriptor in self.failing
+
     def forget(self, descriptor: int) -> None:
         """Note that the socket is closed."""
         self.secured.discard(descriptor)
+        self.lost.discard(descriptor)
+        self.failing.pop(descriptor, None)
         self._begun.pop(descriptor, None)
 
 
@@ -269,6 +295,8 @@ class Client:
         self._owed: set[Topic] = set()
         """Topics of which that cursor says that a gap is owed."""
         self.views: dict[Topic, View] = {}
+        self.known: dict[Topic, dict[Kind, int]] = {}
+        """The value of the last message of each kind, on this connection or on those before it."""
         self.received = self.snapshots = 0
         self.pings_sent = self.pings = 0
         self.close_code: int | None = None
@@ -311,6 +339,11 @@ class Client:
     def vanished(self) -> bool:
         """Whether the client's end of the connection is gone."""
         return self.client_end.fileno() < 0
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether what is written to it does not arrive, or soon will not."""
+        return self.world.writes.is_faulty(self.server_end.fileno())
 
     @property
     def listened_to(self) -> bool:
@@ -410,6 +443,7 @@ class Client:
                 for target in message["targets"]:
                     topic = Topic(message["subscription_type"], target)
                     self.views.pop(topic, None)
+                    self.known.pop(topic, None)
                     self._after_gap.pop(topic, None)
                     self._answer_gaps = [gap for gap in self._answer_gaps if gap[0] != topic]
             case "resynced":
@@ -485,6 +519,10 @@ class Client:
                 assert at == ack.since
                 index = ack.behind
                 missed += sum(map(ack.options.carries, ack.log.entries[index : ack.index]))
+                lost = ack.log.entries[ack.received : index] if ack.received is not None else []
+                assert not any(map(ack.options.carries, lost)), "it continues after what it has"
+                known = ack.log.latest(index, ack.options.kinds)
+                self._may_follow += [(topic, entry) for entry in known]
             assert at.epoch == ack.log.epoch(ack.index)
             self.views[topic] = View(
                 ack.log,
@@ -515,6 +553,7 @@ class Client:
         topic = Topic(message["subscription_type"], message["target"])
         position = Position(message["epoch"], message["sequence"])
         self.views[topic].contents.clear()
+        self.known.pop(topic, None)
         if (topic, position) in self._answer_gaps:
             self._answer_gaps.remove((topic, position))
             return
@@ -536,6 +575,8 @@ class Client:
         assert view is not None, "a message of what is not held"
         entry = view.log.entries[index]
         self._rebuild(view, message, entry)
+        assert entry.kind is not None
+        self.known.setdefault(topic, {})[entry.kind] = entry.value
         assert (entry.value, entry.sequence) == (message["value"], message["sequence"])
         if message.get("snapshot"):
             self.snapshots += 1
@@ -602,15 +643,27 @@ class Client:
         assert not self._answer_gaps
         assert not any(self._after_gap.values())
         assert not self._owed & self.views.keys(), "everything has come, and a gap is still owed"
-        for view in self.views.values():
+        for topic, view in self.views.items():
             # What was published while narrower options held is merged away by what comes after it.
             start = max(view.index, view.answered) if view.narrowed else view.index
             assert not [e for e in view.log.entries[start:] if view.options.carries(e)]
+            known = self.known.get(topic, {})
+            for entry in view.log.latest(len(view.log.entries), view.options.kinds):
+                assert known.get(cast("Kind", entry.kind)) == entry.value, "the last value is old"
 
 
 def _naming(message: dict[str, Any]) -> dict[str, Any]:
     """The members by which the server names the topic of a sector's message."""
     return {name: message[name] for name in ("subscription_type", "target") if name in message}
+
+
+@attrs.frozen(eq=False)
+class Kept:
+    """The record of a session, and the options of its client when it was kept."""
+
+    client: Client
+    record: SessionRecord
+    options: dict[Topic, Options]
 
 
 class CountingWakeup(Wakeup):
@@ -658,6 +711,8 @@ class World:
             write=self.writes.write,
         )
         self.clients: list[Client] = []
+        self.kept: list[Kept] = []
+        """The last records of sessions, some of clients that have changed since."""
         self.logs: dict[Topic, Log] = {}
         self._values: dict[int, tuple[Topic, int]] = {}
         self.texts: dict[int, bytes] = {}
@@ -883,15 +938,17 @@ class World:
             answer = Unsubscribed(topic.subscription_type, [topic.target], [])
             client.outbox.send_control(client.outbox.wire.answer(answer))
 
-    def resync(self, client: Client, topics: Iterable[Topic]) -> None:
-        """As `edge.requests` carries it out."""
+    def resync(self, client: Client, topics: Sequence[Topic]) -> None:
+        """As `edge.requests` carries it out, for topics of one type."""
         if not client.listened_to:
             return
         wire = client.outbox.wire
-        for topic, known in self.hub.resync(client.outbox, topics):
-            snapshots = [wire.snapshot(publication) for publication in known]
-            answer = wire.answer(Resynced(topic.subscription_type, [topic.target], []))
-            client.outbox.send_control(answer + wire.data(snapshots, client.outbox.positions))
+        held = self.hub.resync(client.outbox, topics)
+        snapshots = [wire.snapshot(publication) for _, known in held for publication in known]
+        (subscription_type,) = {topic.subscription_type for topic in topics}
+        answer = Resynced(subscription_type, [topic.target for topic, _ in held], [])
+        data = wire.data(snapshots, client.outbox.positions)
+        client.outbox.send_control(wire.answer(answer) + data)
 
     def ping(self, client: Client) -> None:
         """The heartbeat."""
@@ -912,21 +969,54 @@ class World:
                 if topic not in unanswered and view is not None and view.epoch == confirmed.epoch:
                     assert confirmed.sequence <= view.sequence, "confirmed and not received"
 
-    def restore(self, old: Client, *, own_positions: bool, secured: bool) -> None:
-        """A client is gone and comes back as another, as `edge.requests` carries it out."""
-        record = record_session(old.outbox)
-        options = {topic: holding.options for topic, holding in old.holdings.items()}
-        views = {topic: view for topic, view in old.views.items() if not view.narrowed}
-        resumed = decode_cursor(old.cursor, TOPICS) if old.cursor and own_positions else {}
-        self.disconnect(old)
+    def save(self, client: Client) -> Kept:
+        """Keep the record of a client's session, as it is saved while the client is connected."""
+        options = {topic: holding.options for topic, holding in client.holdings.items()}
+        record = decode_record(encode_session(client.outbox))
+        kept = Kept(client, record, options)
+        self.kept = [*self.kept, kept][-_MAX_KEPT:]
+        return kept
+
+    def restore(
+        self, old: Client, *, own_positions: bool, secured: bool, noticed: bool = True
+    ) -> None:
+        """A client is gone and comes back as another; the server may not have `noticed`."""
+        kept = self.save(old)
+        if noticed:
+            self.disconnect(old)
+        else:
+            self.lose(old)
+        self.restore_kept(kept, own_positions=own_positions, secured=secured)
+
+    def restore_kept(self, kept: Kept, *, own_positions: bool, secured: bool) -> None:
+        """A client comes back some time after its record was kept, as `edge.requests` does it.
+
+        It has not received more than what it has read of its former connection. One that receives
+        events has no session: it resumes from its cursor, and asks anew for what that lacks.
+        """
+        old = kept.client
+        if old in self.clients:
+            self.lose(old)
         client = self.connect(secured=secured, events=old.events)
+        resumed = decode_cursor(old.cursor, TOPICS) if old.cursor else {}
+        anew: list[Topic] = []
         wants: list[Want] = []
         acks: dict[Topic, Ack] = {}
-        for held in record.subscriptions:
-            topic = held.topic
-            view = views.get(topic) if own_positions else None
-            since = Position(view.epoch, view.sequence) if view else held.confirmed
-            since = resumed.get(topic, since) if view else since
+        for held in kept.record.subscriptions:
+            topic, options = held.topic, kept.options[held.topic]
+            self.hub.stream(topic)
+            log = self.logs[topic]
+            view = old.views.get(topic)
+            if view is not None and (view.narrowed or view.options != options):
+                view = None
+            since = held.confirmed
+            if old.events:
+                if view is None or topic not in resumed:
+                    anew.append(topic)
+                    continue
+                since = resumed[topic]
+            elif view is not None and own_positions:
+                since = Position(view.epoch, view.sequence)
             held_options = SubscriptionOptions(
                 held.mode,
                 frozenset(held.kinds),
@@ -934,10 +1024,11 @@ class World:
                 snapshot=False,
                 detail=held.detail,
             )
-            wants.append(Want(topic, held_options, since))
-            log = self.logs[topic]
-            acks[topic] = Ack(log, len(log.entries), options[topic], since, log.behind(since))
-            client.holdings[topic] = Holding(log, options[topic], len(log.entries))
+            wants.append(Want(topic, held_options, since, unconfirmed=held.unconfirmed))
+            received = view.index if view is not None and view.log is log else None
+            acks[topic] = Ack(log, len(log.entries), options, since, log.behind(since), received)
+            client.holdings[topic] = Holding(log, options, len(log.entries))
+            client.known[topic] = dict(old.known.get(topic, {}))
         recovery = self._recover(client, wants)
         request_id = next(self._numbers)
         client.acks[request_id] = acks
@@ -950,11 +1041,14 @@ class World:
             request_id=request_id,
         )
         self._answer(client, answer, recovery)
+        for topic in anew:
+            self.subscribe(client, [topic], kept.options[topic])
 
     def end(self, client: Client) -> None:
         """The server gives a client up, and tells it why."""
         if not client.ended:
             client.ended = True
+            self.save(client)
             self.hub.retire(client.outbox, TOO_SLOW.reason)
             client.holdings.clear()
             client.outbox.send_control(client.outbox.wire.close(TOO_SLOW.code, TOO_SLOW.reason))
@@ -963,8 +1057,18 @@ class World:
         """Close a client's end of the connection without notifying the hub."""
         client.client_end.close()
 
+    def lose(self, client: Client) -> None:
+        """The network of a client is gone: what is written is taken, and never arrives."""
+        self.writes.lost.add(client.server_end.fileno())
+
+    def fail(self, client: Client, after_bytes: int) -> None:
+        """Writes to a client fail once so many bytes more have been taken."""
+        self.writes.failing[client.server_end.fileno()] = after_bytes
+
     def disconnect(self, client: Client) -> None:
         """A session is over."""
+        if not client.ended:
+            self.save(client)
         self.hub.remove(client.outbox)
         client.holdings.clear()
         self.clients.remove(client)
@@ -1014,7 +1118,7 @@ class World:
         """All clients read, and time passes, until there is nothing more to send."""
         self.flush_finish()
         self.recover()
-        for client in [c for c in self.clients if c.broken or c.vanished]:
+        for client in [c for c in self.clients if c.broken or c.vanished or c.is_faulty]:
             self.disconnect(client)
         for _ in range(200):
             busy = False
