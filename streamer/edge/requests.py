@@ -297,22 +297,24 @@ class Requests:
             self._limit_bandwidth(record.max_bandwidth)
         topics = {held.topic: held for held in record.subscriptions}
         rejected = self.access.forbidden(topics)
-        wants = [
-            Want(
-                topic,
-                SubscriptionOptions(
-                    held.mode,
-                    held.kinds,
-                    held.interval_seconds,
-                    snapshot=False,
-                    detail=held.detail,
-                ),
-                positions.get(str(topic), held.confirmed),
-                unconfirmed=held.unconfirmed,
+        wants = []
+        for topic, held in topics.items():
+            if topic in rejected:
+                continue
+            options = SubscriptionOptions(
+                held.mode,
+                held.kinds,
+                held.interval_seconds,
+                snapshot=False,
+                detail=held.detail,
             )
-            for topic, held in topics.items()
-            if topic not in rejected
-        ]
+            named = positions.get(str(topic))
+            # A client that names a position has what it was sent up to there.
+            wants.append(
+                Want(topic, options, held.confirmed, unconfirmed=held.unconfirmed)
+                if named is None
+                else Want(topic, options, named)
+            )
         room, surplus = self._room_for(wants)
 
         forbidden: list[Topic] = []

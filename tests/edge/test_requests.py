@@ -372,6 +372,29 @@ async def test_the_clients_own_positions_are_better_than_what_was_confirmed(
             assert server.statistics().subscriptions == 3
 
 
+async def test_last_values_do_not_come_again_to_a_client_that_names_its_position(
+    mock_clock: MockClock,
+) -> None:
+    """It has what it was sent up to there; of the other topics that is not known."""
+    async with running_server(**AT_ONCE) as server:
+        publish_prices(server, 1)
+        publish_prices(server, 1, code="B")
+        async with connected(server) as client:
+            position = (await client.subscribe("stock:A", "stock:B"))["positions"]["A"]
+            assert {(await client.data())["snapshot"] for _ in range(2)} == {True}
+        publish(server, "stock:A:orderbook", orderbook("A", 2))
+        async with connected(server) as again:
+            answer = await again.request(
+                type="reconnect", session_id=client.session_id, positions={"stock:A": position}
+            )
+            assert (answer["missed_messages_count"], answer["recovered"]) == (1, True)
+            messages = [await again.data() for _ in range(2)]
+            assert [(m["stock_code"], m["type"], m.get("snapshot")) for m in messages] == [
+                ("B", "price_update", True),
+                ("A", "orderbook_update", None),
+            ]
+
+
 async def test_a_session_can_be_taken_up_while_its_connection_still_lives(
     mock_clock: MockClock,
 ) -> None:

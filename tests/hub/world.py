@@ -345,6 +345,14 @@ class Client:
         """Whether what is written to it does not arrive, or soon will not."""
         return self.world.writes.is_faulty(self.server_end.fileno())
 
+    def has_known_values(self, topic: Topic) -> bool:
+        """Whether it has the last known values of all that it wants, up to where it is."""
+        view, known = self.views[topic], self.known.get(topic, {})
+        return all(
+            known.get(cast("Kind", entry.kind)) == entry.value
+            for entry in view.log.latest(view.index, view.options.kinds)
+        )
+
     @property
     def listened_to(self) -> bool:
         """Whether a session would still carry out what this client asks."""
@@ -1009,14 +1017,14 @@ class World:
             view = old.views.get(topic)
             if view is not None and (view.narrowed or view.options != options):
                 view = None
-            since = held.confirmed
+            since, unconfirmed = held.confirmed, held.unconfirmed
             if old.events:
                 if view is None or topic not in resumed:
                     anew.append(topic)
                     continue
-                since = resumed[topic]
-            elif view is not None and own_positions:
-                since = Position(view.epoch, view.sequence)
+                since, unconfirmed = resumed[topic], None
+            elif view is not None and own_positions and old.has_known_values(topic):
+                since, unconfirmed = Position(view.epoch, view.sequence), None
             held_options = SubscriptionOptions(
                 held.mode,
                 frozenset(held.kinds),
@@ -1024,7 +1032,7 @@ class World:
                 snapshot=False,
                 detail=held.detail,
             )
-            wants.append(Want(topic, held_options, since, unconfirmed=held.unconfirmed))
+            wants.append(Want(topic, held_options, since, unconfirmed=unconfirmed))
             received = view.index if view is not None and view.log is log else None
             acks[topic] = Ack(log, len(log.entries), options, since, log.behind(since), received)
             client.holdings[topic] = Holding(log, options, len(log.entries))
