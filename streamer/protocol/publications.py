@@ -123,10 +123,13 @@ def decode_publication(
     present = _CHANGES_FIT(decoded) if model is _CHANGES else _FITS[kind](decoded)
     if not present:
         _check_fields(model, decoded, raw)
-    # If it has only members of the model, besides type and epoch, nothing can be nested, and a
-    # number other than 0 has not underflowed.
+    # If it has only members of the model, besides type and an epoch that is a string, and each once
+    # (as many commas as separate them), nothing can be nested, and a number other than 0 has not
+    # underflowed.
+    members = len(decoded)
     if (
-        len(decoded) > present + 1 + ("epoch" in decoded)
+        members > present + (named_type is not None) + (type(decoded.get("epoch")) is str)
+        or raw.count(b",") != members - 1
         or kind not in _FLAT
         or len(raw) > MAX_NUMBER_CHARACTERS
     ):
@@ -150,9 +153,9 @@ def decode_publication(
         return DecodedPublication(BookChange(text) if model is _CHANGES else text, position)
     dropped |= {"type", "timestamp"}
     # By name: if a member occurs twice, the last one is kept, which is the one that was validated.
-    members = {name: text for name, text in split_members(raw.decode()) if name not in dropped}
+    kept = {name: text for name, text in split_members(raw.decode()) if name not in dropped}
     own = (f'"type":"{model.type}"', f'"timestamp":"{timestamp_in_utc}"')
-    text = f"{{{','.join((*own, *members.values()))}}}".encode()
+    text = f"{{{','.join((*own, *kept.values()))}}}".encode()
     return DecodedPublication(BookChange(text) if model is _CHANGES else text, position)
 
 

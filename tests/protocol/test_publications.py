@@ -380,6 +380,18 @@ def test_depth_is_bounded(kind: Kind, brackets: tuple[str, str]) -> None:
                 decode_publication(kind, None, raw)
 
 
+@pytest.mark.parametrize("value", ["[" * 40 + "]" * 40, "1e-30000000"])
+@pytest.mark.parametrize("name", ["x", "epoch", "price", "volume"])
+@pytest.mark.parametrize("left_out", [{}, {"type"}, {"timestamp"}, {"type", "timestamp"}])
+def test_the_bounds_hold_for_every_member(value: str, name: str, left_out: set[str]) -> None:
+    """In a message without type or timestamp, and in a member that a later one replaces, too."""
+    complete = json.loads(publication(Kind.PRICE, change=3, change_percent=1))
+    usual = {key: value for key, value in complete.items() if key not in left_out}
+    raw = f'{{"{name}" :{value},{json.dumps(usual)[1:]}'.encode()
+    with pytest.raises(InvalidPublicationError, match=r"nested more than 32|an exponent beyond"):
+        decode_publication(Kind.PRICE, "A", raw)
+
+
 def test_many_brackets_are_not_depth() -> None:
     """A deep order book, and a message with lists side by side, are taken."""
     levels = [{"price": n, "quantity": 1, "more": [[n]]} for n in range(100)]
