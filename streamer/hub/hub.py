@@ -351,10 +351,14 @@ class Hub:
                         outbox.resume(subscription, since)
                         keeps_live = options.mode is Mode.ALL
                         outbox.backlog.replay(subscription, missed, keeps_live=keeps_live)
-                elif subscription.lane is not lane:
-                    kinds = self._change_options(subscription, lane, snapshot=options.snapshot)
-                elif not subscription.caught_up:
-                    kinds = frozenset()  # the waiting messages are newer
+                else:
+                    # The next message of each kind is whole unless a snapshot precedes it. Of what
+                    # other options sent, nothing is a base: it may have other levels.
+                    subscription.held = None if lane.renderer is None else {}
+                    if subscription.lane is not lane:
+                        kinds = self._change_options(subscription, lane, snapshot=options.snapshot)
+                    elif not subscription.caught_up:
+                        kinds = frozenset()  # the waiting messages are newer
                 if lane.renderer is not None and options.snapshot and topic not in replays:
                     subscription.hold(kinds)
                 if subscription.interval_seconds != options.interval_seconds:
@@ -397,8 +401,6 @@ class Hub:
         caught_up = (subscription.caught_up and not is_gap_owed) or not behind
         added = lane.kinds - subscription.lane.kinds
         subscription.lane = lane
-        # Of what the former options sent, nothing is a base: it may have other levels.
-        subscription.held = None if lane.renderer is None else {}
         outbox.backlog.stop_keeping(subscription)
         outbox.forget_kinds(subscription, "unsubscribed")
         if caught_up:

@@ -162,6 +162,33 @@ def test_a_client_without_a_snapshot_is_sent_a_whole_message_first() -> None:
         assert house.hub.statistics().groups == 1
 
 
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_after_a_second_subscribe_the_first_message_is_whole(is_behind: bool) -> None:
+    """Though the options are the same: unless a snapshot was sent, which is a base."""
+    house = House()
+    texts = list(numbered(5))
+    with slow_reader(house.hub) as client, slow_reader(house.hub) as neighbour:
+        for listener in (client, neighbour):
+            listener.subscribe(STOCK, detail=DELTA)
+        publish(house, *texts[:2])
+        client.heard()
+        if is_behind:
+            stall(client)
+            for text in texts[2:4]:
+                publish(house, text)
+                neighbour.heard()
+        want = Want(STOCK, SubscriptionOptions(Mode.ALL, detail=DELTA, snapshot=is_behind))
+        plan = subscribe(house.hub, client.outbox, [want], max_replay_bytes=0)
+        assert not plan.snapshots
+        publish(house, texts[4])
+        # The third book, where there is one, was on its way before the client was known to be full.
+        known = 3 if is_behind else 2
+        received = [message["type"] for message in read_on(client) if message["sequence"] > known]
+        assert received[0] == "orderbook_update"
+        assert received[1:] == ["orderbook_delta"] * is_behind
+        assert neighbour.heard()[-1]["type"] == "orderbook_delta"
+
+
 def test_missed_messages_begin_with_a_whole_message() -> None:
     """A client that returns is sent one book whole, and the rest as deltas."""
     house = House()
