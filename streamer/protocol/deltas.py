@@ -7,7 +7,7 @@ message is about. An order book's has the levels that changed, and a checksum of
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
@@ -97,19 +97,30 @@ def read_changes(
 
 
 def cut_book(text: bytes, depth: int) -> bytes:
-    """Return the JSON of an order book with the first `depth` levels a side, otherwise the same."""
+    """Return the JSON of an order book with the best `depth` levels a side, otherwise the same."""
     members: dict[str, str] = {}
     is_cut = False
     for name, value, member in read_members(text.decode()):
         if name in (_BIDS, _ASKS) and len(value) > depth:
             is_cut = True
-            members[name] = f"[{','.join(islice(items_of(member), depth))}]"
+            levels = _best_first(value, member, descending=name == _BIDS)
+            members[name] = f"[{','.join(islice(levels, depth))}]"
         else:
             members[name] = member
     if not is_cut:
         return text
     texts = (f"{_quoted(name)}:{member}" for name, member in members.items())
     return f"{{{','.join(texts)}}}".encode()
+
+
+def _best_first(levels: list[dict[str, Any]], text: str, *, descending: bool) -> Iterable[str]:
+    """Return the texts of the levels of a side, in whatever order the producer wrote them."""
+    prices = [Decimal(level["price"]) for level in levels]
+    best_first = sorted(range(len(prices)), key=prices.__getitem__, reverse=descending)
+    if best_first == list(range(len(prices))):
+        return items_of(text)
+    texts = list(items_of(text))
+    return (texts[index] for index in best_first)
 
 
 def delta_text(base: Content, content: Content, sequence: int) -> bytes | None:

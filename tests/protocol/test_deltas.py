@@ -106,6 +106,20 @@ def test_a_cut_book_is_otherwise_the_same() -> None:
     assert cut_book(text, 2) is text
 
 
+def test_a_book_is_cut_to_its_best_levels_in_whatever_order_they_are() -> None:
+    """Prices are compared as decimals, and each level is as it was written."""
+    sides = '"bids":[{}],"asks":[{}]'
+    levels = {price: f'{{"price":{price},"quantity":1}}' for price in ("9", "1e1", "11.0")}
+    rising = ",".join(levels.values())
+    book = f'{{"type":"orderbook_update","stock_code":"A",{sides.format(rising, rising)}}}'
+    falling = ",".join(reversed(levels.values()))
+    for text in (book, book.replace(rising, falling)):
+        bids = f"{levels['11.0']},{levels['1e1']}"
+        asks = f"{levels['9']},{levels['1e1']}"
+        cut = cut_book(text.encode(), 2)
+        assert cut.endswith(f"{sides.format(bids, asks)}}}".encode())
+
+
 @given(side_texts(most=10), side_texts(least=10), side_texts(most=10), side_texts(least=10))
 def test_the_checksum_is_that_of_the_new_book(
     bids: list[tuple[str, str]],
