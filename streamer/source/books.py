@@ -3,7 +3,8 @@
 A producer may publish `orderbook_delta`: levels with their new quantity. The base is the last known
 order book of the topic, so a change before any whole book, or after a gap, cannot be applied. Then
 the book is unknown until a whole one comes: that is announced by a gap, and further changes are
-left out. A book that would be crossed is refused in the same way.
+left out. A book that would be crossed, or larger than a publication may be, is refused in the same
+way.
 """
 
 from __future__ import annotations
@@ -42,11 +43,17 @@ class Book:
 class BookKeeper:
     """Makes whole books of changes, for all topics."""
 
-    def __init__(self, hub: Hub, report: SourceReport, *, max_levels: int) -> None:
-        """`max_levels` levels of each side are kept; changes beyond them are ignored."""
+    def __init__(
+        self, hub: Hub, report: SourceReport, *, max_levels: int, max_book_bytes: int
+    ) -> None:
+        """`max_levels` levels of each side are kept; changes beyond them are ignored.
+
+        `max_book_bytes` bounds the JSON of a book, since the members of its changes add up.
+        """
         self._hub = hub
         self._report = report
         self._max_levels = max_levels
+        self._max_book_bytes = max_book_bytes
         self._books: dict[TopicStream, tuple[Publication, Book]] = {}
         """The last book that was made of changes, with its publication."""
 
@@ -55,11 +62,12 @@ class BookKeeper:
         at = stream.sequence + 1 if sequence is None else sequence
         try:
             book = self.changed(self._known(stream), change)
+            text = self._text(book, at)
         except BookError as error:
             self._report.reject(stream.topic.channel(Kind.ORDERBOOK), str(error))
             self._lose(stream, at)
             return
-        self._hub.publish_positioned(stream, Kind.ORDERBOOK, whole_text(book, at), at)
+        self._hub.publish_positioned(stream, Kind.ORDERBOOK, text, at)
         self._books[stream] = stream.latest[Kind.ORDERBOOK], book
 
     def rebuilt(
@@ -68,9 +76,16 @@ class BookKeeper:
         """Return the whole book after a change of a book in the history; None if it has no base."""
         try:
             book = self.changed(None if base is None else read_book(base[2]), change)
+            return self._text(book, sequence)
         except BookError:
             return None
-        return whole_text(book, sequence)
+
+    def _text(self, book: Book, sequence: int) -> bytes:
+        """Return the JSON of a whole book. Raises BookError if it is too large."""
+        text = whole_text(book, sequence)
+        if len(text) > self._max_book_bytes:
+            raise BookError(f"a book of {len(text)} bytes, more than {self._max_book_bytes}")
+        return text
 
     def forget(self, stream: TopicStream) -> None:
         """Forget the book of a topic that is released."""

@@ -47,7 +47,9 @@ class Router:
         self._report = report
         self.validator = Validator(report, max_publication_bytes=max_publication_bytes)
         self._room = HeldRoom()
-        self._books = BookKeeper(hub, report, max_levels=max_book_levels)
+        self._books = BookKeeper(
+            hub, report, max_levels=max_book_levels, max_book_bytes=max_publication_bytes
+        )
         self._sequencers: dict[Topic, Sequencer] = {}
         self._routes: dict[bytes, tuple[Sequencer, Kind, str | None]] = {}
         self._received = 0

@@ -49,7 +49,7 @@ class PositionedProducer:
             report=report,
             room=HeldRoom(topic_bytes=MAX_HELD_BYTES),
             decode_entry=lambda _kind, _sequence, payload: payload,
-            books=BookKeeper(hub, report, max_levels=10),
+            books=BookKeeper(hub, report, max_levels=10, max_book_bytes=1 << 18),
         )
         self._stream = stream
         self._position = Position(epoch, 0)

@@ -107,6 +107,29 @@ async def test_a_change_of_an_unknown_book_is_a_gap_until_a_whole_one() -> None:
         assert server.statistics().ingest.rejected == 3
 
 
+@pytest.mark.parametrize("grows_by", ["members", "levels"])
+async def test_changes_make_no_book_larger_than_a_publication(grows_by: str) -> None:
+    """Their members and levels add up, and each book is copied to every subscriber."""
+    async with (
+        running_server(flush_interval_ms=0, max_publication_bytes=1000) as server,
+        connected(server) as client,
+    ):
+        await subscribed(client)
+        publish(server, CHANNEL, book([("9", "1")], []))
+        for number in range(4):
+            if grows_by == "members":
+                sent = change([], [], f',"member{number}":"{"x" * 350}"')
+            else:
+                level = f'{{"price":{number},"quantity":1,"note":"{"x" * 350}"}}'
+                sent = change([], []).replace(b'"bids":[]', f'"bids":[{level}]'.encode())
+            publish(server, CHANNEL, sent)
+        received = [await client.data() for _ in range(3)]
+        assert [message["sequence"] for message in received] == [1, 2, 3]
+        assert max(len(json.dumps(message)) for message in received) < 1200
+        gap = await client.receive_type("gap")
+        assert (gap["reason"], gap["sequence"]) == ("book_unknown", 4)
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -180,7 +203,7 @@ def test_random_changes_lead_to_the_book_of_the_producer(
 ) -> None:
     """Changes between random books, published as such, give those books."""
     house = House(history_length=50)
-    keeper = BookKeeper(house.hub, SourceReport(lambda: 0.0), max_levels=50)
+    keeper = BookKeeper(house.hub, SourceReport(lambda: 0.0), max_levels=50, max_book_bytes=1 << 18)
     bids, asks = books[0]
     with listening(house.hub) as client:
         client.subscribe(STOCK, detail=Detail(delta=True))

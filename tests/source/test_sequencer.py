@@ -65,7 +65,7 @@ class House:
             report=self.report,
             room=self.room,
             decode_entry=lambda _kind, _sequence, payload: None if payload == INVALID else payload,
-            books=BookKeeper(self.hub, self.report, max_levels=10),
+            books=BookKeeper(self.hub, self.report, max_levels=10, max_book_bytes=1 << 18),
         )
         self.sequencer.open()
 
