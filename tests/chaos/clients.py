@@ -137,6 +137,10 @@ class Member:
             for account in accounts:
                 account.may_skip = False
 
+    async def widen(self) -> None:
+        """Ask for all kinds again, where a change of kinds was cancelled."""
+        await self._request(self.topics)
+
     async def change_topics(self, seconds: float) -> None:
         """Hold other topics for a while."""
         await self._request(self._passing)

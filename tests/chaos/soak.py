@@ -118,9 +118,10 @@ async def _sample(
                 minutes = (now - began_seconds) / 60
                 print(f"{minutes:5.1f} min  {samples[-1] / 2**20:.1f} MiB", flush=True)
             await trio.sleep(_SAMPLE_SECONDS)
-        for member in members:
-            member.wake()
         changes.cancel_scope.cancel()
+    for member in members:
+        member.wake()
+        await member.widen()
 
 
 def _growth(samples: Sequence[int]) -> float:
