@@ -281,7 +281,7 @@ def walk(examples: int) -> None:
         settings=settings(
             max_examples=examples,
             # The same examples in each run: a change is red for what it did. More of them, and
-            # others, are looked through when EXAMPLES is raised by hand.
+            # others, are looked through by `tests.hub.contract_walk`.
             derandomize=True,
             stateful_step_count=40,
             deadline=None,

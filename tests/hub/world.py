@@ -1071,7 +1071,8 @@ class World:
 
     def fail(self, client: Client, after_bytes: int) -> None:
         """Writes to a client fail once so many bytes more have been taken."""
-        self.writes.failing[client.server_end.fileno()] = after_bytes
+        failing, descriptor = self.writes.failing, client.server_end.fileno()
+        failing[descriptor] = min(failing.get(descriptor, after_bytes), after_bytes)
 
     def disconnect(self, client: Client) -> None:
         """A session is over."""
