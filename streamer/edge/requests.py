@@ -32,6 +32,7 @@ from streamer.protocol.messages import (
     Subscribed,
 )
 from streamer.protocol.topics import SubscriptionType, Topic, shared_topic, target_problem
+from streamer.session_store import StoreUnavailableError
 from streamer.wire.deflate import Compression
 from streamer.wire.format import WireFormat
 
@@ -281,18 +282,12 @@ class Requests:
         positions: Mapping[str, Position],
         request_id: RequestId | None = None,
     ) -> None:
-        """Restore a session. Raises ProtocolError if it is not known.
+        """Restore a session. Raises ProtocolError if it is not known, or cannot be read.
 
         `positions` (topic as `type:target`) are those that the client names; for other topics the
         last confirmed position of the session is used.
         """
-        record = await self._load(session_id)
-        if record is None:
-            raise ProtocolError(
-                ErrorCode.SESSION_RESTORATION_FAILED,
-                "this session is not known, or no more; subscribe anew",
-                request_id=request_id,
-            )
+        record = await self._load(session_id, request_id)
         if not self._names_bandwidth:
             self._limit_bandwidth(record.max_bandwidth)
         topics = {held.topic: held for held in record.subscriptions}
@@ -344,12 +339,21 @@ class Requests:
         if (rest := self.enter(room, answer, forbidden)) is not None:
             await rest
 
-    async def _load(self, session_id: str) -> SessionRecord | None:
-        if session_id == self._outbox.name:
-            return None
-        if len(session_id) > _MAX_SESSION_ID_CHARACTERS or not session_id.isascii():
-            return None
-        return await self._services.sessions.load(session_id, self._outbox.user_id)
+    async def _load(self, session_id: str, request_id: RequestId | None) -> SessionRecord:
+        """Return the record of a session. Raises ProtocolError if there is none to be had."""
+        record = None
+        problem = "this session is not known, or no more; subscribe anew"
+        is_possible = len(session_id) <= _MAX_SESSION_ID_CHARACTERS and session_id.isascii()
+        if is_possible and session_id != self._outbox.name:
+            try:
+                record = await self._services.sessions.load(session_id, self._outbox.user_id)
+            except StoreUnavailableError:
+                problem = "sessions cannot be read now; try again, or subscribe anew"
+        if record is None:
+            raise ProtocolError(
+                ErrorCode.SESSION_RESTORATION_FAILED, problem, request_id=request_id
+            )
+        return record
 
     # Entering streams
 

@@ -101,6 +101,8 @@ class RestorableSessions:
         `user_id` is None for an anonymous client. A session of another user is treated like one
         that does not exist, down to the time that the answer takes. Another server may be about to
         save a newer record, so one that is of a live session, or missing, is loaded a second time.
+
+        Raises StoreUnavailableError if it cannot be known whether there is one.
         """
         record = _owned(self._load_here(session_id), user_id)
         if record is not None or self._store is None:
@@ -112,6 +114,8 @@ class RestorableSessions:
                 record = _owned(_decoded(await self._store.load(session_id)), user_id) or record
         except StoreUnavailableError as error:
             log.warning("session not loaded", reason=str(error))
+            if record is None:
+                raise
         return record
 
     def _load_here(self, session_id: str) -> SessionRecord | None:

@@ -195,3 +195,18 @@ async def test_redis_may_be_required_at_the_start(
     settings = Settings(redis=own.url, require_redis=True, port=0, http_port=0)
     with pytest.RaisesGroup(RedisRequired, allow_unwrapped=True, flatten_subgroups=True):
         await serve(settings)
+
+
+async def test_a_session_that_cannot_be_looked_up_is_not_called_unknown(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """It may be on another server: the client may try again, or subscribe anew."""
+    own = own_redis_server()
+    async with running_server(redis=own.url) as server, connected(server) as client:
+        reconnect = {"type": "reconnect", "session_id": "of-another-server"}
+        answers = [await client.request(**reconnect)]
+        own.kill()
+        answers.append(await client.request(**reconnect))
+    assert [answer["code"] for answer in answers] == ["SESSION_RESTORATION_FAILED"] * 2
+    assert "is not known" in answers[0]["message"]
+    assert "cannot be read now; try again" in answers[1]["message"]
