@@ -156,7 +156,7 @@ async def measure(attack: Attack, cores: Sequence[int]) -> Outcome:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="abuse-")))
         redis = stack.enter_context(RedisServer())
         sentinels = [
-            stack.enter_context(Sentinel(redis.port, quorum=attack.sentinels))
+            stack.enter_context(Sentinel(redis.port, quorum=attack.sentinels, down_after_ms=500))
             for _ in range(attack.sentinels)
         ]
         for server_of_redis in (redis, *sentinels):

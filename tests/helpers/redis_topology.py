@@ -18,18 +18,22 @@ MASTER_NAME: Final = "main"
 
 
 class Sentinel(RedisServer):
-    """One sentinel that watches the Redis at `master_port`, and calls it down after half a second.
+    """One sentinel that watches the Redis at `master_port`, and calls it down if it is silent.
 
-    `quorum` sentinels have to say so. `options` are other lines of its configuration.
+    `quorum` sentinels have to say so, after `down_after_ms`: long where nothing is to fail, since
+    on a busy machine a Redis may have no core for half a second. `options` are other lines of its
+    configuration.
     """
 
     arguments = ("--sentinel",)
     sign_of_life = "+monitor master"
 
-    def __init__(self, master_port: int, *, quorum: int = 1, **options: str) -> None:
+    def __init__(
+        self, master_port: int, *, quorum: int = 1, down_after_ms: int = 60_000, **options: str
+    ) -> None:
         lines = (
             f"monitor {MASTER_NAME} 127.0.0.1 {master_port} {quorum}",
-            f"down-after-milliseconds {MASTER_NAME} 500",
+            f"down-after-milliseconds {MASTER_NAME} {down_after_ms}",
             # Also how long one that lost an election waits before it tries again.
             f"failover-timeout {MASTER_NAME} 3000",
         )
@@ -53,7 +57,8 @@ class SentinelService:
             self.replica = stack.enter_context(RedisServer(replicaof=f"127.0.0.1 {master_port}"))
             wait_until(lambda: _role(self.master)[2])
             self.sentinels = [
-                stack.enter_context(Sentinel(master_port, quorum=2)) for _ in range(3)
+                stack.enter_context(Sentinel(master_port, quorum=2, down_after_ms=500))
+                for _ in range(3)
             ]
             wait_until(lambda: all(map(self._knows_all, self.sentinels)))
             self._stack = stack.pop_all()
