@@ -94,11 +94,7 @@ class TokenEndpoint:
             )
 
     def _token_of(self, body: bytes) -> str:
-        try:
-            answer = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            answer = None
-        token = answer.get("access_token") if isinstance(answer, dict) else None
+        token = _member(body, "access_token")
         if not isinstance(token, str) or len(token) > MAX_TOKEN_CHARACTERS:
             self._log("answer", "token endpoint answered without an access token", url=self._url)
             raise invalid("the identity provider answered without an access token", is_final=False)
@@ -107,12 +103,17 @@ class TokenEndpoint:
 
 def _error_of(body: bytes) -> str | None:
     """Return the error code of an answer (RFC 6749, 5.2), if it has one."""
+    error = _member(body, "error")
+    return error[:64] if isinstance(error, str) else None
+
+
+def _member(body: bytes, name: str) -> object:
+    """Return a member of a JSON object; None if there is none, or the body is no such object."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    error = answer.get("error") if isinstance(answer, dict) else None
-    return error[:64] if isinstance(error, str) else None
+    return answer.get(name) if isinstance(answer, dict) else None
 
 
 def read_secret(path: Path) -> str:

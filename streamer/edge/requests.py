@@ -292,9 +292,10 @@ class Requests:
             self._limit_bandwidth(record.max_bandwidth)
         topics = {held.topic: held for held in record.subscriptions}
         rejected = self.access.forbidden(topics)
+        held_back = frozenset(rejected)
         wants = []
         for topic, held in topics.items():
-            if topic in rejected:
+            if topic in held_back:
                 continue
             options = SubscriptionOptions(
                 held.mode,
@@ -408,10 +409,11 @@ class Requests:
         Nothing here waits, so no publication comes between the answer and the live flow.
         """
         forbidden += self._services.source.forbidden([want.topic for want in wants])
+        held_back = frozenset(forbidden)
         admitted = [
             want if want.since is None else continued(want, recoveries)
             for want in wants
-            if want.topic not in forbidden
+            if want.topic not in held_back
         ]
         hub, outbox = self._services.hub, self._outbox
         resumed = [want.topic for want in admitted if want.since is not None]
