@@ -153,8 +153,8 @@ def _is_overloaded(measurement: Measurement) -> bool:
 def limits(name: str, count: int, servers: Sequence[str], cores: Cores) -> Iterator[Record]:
     """Find the highest rate that 1,000 clients on one topic sustain, `count` times.
 
-    `name` is LIMIT, where nothing may be merged, or LATEST, for servers that merge what waits:
-    there each client has to have the newest value in time.
+    `name` is LIMIT, where nothing may be merged, or LATEST, for servers that merge what waits for a
+    client: there what is delivered has to be in time.
     """
     chosen = [
         server
@@ -169,7 +169,7 @@ def limits(name: str, count: int, servers: Sequence[str], cores: Cores) -> Itera
             yield Record(number, name, "", rate, server, best, error)
 
 
-def sustained(measurement: Measurement, name: str = LIMIT) -> bool:
+def sustained(measurement: Measurement, name: str) -> bool:
     """Whether nothing was lost or late, and for LIMIT nothing merged either."""
     return (
         measurement.lost + measurement.undelivered + measurement.violations == 0

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import attrs
 import pytest
 from click.testing import CliRunner
 
 from bench import guard, packages
 from bench.guard import CONNECTS, CPU, P99, SCENARIOS, Guarded, Pair, faults, judge, table
-from bench.measure import Measurement
 from bench.rig import RigError
+from tests.bench.figures import measurement
 
 HOT = Guarded("hot", SCENARIOS[0].workload, (CPU, P99))
 CONNECTING = Guarded("connecting", SCENARIOS[0].workload, (CONNECTS,))
-
-
-def measurement(**figures: Any) -> Measurement:
-    """Return a measurement with these figures; all others are 0."""
-    fields = dict.fromkeys((field.name for field in attrs.fields(Measurement)), 0)
-    return Measurement(**{**fields, "detail": {}, **figures})
 
 
 def pair(scenario: Guarded, baseline: dict[str, float], candidate: dict[str, float]) -> Pair:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import pytest
 
 from bench.compare import LATEST, LIMIT, Record, sustained
 from bench.measure import Measurement
 from bench.report import write_report
+from tests.bench.figures import measurement
 
 
-def measurement(**figures: Any) -> Measurement:
-    """Return a measurement with these figures, which delivers in time; all others are 0."""
-    fields = dict.fromkeys((field.name for field in attrs.fields(Measurement)), 0)
-    return Measurement(**{**fields, "detail": {}, "p99_ms": 99.9, **figures})
+def delivered(**figures: Any) -> Measurement:
+    """Return a measurement with these figures, in which everything was in time."""
+    return measurement(**{"p99_ms": 99.9, **figures})
 
 
 @pytest.mark.parametrize(
@@ -34,16 +33,16 @@ def test_what_a_core_sustains(
     figures: dict[str, float], *, without_merging: bool, with_merging: bool
 ) -> None:
     """A p99 of 0 is that of a run in which nothing arrived."""
-    assert sustained(measurement(**figures), LIMIT) is without_merging
-    assert sustained(measurement(**figures), LATEST) is with_merging
+    assert sustained(delivered(**figures), LIMIT) is without_merging
+    assert sustained(delivered(**figures), LATEST) is with_merging
 
 
 def test_the_table_has_the_medians_of_both(tmp_path: Any) -> None:
     """A server that passes no round has a rate of 0, and nothing else."""
     figures = {"delivered_per_second": 2e6, "kernel_memory_bytes_per_client": 4096}
-    merging = measurement(conflation_ratio=4.0, **figures)
+    merging = delivered(conflation_ratio=4.0, **figures)
     records = [
-        Record(0, LIMIT, "", 2000.0, "streamer", measurement(conflation_ratio=1.0, **figures)),
+        Record(0, LIMIT, "", 2000.0, "streamer", delivered(conflation_ratio=1.0, **figures)),
         Record(0, LIMIT, "", 0.0, "fastapi", None, "no fastapi here"),
         *(
             Record(number, LATEST, "", rate, "streamer", merging)

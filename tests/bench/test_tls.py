@@ -26,7 +26,7 @@ from bench.tls import (
     write_certificate,
 )
 from bench.tls_write_cost import measure as measure_writes
-from tests.bench.test_guard import measurement
+from tests.bench.figures import measurement
 
 CLIENTS = 20
 NAMED = {one.name: one for one in variants(NO_CERTIFICATE, NO_CERTIFICATE, Path())}
