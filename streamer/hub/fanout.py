@@ -193,7 +193,7 @@ class FanOut:
     def _part(self, outbox: Outbox, group: Group) -> None:
         outbox.leave()
         for subscription in outbox.subscriptions.values():
-            subscription.lane.stream.solos[subscription] = None
+            subscription.lane.stream.solos[subscription] = outbox
         if group.members:
             self._changed[group] = None
             return
@@ -289,9 +289,9 @@ class FanOut:
                 messages_left -= messages
             window, stream.window = stream.window, []
             progress.publications += len(window)
-            for subscription in stream.solos:
-                subscription.outbox.offer(subscription, window, stretched=stretched)
-                solos[subscription.outbox] = None
+            for subscription, outbox in stream.solos.items():
+                outbox.offer(subscription, window, stretched=stretched)
+                solos[outbox] = None
             for lane in stream.lanes.values():
                 lane.cut(window, stretched=stretched)
                 if lane.offered:

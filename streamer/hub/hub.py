@@ -303,7 +303,7 @@ class Hub:
         self.fanout.forget(outbox)
         outbox.clear(reason)
         for subscription in tuple(outbox.subscriptions.values()):
-            self._remove(subscription)
+            self._remove(outbox, subscription)
 
     def remove(self, outbox: Outbox) -> None:
         """Remove a client whose connection is over; only its account remains.
@@ -356,7 +356,9 @@ class Hub:
                     # other options sent, nothing is a base: it may have other levels.
                     subscription.held = None if lane.renderer is None else {}
                     if subscription.lane is not lane:
-                        kinds = self._change_options(subscription, lane, snapshot=options.snapshot)
+                        kinds = self._change_options(
+                            outbox, subscription, lane, snapshot=options.snapshot
+                        )
                     elif not subscription.caught_up:
                         kinds = frozenset()  # the waiting messages are newer
                 if lane.renderer is not None and options.snapshot and topic not in replays:
@@ -373,8 +375,8 @@ class Hub:
 
     def _add(self, outbox: Outbox, lane: Lane) -> Subscription:
         stream = lane.stream
-        subscription = outbox.subscriptions[stream] = Subscription(outbox, lane)
-        stream.solos[subscription] = None
+        subscription = outbox.subscriptions[stream] = Subscription(lane)
+        stream.solos[subscription] = outbox
         self._subscriptions_by_type[stream.topic.subscription_type] += 1
         if not stream.subscriptions:
             self._unused.discard(stream)
@@ -383,7 +385,7 @@ class Hub:
         return subscription
 
     def _change_options(
-        self, subscription: Subscription, lane: Lane, *, snapshot: bool
+        self, outbox: Outbox, subscription: Subscription, lane: Lane, *, snapshot: bool
     ) -> frozenset[Kind]:
         """Continue with other options; publications that the former ones left out are no hole.
 
@@ -393,7 +395,6 @@ class Hub:
         queued. Returns the kinds whose last values are to be sent with the answer.
         """
         stream = lane.stream
-        outbox = subscription.outbox
         # A client restored from an older position has caught up once nothing waits.
         behind = outbox.blocked or outbox.backlog.is_behind(subscription)
         # One that is still to be sent a gap is at the gap's position.
@@ -432,16 +433,16 @@ class Hub:
     def _drop(self, outbox: Outbox, subscriptions: Collection[Subscription], reason: str) -> None:
         outbox.forget(frozenset(subscriptions), reason)
         for subscription in subscriptions:
-            self._remove(subscription)
+            self._remove(outbox, subscription)
 
-    def _remove(self, subscription: Subscription) -> None:
+    def _remove(self, outbox: Outbox, subscription: Subscription) -> None:
         stream = subscription.lane.stream
-        del subscription.outbox.subscriptions[stream]
+        del outbox.subscriptions[stream]
         del stream.solos[subscription]
         stream.subscriptions -= 1
         self._subscriptions_by_type[stream.topic.subscription_type] -= 1
         if not stream.subscriptions:
-            self._linger(stream, subscription.outbox.name)
+            self._linger(stream, outbox.name)
 
     def resync(
         self, outbox: Outbox, topics: Iterable[Topic]
@@ -490,7 +491,12 @@ class Hub:
                 subscription.unconfirmed = None
 
     def announce_hole(
-        self, subscription: Subscription, since: Position, reason: GapReason, position: Position
+        self,
+        outbox: Outbox,
+        subscription: Subscription,
+        since: Position,
+        reason: GapReason,
+        position: Position,
     ) -> None:
         """Send a client that has just subscribed a gap, and the last known values after it.
 
@@ -499,7 +505,6 @@ class Hub:
         at `position`: its end, or further ahead if another server was ahead of this one. Then the
         values here are old, and publications up to `position` are not sent.
         """
-        outbox = subscription.outbox
         stream = subscription.lane.stream
         self.fanout.leave(outbox)
         if subscription.held is not None:
@@ -531,8 +536,8 @@ class Hub:
     def position(self, subscription: Subscription) -> Position:
         """Return the position that the client's next message of a topic follows."""
         lane = subscription.lane
-        outbox, stream = subscription.outbox, lane.stream
-        if outbox.group is None or (stream.is_personal and outbox.is_apart(stream)):
+        stream = lane.stream
+        if subscription in stream.solos:
             return stream.position_at(subscription.epoch, subscription.position)
         return stream.position_at(lane.epoch, lane.position)
 

@@ -20,7 +20,7 @@ from streamer.hub.backlog import Backlog
 from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.publication import Publication
 from streamer.hub.renditions import Held
-from streamer.hub.streams import Lane, SentSnapshots, TopicStream
+from streamer.hub.streams import Lane, SentSnapshots
 from streamer.hub.traffic import Traffic
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind
@@ -80,7 +80,6 @@ class Subscription:
         "held",
         "interval_seconds",
         "lane",
-        "outbox",
         "pinged",
         "position",
         "scheduled",
@@ -90,8 +89,7 @@ class Subscription:
         "waiting",
     )
 
-    def __init__(self, outbox: Outbox, lane: Lane) -> None:
-        self.outbox = outbox
+    def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.interval_seconds = 0.0
         """The least time between two messages of one kind (`max_rate`); 0: no limit."""
@@ -286,17 +284,13 @@ class Outbox:
         group.remove(self)
         for subscription in self.subscriptions.values():
             lane = subscription.lane
-            if self.is_apart(lane.stream):
+            if subscription in lane.stream.solos:
                 continue
             subscription.position = lane.position
             subscription.epoch = lane.epoch
             subscription.seen_order = lane.stream.flushed_order
             if lane.held is not None:
                 subscription.held = dict(lane.held)
-
-    def is_apart(self, stream: TopicStream) -> bool:
-        """Whether the client keeps a position of its own in a stream, in a group as well."""
-        return stream.is_personal and not self.wire.names_positions
 
     # Writing
 

@@ -53,14 +53,14 @@ def subscribe(
             recovery.positions[topic], missed = replays[topic]
             recovery.missed_messages += len(missed)
             if want.unconfirmed is not None:
-                recovery.snapshots += _unconfirmed(hub, subscription, want)
+                recovery.snapshots += _unconfirmed(hub, outbox, subscription, want)
             hub.recoveries["complete"] += 1
             continue
         if want.since is not None and topic not in held:
             recovery.recovered = False
             hub.recoveries["gap"] += 1
             reason, position = _hole(hub, subscription, want.since, want)
-            hub.announce_hole(subscription, want.since, reason, position)
+            hub.announce_hole(outbox, subscription, want.since, reason, position)
         elif want.options.snapshot and subscription.lane.stream.latest:
             known = hub.snapshot(subscription, kinds)
             recovery.snapshots += map(subscription.lane.render_whole, known)
@@ -71,7 +71,9 @@ def subscribe(
     return recovery
 
 
-def _unconfirmed(hub: Hub, subscription: Subscription, want: Want) -> Iterable[Publication]:
+def _unconfirmed(
+    hub: Hub, outbox: Outbox, subscription: Subscription, want: Want
+) -> Iterable[Publication]:
     """Return the last known values that the client may lack, of those before its position.
 
     They were sent on the former connection, and lost if it ended before they arrived. Those that
@@ -85,7 +87,7 @@ def _unconfirmed(hub: Hub, subscription: Subscription, want: Want) -> Iterable[P
     sequence = min(sent.sequence, since.sequence)
     known = [last for last in hub.snapshot(subscription, kinds) if last.sequence <= sequence]
     if known:
-        subscription.outbox.note_snapshots(subscription, kinds, sequence)
+        outbox.note_snapshots(subscription, kinds, sequence)
     return map(lane.render_whole, known)
 
 

@@ -207,8 +207,8 @@ class TopicStream:
         self.window: list[Publication] = []
         """Everything published since the last flush."""
         self.lanes: dict[tuple[Mode, frozenset[Kind], Detail], Lane] = {}
-        self.solos: dict[Any, None] = {}
-        """The subscriptions of clients that are in no group."""
+        self.solos: dict[Any, Any] = {}
+        """The subscriptions that no group serves, each with the outbox of its client."""
         self.subscriptions = 0
         self.awaited = 0
         """How many clients wait until it is live, to subscribe then."""

@@ -916,7 +916,7 @@ class World:
         recovery = self._recover(client, wants)
         client.former_options = []
         subscriptions = [client.outbox.subscriptions[self.hub.stream(want.topic)] for want in wants]
-        client.offered += sum(_widened(s, former, waiting) for s in subscriptions)
+        client.offered += sum(_widened(client.outbox, s, former, waiting) for s in subscriptions)
         positions = {topic.target: at for topic, at in recovery.positions.items()}
         client.acks[request_id] = acks
         answer = Subscribed(
@@ -1184,13 +1184,16 @@ def _extensions(wire: WireFormat) -> list[Extension]:
 
 
 def _widened(
-    subscription: Subscription, former: dict[Topic, frozenset[Kind]], waiting: set[int]
+    outbox: Outbox,
+    subscription: Subscription,
+    former: dict[Topic, frozenset[Kind]],
+    waiting: set[int],
 ) -> int:
     """The last values of kinds that are new to a client which is behind wait for it as well."""
     stream = subscription.lane.stream
     added = subscription.lane.kinds - former.get(stream.topic, subscription.lane.kinds)
     latest = [stream.latest[kind] for kind in added if kind in stream.latest]
-    replays = subscription.outbox.backlog._replays
+    replays = outbox.backlog._replays
     missed = replays.missed(subscription) if replays else ()
     return sum(
         subscription.is_ahead(p)
