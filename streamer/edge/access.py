@@ -20,8 +20,9 @@ from streamer.auth.permissions import Permissions
 from streamer.config import Settings
 from streamer.edge.sessions import RestorableSessions
 from streamer.edge.token_expiry import Authenticated, TokenExpiry
-from streamer.hub.hub import Hub, SubscriptionOptions, Want
+from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
+from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.hub.upstream import Source
 from streamer.protocol import messages
 from streamer.protocol.errors import ErrorCode, ProtocolError

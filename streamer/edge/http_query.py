@@ -16,8 +16,8 @@ import attrs
 
 from streamer.edge.http_answers import bad_request
 from streamer.edge.http_request import HttpRequest
-from streamer.hub.hub import SubscriptionOptions, Want
 from streamer.hub.renditions import WHOLE, Detail
+from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import MAX_RATE, MAX_SEQUENCE, MIN_RATE, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic, target_problem

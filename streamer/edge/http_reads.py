@@ -14,10 +14,10 @@ import orjson
 
 from streamer.edge.http_query import HistoryQuery
 from streamer.edge.requests import Services, continued, prepare
-from streamer.hub.hub import Want
 from streamer.hub.outbox import Outbox
 from streamer.hub.publication import Publication
 from streamer.hub.recovery import RecoveryPlan, subscribe
+from streamer.hub.subscription import Want
 from streamer.protocol.errors import ERROR_MEANINGS, ErrorCode
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic

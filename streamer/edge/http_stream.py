@@ -27,9 +27,9 @@ from streamer.edge.served import ConnectionInfo, Transport
 from streamer.edge.session_ids import short_hash
 from streamer.edge.websocket import close_lingering, receive_some
 from streamer.edge.writer import BlockedWriter
-from streamer.hub.hub import Want
 from streamer.hub.outbox import Outbox
 from streamer.hub.recovery import RecoveryPlan
+from streamer.hub.subscription import Want
 from streamer.protocol import errors, messages
 from streamer.protocol.codec import utc_timestamp
 from streamer.protocol.errors import CloseReason, ErrorCode

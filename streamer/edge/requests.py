@@ -16,11 +16,12 @@ from streamer.edge.loop_budget import LoopBudget, is_heavy
 from streamer.edge.sessions import RestorableSessions
 from streamer.edge.token_expiry import TokenExpiry
 from streamer.histogram import Histogram
-from streamer.hub.hub import Hub, SubscriptionOptions, Want
-from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.hub import Hub
+from streamer.hub.outbox import Outbox
 from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.sessions import SessionRecord
+from streamer.hub.subscription import Subscription, SubscriptionOptions, Want
 from streamer.hub.upstream import Recovery, RecoveryOutcome, Source
 from streamer.protocol import messages
 from streamer.protocol.errors import ERROR_MEANINGS, ErrorCode, ProtocolError

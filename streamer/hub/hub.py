@@ -17,11 +17,12 @@ from typing import Final
 import attrs
 
 from streamer.hub.fanout import MESSAGES_PER_FLUSH, WRITES_PER_TURN, FanOut, Signal
-from streamer.hub.outbox import Outbox, Subscription, Write
+from streamer.hub.outbox import Outbox, Write
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.publication import LastValue, Publication
-from streamer.hub.renditions import WHOLE, Detail, Renditions
-from streamer.hub.streams import Lane, SentSnapshots, TopicStream
+from streamer.hub.renditions import Renditions
+from streamer.hub.streams import Lane, TopicStream
+from streamer.hub.subscription import Subscription, Want
 from streamer.hub.traffic import Traffic
 from streamer.hub.unused_topics import UnusedTopics
 from streamer.hub.upstream import Upstream
@@ -33,41 +34,6 @@ Replay = tuple[Position, Sequence[Publication]]
 """A client's position, and the publications that it has missed since."""
 
 _NO_REPLAYS: Final[Mapping[Topic, Replay]] = {}
-
-
-@attrs.frozen
-class SubscriptionOptions:
-    """The options of a subscription."""
-
-    mode: Mode = Mode.LATEST
-    kinds: frozenset[Kind] = frozenset()
-    """Empty: all that the topic carries."""
-    interval_seconds: float = 0.0
-    """The least time between two messages of one kind; 0: no limit."""
-    snapshot: bool = True
-    """Whether the client wants the last known values."""
-    detail: Detail = WHOLE
-    """Whether it wants deltas, and how many levels of a book."""
-
-
-_USUAL: Final = SubscriptionOptions()
-
-
-@attrs.define
-class Want:
-    """A topic that a client asks for. Those of one request share their options.
-
-    Not frozen, as that takes three times as long to make: there is one for each topic of a request.
-    """
-
-    topic: Topic
-    options: SubscriptionOptions = _USUAL
-    since: Position | None = None
-    """The position that the client names; None: it holds none."""
-    unavailable: bool = False
-    """Whether the source could not be asked for the publications after that position."""
-    unconfirmed: SentSnapshots | None = None
-    """Last known values that the former connection was sent, and that may not have arrived."""
 
 
 @attrs.frozen

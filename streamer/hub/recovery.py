@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
-from streamer.hub.hub import Hub, Replay, Want
-from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.hub import Hub, Replay
+from streamer.hub.outbox import Outbox
 from streamer.hub.publication import Publication
+from streamer.hub.subscription import Subscription, Want
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Topic
 

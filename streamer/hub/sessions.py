@@ -9,9 +9,10 @@ import attrs
 import cattrs
 import orjson
 
-from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.outbox import Outbox
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.streams import SentSnapshots
+from streamer.hub.subscription import Subscription
 from streamer.protocol.codec import CONVERTER, explain
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic

@@ -15,7 +15,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from streamer.edge.sessions import RestorableSessions
-from streamer.hub.hub import Hub, SubscriptionOptions, Want
+from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
 from streamer.hub.renditions import Detail
 from streamer.hub.sessions import (
@@ -25,6 +25,7 @@ from streamer.hub.sessions import (
     encode_record,
 )
 from streamer.hub.streams import SentSnapshots, TopicStream
+from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic

@@ -10,10 +10,11 @@ from typing import Any, Final
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import Hub, SubscriptionOptions, Want
-from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.hub import Hub
+from streamer.hub.outbox import Outbox
 from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.hub.renditions import WHOLE, Detail
+from streamer.hub.subscription import Subscription, SubscriptionOptions, Want
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.json import WebSocketJson

@@ -10,9 +10,9 @@ steps that lead to it and a line that replays it.
 
 Covers streamer.hub.backlog, streamer.hub.fanout, streamer.hub.group, streamer.hub.hub,
 streamer.hub.publication, streamer.hub.rate_queue, streamer.hub.replay_queue,
-streamer.hub.renditions, streamer.hub.sessions, streamer.hub.streams, streamer.hub.upstream and
-streamer.wire.batch. Some of its clients receive server-sent events, each of which has to name
-exactly where the client is.
+streamer.hub.renditions, streamer.hub.sessions, streamer.hub.streams, streamer.hub.subscription,
+streamer.hub.upstream and streamer.wire.batch. Some of its clients receive server-sent events, each
+of which has to name exactly where the client is.
 """
 # ruff: noqa: D102 - the name of a rule says what happens
 

@@ -12,9 +12,9 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.backlog import Backlog
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import SubscriptionOptions, Want
 from streamer.hub.outbox import Outbox
 from streamer.hub.recovery import RecoveryPlan, subscribe
+from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.json import WebSocketJson

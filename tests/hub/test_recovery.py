@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from streamer.hub.hub import SubscriptionOptions, Want
 from streamer.hub.recovery import subscribe
 from streamer.hub.sessions import (
     SessionRecord,
@@ -12,6 +11,7 @@ from streamer.hub.sessions import (
     encode_session,
     record_session,
 )
+from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from tests.hub.listener import Listener, listening

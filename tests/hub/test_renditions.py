@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamer.hub.hub import SubscriptionOptions, Want
 from streamer.hub.publication import Publication
 from streamer.hub.recovery import subscribe
 from streamer.hub.renditions import Detail, Renditions
+from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.protocol.deltas import delta_text
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, Topic

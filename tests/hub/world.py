@@ -22,13 +22,14 @@ from wsproto.extensions import Extension, PerMessageDeflate
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import Hub, SubscriptionOptions, Want
-from streamer.hub.outbox import Outbox, Subscription
+from streamer.hub.hub import Hub
+from streamer.hub.outbox import Outbox
 from streamer.hub.recovery import RecoveryPlan
 from streamer.hub.recovery import subscribe as begin_recovery
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.sessions import SessionRecord, decode_record, encode_session
 from streamer.hub.streams import TopicStream
+from streamer.hub.subscription import Subscription, SubscriptionOptions, Want
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.errors import TOO_SLOW
 from streamer.protocol.messages import (

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.hub import Hub, SubscriptionOptions, Want
+from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
+from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.protocol import messages
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.format import Part, Positions, Sendable, Stream, WireFormat
