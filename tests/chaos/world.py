@@ -354,13 +354,19 @@ class World:
             self.problems += client.problems()
 
 
+class _DebuggableRedis(RedisServer):
+    """A server whose DEBUG, which makes it slow, has to be enabled, as Redis 7 demands."""
+
+    minimum_version = (7, 0)
+
+
 @asynccontextmanager
 async def open_world(directory: Path) -> AsyncIterator[World]:
     """Start Redis, two servers (one of two workers), two producers and clients."""
     random.seed(0)  # the proxies draw from it, and take all connections
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(
-            RedisServer(
+            _DebuggableRedis(
                 appendonly="yes", appendfsync="always", enable_debug_command="yes", maxclients=10000
             )
         )
