@@ -73,7 +73,7 @@ class Backlog(Generic[S]):
     def waiting_gap(self, subscription: S) -> Publication | None:
         """Return the last waiting gap of a subscription, other than those that it has missed."""
         waiting = [p for owner, p in self._pending.values() if owner is subscription]
-        waiting += (subscription.waiting or {}).values()
+        waiting += subscription.waiting
         if self._replays is not None:
             waiting += self._replays.live_of(subscription)
         return max((p for p in waiting if p.epoch is not None), key=_ORDER, default=None)
@@ -111,12 +111,12 @@ class Backlog(Generic[S]):
         replaced = 0
         subscription.due_seconds = 0.0
         if self._limited is not None:
-            for key, publication in self._limited.take(subscription):
-                if key is publication:
-                    self._pending[key] = (subscription, publication)
-                    self._pending_bytes += len(publication.text)
-                else:
+            for publication, may_merge in self._limited.take(subscription):
+                if may_merge:
                     replaced += self._replace(subscription, publication)
+                else:
+                    self._pending[publication] = (subscription, publication)
+                    self._pending_bytes += len(publication.text)
         return replaced
 
     def replay(self, subscription: S, missed: Sequence[Publication], *, keeps_live: bool) -> None:

@@ -1,4 +1,9 @@
-"""Messages that wait for the rate of their subscription (`max_rate`)."""
+"""Messages that wait for the rate of their subscription (`max_rate`).
+
+A client may hold hundreds of such subscriptions, and each of them may have a message that waits, so
+this is kept small: a tuple of one message, and a place in a list that all subscriptions share whose
+messages may be sent at the same time.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,8 @@ class Limited(Protocol):
     """The least time between two messages of one kind."""
     due_seconds: float
     """When the next message may be sent, on the hub's clock."""
-    waiting: dict[object, Publication] | None
-    """The messages that wait, by kind where they may be merged; kept by the queue."""
+    waiting: tuple[Publication, ...]
+    """The messages that wait; kept by the queue."""
     scheduled: bool
     """Whether the queue has a time for them; kept by the queue."""
 
@@ -28,16 +33,18 @@ S = TypeVar("S", bound=Limited)
 class RateQueue(Generic[S]):
     """The messages of one client that wait for their time, ordered by it."""
 
-    __slots__ = ("_count", "_heap", "_pushed", "size_bytes")
+    __slots__ = ("_count", "_scheduled", "_times", "_unmerged", "size_bytes")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, S]] = []
-        """Subscriptions by when their messages may be sent."""
-        self._pushed = 0
-        """Counts entries of the heap, so that it never compares subscriptions."""
+        self._scheduled: dict[float, list[S]] = {}
+        """Subscriptions by when their messages may be sent: many share the end of one flush."""
+        self._times: list[float] = []
+        """The keys of these, as a heap."""
         self._count = 0
+        self._unmerged: set[Publication] = set()
+        """The messages that may not be merged."""
         self.size_bytes = 0
-        """The size of the messages that may not be merged."""
+        """The size of these."""
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -46,37 +53,43 @@ class RateQueue(Generic[S]):
     @property
     def due_seconds(self) -> float | None:
         """When the first message may be sent; None: none waits."""
-        return self._heap[0][0] if self._heap else None
+        return self._times[0] if self._times else None
 
     def put(self, subscription: S, publication: Publication, *, merge: bool) -> bool:
         """Queue a message; return whether, with `merge`, it replaced an older one."""
         waiting = subscription.waiting
-        if waiting is None:
-            waiting = subscription.waiting = {}
-        key: object = publication.kind if merge else publication
-        replaced = waiting.pop(key, None) is not None
-        waiting[key] = publication
-        self._count += not replaced
+        kept = waiting
         if not merge:
+            self._unmerged.add(publication)
             self.size_bytes += len(publication.text)
+        elif waiting:
+            kind = publication.kind
+            unmerged = self._unmerged
+            kept = tuple(p for p in waiting if p.kind is not kind or p in unmerged)
+        subscription.waiting = (*kept, publication)
+        replaced = len(kept) < len(waiting)
+        self._count += not replaced
         if not subscription.scheduled:
-            subscription.scheduled = True
-            self._pushed += 1
-            heapq.heappush(self._heap, (subscription.due_seconds, self._pushed, subscription))
+            self._schedule(subscription)
         return replaced
 
     def take_due(self, now_seconds: float) -> Iterator[tuple[S, Publication]]:
         """Remove and yield the messages that may be sent now."""
-        while self._heap and self._heap[0][0] <= now_seconds:
-            subscription = heapq.heappop(self._heap)[2]
-            subscription.scheduled = False
-            if subscription.waiting:
-                subscription.due_seconds = now_seconds + subscription.interval_seconds
-                for _, publication in self._remove(subscription):
-                    yield subscription, publication
+        interval_seconds = due_seconds = 0.0
+        while self._times and self._times[0] <= now_seconds:
+            for subscription in self._scheduled.pop(heapq.heappop(self._times)):
+                subscription.scheduled = False
+                if subscription.waiting:
+                    # One number for all of them, rather than one for each that is equal to it.
+                    if subscription.interval_seconds != interval_seconds:
+                        interval_seconds = subscription.interval_seconds
+                        due_seconds = now_seconds + interval_seconds
+                    subscription.due_seconds = due_seconds
+                    for publication, _ in self._remove(subscription):
+                        yield subscription, publication
 
-    def take(self, subscription: S) -> list[tuple[object, Publication]]:
-        """Remove and return the messages of a subscription, each with its key."""
+    def take(self, subscription: S) -> list[tuple[Publication, bool]]:
+        """Remove and return the messages of a subscription, each with whether it may be merged."""
         taken = self._remove(subscription)
         self._unschedule((subscription,))
         return taken
@@ -89,35 +102,56 @@ class RateQueue(Generic[S]):
         for subscription in subscriptions:
             if not subscription.waiting:
                 continue
-            for key, publication in tuple(subscription.waiting.items()):
+            kept: list[Publication] = []
+            for publication in subscription.waiting:
                 if unwanted(subscription, publication):
-                    del subscription.waiting[key]
-                    self._count -= 1
-                    if key is publication:
-                        self.size_bytes -= len(publication.text)
+                    self._forget(publication)
+                else:
+                    kept.append(publication)
+            subscription.waiting = tuple(kept)
         self._unschedule([s for s in subscriptions if not s.waiting])
         return before - self._count
 
     def clear(self) -> None:
         """Drop everything."""
-        for _, _, subscription in self._heap:
-            subscription.waiting = None
-            subscription.scheduled = False
-        self._heap.clear()
+        for subscriptions in self._scheduled.values():
+            for subscription in subscriptions:
+                subscription.waiting = ()
+                subscription.scheduled = False
+        self._scheduled.clear()
+        self._times.clear()
+        self._unmerged.clear()
         self._count = self.size_bytes = 0
 
-    def _remove(self, subscription: S) -> list[tuple[object, Publication]]:
-        removed = list((subscription.waiting or {}).items())
-        subscription.waiting = None
-        self._count -= len(removed)
-        for key, publication in removed:
-            if key is publication:
-                self.size_bytes -= len(publication.text)
-        return removed
+    def _remove(self, subscription: S) -> list[tuple[Publication, bool]]:
+        waiting, subscription.waiting = subscription.waiting, ()
+        return [(publication, self._forget(publication)) for publication in waiting]
+
+    def _forget(self, publication: Publication) -> bool:
+        """No longer count a message; return whether it may be merged."""
+        self._count -= 1
+        if publication not in self._unmerged:
+            return True
+        self._unmerged.remove(publication)
+        self.size_bytes -= len(publication.text)
+        return False
+
+    def _schedule(self, subscription: S) -> None:
+        subscription.scheduled = True
+        due_seconds = subscription.due_seconds
+        if (subscriptions := self._scheduled.get(due_seconds)) is None:
+            self._scheduled[due_seconds] = [subscription]
+            heapq.heappush(self._times, due_seconds)
+        else:
+            subscriptions.append(subscription)
 
     def _unschedule(self, subscriptions: Collection[S]) -> None:
         if any(subscription.scheduled for subscription in subscriptions):
             for subscription in subscriptions:
                 subscription.scheduled = False
-            self._heap = [entry for entry in self._heap if entry[2].scheduled]
-            heapq.heapify(self._heap)
+            kept = {
+                due_seconds: [one for one in scheduled if one.scheduled]
+                for due_seconds, scheduled in self._scheduled.items()
+            }
+            self._scheduled = {due_seconds: these for due_seconds, these in kept.items() if these}
+            self._times = sorted(self._scheduled)

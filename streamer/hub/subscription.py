@@ -74,7 +74,7 @@ class Subscription:
         """The least time between two messages of one kind (`max_rate`); 0: no limit."""
         self.due_seconds = 0.0
         """When the next message may be sent, on the hub's clock."""
-        self.waiting: dict[object, Publication] | None = None
+        self.waiting: tuple[Publication, ...] = ()
         self.scheduled = False
         stream = lane.stream
         self.position = stream.sequence if lane.whole else lane.head
