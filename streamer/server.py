@@ -151,7 +151,7 @@ class Server:
         queue = ReadQueue()
         reads: TopicReads = NoReads() if settings.memory else queue
         self._router = Router(
-            self.hub,
+            self.hub.publishing,
             self._flush_loop,
             reads,
             report,
@@ -178,14 +178,14 @@ class Server:
                     report.unreadable,
                     entries_per_read=max(settings.history_length, LEAST_ENTRIES_PER_READ),
                 ),
-                new_epoch=self.hub.new_epoch,
+                new_epoch=self.hub.publishing.new_epoch,
                 subscribe_timeout_seconds=settings.subscribe_timeout_seconds,
             )
             store = RedisSessions(
                 self._commands, lifetime_seconds=settings.session_lifetime_seconds
             )
         self._source = TopicSource(
-            self.hub,
+            self.hub.publishing,
             demand,
             self._router,
             bus,
@@ -412,7 +412,7 @@ class Server:
             await trio.sleep(_EXPIRY_INTERVAL_SECONDS)
             self.hub.release_unused()
             now = trio.current_time()
-            marks.append((now + self.settings.history_seconds, self.hub.order))
+            marks.append((now + self.settings.history_seconds, self.hub.publishing.order))
             while marks and marks[0][0] <= now:
                 self.hub.expire_history(marks.popleft()[1])
 

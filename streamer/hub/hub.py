@@ -6,7 +6,6 @@ a check and the registration that relies on it. `fanout` sends publications to c
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +19,14 @@ from streamer.hub.fanout import MESSAGES_PER_FLUSH, WRITES_PER_TURN, FanOut, Sig
 from streamer.hub.outbox import Outbox, Write
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.publication import LastValue, Publication
+from streamer.hub.publishing import Publishing
 from streamer.hub.renditions import Renditions
 from streamer.hub.streams import Lane, TopicStream
 from streamer.hub.subscription import Subscription, Want
 from streamer.hub.traffic import Traffic
 from streamer.hub.unused_topics import UnusedTopics
 from streamer.hub.upstream import Upstream
-from streamer.protocol.codec import encode
-from streamer.protocol.messages import Gap, GapReason, Mode, Position
+from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
 
 Replay = tuple[Position, Sequence[Publication]]
@@ -77,16 +76,12 @@ class Hub:
         write: Write = os.write,
     ) -> None:
         """`write` writes to the descriptors of clients."""
-        self._epoch = epoch
-        self._epochs = itertools.count(1)
         self._upstream = upstream
         self._clock = clock
-        self._timestamp = timestamp
         self._linger_seconds = linger_seconds
         self.recoveries = {"complete": 0, "gap": 0}
         """Recoveries since the start, of one topic each, by result."""
         self._history_length = history_length
-        self._max_history_bytes = max_history_bytes
         self.traffic = Traffic()
         self.write = write
         self.fanout = FanOut(
@@ -97,7 +92,9 @@ class Hub:
             traffic=self.traffic,
             write=write,
         )
-        self._history_bytes = 0
+        self.publishing = Publishing(
+            self.fanout, epoch=epoch, timestamp=timestamp, max_history_bytes=max_history_bytes
+        )
         self.streams: dict[Topic, TopicStream] = {}
         self._renditions = Renditions()
         self._checksum_failures = 0
@@ -105,158 +102,9 @@ class Hub:
             maximum=max_unused_topics, maximum_per_client=max_unused_topics_per_client
         )
         self._outboxes: dict[Outbox, None] = {}
-        self._orders = itertools.count(1)
-        self.order = 0
-        """The order of the last publication of any topic; orders count up."""
-        self._publications = 0
         self._subscriptions_by_type: Counter[str] = Counter()
         self._departed: Counter[str] = Counter()
         self._departed_dropped: Counter[str] = Counter()
-
-    # Publications
-
-    def publish(self, stream: TopicStream, kind: Kind, text: bytes) -> None:
-        """Publish a message whose producer gives no position; it gets the next one."""
-        sequence = stream.sequence + 1
-        self.publish_positioned(
-            stream, kind, b'%b,"sequence":%d}' % (text[:-1], sequence), sequence
-        )
-
-    def publish_positioned(
-        self, stream: TopicStream, kind: Kind, text: bytes, sequence: int
-    ) -> None:
-        """Publish the message that follows the last one; its text contains its `sequence`."""
-        stream.sequence = sequence
-        text = stream.named(text)
-        publication = Publication(kind, sequence, next(self._orders), text)
-        stream.latest[kind] = publication
-        history = stream.history
-        self._history_bytes += len(text)
-        while history and (
-            len(history) == history.maxlen or self._history_bytes > self._max_history_bytes
-        ):
-            self._forget_oldest(stream)
-        history.append(publication)
-        self._publications += 1
-        self._append(stream, publication)
-
-    def _forget_oldest(self, stream: TopicStream) -> None:
-        self._history_bytes -= len(stream.history.popleft().text)
-
-    def _forget_history(self, stream: TopicStream) -> None:
-        self._history_bytes -= sum(len(publication.text) for publication in stream.history)
-        stream.history.clear()
-
-    def _append(self, stream: TopicStream, publication: Publication) -> None:
-        self.order = stream.order = publication.order
-        if not stream.window:
-            self.fanout.mark_dirty(stream)
-        stream.window.append(publication)
-
-    def leave_out(self, stream: TopicStream, sequence: int) -> None:
-        """Pass over a publication that no client can be sent, as a gap has announced.
-
-        The next message follows the one before it, by its `previous`. Clients that return with an
-        earlier position are sent a gap.
-        """
-        stream.sequence = sequence
-        self._forget_history(stream)
-
-    def start_epoch(
-        self,
-        stream: TopicStream,
-        reason: GapReason,
-        position: Position,
-        latest: Iterable[tuple[Kind, int, bytes]] = (),
-    ) -> None:
-        """Announce a hole: the stream resumes at `position`, in an epoch that may be new.
-
-        The gap is sent between the publications before the hole and those after it. The last known
-        values are forgotten, since they may have changed in the hole; `latest` are the new ones
-        (kind, sequence, JSON), if they are known. Subscriptions get those of the kinds that they
-        ask for.
-        """
-        self.adopt(stream, position, latest)
-        stream.resumed_sequence = position.sequence
-        known = stream.last_values(stream.topic.kinds)
-        self._append(stream, self.gap(stream.topic, reason, position))
-        for publication in known:
-            self._append(stream, self.last_value(publication, position.sequence))
-
-    def adopt(
-        self,
-        stream: TopicStream,
-        position: Position,
-        latest: Iterable[tuple[Kind, int, bytes]] = (),
-    ) -> None:
-        """Continue from the position that the producers keep."""
-        stream.book_is_unknown = False
-        stream.resumed_sequence = 0
-        stream.epoch = stream.former_epoch = position.epoch
-        stream.sequence = position.sequence
-        stream.latest.clear()
-        self._forget_history(stream)
-        for kind, sequence, text in latest:
-            named = stream.named(text)
-            stream.latest[kind] = Publication(kind, sequence, next(self._orders), named)
-        for lane in stream.lanes.values():
-            lane.base = position.sequence
-            if not stream.subscriptions:
-                lane.epoch, lane.position = position.epoch, position.sequence
-                lane.hold_latest()
-        if not stream.subscriptions:
-            stream.window.clear()
-
-    def rename_epoch(self, stream: TopicStream, epoch: str) -> None:
-        """Adopt the producers' name for the epoch, in which nothing has been published so far.
-
-        There is no gap: in a `since`, the former name still means the same (`TopicStream.missed`).
-        """
-        stream.former_epoch, stream.epoch = stream.epoch, epoch
-        for lane in stream.lanes.values():
-            lane.epoch = epoch
-        for subscription in stream.solos:
-            subscription.epoch = epoch
-
-    def extend_history(
-        self, stream: TopicStream, earlier: Sequence[tuple[Kind, int, bytes]]
-    ) -> None:
-        """Prepend publications that come just before the oldest one kept."""
-        maxlen = stream.history.maxlen or 0
-        for kind, sequence, text in reversed(earlier):
-            # They are old but only known from now on, so they are kept as long as new ones.
-            publication = Publication(kind, sequence, self.order, stream.named(text))
-            history_bytes = self._history_bytes + len(publication.text)
-            if len(stream.history) == maxlen or history_bytes > self._max_history_bytes:
-                return
-            self._history_bytes = history_bytes
-            stream.history.appendleft(publication)
-
-    def expire_history(self, last_order: int) -> None:
-        """Forget the publications of all topics up to an order."""
-        for stream in self.streams.values():
-            while stream.history and stream.history[0].order <= last_order:
-                self._forget_oldest(stream)
-
-    def gap(self, topic: Topic, reason: GapReason, position: Position) -> Publication:
-        """Return a notice of a hole in a stream, which resumes at `position`."""
-        epoch, sequence = position.epoch, position.sequence
-        gap = Gap(topic.subscription_type, topic.target, reason, epoch, sequence)
-        text = encode(gap, self._timestamp())
-        order = next(self._orders)
-        return Publication(None, sequence, order, text, epoch=epoch, notice=True)
-
-    def last_value(self, publication: Publication, sequence: int) -> Publication:
-        """Return a notice of a last known value, for receivers that are at `sequence`."""
-        return LastValue(publication, sequence, next(self._orders))
-
-    def owns_epoch(self, epoch: str) -> bool:
-        """Whether this hub has made an epoch, so that no producer publishes in it."""
-        return epoch.startswith(f"{self._epoch}-")
-
-    def new_epoch(self) -> str:
-        """Return an epoch that no other stream has or had, on any instance."""
-        return f"{self._epoch}-{next(self._epochs)}"
 
     # Clients
 
@@ -475,10 +323,10 @@ class Hub:
         self.fanout.leave(outbox)
         if subscription.held is not None:
             subscription.held = {}
-        notices = [self.gap(stream.topic, reason, position)]
+        notices = [self.publishing.gap(stream.topic, reason, position)]
         if position == self.position(subscription):
             known = self.snapshot(subscription, subscription.lane.kinds)
-            notices += [self.last_value(last, position.sequence) for last in known]
+            notices += [self.publishing.last_value(last, position.sequence) for last in known]
             outbox.note_snapshots(subscription, subscription.lane.kinds, position.sequence)
         else:
             outbox.resume(subscription, position)
@@ -520,7 +368,7 @@ class Hub:
         if stream is None:
             stream = TopicStream(
                 topic,
-                self.new_epoch(),
+                self.publishing.new_epoch(),
                 history_length=self._history_length,
                 renditions=self._renditions,
             )
@@ -559,8 +407,13 @@ class Hub:
             else:
                 self._release(stream)
 
+    def expire_history(self, last_order: int) -> None:
+        """Forget the publications of all topics up to an order."""
+        for stream in self.streams.values():
+            self.publishing.expire_history(stream, last_order)
+
     def _release(self, stream: TopicStream) -> None:
-        self._forget_history(stream)
+        self.publishing.forget_history(stream)
         stream.lanes.clear()  # lanes refer to the stream: no cycle for the garbage collector
         del self.streams[stream.topic]
         self._upstream.release(stream.topic)
@@ -604,7 +457,7 @@ class Hub:
             subscriptions_by_type={
                 kind: self._subscriptions_by_type[kind] for kind in SubscriptionType
             },
-            publications=self._publications,
+            publications=self.publishing.publications,
             messages_delivered=departed_delivered + delivered_now,
             messages_conflated=departed_conflated + conflated_now,
             messages_queued=queued,

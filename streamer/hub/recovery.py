@@ -120,7 +120,7 @@ def _hole(
     at = hub.position(subscription)
     same_epoch = since.epoch == at.epoch
     # Another server was ahead of this one, unless the epoch is this server's own.
-    ahead = same_epoch and since.sequence > at.sequence and not hub.owns_epoch(at.epoch)
+    ahead = same_epoch and since.sequence > at.sequence and not hub.publishing.owns_epoch(at.epoch)
     if ahead:
         return GapReason.SOURCE_UNAVAILABLE, since
     if want.unavailable:

@@ -15,8 +15,8 @@ from decimal import Decimal
 
 import attrs
 
-from streamer.hub.hub import Hub
 from streamer.hub.publication import Publication
+from streamer.hub.publishing import Publishing
 from streamer.hub.streams import TopicStream
 from streamer.protocol.deltas import Content, read_changes, read_content
 from streamer.protocol.messages import GapReason, OrderbookUpdate, Position
@@ -44,13 +44,13 @@ class BookKeeper:
     """Makes whole books of changes, for all topics."""
 
     def __init__(
-        self, hub: Hub, report: SourceReport, *, max_levels: int, max_book_bytes: int
+        self, publishing: Publishing, report: SourceReport, *, max_levels: int, max_book_bytes: int
     ) -> None:
         """`max_levels` levels of each side are kept; changes beyond them are ignored.
 
         `max_book_bytes` bounds the JSON of a book, since the members of its changes add up.
         """
-        self._hub = hub
+        self._publishing = publishing
         self._report = report
         self._max_levels = max_levels
         self._max_book_bytes = max_book_bytes
@@ -67,7 +67,7 @@ class BookKeeper:
             self._report.reject(stream.topic.channel(Kind.ORDERBOOK), str(error))
             self._lose(stream, at)
             return
-        self._hub.publish_positioned(stream, Kind.ORDERBOOK, text, at)
+        self._publishing.publish_positioned(stream, Kind.ORDERBOOK, text, at)
         self._books[stream] = stream.latest[Kind.ORDERBOOK], book
 
     def rebuilt(
@@ -103,14 +103,14 @@ class BookKeeper:
         self._books.pop(stream, None)
         position = Position(stream.epoch, sequence)
         if stream.book_is_unknown and Kind.ORDERBOOK not in stream.latest:
-            self._hub.leave_out(stream, sequence)
+            self._publishing.leave_out(stream, sequence)
             return
         others = [
             (kind, known.sequence, known.text)
             for kind, known in stream.latest.items()
             if kind is not Kind.ORDERBOOK
         ]
-        self._hub.start_epoch(stream, GapReason.BOOK_UNKNOWN, position, others)
+        self._publishing.start_epoch(stream, GapReason.BOOK_UNKNOWN, position, others)
         stream.book_is_unknown = True
 
     def changed(self, book: Book | None, change: BookChange) -> Book:

@@ -13,7 +13,7 @@ import structlog
 
 from streamer.bounded_log import BoundedLog
 from streamer.hub.flush import FlushLoop
-from streamer.hub.hub import Hub
+from streamer.hub.publishing import Publishing
 from streamer.hub.streams import TopicStream
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import GapReason, Position
@@ -33,7 +33,7 @@ class Router:
 
     def __init__(
         self,
-        hub: Hub,
+        publishing: Publishing,
         flush_loop: FlushLoop,
         reads: TopicReads,
         report: SourceReport,
@@ -41,14 +41,14 @@ class Router:
         max_publication_bytes: int,
         max_book_levels: int = 1000,
     ) -> None:
-        self._hub = hub
+        self._publishing = publishing
         self._flush_loop = flush_loop
         self._reads = reads
         self._report = report
         self.validator = Validator(report, max_publication_bytes=max_publication_bytes)
         self._room = HeldRoom()
         self._books = BookKeeper(
-            hub, report, max_levels=max_book_levels, max_book_bytes=max_publication_bytes
+            publishing, report, max_levels=max_book_levels, max_book_bytes=max_publication_bytes
         )
         self._sequencers: dict[Topic, Sequencer] = {}
         self._routes: dict[bytes, tuple[Sequencer, Kind, str | None]] = {}
@@ -62,7 +62,7 @@ class Router:
         """Route the channels of a topic to its stream."""
         topic = stream.topic
         sequencer = self._sequencers[topic] = Sequencer(
-            self._hub,
+            self._publishing,
             stream,
             reads=self._reads,
             report=self._report,
@@ -131,7 +131,7 @@ class Router:
         route = self._routes.get(channel)
         if route is not None and (stream := route[0].stream).subscriptions:
             position = Position(stream.epoch, stream.sequence)
-            self._hub.start_epoch(stream, GapReason.SOURCE_UNAVAILABLE, position)
+            self._publishing.start_epoch(stream, GapReason.SOURCE_UNAVAILABLE, position)
         self._warn(
             "refused",
             "channel refused by Redis",

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 from streamer.broker.history import Entry, HistoryQuery, TopicHistory
-from streamer.hub.hub import Hub
+from streamer.hub.publishing import Publishing
 from streamer.hub.streams import TopicStream
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.publications import BookChange, DecodedPublication
@@ -170,8 +170,8 @@ class Sequencer:
         "_epoch",
         "_held",
         "_held_bytes",
-        "_hub",
         "_last_payload",
+        "_publishing",
         "_reads",
         "_recorded",
         "_report",
@@ -182,7 +182,7 @@ class Sequencer:
 
     def __init__(
         self,
-        hub: Hub,
+        publishing: Publishing,
         stream: TopicStream,
         *,
         reads: Reads,
@@ -192,7 +192,7 @@ class Sequencer:
         books: BookKeeper,
     ) -> None:
         """Create it in state OPENING; `open` requests the position."""
-        self._hub = hub
+        self._publishing = publishing
         self.stream = stream
         self._reads = reads
         self._report = report
@@ -281,7 +281,9 @@ class Sequencer:
                 if type(publication.text) is BookChange:
                     self._books.publish(stream, publication.text, position.sequence)
                     return
-                self._hub.publish_positioned(stream, kind, publication.text, position.sequence)
+                self._publishing.publish_positioned(
+                    stream, kind, publication.text, position.sequence
+                )
                 return
             if self._is_repeat(publication, payload):
                 self._report.duplicates += 1
@@ -296,7 +298,7 @@ class Sequencer:
         if type(publication.text) is BookChange:
             self._books.publish(self.stream, publication.text, None)
             return
-        self._hub.publish(self.stream, kind, publication.text)
+        self._publishing.publish(self.stream, kind, publication.text)
 
     def _names_epoch(self, position: Position) -> bool:
         """Whether this is the stream's first publication, so that its epoch names the stream's.
@@ -414,7 +416,7 @@ class Sequencer:
         start = Position(position.epoch, self._start(record))
         latest = self._latest(record.entries, start.sequence)
         if not stream.subscriptions:
-            self._hub.adopt(stream, start, latest)
+            self._publishing.adopt(stream, start, latest)
         elif (
             position.sequence == 0
             and stream.sequence == 0
@@ -498,7 +500,7 @@ class Sequencer:
         if type(text) is BookChange:
             self._books.publish(self.stream, text, sequence)
         else:
-            self._hub.publish_positioned(self.stream, kind, text, sequence)
+            self._publishing.publish_positioned(self.stream, kind, text, sequence)
 
     def _is_doubtful(self, position: Position) -> bool:
         if position.epoch == self._epoch or self._names_epoch(position):
@@ -528,7 +530,7 @@ class Sequencer:
             )
             self._report.step_back(stream.topic, reason)
             # A new epoch, so that clients can distinguish the two publications.
-            self._begin(Position(self._hub.new_epoch(), position.sequence - 1))
+            self._begin(Position(self._publishing.new_epoch(), position.sequence - 1))
         else:
             epoch = stream.epoch if known else position.epoch
             self._begin(Position(epoch, position.sequence - 1))
@@ -546,11 +548,11 @@ class Sequencer:
 
     def _rename(self, epoch: str) -> None:
         self._epoch = epoch
-        self._hub.rename_epoch(self.stream, epoch)
+        self._publishing.rename_epoch(self.stream, epoch)
         self._reads.announce(self.stream)
 
     def _begin_own_epoch(self) -> None:
-        self._begin(Position(self._hub.new_epoch(), 0))
+        self._begin(Position(self._publishing.new_epoch(), 0))
         self._epoch = None
 
     def _begin(
@@ -560,7 +562,7 @@ class Sequencer:
         *,
         reason: GapReason = GapReason.SOURCE_RECONNECTED,
     ) -> None:
-        self._hub.start_epoch(self.stream, reason, position, latest)
+        self._publishing.start_epoch(self.stream, reason, position, latest)
         self._last_payload = None
 
 

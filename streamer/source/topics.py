@@ -10,7 +10,7 @@ import trio
 
 from streamer.broker.connect import RedisConnectionError
 from streamer.broker.history import HistoryQuery, TopicHistory
-from streamer.hub.hub import Hub
+from streamer.hub.publishing import Publishing
 from streamer.hub.streams import TopicStream
 from streamer.hub.upstream import Recovery, RecoveryOutcome
 from streamer.protocol.messages import Position
@@ -33,7 +33,7 @@ class TopicSource:
 
     def __init__(
         self,
-        hub: Hub,
+        publishing: Publishing,
         demand: TopicDemand,
         router: Router,
         bus: Bus,
@@ -43,7 +43,7 @@ class TopicSource:
         subscribe_timeout_seconds: float,
     ) -> None:
         """`positions` is None if none are stored, as with the bus inside the process."""
-        self._hub = hub
+        self._publishing = publishing
         self._demand = demand
         self._router = router
         self._reads = reads
@@ -221,4 +221,4 @@ class TopicSource:
             and type(text) is not BookChange  # the book before it is not known
         ]
         if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
-            self._hub.extend_history(stream, earlier)
+            self._publishing.extend_history(stream, earlier)

@@ -43,13 +43,13 @@ class PositionedProducer:
         """Whether the sequencer wants its position read."""
         report = SourceReport(lambda: 0.0)
         self._sequencer = Sequencer(
-            hub,
+            hub.publishing,
             stream,
             reads=self,
             report=report,
             room=HeldRoom(topic_bytes=MAX_HELD_BYTES),
             decode_entry=lambda _kind, _sequence, payload: payload,
-            books=BookKeeper(hub, report, max_levels=10, max_book_bytes=1 << 18),
+            books=BookKeeper(hub.publishing, report, max_levels=10, max_book_bytes=1 << 18),
         )
         self._stream = stream
         self._position = Position(epoch, 0)

@@ -1,4 +1,7 @@
-"""The history that a hub keeps of each topic for returning clients, and its bounds."""
+"""The history that a hub keeps of each topic for returning clients, and its bounds.
+
+Covers streamer.hub.publishing.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class House:
         for _ in range(count):
             head = b'{"type":"x","pad":"'
             text = head + b"x" * (size - len(head) - len(b'"}')) + b'"}'
-            self.hub.publish_positioned(stream, kind, text, stream.sequence + 1)
+            self.hub.publishing.publish_positioned(stream, kind, text, stream.sequence + 1)
 
     def kept(self, topic: Topic = STOCK) -> list[int]:
         """The sequences that are kept, which must be the topic's last ones."""
@@ -124,9 +127,11 @@ def test_what_is_forgotten_gives_its_bytes_back(how: str) -> None:
             house.now += 5.0
             house.hub.release_unused()
         elif how == "expired":
-            house.hub.expire_history(house.hub.order)
+            house.hub.expire_history(house.hub.publishing.order)
         else:
-            house.hub.adopt(house.hub.stream(STOCK), Position(house.hub.new_epoch(), 0))
+            house.hub.publishing.adopt(
+                house.hub.stream(STOCK), Position(house.hub.publishing.new_epoch(), 0)
+            )
         assert house.kept() == []
     house.publish(STOCKS[1], 10, size=100)
     assert len(house.kept(STOCKS[1])) == 10
@@ -138,7 +143,7 @@ def test_history_expires_by_age_over_all_topics() -> None:
     house.publish(STOCKS[0], 3)
     house.publish(STOCKS[1], 1)
     house.publish(STOCKS[0], 1)
-    last = house.hub.order
+    last = house.hub.publishing.order
     house.publish(STOCKS[0], 2)
     house.hub.expire_history(last)
     assert house.kept(STOCKS[0]) == [5, 6]
@@ -151,15 +156,15 @@ def test_history_that_was_fetched_goes_before_what_is_kept() -> None:
     """As much of its end as there is room for, and it expires as if it were new."""
     house = House(history_length=4)
     stream = house.hub.stream(STOCK)
-    house.hub.adopt(stream, Position("redis", 5))
+    house.hub.publishing.adopt(stream, Position("redis", 5))
     house.publish(STOCK, 2)
     earlier = [(Kind.PRICE, sequence, b"{}") for sequence in range(1, 6)]
-    house.hub.extend_history(stream, earlier)
+    house.hub.publishing.extend_history(stream, earlier)
     assert house.kept() == [4, 5, 6, 7]
     assert house.missed(3) == [4, 5, 6, 7]
-    house.hub.expire_history(house.hub.order - 1)
+    house.hub.expire_history(house.hub.publishing.order - 1)
     assert house.kept() == [4, 5, 6, 7]
-    house.hub.expire_history(house.hub.order)
+    house.hub.expire_history(house.hub.publishing.order)
     assert house.kept() == []
 
 
@@ -167,9 +172,9 @@ def test_fetched_history_has_room_in_bytes_or_none() -> None:
     """It shares the bound with all other."""
     house = House(max_history_bytes=250)
     stream = house.hub.stream(STOCK)
-    house.hub.adopt(stream, Position("redis", 5))
+    house.hub.publishing.adopt(stream, Position("redis", 5))
     house.publish(STOCK, 1, size=100)
-    house.hub.extend_history(stream, [(Kind.PRICE, n, b"x" * 100) for n in range(1, 6)])
+    house.hub.publishing.extend_history(stream, [(Kind.PRICE, n, b"x" * 100) for n in range(1, 6)])
     assert house.kept() == [5, 6]
     for _ in range(3):
         house.publish(STOCK, 1, size=100)
@@ -181,11 +186,11 @@ def test_fetched_history_gives_back_what_it_took() -> None:
     house = House()
     sector = Topic.parse("sector:tech")
     stream = house.hub.stream(sector)
-    house.hub.adopt(stream, Position("redis", 5))
-    house.hub.extend_history(stream, [(Kind.PRICE, n, b'{"n":1}') for n in range(1, 6)])
+    house.hub.publishing.adopt(stream, Position("redis", 5))
+    house.hub.publishing.extend_history(stream, [(Kind.PRICE, n, b'{"n":1}') for n in range(1, 6)])
     assert len(house.kept(sector)) == 5
-    house.hub.expire_history(house.hub.order)
-    assert house.hub._history_bytes == 0
+    house.hub.expire_history(house.hub.publishing.order)
+    assert house.hub.publishing._history_bytes == 0
 
 
 def test_an_epoch_goes_by_two_names_until_the_next_begins() -> None:
@@ -193,10 +198,10 @@ def test_an_epoch_goes_by_two_names_until_the_next_begins() -> None:
     house = House()
     stream = house.hub.stream(STOCK)
     former = stream.epoch
-    house.hub.rename_epoch(stream, "redis")
+    house.hub.publishing.rename_epoch(stream, "redis")
     house.publish(STOCK, 2)
     assert house.missed(1, epoch=former) == house.missed(1, epoch="redis") == [2]
-    house.hub.start_epoch(stream, GapReason.HISTORY_EXPIRED, Position("redis", 5))
+    house.hub.publishing.start_epoch(stream, GapReason.HISTORY_EXPIRED, Position("redis", 5))
     assert house.missed(5, epoch="redis") == []
     assert house.missed(5, epoch=former) is None
 

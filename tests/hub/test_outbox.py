@@ -57,7 +57,7 @@ class Behind:
     def publish(self, kind: Kind) -> int:
         """Publish and flush; returns the sequence."""
         stream = self.hub.stream(STOCK)
-        self.hub.publish(stream, kind, b'{"kind":"%b"}' % kind.encode())
+        self.hub.publishing.publish(stream, kind, b'{"kind":"%b"}' % kind.encode())
         self.flush()
         return stream.sequence
 
@@ -155,7 +155,7 @@ def test_after_a_gap_come_the_last_values_of_the_kinds_asked_for() -> None:
         (Kind.PRICE, 7, b'{"kind":"price","sequence":7}'),
     ]
     position = Position("next", 7)
-    house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, position, latest)
+    house.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, position, latest)
     narrow.flush()
     gap = (None, 7, None, False)
     assert short(narrow.received()) == [gap, ("price", 7, None, True)]
@@ -170,7 +170,9 @@ def test_a_widened_subscription_gets_last_values_behind_the_gap_that_waits(
     client.fall_behind()
     stream = client.hub.stream(STOCK)
     latest = [(Kind.ORDERBOOK, 6, b'{"kind":"orderbook","sequence":6}')]
-    client.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 7), latest)
+    client.hub.publishing.start_epoch(
+        stream, GapReason.SOURCE_RECONNECTED, Position("next", 7), latest
+    )
     client.publish(Kind.PRICE)
     client.subscribe(BOTH)
     assert short(client.received()) == [
@@ -192,11 +194,11 @@ def test_only_what_is_due_is_looked_at() -> None:
     house.hub.subscribe(client.outbox, wants)
     for _ in range(2):
         for topic in topics:
-            house.hub.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')
+            house.hub.publishing.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')
         client.flush()
         client.received()
     assert len(client.outbox.backlog) == 200
-    house.hub.publish(house.hub.stream(topics[7]), Kind.PRICE, b'{"kind":"price"}')
+    house.hub.publishing.publish(house.hub.stream(topics[7]), Kind.PRICE, b'{"kind":"price"}')
     client.flush()
     assert client.outbox.backlog.take(house.now) == []
     assert house.hub.fanout.due_seconds == 60.0
@@ -214,7 +216,7 @@ def test_a_client_that_ends_is_cleared_at_once(monkeypatch: pytest.MonkeyPatch) 
     house.hub.subscribe(client.outbox, [Want(t, SubscriptionOptions(Mode.ALL)) for t in topics])
     client.fall_behind()
     for topic in topics:
-        house.hub.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')
+        house.hub.publishing.publish(house.hub.stream(topic), Kind.PRICE, b'{"kind":"price"}')
     client.flush()
     calls = 0
     discard = Backlog.discard

@@ -30,7 +30,7 @@ def filled(house: House, topic: Topic, count: int) -> None:
     stream = house.hub.stream(topic)
     for _ in range(count):
         text = b'{"type":"x","pad":"%b"}' % (b"x" * MESSAGE_BYTES)
-        house.hub.publish(stream, Kind.PRICE, text)
+        house.hub.publishing.publish(stream, Kind.PRICE, text)
 
 
 def test_what_is_promised_is_held_while_the_history_goes_on() -> None:
@@ -94,7 +94,7 @@ def test_a_client_ahead_of_the_server_never_goes_back() -> None:
     house = House()
     stream = house.hub.stream(STOCK)
     epoch = "of the producers"
-    house.hub.adopt(stream, Position(epoch, 0))
+    house.hub.publishing.adopt(stream, Position(epoch, 0))
     filled(house, STOCK, 3)
     with listening(house.hub) as client, listening(house.hub) as other:
         other.subscribe(STOCK)
@@ -115,15 +115,17 @@ def test_a_gap_behind_a_client_that_is_ahead_is_not_sent_to_it() -> None:
     """The server skips to 5, where a client was at 7: it would go back."""
     house = House()
     stream = house.hub.stream(STOCK)
-    house.hub.adopt(stream, Position("of the producers", 0))
+    house.hub.publishing.adopt(stream, Position("of the producers", 0))
     filled(house, STOCK, 3)
     with listening(house.hub) as client:
         client.recover(STOCK, Position(stream.epoch, 7))
         client.heard()
-        house.hub.start_epoch(stream, GapReason.HISTORY_EXPIRED, Position(stream.epoch, 5))
+        house.hub.publishing.start_epoch(
+            stream, GapReason.HISTORY_EXPIRED, Position(stream.epoch, 5)
+        )
         filled(house, STOCK, 3)
         assert sequences(client) == [(8, None)]
-        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 2))
+        house.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 2))
         filled(house, STOCK, 1)
         assert [message["sequence"] for message in client.heard()] == [2, 3]
 
@@ -190,7 +192,7 @@ def test_a_value_of_a_later_epoch_does_not_overtake_the_gap_before_it() -> None:
     with listening(house.hub) as client:
         client.outbox.hold(b"", 0, 0)  # a write is not over
         client.recover(STOCK, Position("unheard-of", 9), Kind.ORDERBOOK)
-        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 0))
+        house.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 0))
         filled(house, STOCK, 1)
         client.subscribe(STOCK, Kind.PRICE)
         house.hub.fanout.resume(client.outbox)
@@ -208,7 +210,7 @@ def test_in_mode_all_a_widened_subscription_stays_in_order_behind_a_replay() -> 
         client.outbox.hold(b"", 0, 0)  # a write is not over
         client.recover(STOCK, Position(stream.epoch, 0), Kind.PRICE)
         for kind in (Kind.PRICE, Kind.ORDERBOOK, Kind.PRICE):
-            house.hub.publish(stream, kind, b'{"type":"x"}')
+            house.hub.publishing.publish(stream, kind, b'{"type":"x"}')
             client.flush()
         client.subscribe(STOCK, Kind.ORDERBOOK, Kind.PRICE)
         house.hub.fanout.resume(client.outbox)
@@ -223,8 +225,8 @@ def test_options_that_change_before_a_gap_is_sent_move_no_position_ahead_of_it()
     stream = house.hub.stream(STOCK)
     with listening(house.hub) as other, listening(house.hub) as client:
         other.subscribe(STOCK, Kind.PRICE)
-        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("e", 0))
-        house.hub.publish(stream, Kind.ORDERBOOK, b'{"type":"x"}')
+        house.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("e", 0))
+        house.hub.publishing.publish(stream, Kind.ORDERBOOK, b'{"type":"x"}')
         client.outbox.hold(b"\x89\x00", 0, 0)
         client.recover(STOCK, Position("former", 7), Kind.PRICE)
         want = Want(STOCK, SubscriptionOptions(Mode.LATEST))
@@ -284,7 +286,7 @@ def test_last_values_that_were_lost_with_the_connection_come_again() -> None:
         record = decode_record(encode_session(client.outbox))
         assert restored(house, record) == [3]
         epoch = house.hub.stream(STOCK).epoch
-        house.hub.publish(house.hub.stream(STOCK), Kind.ORDERBOOK, b'{"type":"x"}')
+        house.hub.publishing.publish(house.hub.stream(STOCK), Kind.ORDERBOOK, b'{"type":"x"}')
         assert restored(house, record) == [3]
         assert restored(house, record, Position(epoch, 4)) == [3]
         filled(house, STOCK, 1)
@@ -303,7 +305,9 @@ def test_last_values_after_a_gap_that_were_lost_come_again() -> None:
     with listening(house.hub) as client:
         client.subscribe(STOCK)
         latest = [(Kind.PRICE, 7, b'{"type":"x","sequence":7}')]
-        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("e", 8), latest)
+        house.hub.publishing.start_epoch(
+            stream, GapReason.SOURCE_RECONNECTED, Position("e", 8), latest
+        )
         client.flush()
         record = decode_record(encode_session(client.outbox))
         assert restored(house, record, Position("e", 8)) == [7]

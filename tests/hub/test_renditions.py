@@ -50,7 +50,7 @@ def publish(house: House, *books: bytes, kind: Kind = Kind.ORDERBOOK) -> None:
     """Publish messages of stock A."""
     stream = house.hub.stream(STOCK)
     for text in books:
-        house.hub.publish(stream, kind, text)
+        house.hub.publishing.publish(stream, kind, text)
 
 
 def shown(message: dict[str, Any]) -> tuple[str, int, int | None]:
@@ -210,7 +210,7 @@ def test_after_a_gap_comes_a_whole_message() -> None:
         client.subscribe(STOCK, detail=DELTA)
         stream = house.hub.stream(STOCK)
         publish(house, *texts[:2])
-        house.hub.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("new", 0))
+        house.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("new", 0))
         publish(house, texts[2])
         assert [message["type"] for message in client.heard()] == [
             "orderbook_update",
@@ -228,7 +228,7 @@ def test_after_a_gap_the_last_value_is_a_base() -> None:
         stream = house.hub.stream(STOCK)
         latest = [(Kind.ORDERBOOK, 4, book(LADDER, more=',"sequence":4'))]
         reason = GapReason.SOURCE_RECONNECTED
-        house.hub.start_epoch(stream, reason, Position("new", 4), latest)
+        house.hub.publishing.start_epoch(stream, reason, Position("new", 4), latest)
         publish(house, book([("99", "1"), *LADDER]))
         _, snapshot, delta = client.heard()
         assert snapshot["snapshot"]
@@ -277,7 +277,7 @@ def test_a_sector_has_deltas_between_prices_of_one_stock() -> None:
         for stock in "AAB":
             members = f'"price":{stream.sequence},"change":0,"change_percent":0,"volume":12345'
             text = f'{{"type":"price_update","stock_code":"{stock}",{members}}}'
-            house.hub.publish(stream, Kind.PRICE, text.encode())
+            house.hub.publishing.publish(stream, Kind.PRICE, text.encode())
         received = client.heard()
         assert [message["type"] for message in received] == [
             "price_update",

@@ -765,7 +765,7 @@ class World:
     # The source
 
     def _new_epoch(self) -> str:
-        epoch = self.hub.new_epoch()
+        epoch = self.hub.publishing.new_epoch()
         assert epoch not in self._epochs
         self._epochs.add(epoch)
         return epoch
@@ -809,7 +809,7 @@ class World:
         epoch = log.epoch(len(log.entries))
         log.entries.append(Entry(kind, epoch, sequence, value))
         text = self.texts[value] = json.dumps(body(topic, kind, value, size)).encode()
-        self.hub.publish(log.stream, kind, text)
+        self.hub.publishing.publish(log.stream, kind, text)
 
     def lose_source(self, topics: Iterable[Topic], *, times: int = 1) -> None:
         """The source was away, so often, and something of these topics may have been missed."""
@@ -820,7 +820,9 @@ class World:
                     continue
                 epoch = self._new_epoch()
                 log.entries.append(Entry(None, epoch, 0, -1))
-                self.hub.start_epoch(log.stream, GapReason.SOURCE_RECONNECTED, Position(epoch, 0))
+                self.hub.publishing.start_epoch(
+                    log.stream, GapReason.SOURCE_RECONNECTED, Position(epoch, 0)
+                )
 
     # The flush loop
 

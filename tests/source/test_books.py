@@ -203,12 +203,14 @@ def test_random_changes_lead_to_the_book_of_the_producer(
 ) -> None:
     """Changes between random books, published as such, give those books."""
     house = House(history_length=50)
-    keeper = BookKeeper(house.hub, SourceReport(lambda: 0.0), max_levels=50, max_book_bytes=1 << 18)
+    keeper = BookKeeper(
+        house.hub.publishing, SourceReport(lambda: 0.0), max_levels=50, max_book_bytes=1 << 18
+    )
     bids, asks = books[0]
     with listening(house.hub) as client:
         client.subscribe(STOCK, detail=Detail(delta=True))
         stream = house.hub.stream(STOCK)
-        house.hub.publish(stream, Kind.ORDERBOOK, book(bids[::-1], asks))
+        house.hub.publishing.publish(stream, Kind.ORDERBOOK, book(bids[::-1], asks))
         held = content(client.heard()[0])
         for new_bids, new_asks in books[1:]:
             gone = [[(p, "0") for p, _ in old] for old in (bids, asks)]

@@ -84,10 +84,10 @@ class House:
         )
         reads = NoReads()
         self.router = Router(
-            self.hub, self.flush_loop, reads, SourceReport(), max_publication_bytes=1000
+            self.hub.publishing, self.flush_loop, reads, SourceReport(), max_publication_bytes=1000
         )
         self.source = TopicSource(
-            self.hub,
+            self.hub.publishing,
             demand,
             self.router,
             self.bus,

@@ -59,13 +59,15 @@ class House:
     def want(self, stream: TopicStream) -> None:
         """The topic is new."""
         self.sequencer = Sequencer(
-            self.hub,
+            self.hub.publishing,
             stream,
             reads=self,
             report=self.report,
             room=self.room,
             decode_entry=lambda _kind, _sequence, payload: None if payload == INVALID else payload,
-            books=BookKeeper(self.hub, self.report, max_levels=10, max_book_bytes=1 << 18),
+            books=BookKeeper(
+                self.hub.publishing, self.report, max_levels=10, max_book_bytes=1 << 18
+            ),
         )
         self.sequencer.open()
 

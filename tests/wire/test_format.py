@@ -144,7 +144,7 @@ def test_a_publication_is_encoded_once_for_each_format() -> None:
             house.hub.subscribe(client.outbox, [Want(STOCK)])
         house.hub.subscribe(clients[0].outbox, [Want(other)])
         assert house.hub.fanout.groups == 3
-        house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":1}')
+        house.hub.publishing.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":1}')
         flush(house.hub)
         for client, name in zip(clients, [b"one"] * 3 + [b"two"] * 2, strict=True):
             assert client.received() == [name + b':{"n":1,"sequence":1}']
@@ -162,7 +162,7 @@ def test_a_format_may_keep_a_state_for_each_group() -> None:
             house.hub.subscribe(client.outbox, [Want(STOCK)])
         house.hub.subscribe(clients[0].outbox, [Want(other)])
         assert wire.groups == [], "nothing is made before there is something to send"
-        house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":1}')
+        house.hub.publishing.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":1}')
         flush(house.hub)
         names = [client.received()[0].partition(b":")[0] for client in clients]
         assert names == [b"g1", b"g0", b"g0"]
@@ -170,7 +170,7 @@ def test_a_format_may_keep_a_state_for_each_group() -> None:
         house.hub.subscribe(
             clients[1].outbox, [Want(other, SubscriptionOptions(interval_seconds=1.0))]
         )
-        house.hub.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":2}')
+        house.hub.publishing.publish(house.hub.stream(STOCK), Kind.PRICE, b'{"n":2}')
         flush(house.hub)
         assert [client.received()[0].partition(b":")[0] for client in clients] == [
             b"g1",
