@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -23,6 +24,7 @@ from streamer.hub.sessions import (
     SessionRecord,
     decode_record,
     encode_record,
+    encode_session,
 )
 from streamer.hub.streams import SentSnapshots, TopicStream
 from streamer.hub.subscription import SubscriptionOptions, Want
@@ -321,6 +323,20 @@ async def test_memory_for_ended_sessions_is_bounded(
     assert set(store.records) == {"quiet", *(f"busy {n}" for n in range(100))} & set(
         house.sessions._ended._ended
     )
+
+
+async def test_a_record_takes_no_more_memory_than_its_bytes(house: House) -> None:
+    """The bound counts the bytes, so the buffer that the encoder wrote into is not kept."""
+    for name, count in ("few", 1), ("many", 500):
+        wants = [Want(Topic.parse(f"stock:{number}")) for number in range(count)]
+        outbox = house.connect(name, *wants)
+        encode_session(outbox, ended=True)  # makes what all records share
+        tracemalloc.start()
+        try:
+            record = encode_session(outbox, ended=True)
+            assert tracemalloc.get_traced_memory()[0] < len(record) + 1000
+        finally:
+            tracemalloc.stop()
 
 
 async def test_a_record_larger_than_the_bound_is_not_kept(autojump_clock: MockClock) -> None:
