@@ -13,7 +13,6 @@ a group of their own, and a price to 10,000 users would be 10,000 frames.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import Final, Protocol, cast
 import attrs
 
 from streamer.hub.bandwidth import Bandwidth
+from streamer.hub.due_clients import DueClients
 from streamer.hub.group import Group, GroupKey
 from streamer.hub.outbox import Outbox, Write
 from streamer.hub.streams import Lane, TopicStream
@@ -99,10 +99,7 @@ class FanOut:
         self._left: dict[TopicStream, float] = {}
         """The topics that the last flush has left to the next one, the oldest first, each with when
         its first publication was published."""
-        self._due: dict[Outbox, float] = {}
-        """When the rate of a client allows something that waits for it."""
-        self._due_heap: list[tuple[float, int, Outbox]] = []
-        """The same in order; an entry that `_due` does not confirm is out of date."""
+        self._due = DueClients()
         self._has_left_due = False
         """Whether the last flush has left messages to the next one whose time had come."""
         self._flush_number = 0
@@ -133,9 +130,7 @@ class FanOut:
     def forget(self, outbox: Outbox) -> None:
         """Remove a client from its group and from those that wait for their rate."""
         self.leave(outbox)
-        if self._due.pop(outbox, None) is not None and len(self._due_heap) > 2 * len(self._due):
-            self._due_heap = [entry for entry in self._due_heap if self._due.get(entry[2])]
-            heapq.heapify(self._due_heap)
+        self._due.discard(outbox)
 
     def is_owed(self, outbox: Outbox) -> bool:
         """Whether the flush under way has still to reach the client: its lanes are ahead of it."""
@@ -231,10 +226,7 @@ class FanOut:
     @property
     def due_seconds(self) -> float | None:
         """When the first message that waits for its rate may be sent, on the hub's clock."""
-        heap = self._due_heap
-        while heap and self._due.get(heap[0][2]) != heap[0][0]:
-            heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        return self._due.due_seconds
 
     def flush(self, progress: FlushProgress, *, stretched: bool) -> Iterator[None]:
         """Send the publications since the last flush to every client.
@@ -442,21 +434,17 @@ class FanOut:
         """
         now = self._clock()
         limit = progress.messages + self._messages_per_flush
-        while (due := self.due_seconds) is not None and due <= now:
+        while (due := self._due.due_seconds) is not None and due <= now:
             if progress.messages >= limit:
                 self._has_left_due = True
                 return
-            outbox = heapq.heappop(self._due_heap)[2]
-            del self._due[outbox]
-            yield outbox
+            yield self._due.pop()
 
     def _flush_solo(self, outbox: Outbox) -> int:
         """Write one client's waiting messages, and let it join a group if none is left."""
         messages = outbox.flush(self._clock())
         due = outbox.due_seconds
-        if due is not None and not outbox.blocked and self._due.get(outbox) != due:
-            self._due[outbox] = due
-            heapq.heappush(self._due_heap, (due, next(self._entries), outbox))
+        if due is not None and not outbox.blocked and self._due.put(outbox, due):
             self._wakeup.set()  # called by a writer task, perhaps, while the flush loop sleeps
         self.join(outbox)
         return messages

@@ -1,0 +1,42 @@
+"""Clients are taken when their time has come, each once."""
+
+from __future__ import annotations
+
+from streamer.hub.due_clients import DueClients
+from streamer.hub.outbox import Outbox
+from tests.hub.listener import listening
+from tests.hub.test_history import House
+
+
+def taken(due: DueClients) -> list[tuple[float, Outbox]]:
+    """All clients in order, each with its time."""
+    order = []
+    while (seconds := due.due_seconds) is not None:
+        order.append((seconds, due.pop()))
+    return order
+
+
+def test_clients_are_taken_in_the_order_of_their_latest_times() -> None:
+    """A client that is put again counts with its new time alone."""
+    house = House(history_length=0)
+    with listening(house.hub) as one, listening(house.hub) as two:
+        due = DueClients()
+        assert due.put(one.outbox, 1.0)
+        assert due.put(two.outbox, 2.0)
+        assert not due.put(two.outbox, 2.0)
+        assert due.put(one.outbox, 3.0)
+        assert taken(due) == [(2.0, two.outbox), (3.0, one.outbox)]
+        assert not due
+
+
+def test_a_client_that_leaves_is_not_taken() -> None:
+    """The others still are, and nothing remains of those that left."""
+    house = House(history_length=0)
+    with listening(house.hub) as one, listening(house.hub) as two:
+        due = DueClients()
+        for seconds in (5.0, 4.0, 3.0):
+            due.put(one.outbox, seconds)
+        due.put(two.outbox, 6.0)
+        due.discard(one.outbox)
+        due.discard(one.outbox)
+        assert taken(due) == [(6.0, two.outbox)]
