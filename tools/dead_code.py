@@ -36,9 +36,7 @@ USED: Final = {
 
 PUBLIC: Final = {
     "ended_bytes": "the bound that tests measure",
-    "encode_record": "the inverse of decode_record; makes the records that tests store",
     "wait_subscribed": "the moment that tests wait for",
-    "is_ahead": "asked by the model of tests/hub",
     "step_back": "reports a producer that begins again within its epoch",
     "subscribers": "for whoever runs a server in a program of their own",
     "read_book_tickers": "one of the feeds; tests compare recordings with it",

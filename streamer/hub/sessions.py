@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import cattrs
@@ -94,90 +94,44 @@ class _StoredRecord:
             raise ValueError(f"a bandwidth of {value} bytes/s")
 
 
-def encode_record(record: SessionRecord) -> bytes:
-    """Encode a record as JSON, compactly: most subscriptions of a client have the same options."""
-    return _encode(
-        record.session_id,
-        (
-            (
-                (held.topic.subscription_type, held.mode, held.kinds, held.interval_seconds),
-                held.detail,
-                held.topic.target,
-                held.confirmed,
-                held.unconfirmed,
-            )
-            for held in record.subscriptions
-        ),
-        ended=record.ended,
-        user_id=record.user_id,
-        max_bandwidth=record.max_bandwidth,
-    )
-
-
-def encode_session(outbox: Outbox, *, ended: bool = False) -> bytes:
-    """Encode the record of a client's session as it is now, without making it first."""
-    return _encode(
-        outbox.name,
-        (
-            (
-                (stream.topic.subscription_type, lane.mode, lane.kinds, held.interval_seconds),
-                lane.detail,
-                stream.topic.target,
-                held.confirmed,
-                _sent_snapshots(held) if stream.resumed_sequence else held.unconfirmed,
-            )
-            for held in outbox.subscriptions.values()
-            for lane in (held.lane,)
-            for stream in (lane.stream,)
-        ),
-        ended=ended,
-        user_id=outbox.user_id,
-        max_bandwidth=outbox.max_bandwidth,
-    )
-
-
 _Options = tuple[SubscriptionType, Mode, frozenset[Kind], float]
 """The fields that the subscriptions of a `_StoredGroup` share, beside those of `Detail`."""
 
-_Entry = tuple[_Options, Detail, str, Position, SentSnapshots | None]
-"""A subscription: its options, its target, the position that the client has confirmed, and the last
-known values that it has not."""
-
 _Snapshots = tuple[frozenset[Kind], int] | None
-"""The fields of a `_StoredGroup` about these."""
+"""The fields of a `_StoredGroup` about values that the client has not confirmed."""
 
 
-def _encode(
-    session_id: str,
-    entries: Iterable[_Entry],
-    *,
-    ended: bool,
-    user_id: str | None,
-    max_bandwidth: float,
-) -> bytes:
+def encode_session(outbox: Outbox, *, ended: bool = False) -> bytes:
+    """Encode the record of a client's session as it is now, compactly.
+
+    Subscriptions with the same options share them: most of a client's do.
+    """
     groups: dict[tuple[_Options, Detail, _Snapshots], dict[str, dict[str, int]]] = {}
-    for options, detail, target, at, sent in entries:
+    for held in outbox.subscriptions.values():
+        lane = held.lane
+        stream = lane.stream
+        topic, at = stream.topic, held.confirmed
+        sent = _sent_snapshots(held) if stream.resumed_sequence else held.unconfirmed
+        options = (topic.subscription_type, lane.mode, lane.kinds, held.interval_seconds)
         snapshots = None if sent is None else (sent.kinds, sent.sequence - at.sequence)
-        key = (options, detail, snapshots)
+        key = (options, lane.detail, snapshots)
         positions = groups.get(key)
         if positions is None:
             positions = groups[key] = {}
         sequences = positions.get(at.epoch)
         if sequences is None:
             sequences = positions[at.epoch] = {}
-        sequences[target] = at.sequence
-    owner = {} if user_id is None else {"user_id": user_id}
-    encoded = orjson.dumps(
-        {
-            "session_id": session_id,
-            "groups": [_stored_group(*key, positions) for key, positions in groups.items()],
-            "ended": ended,
-            "max_bandwidth": max_bandwidth,
-        }
-        | owner
-    )
+        sequences[topic.target] = at.sequence
+    record: dict[str, object] = {
+        "session_id": outbox.name,
+        "groups": [_stored_group(*key, positions) for key, positions in groups.items()],
+        "ended": ended,
+        "max_bandwidth": outbox.max_bandwidth,
+    }
+    if outbox.user_id is not None:
+        record["user_id"] = outbox.user_id
     # The buffer of orjson, up to 15 times as large and 4 KB at least, lives as long as its bytes.
-    return bytes(memoryview(encoded))
+    return bytes(memoryview(orjson.dumps(record)))
 
 
 def _stored_group(

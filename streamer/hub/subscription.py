@@ -101,10 +101,6 @@ class Subscription:
         """Whether the client has been sent everything that the lane carries."""
         return self.position >= self.lane.head and self.epoch == self.lane.stream.epoch
 
-    def is_ahead(self, publication: Publication) -> bool:
-        """Whether a publication of the present epoch comes after what the client has been sent."""
-        return self.epoch != self.lane.stream.epoch or publication.sequence > self.position
-
     def hold(self, kinds: Iterable[Kind]) -> None:
         """Note that the client is sent the last values of these kinds."""
         if self.held is not None and self.lane.renderer is not None:

@@ -23,7 +23,6 @@ from streamer.hub.sessions import (
     HeldSubscription,
     SessionRecord,
     decode_record,
-    encode_record,
     encode_session,
 )
 from streamer.hub.streams import SentSnapshots, TopicStream
@@ -35,6 +34,7 @@ from streamer.session_store import StoreUnavailableError
 from streamer.wire.json import WebSocketJson
 from tests.helpers.clients import connected
 from tests.helpers.server import running_server
+from tests.helpers.session_records import encoded
 
 STOCK = Topic.parse("stock:A")
 MARKET = Topic.parse("market:KOSPI")
@@ -275,16 +275,16 @@ async def test_a_record_of_a_live_session_is_loaded_twice(
 
     async def save_late(record: SessionRecord) -> None:
         await trio.sleep(0.1)
-        store.encoded[record.session_id] = encode_record(record)
+        store.encoded[record.session_id] = encoded(record)
 
-    store.encoded["one"] = encode_record(stale)
+    store.encoded["one"] = encoded(stale)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(save_late, final)
         assert await house.sessions.load("one") == final
         del store.encoded["one"]
         nursery.start_soon(save_late, final)
         assert await house.sessions.load("one") == final
-        store.encoded["one"] = encode_record(stale)
+        store.encoded["one"] = encoded(stale)
         assert await house.sessions.load("one") == stale
 
 
@@ -377,9 +377,9 @@ def test_a_record_is_compact(epochs: int, most_bytes: int) -> None:
         for n in range(500)
     ]
     record = SessionRecord("s", held)
-    encoded = encode_record(record)
-    assert len(encoded) < 500 * most_bytes
-    assert decode_record(encoded) == record
+    text = encoded(record)
+    assert len(text) < 500 * most_bytes
+    assert decode_record(text) == record
 
 
 @pytest.mark.parametrize(
@@ -511,15 +511,15 @@ def test_last_values_that_are_not_confirmed_are_kept_in_a_record() -> None:
         ]
     ]
     record = SessionRecord("s", held)
-    assert decode_record(encode_record(record)) == record
+    assert decode_record(encoded(record)) == record
 
 
 def test_a_bandwidth_is_kept_in_a_record() -> None:
     """One that no client can have asked for is refused."""
     record = SessionRecord("s", [], max_bandwidth=2000.0)
-    assert decode_record(encode_record(record)) == record
+    assert decode_record(encoded(record)) == record
     with pytest.raises(ValueError, match="bandwidth"):
-        decode_record(encode_record(attrs.evolve(record, max_bandwidth=-1.0)))
+        decode_record(encoded(attrs.evolve(record, max_bandwidth=-1.0)))
 
 
 @pytest.mark.parametrize(
@@ -582,7 +582,7 @@ async def test_an_anonymous_session_is_restored_by_whoever_knows_it(house: House
 def test_a_record_without_an_owner_is_of_an_anonymous_client() -> None:
     """Servers before identities wrote none; those after them write the user."""
     record = SessionRecord("s", [], user_id="ann")
-    assert decode_record(encode_record(record)) == record
+    assert decode_record(encoded(record)) == record
     old = decode_record(b'{"session_id": "s", "groups": [], "ended": true}')
     assert old == SessionRecord("s", [], ended=True)
-    assert b"user_id" not in encode_record(old)
+    assert b"user_id" not in encoded(old)

@@ -10,12 +10,13 @@ import redis as redis_py
 from streamer.auth.permissions import Decision, Permissions
 from streamer.broker.keys import session_key
 from streamer.client import Alert, Data, Notification, Topic, open_client
-from streamer.hub.sessions import HeldSubscription, SessionRecord, encode_record
+from streamer.hub.sessions import HeldSubscription, SessionRecord
 from streamer.protocol import messages
 from streamer.protocol.messages import DataMessage, Mode, Position, Priority
 from streamer.publisher import open_publisher
 from tests.helpers.clients import Client, connected
 from tests.helpers.server import running_server
+from tests.helpers.session_records import encoded
 
 USER: Final = Topic.parse("user:auth0|5f7c")
 ALERTS: Final = f"alerts:{USER.target}"
@@ -186,7 +187,7 @@ async def test_a_session_record_brings_nobody_what_is_a_users(
             for topic in (USER, Topic.parse("stock:A"))
         ],
     )
-    redis.set(session_key("s1"), encode_record(record))
+    redis.set(session_key("s1"), encoded(record))
     async with running_server(redis=redis_url) as server, connected(server) as client:
         at = {"epoch": "e", "sequence": 0}
         answer = await client.request(

@@ -1199,7 +1199,7 @@ def _widened(
     replays = outbox.backlog._replays
     missed = replays.missed(subscription) if replays else ()
     return sum(
-        subscription.is_ahead(p)
+        (subscription.epoch != stream.epoch or p.sequence > subscription.position)
         and id(p) not in waiting
         and not any(other is p for other in missed)
         for p in latest
