@@ -23,15 +23,14 @@ publication and all that arrive after it, and requests the topic's position from
 - If Redis has no position for the topic, its producers number by themselves. Then only their
   positions count: a hole is a gap, and a step back is a gap into an epoch of another name.
 
-`State` says what may be missing while publications are held; `TRANSITIONS` is the state machine. An
-event that a state does not allow is a bug, and raises `ImpossibleTransition`.
+`streamer.source.sequencer_state` has the states, which say what may be missing while publications
+are held, and the events between them.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from streamer.broker.history import Entry, HistoryQuery, TopicHistory
@@ -42,6 +41,7 @@ from streamer.protocol.publications import BookChange, DecodedPublication
 from streamer.protocol.topics import Kind
 from streamer.source.books import BookKeeper
 from streamer.source.report import SourceReport
+from streamer.source.sequencer_state import TRANSITIONS, Event, ImpossibleTransition, State
 
 TOPIC_HELD_BYTES: Final = 1 << 20
 """Bytes held for one topic while its position is read: some seconds of a busy one."""
@@ -52,85 +52,8 @@ TOTAL_HELD_BYTES: Final = 64 << 20
 _HELD_OVERHEAD_BYTES: Final = 300
 """Memory that a held publication takes besides its payload."""
 
-
-class State(enum.Enum):
-    """Whether a topic's publications are passed on, and what may be missing if they are not."""
-
-    OPENING = "opening"
-    """The position is to be read for the first time, and no client has learned one yet."""
-    LIVE = "live"
-    """Publications are passed on. In all other states but the last they are held."""
-    CHECKING = "checking"
-    """The connection lost nothing, but a position was named that is not the next one."""
-    RECOVERING = "recovering"
-    """Publications may have been missed."""
-    CLOSED = "closed"
-    """The topic was released."""
-
-
-class Event(enum.Enum):
-    """Events that change a topic's state."""
-
-    JOINED = "joined"
-    """A first client learned the position."""
-    DOUBTED = "doubted"
-    """A publication or a client named a position that is not the next one."""
-    LOST = "lost"
-    """The connection was lost."""
-    OVERFLOWED = "overflowed"
-    """The held publications became too many, and were dropped."""
-    READ = "read"
-    """The position was read, and all up to it is published."""
-    PARTLY_READ = "partly read"
-    """The position was read, and more has to be read."""
-    CLOSED = "closed"
-    """The topic was released."""
-
-
-TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
-    State.OPENING: {
-        Event.JOINED: State.RECOVERING,
-        Event.DOUBTED: State.OPENING,
-        Event.LOST: State.OPENING,
-        Event.OVERFLOWED: State.OPENING,
-        Event.READ: State.LIVE,
-        Event.PARTLY_READ: State.CHECKING,
-        Event.CLOSED: State.CLOSED,
-    },
-    State.LIVE: {
-        Event.JOINED: State.LIVE,
-        Event.DOUBTED: State.CHECKING,
-        Event.LOST: State.RECOVERING,
-        Event.CLOSED: State.CLOSED,
-    },
-    State.CHECKING: {
-        Event.JOINED: State.CHECKING,
-        Event.DOUBTED: State.CHECKING,
-        Event.LOST: State.RECOVERING,
-        Event.OVERFLOWED: State.RECOVERING,
-        Event.READ: State.LIVE,
-        Event.PARTLY_READ: State.CHECKING,
-        Event.CLOSED: State.CLOSED,
-    },
-    State.RECOVERING: {
-        Event.JOINED: State.RECOVERING,
-        Event.DOUBTED: State.RECOVERING,
-        Event.LOST: State.RECOVERING,
-        Event.OVERFLOWED: State.RECOVERING,
-        Event.READ: State.LIVE,
-        Event.PARTLY_READ: State.CHECKING,
-        Event.CLOSED: State.CLOSED,
-    },
-    State.CLOSED: {},
-}
-
-
 _LIVE: Final = State.LIVE
 """Compared for each publication: a global is looked up faster than a member of an enum."""
-
-
-class ImpossibleTransition(Exception):  # noqa: N818 - a bug of the caller, named by what it is
-    """An event that the state of a topic does not allow."""
 
 
 class HeldRoom:

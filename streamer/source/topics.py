@@ -20,7 +20,8 @@ from streamer.source.demand import Joined, Released, TopicDemand, Wanted
 from streamer.source.positions import Bus, PositionReader, channels_of
 from streamer.source.reads import TopicReads
 from streamer.source.router import Router
-from streamer.source.sequencer import Sequencer, State
+from streamer.source.sequencer import Sequencer
+from streamer.source.sequencer_state import State
 
 _PATIENCES: Final = 4
 """How often a client's wait may take its whole time, if Redis answers other questions meanwhile."""

@@ -19,7 +19,8 @@ from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind
 from streamer.source.books import BookKeeper
 from streamer.source.report import SourceReport
-from streamer.source.sequencer import HeldRoom, Sequencer, State
+from streamer.source.sequencer import HeldRoom, Sequencer
+from streamer.source.sequencer_state import State
 from tests.hub.bodies import body
 
 MAX_HELD_BYTES = 2000

@@ -17,14 +17,8 @@ from streamer.protocol.publications import DecodedPublication
 from streamer.protocol.topics import Kind, Topic
 from streamer.source.books import BookKeeper
 from streamer.source.report import SourceReport
-from streamer.source.sequencer import (
-    TRANSITIONS,
-    Event,
-    HeldRoom,
-    ImpossibleTransition,
-    Sequencer,
-    State,
-)
+from streamer.source.sequencer import HeldRoom, Sequencer
+from streamer.source.sequencer_state import ImpossibleTransition, State
 from tests.hub.listener import Listener, Message, listening
 
 STOCK = Topic.parse("stock:A")
@@ -173,18 +167,6 @@ def positioned_house(heard_house: House) -> House:
 
 
 # The machine
-
-
-@pytest.mark.parametrize("state", State)
-def test_each_state_says_what_every_event_means(state: State) -> None:
-    """Nothing is allowed once a topic is closed, and no answer while nothing is asked."""
-    allowed = TRANSITIONS[state].keys()
-    if state is State.CLOSED:
-        assert not allowed
-    elif state is State.LIVE:
-        assert set(Event) - allowed == {Event.OVERFLOWED, Event.READ, Event.PARTLY_READ}
-    else:
-        assert set(Event) == allowed
 
 
 def test_an_event_that_the_state_does_not_allow_raises(house: House) -> None:
