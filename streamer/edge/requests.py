@@ -288,6 +288,23 @@ class Requests:
         `positions` (topic as `type:target`) are those that the client names; for other topics the
         last confirmed position of the session is used.
         """
+        sessions, name = self._services.sessions, self._outbox.name
+        held = [subscription.lane.stream.topic for subscription in self._subscriptions]
+        if all(map(self.access.is_own, held)):  # nothing that the client has asked for itself
+            sessions.suspend(name)
+        try:
+            await self._restore(session_id, positions, request_id)
+        except ProtocolError:
+            sessions.resume(name)  # it subscribes anew
+            raise
+        sessions.resume(name)
+
+    async def _restore(
+        self,
+        session_id: str,
+        positions: Mapping[str, Position],
+        request_id: RequestId | None,
+    ) -> None:
         record = await self._load(session_id, request_id)
         if not self._names_bandwidth:
             self._limit_bandwidth(record.max_bandwidth)

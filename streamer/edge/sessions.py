@@ -61,6 +61,8 @@ class RestorableSessions:
         """Sessions that have ended since they were saved."""
         self._dropped: dict[str, None] = {}
         """Sessions whose record is to be deleted from the store."""
+        self._incomplete: set[str] = set()
+        """Sessions whose client waits for the topics of an earlier one."""
         self._session_ended = trio.Event()
 
     @property
@@ -73,6 +75,23 @@ class RestorableSessions:
         if self._store is not None:
             self._changed[session_id] = None
 
+    def suspend(self, session_id: str) -> None:
+        """Keep no record of a session: its client waits for the topics of an earlier one.
+
+        A client whose connection ends before that does not know whether it has them. A record
+        without them would be restored as if it were all that the client had asked for.
+        """
+        if not self._lifetime_seconds:
+            return  # no session has a record
+        self._incomplete.add(session_id)
+        self._changed.pop(session_id, None)
+        self._dropped[session_id] = None
+
+    def resume(self, session_id: str) -> None:
+        """Keep a record again: the client was answered."""
+        self._incomplete.discard(session_id)
+        self.changed(session_id)
+
     def ended(self, outbox: Outbox, *, address: str = "") -> None:
         """Keep the record of a client that is about to be removed, for the session lifetime.
 
@@ -83,7 +102,8 @@ class RestorableSessions:
         self._changed.pop(session_id, None)
         if session_id in self._ended or not self._lifetime_seconds:
             return  # the second step of a close: its subscriptions have already ended
-        if not outbox.subscriptions:
+        if session_id in self._incomplete or not outbox.subscriptions:
+            self._incomplete.discard(session_id)
             self._dropped[session_id] = None
             return
         # As JSON: one object instead of dozens, for each client that has left.
@@ -123,8 +143,12 @@ class RestorableSessions:
         if session_id in self._ended:
             record = self._ended.get(session_id)
             return None if record is None else decode_record(record)
-        outbox = self._live(session_id)
+        outbox = self._live_whole(session_id)
         return None if outbox is None else record_session(outbox)
+
+    def _live_whole(self, session_id: str) -> Outbox | None:
+        """Return a connected client that has all the topics of its session."""
+        return None if session_id in self._incomplete else self._live(session_id)
 
     async def save(self) -> None:
         """Save all changes; if the store is unavailable, they are kept for later."""
@@ -169,7 +193,7 @@ class RestorableSessions:
     def _encoded(self, session_id: str) -> bytes | None:
         if session_id in self._ended:
             return self._ended.get(session_id)
-        outbox = self._live(session_id)
+        outbox = self._live_whole(session_id)
         return None if outbox is None else encode_session(outbox)
 
     async def run(self) -> NoReturn:

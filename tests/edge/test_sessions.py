@@ -266,6 +266,28 @@ async def test_a_session_without_subscriptions_is_forgotten_by_the_store(
     assert store.records == {}
 
 
+async def test_a_session_that_waits_for_the_topics_of_an_earlier_one_has_no_record(
+    house: House, store: ScriptedStore, autojump_clock: MockClock
+) -> None:
+    """Not with the few topics that it has meanwhile, alive or ended, here or in the store."""
+    house.connect("one", Want(STOCK))
+    house.connect("two", Want(STOCK))
+    await trio.sleep(1)
+    assert set(store.records) == {"one", "two"}
+    for name in ("one", "two"):
+        house.sessions.suspend(name)
+        house.sessions.changed(name)  # a ping was answered
+    await trio.sleep(1)
+    assert store.records == {}
+    assert await house.sessions.load("one") is None
+    house.sessions.resume("one")
+    house.disconnect("two")
+    await trio.sleep(1)
+    assert set(store.records) == {"one"}
+    assert topics(await house.sessions.load("one")) == ["stock:A"]
+    assert await house.sessions.load("two") is None
+
+
 async def test_a_record_of_a_live_session_is_loaded_twice(
     house: House, store: ScriptedStore, autojump_clock: MockClock
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis as redis_py
+import trio
 
 from streamer.auth.signing import REFRESH, SigningKey
 from streamer.broker.keys import session_key
@@ -133,6 +135,39 @@ async def test_a_restored_session_has_only_what_its_token_permits(tmp_path: Path
             publish(server, "watchlist:ann:price", price("A", 2))
             assert (await ann.data())["price"] == 2
             await ann.ping_pong()
+
+
+class SlowStore:
+    """A store of sessions that has none, and says so only when it is released."""
+
+    def __init__(self) -> None:
+        self.asked, self.released = trio.Event(), trio.Event()
+
+    async def save(self, records: Mapping[str, bytes]) -> None:
+        """Forget them."""
+
+    async def forget(self, session_ids: Sequence[str]) -> None:
+        """Forget them."""
+
+    async def load(self, session_id: str) -> None:  # noqa: ARG002 - none is known
+        """Find nothing, in the end."""
+        self.asked.set()
+        await self.released.wait()
+
+
+async def test_a_session_that_was_not_restored_to_the_end_is_no_session(tmp_path: Path) -> None:
+    """Its user's own topic is not all that the client had, so it must not be `recovered`."""
+    async with identifying_server(tmp_path) as server:
+        store = server._sessions._store = SlowStore()
+        path = "/v1/ws?session_id=earlier"
+        async with open_client(server, headers=bearer("ann"), path=path) as ann:
+            session_id = (await ann.receive_type("connected"))["session_id"]
+            await store.asked.wait()
+        await eventually(lambda: not server._acceptor.sessions)
+        store.released.set()
+        async with user(server, "ann") as ann:
+            answer = await ann.request(type="reconnect", session_id=session_id)
+            assert answer["code"] == "SESSION_RESTORATION_FAILED"
 
 
 @pytest.mark.parametrize("is_known", [True, False])
