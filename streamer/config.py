@@ -14,8 +14,9 @@ from streamer.setting_rules import (
     ALGORITHM_NAMES,
     ALGORITHMS,
     COOKIE_NAME,
-    HOST,
     HOST_NAMES,
+    HOSTS,
+    HTTP_HOST,
     MAX_BYTES,
     MAX_COUNT,
     MAX_MESSAGE_BYTES,
@@ -97,7 +98,7 @@ class Settings:
 
     host: str = setting(
         "127.0.0.1",
-        HOST,
+        HOSTS,
         "The address to accept WebSocket clients on, or several separated by commas; "
         "0.0.0.0 for all of IPv4, :: for all of IPv6 and IPv4.",
         heading="Listeners",
@@ -105,7 +106,7 @@ class Settings:
     port: int = setting(8765, PORT, "The port to accept WebSocket clients on; 0 picks a free one.")
     http_host: str = setting(
         "127.0.0.1",
-        HOST,
+        HTTP_HOST,
         "The address of the HTTP listener for statistics and health, "
         "which is not meant for the public; unix:PATH for a unix socket.",
     )

@@ -71,7 +71,7 @@ from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
 from streamer.hub.wakeup import Wakeup
-from streamer.listen_error import place_of
+from streamer.listen_error import place_of, split_hosts
 from streamer.loop_lag import LoopLag
 from streamer.process_usage import process_statistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
@@ -229,6 +229,7 @@ class Server:
         self._control = self._make_control()
         self._tls: ServerTls | None = None
         self._shutdown = shutdown
+        self._source_scope = trio.CancelScope()
         self._started_at = utc_timestamp()
         self._started_seconds = trio.current_time()
         self.websocket_url = ""
@@ -327,14 +328,12 @@ class Server:
                 await stack.enter_async_context(listener)  # closed even if serving never begins
             if self._commands is not None:
                 root.start_soon(self._commands.run)
-            source_scope = await root.start(self._run_source)
+            await self._start_services(root)
             root.start_soon(self._flush_loop.run)
             root.start_soon(self._heartbeat.run)
             root.start_soon(Confirmations(self._acceptor.sessions).run)
             root.start_soon(self._expire)
             root.start_soon(self._sessions.run)
-            await root.start(self._authenticator.run)
-            await root.start(self._control.run)
             root.start_soon(self._expiry.run)
             report = Report(
                 self._statistics_json,
@@ -364,7 +363,7 @@ class Server:
                     trio.current_time() + settings.drain_timeout_seconds
                 )
                 self._acceptor.stop_accepting()
-                source_scope.cancel()
+                self._source_scope.cancel()
                 await self._drain()
             with trio.move_on_after(_LAST_SAVE_SECONDS):
                 await self._sessions.save()
@@ -374,7 +373,7 @@ class Server:
         """Return the URL for clients, with the first host that they can connect to."""
         settings = self.settings
         scheme = "ws" if settings.tls_certificate is None else "wss"
-        host = settings.host.split(",")[0].strip()
+        host = split_hosts(settings.host)[0]
         if self._sockets:
             host = self._sockets[0].getsockname()[0]
         return f"{scheme}://{place_of(host, port)}{WEBSOCKET_PATH}"
@@ -389,14 +388,32 @@ class Server:
             encrypted=settings.tls_certificate is not None,
         )
 
-    async def _run_source(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        with trio.CancelScope() as scope:
+    async def _start_services(self, root: trio.Nursery) -> None:
+        """Start what first waits for Redis or an identity provider, all at the same time.
+
+        Each waits until it has tried once, or until the shutdown.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_at_shutdown, nursery.cancel_scope)
+            async with trio.open_nursery() as starting:
+                for run in (self._run_source, self._authenticator.run, self._control.run):
+                    starting.start_soon(root.start, run)
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_at_shutdown(self, scope: trio.CancelScope) -> None:
+        await self._shutdown.wait()
+        scope.cancel()
+
+    async def _run_source(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with self._source_scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._source.run)
                 if self._redis is not None and self._positions is not None:
                     nursery.start_soon(self._positions.run)
                     await self._connect(self._redis, nursery)
-                task_status.started(scope)
+                task_status.started()
 
     async def _connect(self, redis: PubSubReader, nursery: trio.Nursery) -> None:
         connected = await nursery.start(redis.run)

@@ -19,6 +19,7 @@ from streamer.broker.urls import (
     check_options,
     has_scheme,
 )
+from streamer.listen_error import split_hosts, without_brackets
 from streamer.origins import normalize_origin
 from streamer.protocol.patterns import TopicPattern
 from streamer.protocol.topics import SubscriptionType
@@ -180,9 +181,40 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(without_brackets(host)).is_loopback
     except ValueError:
         return False
+
+
+def _is_host(name: str) -> bool:
+    """Whether it is an address, IPv6 in brackets or not, or can be the name of a host."""
+    try:
+        ipaddress.ip_address(without_brackets(name))
+    except ValueError:
+        pass
+    else:
+        return True
+    try:
+        ascii_name = name.encode("idna").decode("ascii").removesuffix(".")
+    except UnicodeError:  # as with an empty label, or one that is too long
+        return False
+    return _HOST_NAME.fullmatch(ascii_name) is not None
+
+
+def _are_hosts(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    names = split_hosts(value)
+    return bool(names) and all(map(_is_host, names))
+
+
+def _is_http_host(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    if value.startswith("unix:"):
+        path = value.removeprefix("unix:")
+        return path != "" and "\0" not in path
+    return _is_host(value)
 
 
 class _RedisURL(Allowed):
@@ -201,9 +233,8 @@ SECONDS: Final = number(0.001, MAX_SECONDS)
 SECONDS_OR_NONE: Final = number(0, MAX_SECONDS)
 MILLISECONDS: Final = number(0, 60_000)
 PORT: Final = integer(0, 65535)
-HOST: Final = Allowed(
-    "an address or host name", lambda value: isinstance(value, str) and value.strip() != ""
-)
+HOSTS: Final = Allowed("an address or host name, or several separated by commas", _are_hosts)
+HTTP_HOST: Final = Allowed("an address, a host name, or unix:PATH", _is_http_host)
 SWITCH: Final = Allowed("true or false", lambda value: isinstance(value, bool))
 PATH: Final = Allowed("a path", lambda value: value is None or isinstance(value, Path))
 REDIS_URL: Final = _RedisURL(f"a URL with the scheme {', '.join(REDIS_SCHEMES)}", _is_redis_url)

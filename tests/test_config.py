@@ -100,6 +100,16 @@ def test_nonsense_is_refused_by_name(name: str, value: Any) -> None:
         ("trusted_proxies", [10], "a list of addresses and networks"),
         ("trusted_proxies", "10.0.0.1", "a list of addresses and networks"),
         ("proxy_protocol", "optional", "one of off, required, not 'optional'"),
+        ("host", ",", "an address or host name, or several separated by commas, not ','"),
+        ("host", "a..b", "not 'a..b'"),
+        ("host", "a" * 64, f"not '{'a' * 64}'"),
+        ("host", "127.0.0.1, a b", "not '127.0.0.1, a b'"),
+        ("host", "127.0.0.1:80", "not '127.0.0.1:80'"),
+        ("host", "unix:/run/streamer.sock", "not 'unix:/run/streamer.sock'"),
+        ("http_host", "127.0.0.1,::1", "an address, a host name, or unix:PATH, not '127.0.0.1,"),
+        ("http_host", "unix:", "not 'unix:'"),
+        ("http_host", "unix:/run/\0", "not 'unix:/run/"),
+        ("http_host", "fd://3", "not 'fd://3'"),
     ],
 )
 def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
@@ -121,6 +131,9 @@ def test_errors_say_what_is_allowed(name: str, value: Any, words: str) -> None:
         ("redis", "rediss+sentinel://user:secret@a:1,b:2/main/0?ssl_ca_certs=ca.pem"),
         ("allowed_origins", ("https://a.example", "http://localhost:3000")),
         ("log_format", "json"),
+        ("host", "localhost, [::1], fe80::1%eth0, host_1.example., b\u00fccher.example"),
+        ("http_host", "[::1]"),
+        ("http_host", "unix:/run/streamer.sock"),
     ],
 )
 def test_allowed_values_are_kept_as_given(name: str, value: Any) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from streamer.config import Settings
@@ -287,3 +289,29 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
         port = urlsplit(server.websocket_url).port or 0
         with pytest.raises(OSError, match="in use"):
             await serve(Settings(memory=True, port=port, http_port=0))
+
+
+@pytest.mark.parametrize("auth", ["none", "optional"])
+async def test_a_stop_does_not_wait_for_a_silent_redis(auth: str, tmp_path: Path) -> None:
+    """A server that is still connecting to Redis gives that up, for its source and for tokens."""
+    secret = tmp_path / "secret"
+    secret.write_text("s" * 32)
+    shutdown = trio.Event()
+    (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    settings = Settings(
+        redis=f"redis://127.0.0.1:{silent.socket.getsockname()[1]}",
+        port=0,
+        http_port=0,
+        auth=auth,  # type: ignore[arg-type]  # one of the words
+        auth_secret_file=None if auth == "none" else secret,
+    )
+    with capture_logs() as entries:
+        async with real_deadline(), silent, trio.open_nursery() as nursery:
+            nursery.start_soon(partial(serve, settings, shutdown=shutdown))
+            asked = [await silent.accept() for _ in range(1 if auth == "none" else 3)]
+            shutdown.set()
+            await eventually(lambda: not nursery.child_tasks)
+            for stream in asked:
+                await trio.aclose_forcefully(stream)
+    # None of them has failed by then.
+    assert [entry["event"] for entry in entries] == ["serving", "draining"]

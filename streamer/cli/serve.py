@@ -24,7 +24,7 @@ from streamer.cli.service_manager import ServiceManager, take_sockets
 from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.config import LogLevel, Settings
 from streamer.gc_pauses import keep_collections_short
-from streamer.listen_error import ListenError
+from streamer.listen_error import ListenError, split_hosts
 from streamer.nursery import first_of
 from streamer.setting_rules import SettingError, is_loopback
 from streamer.workers.assignment import WorkerFailedError
@@ -93,7 +93,7 @@ def command(settings: Settings, *, print_config: bool) -> int:
 
 def _warn_if_open(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     """Warn if other machines can connect, and nobody has to say who they are."""
-    hosts = [host.strip() for host in settings.host.split(",")]
+    hosts = split_hosts(settings.host)
     if sockets:
         hosts = [one.getsockname()[0] for one in sockets]
     if settings.auth == "none" and not all(map(is_loopback, hosts)):

@@ -9,6 +9,7 @@ import click
 import structlog
 import trio
 
+from streamer.cli.errors import ExitCode
 from streamer.cli.logs import configure_logging, set_log_level
 from streamer.cli.serve import run_server
 from streamer.cli.signals import handle_end_signals, ignore_hangup
@@ -26,7 +27,10 @@ def command() -> int:
     ignore_hangup()
     # Unbuffered, since a task reads what follows.
     with open(0, "rb", buffering=0, closefd=False) as stdin:
-        assignment = Assignment.from_json(stdin.readline())
+        line = stdin.readline()
+    if not line:  # the parent is stopping already
+        return ExitCode.OK
+    assignment = Assignment.from_json(line)
     settings = assignment.settings
     configure_logging(settings.log_level, settings.log_format)
     structlog.contextvars.bind_contextvars(worker=assignment.worker)

@@ -13,7 +13,7 @@ import trio
 
 from streamer.config import Settings
 from streamer.edge.tls import ServerTls, TlsStream
-from streamer.listen_error import ListenError, place_of
+from streamer.listen_error import ListenError, place_of, split_hosts, without_brackets
 
 _ACCEPT_BACKLOG: Final = 4096
 """Connections that may wait to be accepted, as in a reconnect storm; the kernel's own limit."""
@@ -144,18 +144,20 @@ ClientListener = BurstListener | TlsListener
 async def bind_sockets(host: str, port: int, *, shared: bool) -> list[socket.socket]:
     """Bind a socket for each address of a host, or of several hosts separated by commas.
 
-    They all get the same port, a free one if `port` is 0. `::` alone includes IPv4. Addresses of a
-    name that this machine does not have are left out if there are others.
+    They all get the same port, a free one if `port` is 0. `::` alone includes IPv4. An address that
+    several of the hosts have is bound once. Addresses of a name that this machine does not have are
+    left out if there are others.
 
     `shared` lets several processes of one user listen there (SO_REUSEPORT): the kernel spreads
     connections over the sockets that listen, by a hash of both addresses.
     `trio.open_tcp_listeners` does not offer that. Raises ListenError.
     """
-    addresses = [
-        address
-        for name in filter(None, map(str.strip, host.split(",")))
-        for address in await _resolve(name, port)
-    ]
+    may_be_left_out: dict[tuple[int, str], bool] = {}
+    for name in map(without_brackets, split_hosts(host)):
+        for family, address, is_optional in await _resolve(name, port):
+            known = may_be_left_out.get((family, address), True)
+            may_be_left_out[family, address] = known and is_optional
+    addresses = [(*address, is_optional) for address, is_optional in may_be_left_out.items()]
     both_families = not any(address[0] == socket.AF_INET for address in addresses)
     for attempt in range(_PORT_ATTEMPTS):
         try:

@@ -71,23 +71,29 @@ class Supervisor:
                 )
             )
             async with trio.open_nursery() as processes:
-                processes.start_soon(self._start, processes, task_status)
+                starting = trio.CancelScope()
+                processes.start_soon(self._start, processes, starting, task_status)
                 await self._shutdown.wait()
+                starting.cancel()  # a worker that is stopped before it listens never will
                 processes.cancel_scope.deadline = (
                     trio.current_time() + settings.drain_timeout_seconds + _END_GRACE_SECONDS
                 )
             root.cancel_scope.cancel()
 
     async def _start(
-        self, processes: trio.Nursery, task_status: trio.TaskStatus[Supervisor]
+        self,
+        processes: trio.Nursery,
+        scope: trio.CancelScope,
+        task_status: trio.TaskStatus[Supervisor],
     ) -> None:
-        # The first one alone: if it cannot serve, none can, and the error is written only once.
-        for together in (self.workers[:1], self.workers[1:]):
-            for worker in together:
-                processes.start_soon(worker.run)
-            for worker in together:
-                await worker.listening.wait()
-        task_status.started(self)
+        with scope:
+            # The first one alone: if it cannot serve, none can, and the error is written only once.
+            for together in (self.workers[:1], self.workers[1:]):
+                for worker in together:
+                    processes.start_soon(worker.run)
+                for worker in together:
+                    await worker.listening.wait()
+            task_status.started(self)
 
     def reload(self, log_level: LogLevel) -> None:
         """Have all workers read certificates again, and log from this level on."""
@@ -177,8 +183,8 @@ async def supervise(
 
     `command` starts a worker process, which then reads an `Assignment`. With `sockets`, TCP sockets
     that listen already, all workers accept from these. Returns when all have ended after
-    `shutdown`; cancelling kills them. Raises OSError if it cannot listen and WorkerFailedError if a
-    worker cannot serve at all, in exception groups.
+    `shutdown`, without having started if that came first; cancelling kills them. Raises OSError if
+    it cannot listen and WorkerFailedError if a worker cannot serve at all, in exception groups.
     """
     held = list(sockets) or await _hold_port(settings)
     inherited = tuple(one.fileno() for one in sockets)

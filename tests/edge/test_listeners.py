@@ -120,6 +120,13 @@ async def test_several_hosts_get_one_port() -> None:
         close_sockets(bound)
 
 
+async def test_an_address_that_is_named_twice_is_bound_once() -> None:
+    """Hosts may share addresses; IPv6 may be written as in a URL."""
+    bound = await bind_sockets("127.0.0.1, [::1], 127.0.0.1, ::1", 0, shared=False)
+    close_sockets(bound)
+    assert len(bound) == 2
+
+
 async def test_every_address_of_ipv6_includes_those_of_ipv4() -> None:
     """`::` alone takes clients of both families, `::1` those of IPv6 only."""
     for host, both in (("::", True), ("::1", False)):

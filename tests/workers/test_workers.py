@@ -9,8 +9,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from streamer.config import Settings
 from streamer.edge.session_ids import short_hash
 from streamer.workers.assignment import Assignment, WorkerFailedError
+from streamer.workers.supervisor import supervise
 from streamer.workers.worker import Worker
 from tests.helpers.clients import Client
 from tests.helpers.timing import eventually, real_deadline
@@ -146,6 +149,27 @@ async def test_shutdown_lets_the_clients_of_all_workers_go(redis_url: str) -> No
             assert closed.value.reason.code == 1001
         assert (await workers.supervisor.readiness()).reason == "shutting down"
         await eventually(lambda: not any(one.pid for one in workers.supervisor.workers))
+
+
+async def test_a_shutdown_before_the_workers_listen_ends_them(
+    redis_url: str, mock_clock: MockClock
+) -> None:
+    """The parent does not wait for workers that were stopped on their way."""
+    shutdown = trio.Event()
+    settings = Settings(redis=redis_url, workers=2, port=0, http_port=0)
+    worker_command = (sys.executable, "-c", "import sys; sys.stdin.read()")
+    async with real_deadline(), trio.open_nursery() as nursery:
+        nursery.start_soon(partial(supervise, settings, worker_command, shutdown=shutdown))
+        await wait_all_tasks_blocked()
+        shutdown.set()
+    assert mock_clock.current_time() == 0
+
+
+def test_a_worker_whose_parent_is_gone_ends_quietly() -> None:
+    """It is sent no assignment, and has nothing to say."""
+    command = (sys.executable, "-m", "streamer", "worker")
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 async def test_another_server_does_not_get_a_part_of_the_clients(redis_url: str) -> None:
