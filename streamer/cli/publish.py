@@ -14,6 +14,7 @@ import trio
 
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.options import SettingsCommand, with_settings
+from streamer.cli.producer import PRODUCER_SETTINGS, open_producer, with_hold
 from streamer.cli.publish_messages import (
     Message,
     MessageFlags,
@@ -21,7 +22,6 @@ from streamer.cli.publish_messages import (
     message_from_line,
     read_lines,
 )
-from streamer.cli.redis import check_redis
 from streamer.config import Settings
 from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import MarketPhase
@@ -30,7 +30,6 @@ from streamer.publisher import (
     PublishFailedError,
     PublishRefusedError,
     Receipt,
-    open_publisher,
 )
 
 _HELP: Final = """Publish market data to Redis, for every server that reads from it.
@@ -104,18 +103,11 @@ class _Number(click.ParamType[str]):
     help="By Redis' own PUBLISH, without position and history: missed messages are lost, and one "
     "whose answer is lost is not sent again.",
 )
-@click.option(
-    "--hold-seconds",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to keep trying while Redis is away.",
-)
+@with_hold
 @click.option(
     "--verbose", is_flag=True, help="Write a JSON line to stdout for each message published."
 )
-@with_settings(only=("redis", "max_publication_bytes", "history_length", "history_seconds"))
+@with_settings(only=PRODUCER_SETTINGS)
 def command(
     settings: Settings,
     where: str,
@@ -200,14 +192,11 @@ async def _run(
     account: _Account,
     publish: _Publish,
 ) -> None:
-    await check_redis(settings.redis, client_name="streamer-publish")
-    async with open_publisher(
-        settings.redis,
-        positioned=positioned,
-        history_length=settings.history_length,
-        history_seconds=settings.history_seconds,
+    async with open_producer(
+        settings,
+        client_name="streamer-publish",
         hold_seconds=hold_seconds,
-        max_publication_bytes=settings.max_publication_bytes,
+        positioned=positioned,
     ) as publisher:
         try:
             await publish(publisher, account)

@@ -19,7 +19,7 @@ from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.mapping_file import load_mapping
 from streamer.cli.options import SettingsCommand, with_settings
-from streamer.cli.redis import check_redis
+from streamer.cli.producer import PRODUCER_SETTINGS, open_producer, with_hold
 from streamer.cli.signals import handle_end_signals
 from streamer.config import Settings
 from streamer.feeds.mapper import Mapper, Publication, is_change
@@ -33,7 +33,6 @@ from streamer.publisher import (
     PublishFailedError,
     PublishRefusedError,
     Receipt,
-    open_publisher,
 )
 
 _HELP: Final = """Publish the messages of WebSocket feeds, such as those of exchanges, to Redis.
@@ -79,22 +78,10 @@ _LAST_WORDS_SECONDS: Final = 5.0
 @click.option(
     "--dry-run", is_flag=True, help="Write publications to stdout instead, one a line; no Redis."
 )
-@click.option(
-    "--hold-seconds",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to keep publications while Redis is away; after that they are lost.",
-)
+@with_hold
 @with_duration
 @with_ca
-@with_settings(
-    only=(
-        *("redis", "max_publication_bytes", "history_length", "history_seconds"),
-        *("log_level", "log_format"),
-    )
-)
+@with_settings(only=(*PRODUCER_SETTINGS, "log_level", "log_format"))
 def command(
     settings: Settings,
     mapping_file: Path,
@@ -303,13 +290,8 @@ async def _print(relay: _Relay) -> None:
 
 
 async def _publish_to(settings: Settings, hold_seconds: float, relay: _Relay) -> None:
-    await check_redis(settings.redis, client_name="streamer-relay")
-    async with open_publisher(
-        settings.redis,
-        history_length=settings.history_length,
-        history_seconds=settings.history_seconds,
-        hold_seconds=hold_seconds,
-        max_publication_bytes=settings.max_publication_bytes,
+    async with open_producer(
+        settings, client_name="streamer-relay", hold_seconds=hold_seconds
     ) as publisher:
         while batch := await relay.next_batch():
             try:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.mapping_file import load_mapping
 from streamer.cli.options import SettingsCommand, with_settings
-from streamer.cli.redis import check_redis
+from streamer.cli.producer import PRODUCER_SETTINGS, open_producer
 from streamer.cli.signals import handle_end_signals
 from streamer.config import Settings
 from streamer.feeds.feed import FeedError, FeedMessage
@@ -32,7 +32,6 @@ from streamer.publisher import (
     InvalidPublicationError,
     PublishFailedError,
     Receipt,
-    open_publisher,
 )
 
 _HELP: Final = """Publish recorded market data to Redis, at the pace at which it was recorded.
@@ -98,7 +97,7 @@ at the start; if it is lost later, messages are held for 30 s.
     metavar="N",
     help="End after this many messages.",
 )
-@with_settings(only=("redis", "max_publication_bytes", "history_length", "history_seconds"))
+@with_settings(only=PRODUCER_SETTINGS)
 def command(
     settings: Settings,
     files: Sequence[Path],
@@ -202,7 +201,6 @@ async def _run(
     at_end = False  # unless it is cancelled by a signal
     async with open_background_nursery() as nursery:
         await nursery.start(handle_end_signals, lambda _number: nursery.cancel_scope.cancel())
-        await check_redis(settings.redis, client_name="streamer-replay")
         await _publish(settings, feed, speed, account)
         at_end = True
     return ExitCode.OK if at_end else ExitCode.INTERRUPTED
@@ -211,12 +209,7 @@ async def _run(
 async def _publish(
     settings: Settings, feed: Iterable[FeedMessage], speed: float, account: _Account
 ) -> None:
-    async with open_publisher(
-        settings.redis,
-        history_length=settings.history_length,
-        history_seconds=settings.history_seconds,
-        max_publication_bytes=settings.max_publication_bytes,
-    ) as publisher:
+    async with open_producer(settings, client_name="streamer-replay") as publisher:
         try:
             async with aclosing(play(feed, speed=speed)) as batches:
                 async for batch in batches:

@@ -1,6 +1,6 @@
 """`streamer publish` with a real Redis: publications, output and exit codes.
 
-Covers streamer.cli.publish_messages and streamer.cli.redis.
+Covers streamer.cli.publish_messages and streamer.cli.producer.
 """
 
 import contextlib
