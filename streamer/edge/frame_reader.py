@@ -110,6 +110,11 @@ class FrameReader:
             self._data = self._data[self._at :] + data
             self._at = 0
 
+    @property
+    def has_data(self) -> bool:
+        """Whether bytes remain that no event has been made of."""
+        return self._at < len(self._data)
+
     def next_event(self) -> Event | None:
         """Return the next message or control frame; None if more bytes are needed.
 

@@ -264,8 +264,9 @@ class Session:
                     self._on_pong(message.payload)
                     continue
                 await self._take(message)
-                # One read can hold hundreds of requests, and other tasks must have a turn.
-                await trio.lowlevel.checkpoint()
+                if self._websocket.has_received_more:
+                    # One read can hold hundreds of requests, and other tasks must have a turn.
+                    await trio.lowlevel.checkpoint()
         except PeerClosedError as closed:
             await self._answer_close(closed.code)
         except MessageTooLargeError:

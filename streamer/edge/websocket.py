@@ -107,6 +107,7 @@ class WebSocket(BlockedWriter):
         Raises ConnectionEndedError if the peer violates RFC 6455 or still sends after too many
         refusals, MessageTooLargeError, and PeerClosedError.
         """
+        was_read_now = False
         while True:
             try:
                 event = self._reader.next_event()
@@ -114,19 +115,19 @@ class WebSocket(BlockedWriter):
                 raise ConnectionEndedError(error.reason) from None
             if event is None:
                 await self._read_more()
+                was_read_now = True
                 continue
+            if was_read_now:
+                was_read_now = False
+            elif self._loop_budget.is_long:
+                # A read can hold thousands of frames, and all clients' together make a long turn.
+                await self._loop_budget.wait()
             opcode, payload = event
             if opcode in (frame_reader.TEXT, frame_reader.BINARY):
-                # The messages of all clients together would make a long turn.
-                if self._loop_budget.is_long:
-                    await self._loop_budget.wait()
                 return payload
             control = cast("bytes", payload)
             if opcode == frame_reader.CLOSE:
                 raise PeerClosedError(frame_reader.close_code(control))
-            # A read can hold thousands of frames.
-            if self._loop_budget.is_long:
-                await self._loop_budget.wait()
             if opcode == frame_reader.PONG:
                 return Pong(control)
             if self.admit() and opcode == frame_reader.PING:
@@ -152,6 +153,11 @@ class WebSocket(BlockedWriter):
         self.last_received_seconds = trio.current_time()
         self.outbox.traffic.received_bytes += len(data)
         self._reader.feed(data)
+
+    @property
+    def has_received_more(self) -> bool:
+        """Whether bytes of further frames have been read already."""
+        return self._reader.has_data
 
     @property
     def has_unread(self) -> bool:

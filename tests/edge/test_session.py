@@ -274,6 +274,21 @@ async def _subscribed(client: Client, *topics: str, **options: Any) -> None:
     assert (await client.subscribe(*topics, **options))["type"] == "subscribed"
 
 
+async def test_requests_that_are_read_together_leave_others_their_turns() -> None:
+    """Between two of them, any other task that is ready runs."""
+    count = 300
+    async with running_server(rate_limit=0) as server, raw_client(server) as client:
+        await eventually(lambda: server.statistics().active_connections == 1)
+        session = first_session(server)
+        largest = before = 0
+        await client.stream.send_all(count * client_frame(0x81, b'{"type":"ping"}'))
+        while before < count:
+            await trio.lowlevel.checkpoint()
+            largest = max(largest, session.messages_received - before)
+            before = session.messages_received
+        assert largest <= 2
+
+
 async def test_only_what_is_subscribed_arrives_and_nothing_after_unsubscribed(
     mock_clock: MockClock,
 ) -> None:
