@@ -103,7 +103,8 @@ class Hub:
         )
         self._outboxes: dict[Outbox, None] = {}
         self._subscriptions_by_type: Counter[str] = Counter()
-        self._departed: Counter[str] = Counter()
+        self._departed_delivered = 0
+        self._departed_conflated = 0
         self._departed_dropped: Counter[str] = Counter()
 
     # Clients
@@ -127,9 +128,11 @@ class Hub:
         self.retire(outbox, "disconnected")
         outbox.close()
         del self._outboxes[outbox]
-        account = outbox.statistics()
-        self._departed.update(delivered=account.delivered, conflated=account.conflated)
-        self._departed_dropped.update(account.dropped)
+        _, delivered, conflated = outbox.account
+        self._departed_delivered += delivered
+        self._departed_conflated += conflated
+        if outbox.dropped:
+            self._departed_dropped.update(outbox.dropped)
 
     def subscribe(
         self,
@@ -437,8 +440,8 @@ class Hub:
         no counter is ever less than it was in earlier statistics.
         """
         dropped = Counter(self._departed_dropped)
-        departed_delivered = self._departed["delivered"]
-        departed_conflated = self._departed["conflated"]
+        departed_delivered = self._departed_delivered
+        departed_conflated = self._departed_conflated
         blocked = 0
         delivered_now = conflated_now = queued = 0
         # Up to 10,000, so no object is made for each.
