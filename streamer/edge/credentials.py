@@ -17,6 +17,7 @@ _TOKEN_SUBPROTOCOL: Final = "bearer."
 _TOKEN_PARAMETER: Final = "token"
 _SCHEME: Final = re.compile(rb"bearer +", re.IGNORECASE)
 
+_JWT_START: Final = "eyJ"
 _JWT: Final = re.compile(r"eyJ[\w-]+\.[\w-]+(\.[\w-]*)*", re.ASCII)
 """A signed or encrypted JWT: its header is a JSON object in base64url, so it begins with `eyJ`."""
 
@@ -47,16 +48,20 @@ def without_token(query: Mapping[str, str]) -> dict[str, str]:
 
 def subprotocols(headers: Mapping[bytes, bytes]) -> list[str]:
     """Return the subprotocols that a client offers, in order."""
-    offered = headers.get(b"sec-websocket-protocol", b"").decode("latin-1").split(",")
-    return [name.strip() for name in offered]
+    offered = headers.get(b"sec-websocket-protocol")
+    if offered is None:
+        return []
+    return [name.strip() for name in offered.decode("latin-1").split(",")]
 
 
 def hide_tokens(text: str) -> str:
     """Replace each JWT in a text that a client sent, so that the text can be logged and listed."""
-    return _JWT.sub("(token)", text)
+    return _JWT.sub("(token)", text) if _JWT_START in text else text
 
 
 def _bearer(authorization: bytes) -> str | None:
+    if not authorization:
+        return None
     scheme = _SCHEME.match(authorization)
     return None if scheme is None else authorization[scheme.end() :].decode("latin-1").strip()
 

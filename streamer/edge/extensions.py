@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import attrs
@@ -26,6 +27,10 @@ _EXTENSION: Final = re.compile(rf"{_SPACE}({_TOKEN})")
 _END: Final = re.compile(rf"{_SPACE}(?:,[ \t,]*|$)")
 _BITS: Final = {str(bits): bits for bits in range(8, 16)}
 """The window sizes that RFC 7692 knows, as they are written."""
+
+
+_KEPT_HEADERS: Final = 64
+"""Headers whose offers are kept: at most a megabyte, since a request has 16 KB."""
 
 
 @attrs.frozen
@@ -47,10 +52,12 @@ class Agreement:
     """How the server may compress; clients compress each message by itself."""
 
 
-def parse_offers(header: str) -> list[Offer]:
+@lru_cache(maxsize=_KEPT_HEADERS)
+def parse_offers(header: str) -> tuple[Offer, ...]:
     """Parse the values of Sec-WebSocket-Extensions, joined by commas.
 
-    Raises ValueError for a header that RFC 6455 does not allow.
+    All clients of one kind send the same, so the last ones are kept. Raises ValueError for a header
+    that RFC 6455 does not allow.
     """
     offers = []
     at = len(header) - len(header.lstrip(" \t,"))
@@ -68,7 +75,7 @@ def parse_offers(header: str) -> list[Offer]:
             raise ValueError(f"no end of an extension at character {at}")
         at = found.end()
         offers.append(Offer(name, tuple(parameters)))
-    return offers
+    return tuple(offers)
 
 
 def _value(parameter: re.Match[str]) -> str | None:

@@ -51,8 +51,11 @@ class Forwarding:
     @classmethod
     def from_headers(cls, headers: Mapping[bytes, bytes]) -> Self:
         """Take them from the headers of a request, by names in lower case."""
-        values = (headers.get(name) for name in (b"x-forwarded-for", b"forwarded"))
-        return cls(*(None if value is None else value.decode("latin-1") for value in values))
+        forwarded_for, forwarded = headers.get(b"x-forwarded-for"), headers.get(b"forwarded")
+        return cls(
+            None if forwarded_for is None else forwarded_for.decode("latin-1"),
+            None if forwarded is None else forwarded.decode("latin-1"),
+        )
 
 
 class TrustedProxies:
