@@ -39,7 +39,8 @@ def configure_logging(level: LogLevel, log_format: LogFormat) -> None:
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+        # Its `is_enabled_for` asks logging, too: what is not logged need not be put together.
+        wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import random
 import resource
 import socket
@@ -22,7 +23,12 @@ from streamer.auth.identity import Identity
 from streamer.edge.access import identify, prepare_own_topic
 from streamer.edge.addresses import counted_address, normal_address
 from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals
-from streamer.edge.handshake import HandshakeFailedError, Request, receive_request
+from streamer.edge.handshake import (
+    HandshakeFailedError,
+    Request,
+    receive_nowait,
+    receive_request,
+)
 from streamer.edge.heartbeat import Heartbeat
 from streamer.edge.http_answers import HttpError
 from streamer.edge.http_api import HttpApi, ReadRequest, not_admitted
@@ -111,6 +117,8 @@ class Acceptor:
             on_cut=self._on_cut,
         )
         self._max_descriptors = _client_descriptors()
+        self._connections = 0
+        """Connections that are accepted and not closed: each has a file descriptor."""
         self._accepting = trio.CancelScope()
         self._is_stopping = False
         self.refusals = Refusals()
@@ -177,13 +185,11 @@ class Acceptor:
                     self.on_exhausted(peer)
                     await trio.aclose_forcefully(stream)
                     continue
-                pending = self._pending.enter(
-                    counted_address(peer), is_proxy=self._proxies.may_be_proxy(peer)
-                )
-                connections.start_soon(self._receive, stream, peer, pending, connections.start_soon)
+                self._connections += 1
+                connections.start_soon(self._receive, stream, peer, connections.start_soon)
 
     def _has_descriptor(self) -> bool:
-        return len(self.sessions) + len(self._pending) < self._max_descriptors
+        return self._connections < self._max_descriptors
 
     def on_exhausted(self, address: str = "") -> None:
         """Count a connection that was closed at once for lack of a file descriptor."""
@@ -194,46 +200,88 @@ class Acceptor:
         self.refusals.add(Cause.HANDSHAKE, pending.address, "not finished in time")
 
     async def _receive(
-        self,
-        stream: ClientStream,
-        peer: str,
-        pending: Pending,
-        start_task: Callable[..., None],
+        self, stream: ClientStream, peer: str, start_task: Callable[..., None]
     ) -> None:
         """Serve one connection, from accept to close. No exception of it leaves this method."""
-        address = peer
-        client_socket = _socket(stream)
         try:
-            descriptor = _prepare_socket(client_socket)
-            admitted: Admitted | None = None
+            descriptor = _prepare_socket(_socket(stream))
+            received = self._receive_nowait(stream, descriptor)
+            admitted: tuple[Admitted, str] | None = self._admit_nowait(received, peer)
+            if admitted is None:
+                admitted = await self._receive_in_time(stream, descriptor, received, peer)
+            if admitted is not None:
+                await self._serve(stream, descriptor, *admitted, start_task)
+                await _announce_end(stream)
+        except HandshakeFailedError:
+            pass  # it was closed before it had sent anything
+        except trio.BrokenResourceError as error:
+            log.debug("a connection broke", reason=str(error))
+        except Exception:
+            log.exception("a connection failed")
+        finally:
+            self._connections -= 1
+            _close(stream)
+
+    def _receive_nowait(self, stream: ClientStream, descriptor: int) -> Request | bytes:
+        """Return the request if it has arrived whole, as in a storm; else what has arrived.
+
+        A connection that is served at once needs no deadline, and none of the places of those whose
+        handshake is not finished.
+        """
+        if isinstance(stream, TlsStream) or self._proxies.needs_header:
+            return b""
+        return receive_nowait(descriptor, cookie=self._settings.auth_cookie)
+
+    def _admit_nowait(self, received: Request | bytes, peer: str) -> tuple[Request, str] | None:
+        """Take a place for a client; return its request and its address, or None if it has to wait.
+
+        One that is refused has to wait for the answer to be sent.
+        """
+        if isinstance(received, bytes) or not self._origins.allow(received.origin):
+            return None
+        address = self._proxies.requested_address(peer, received.forwarding)
+        if self._admission.enter(counted_address(address)) is not None:
+            return None
+        return received, address
+
+    async def _receive_in_time(
+        self, stream: ClientStream, descriptor: int, received: Request | bytes, peer: str
+    ) -> tuple[Admitted, str] | None:
+        """Finish the handshake of a connection, and take a place for it.
+
+        Returns the request and the address of its client; None if it was refused, and answered.
+        """
+        address = peer
+        pending = self._pending.enter(
+            counted_address(peer), is_proxy=self._proxies.may_be_proxy(peer)
+        )
+        try:
             with pending.scope:
-                address = await self._proxies.read_address(peer, client_socket)
+                address = await self._proxies.read_address(peer, _socket(stream))
                 if not self._proxies.is_trusted(address):
                     self._pending.identify(pending, counted_address(address))
                 await self._secure(stream)
-                request = await receive_request(
-                    stream, descriptor, cookie=self._settings.auth_cookie
-                )
+                request: Request | HttpRequest
+                if isinstance(received, Request):
+                    request = received
+                else:
+                    request = await receive_request(
+                        stream, descriptor, received, cookie=self._settings.auth_cookie
+                    )
                 address = self._proxies.requested_address(address, request.forwarding)
                 self._pending.identify(pending, counted_address(address))
                 admitted = await self._accept_request(stream, request, address)
-            self._pending.leave(pending)
-            if admitted is not None:
-                await self._serve(stream, descriptor, admitted, address, start_task)
-                await _announce_end(stream)
+                if admitted is not None:
+                    return admitted, address
         except ProxyProtocolError as error:
             self.refusals.add(Cause.PROXY_PROTOCOL, peer, str(error))
         except HandshakeFailedError as error:
             if error.is_refused:
                 address = self._proxies.requested_address(address, error.forwarding)
                 self.refusals.add(Cause.HANDSHAKE, address, str(error))
-        except trio.BrokenResourceError as error:
-            log.debug("a connection broke", reason=str(error))
-        except Exception:
-            log.exception("a connection failed")
         finally:
             self._pending.leave(pending)
-            _close(stream)
+        return None
 
     async def _secure(self, stream: ClientStream) -> None:
         if isinstance(stream, TlsStream):
@@ -447,12 +495,13 @@ class Acceptor:
         self.sessions[session.session_id] = session
         self.connections_total += 1
         self._heartbeat.add(session)
-        log.debug(
-            "client connected",
-            session=short_hash(session.session_id),
-            transport=session.transport.value,
-            address=session.remote_address,
-        )
+        if log.is_enabled_for(logging.DEBUG):
+            log.debug(
+                "client connected",
+                session=short_hash(session.session_id),
+                transport=session.transport.value,
+                address=session.remote_address,
+            )
         if self._is_stopping:
             self._dismiss(session)
         ending = "client"  # also if the server is cancelled
@@ -463,7 +512,8 @@ class Acceptor:
             return reason
         finally:
             self.closes[ending] += 1
-            log.debug("client left", session=short_hash(session.session_id), close=ending)
+            if log.is_enabled_for(logging.DEBUG):
+                log.debug("client left", session=short_hash(session.session_id), close=ending)
             self._heartbeat.remove(session)
             del self.sessions[session.session_id]
 

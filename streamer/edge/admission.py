@@ -87,7 +87,8 @@ class Admission:
         self._users: dict[Served, str] = {}
         """The user of each session in `_by_user`."""
         self._total = 0
-        self._left = trio.Event()
+        self._left: trio.Event | None = None
+        """Set when a place is given back; None while nobody waits for one."""
 
     def enter(self, address: str) -> Cause | None:
         """Take a place, to be given back with `leave`; return the cause if there is none."""
@@ -124,8 +125,9 @@ class Admission:
             if not sessions:
                 del self._by_address[address]
             self._leave_user(session)
-        self._left.set()
-        self._left = trio.Event()
+        if self._left is not None:
+            self._left.set()
+            self._left = None
 
     def enter_user(self, user_id: str, session: Served) -> Cause | None:
         """Count a session that is served for its user; return the cause if there is no place.
@@ -152,6 +154,8 @@ class Admission:
 
     async def wait_left(self) -> None:
         """Wait until some connection has given back its place."""
+        if self._left is None:
+            self._left = trio.Event()
         await self._left.wait()
 
     def sessions(self, address: str) -> Sequence[Served]:

@@ -14,14 +14,15 @@ class Proxies:
 
     def __init__(self, settings: Settings) -> None:
         self._trusted = TrustedProxies(settings.trusted_proxies)
-        self._needs_header = settings.proxy_protocol == "required"
+        self.needs_header = settings.proxy_protocol == "required"
+        """Whether connections begin with a header of the PROXY protocol."""
 
     def may_be_proxy(self, peer: str) -> bool:
         """Whether a peer that has just connected may do so for clients with other addresses.
 
         Limits by address hold for the client's address, not for that of a proxy.
         """
-        if self._needs_header:
+        if self.needs_header:
             return not self._trusted or peer in self._trusted
         return peer in self._trusted
 
@@ -35,7 +36,7 @@ class Proxies:
         Raises ProxyProtocolError if there is no valid header, or if it is not believed, and
         trio.BrokenResourceError. Callers set a deadline.
         """
-        if not self._needs_header:
+        if not self.needs_header:
             return peer
         if not self.may_be_proxy(peer):
             raise ProxyProtocolError("the peer is not among trusted_proxies")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 import structlog
 from trio.testing import MockClock
 
+from streamer.edge.handshake import HandshakeFailedError, Request, receive_nowait
 from tests.helpers.clients import connected, raw_client
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
@@ -89,6 +93,40 @@ async def test_a_peer_that_goes_away_before_its_handshake_is_forgotten() -> None
                 client.reset()
         await neighbour.ping_pong()
         assert server.statistics().connections_total == 1
+
+
+def test_a_request_that_has_arrived_whole_is_read_without_waiting() -> None:
+    """The bytes of any other are returned as far as they have come; a close is noticed."""
+    request = b"GET /v1/ws?a=b HTTP/1.1\r\n" + UPGRADE + b"\r\n"
+    here, there = socket.socketpair()
+    with here, there:
+        here.setblocking(False)
+
+        def received(data: bytes) -> Request | bytes:
+            os.write(there.fileno(), data)
+            return receive_nowait(here.fileno())
+
+        assert receive_nowait(here.fileno()) == b""
+        whole = received(request + b"\x81")
+        assert isinstance(whole, Request)
+        assert (whole.query, whole.trailing) == ({"a": "b"}, b"\x81")
+        for other in (request[:-1], request.replace(b"=b", b"=#b"), b"GET / HTTP/1.1\r\n\r\n"):
+            assert received(other) == other
+        there.shutdown(socket.SHUT_WR)
+        with pytest.raises(HandshakeFailedError):
+            receive_nowait(here.fileno())
+
+
+@pytest.mark.parametrize("first_bytes", [1, 40, len(UPGRADE) + 20])
+async def test_a_request_may_arrive_in_pieces(first_bytes: int) -> None:
+    """As bytes that were there at once, and bytes that came later."""
+    request = b"GET /v1/ws?a=b HTTP/1.1\r\n" + UPGRADE + b"\r\n"
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        await client.stream.send_all(request[:first_bytes])
+        await eventually(lambda: server.statistics().pending_handshakes == 1)
+        await client.stream.send_all(request[first_bytes:])
+        assert (await client.response()).startswith(b"HTTP/1.1 101 ")
+        assert server.statistics().pending_handshakes == 0
 
 
 async def test_query_and_headers_are_read() -> None:
