@@ -52,7 +52,7 @@ class Publishing:
         text = stream.named(text)
         publication = Publication(kind, sequence, next(self._orders), text)
         stream.latest[kind] = publication
-        history = stream.history
+        history = stream.history or stream.new_history()
         self._history_bytes += len(text)
         while history and (
             len(history) == history.maxlen or self._history_bytes > self._max_history_bytes
@@ -140,25 +140,27 @@ class Publishing:
         self, stream: TopicStream, earlier: Sequence[tuple[Kind, int, bytes]]
     ) -> None:
         """Prepend publications that come just before the oldest one kept."""
-        maxlen = stream.history.maxlen or 0
+        history = stream.history or stream.new_history()
         for kind, sequence, text in reversed(earlier):
             # They are old but only known from now on, so they are kept as long as new ones.
             publication = Publication(kind, sequence, self.order, stream.named(text))
             history_bytes = self._history_bytes + len(publication.text)
-            if len(stream.history) == maxlen or history_bytes > self._max_history_bytes:
+            if len(history) == history.maxlen or history_bytes > self._max_history_bytes:
                 return
             self._history_bytes = history_bytes
-            stream.history.appendleft(publication)
+            history.appendleft(publication)
 
     def expire_history(self, stream: TopicStream, last_order: int) -> None:
         """Forget the publications of a topic up to an order."""
         while stream.history and stream.history[0].order <= last_order:
             self._forget_oldest(stream)
+        if not stream.history:
+            stream.forget_history()
 
     def forget_history(self, stream: TopicStream) -> None:
         """Forget all publications of a topic."""
         self._history_bytes -= sum(len(publication.text) for publication in stream.history)
-        stream.history.clear()
+        stream.forget_history()
 
     def gap(self, topic: Topic, reason: GapReason, position: Position) -> Publication:
         """Return a notice of a hole in a stream, which resumes at `position`."""

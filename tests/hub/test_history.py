@@ -83,6 +83,23 @@ def test_no_more_than_the_history_length_is_kept(length: int) -> None:
     assert house.missed(5, epoch="another") is None
 
 
+def test_a_topic_without_publications_has_no_history_of_its_own() -> None:
+    """Ten thousand topics may be kept that nobody publishes to, or no more."""
+    house = House(history_length=3)
+    unused, used = house.hub.stream(Topic.parse("stock:unused")), house.hub.stream(STOCK)
+    nothing = unused.history
+    house.publish(STOCK, 2)
+    assert len(used.history) == 2
+    assert unused.history is nothing
+    assert not nothing
+    house.hub.publishing.expire_history(used, used.order)
+    assert used.history is nothing
+    house.publish(STOCK, 1)
+    assert house.kept() == [3]
+    house.hub.publishing.forget_history(used)
+    assert used.history is nothing
+
+
 def test_kinds_that_were_not_asked_for_are_not_missed() -> None:
     """They do not even count as unknown where a history holds them."""
     house = House()
