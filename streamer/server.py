@@ -27,14 +27,13 @@ loop ends the server, with a traceback: otherwise clients could receive a wrong 
 from __future__ import annotations
 
 import os
-import platform
 import secrets
 import socket
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import structlog
 import trio
@@ -69,11 +68,10 @@ from streamer.edge.token_expiry import TokenExpiry
 from streamer.hub.flush import FlushLoop
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
-from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
+from streamer.hub.parts import Parts, completed
 from streamer.hub.wakeup import Wakeup
 from streamer.listen_error import place_of, split_hosts
 from streamer.loop_lag import LoopLag
-from streamer.process_usage import process_statistics
 from streamer.protocol.codec import CONVERTER, utc_timestamp
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.protocol.topics import Topic
@@ -85,13 +83,11 @@ from streamer.source.reads import NoReads, ReadQueue, TopicReads
 from streamer.source.report import SourceReport
 from streamer.source.router import Router
 from streamer.source.topics import TopicSource
-from streamer.statistics import RateLimitStatistics, ServerStatistics
+from streamer.statistics import ServerStatistics, in_turns, statistics_in_parts
 from streamer.urls import redact
 from streamer.wire.deflate import Compression
 from streamer.wire.events import EventStream
 from streamer.wire.json import WebSocketJson
-
-T = TypeVar("T")
 
 _EXPIRY_INTERVAL_SECONDS: Final = 1.0
 _LAST_SAVE_SECONDS: Final = 2.0
@@ -469,55 +465,22 @@ class Server:
 
     def statistics_in_parts(self) -> Parts[ServerStatistics]:
         """Return the same in parts, between which the event loop may serve clients."""
-        hub = yield from self.hub.statistics_in_parts()
-        acceptor = self._acceptor
-        sessions = tuple(acceptor.sessions.values())
-        transports = Counter(dict.fromkeys(Transport, 0))
-        messages_received = messages_refused = 0
-        for number, session in enumerate(sessions, 1):
-            if number % CLIENTS_PER_PART == 0:
-                yield
-            transports[session.transport] += 1
-            messages_received += session.messages_received
-            messages_refused += session.messages_refused
-        return ServerStatistics(
-            build={"version": __version__, "python": platform.python_version()},
+        return statistics_in_parts(
+            self.hub,
+            self._flush_loop,
+            self._acceptor,
+            self._router,
+            self._loop_lag,
+            compression=self._compression,
+            ping_round_trips=self._services.ping_times,
+            redis=self._redis,
+            version=__version__,
             started_at=self._started_at,
             uptime_seconds=trio.current_time() - self._started_seconds,
-            active_connections=len(sessions),
-            connections_by_transport={
-                transport.value: count for transport, count in transports.items()
-            },
-            connections_total=acceptor.connections_total,
-            pending_handshakes=acceptor.pending_handshakes,
-            subscriptions=sum(hub.subscriptions_by_type.values()),
-            subscriptions_by_type=hub.subscriptions_by_type,
-            messages_received=messages_received,
-            messages_sent=hub.messages_delivered,
-            bytes_received=self.hub.traffic.received_bytes,
-            bytes_sent=self.hub.traffic.sent_bytes,
-            messages_queued=hub.messages_queued,
-            messages_conflated=hub.messages_conflated,
-            messages_dropped=hub.messages_dropped,
-            loop=self._loop_lag.statistics(),
-            hub=hub,
-            batching=self._flush_loop.statistics(updates_conflated=hub.messages_conflated),
-            rate_limiting=RateLimitStatistics(
-                messages_refused=messages_refused,
-                connections_refused={
-                    cause.value: count for cause, count in acceptor.refusals.counts.items()
-                },
-            ),
-            compression=None if self._compression is None else self._compression.statistics(),
-            ingest=self._router.statistics(),
-            process=process_statistics(),
-            closes=dict(acceptor.closes),
-            ping_round_trips=self._services.ping_times.statistics(),
-            redis=None if self._redis is None else self._redis.statistics(),
         )
 
     async def _statistics_json(self) -> dict[str, Any]:
-        json: dict[str, Any] = CONVERTER.unstructure(await _in_turns(self.statistics_in_parts()))
+        json: dict[str, Any] = CONVERTER.unstructure(await in_turns(self.statistics_in_parts()))
         return json
 
     async def _connections_json(self) -> list[dict[str, Any]]:
@@ -527,17 +490,6 @@ class Server:
             if number % _CONNECTIONS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
         return listed
-
-
-async def _in_turns(parts: Parts[T]) -> T:
-    """Take the parts of a walk, each in a turn of the event loop of its own."""
-    while True:
-        try:
-            next(parts)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        await trio.lowlevel.checkpoint()
 
 
 async def serve(

@@ -1,17 +1,28 @@
-"""The statistics of a server: the models of `/v1/ws/stats`."""
+"""The statistics of a server: the models of `/v1/ws/stats`, and how they are gathered."""
 
 from __future__ import annotations
 
-import attrs
+import platform
+from collections import Counter
+from typing import TypeVar
 
-from streamer.broker.reader import ReaderStatistics
-from streamer.histogram import HistogramStatistics
-from streamer.hub.flush import FlushStatistics
-from streamer.hub.hub import HubStatistics
-from streamer.loop_lag import LoopStatistics
-from streamer.process_usage import ProcessStatistics
+import attrs
+import trio
+
+from streamer.broker.reader import PubSubReader, ReaderStatistics
+from streamer.edge.acceptor import Acceptor
+from streamer.edge.served import Transport
+from streamer.histogram import Histogram, HistogramStatistics
+from streamer.hub.flush import FlushLoop, FlushStatistics
+from streamer.hub.hub import Hub, HubStatistics
+from streamer.hub.parts import CLIENTS_PER_PART, Parts, Walk
+from streamer.loop_lag import LoopLag, LoopStatistics
+from streamer.process_usage import ProcessStatistics, process_statistics
 from streamer.source.report import SourceStatistics
-from streamer.wire.deflate import CompressionStatistics
+from streamer.source.router import Router
+from streamer.wire.deflate import Compression, CompressionStatistics
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -66,3 +77,73 @@ class ServerStatistics:
     """How long clients took to answer pings over WebSocket."""
     redis: ReaderStatistics | None
     """None with the bus in the process."""
+
+
+def statistics_in_parts(
+    hub: Hub,
+    flush_loop: FlushLoop,
+    acceptor: Acceptor,
+    router: Router,
+    loop_lag: LoopLag,
+    *,
+    compression: Compression | None,
+    ping_round_trips: Histogram,
+    redis: PubSubReader | None,
+    version: str,
+    started_at: str,
+    uptime_seconds: float,
+) -> Parts[ServerStatistics]:
+    """Gather the statistics in parts, between which the event loop may serve clients."""
+    counted = yield from hub.statistics_in_parts()
+    sessions = tuple(acceptor.sessions.values())
+    transports = Counter(dict.fromkeys(Transport, 0))
+    messages_received = messages_refused = 0
+    for number, session in enumerate(sessions, 1):
+        if number % CLIENTS_PER_PART == 0:
+            yield
+        transports[session.transport] += 1
+        messages_received += session.messages_received
+        messages_refused += session.messages_refused
+    return ServerStatistics(
+        build={"version": version, "python": platform.python_version()},
+        started_at=started_at,
+        uptime_seconds=uptime_seconds,
+        active_connections=len(sessions),
+        connections_by_transport={
+            transport.value: count for transport, count in transports.items()
+        },
+        connections_total=acceptor.connections_total,
+        pending_handshakes=acceptor.pending_handshakes,
+        subscriptions=sum(counted.subscriptions_by_type.values()),
+        subscriptions_by_type=counted.subscriptions_by_type,
+        messages_received=messages_received,
+        messages_sent=counted.messages_delivered,
+        bytes_received=hub.traffic.received_bytes,
+        bytes_sent=hub.traffic.sent_bytes,
+        messages_queued=counted.messages_queued,
+        messages_conflated=counted.messages_conflated,
+        messages_dropped=counted.messages_dropped,
+        loop=loop_lag.statistics(),
+        hub=counted,
+        batching=flush_loop.statistics(updates_conflated=counted.messages_conflated),
+        rate_limiting=RateLimitStatistics(
+            messages_refused=messages_refused,
+            connections_refused={
+                cause.value: count for cause, count in acceptor.refusals.counts.items()
+            },
+        ),
+        compression=None if compression is None else compression.statistics(),
+        ingest=router.statistics(),
+        process=process_statistics(),
+        closes=dict(acceptor.closes),
+        ping_round_trips=ping_round_trips.statistics(),
+        redis=None if redis is None else redis.statistics(),
+    )
+
+
+async def in_turns(parts: Parts[T]) -> T:
+    """Take the parts of a walk, each in a turn of the event loop of its own."""
+    walk = Walk(parts)
+    for _ in walk:
+        await trio.lowlevel.checkpoint()
+    return walk.result
