@@ -40,22 +40,37 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local position = redis.call('HMGET', KEYS[2], 'epoch', 'sequence')
 local epoch, sequence = position[1], tonumber(position[2] or 0)
+if not (sequence and sequence >= 0 and sequence < 9007199254740991) then
+  epoch, sequence = nil, 0  -- nothing that a publisher has written: it cannot be continued
+end
 local known_ms = began_ms(ARGV[9])
 -- Behind what it had acknowledged, or in an older epoch, Redis has lost writes (a failover, an old
 -- dump): the same sequences would be given to other publications.
-if not epoch or (epoch == ARGV[9] and sequence < tonumber(ARGV[10]))
-  or (began_ms(epoch) > 0 and began_ms(epoch) < known_ms) then
-  -- Later than the epoch before, whatever the clock of this Redis shows.
-  epoch = string.format('%s@%.0f', ARGV[8], math.max(now_ms, known_ms + 1))
-  sequence = 0
-  redis.call('DEL', history)
+local begins = not epoch or (epoch == ARGV[9] and sequence < tonumber(ARGV[10]))
+  or (began_ms(epoch) > 0 and began_ms(epoch) < known_ms)
+local digits, whole, added
+repeat
+  if begins then
+    -- Later than the epoch before, whatever the clock of this Redis shows.
+    epoch = string.format('%s@%.0f', ARGV[8],
+      math.max(now_ms, known_ms + 1, began_ms(epoch) + 1))
+    sequence = 0
+    redis.call('DEL', history)
+  end
+  digits = string.format('%.0f', sequence + 1)
+  whole = text .. ',"epoch":"' .. epoch .. '","sequence":' .. digits .. '}'
+  -- The first write, since Redis could refuse it.
+  added = redis.pcall('XADD', history, 'MAXLEN', '~', ARGV[11], digits .. '-0',
+    'm', whole, 't', now_ms, 'k', ARGV[7])
+  -- The history goes beyond the position (a key that was restored alone, an entry of another
+  -- program): as with lost writes, what comes next cannot be known.
+  begins = not begins and type(added) == 'table' and added.err
+    and string.find(added.err, 'equal or smaller', 1, true)
+until not begins
+if type(added) == 'table' and added.err then
+  return added
 end
 sequence = sequence + 1
-local digits = string.format('%.0f', sequence)
-text = text .. ',"epoch":"' .. epoch .. '","sequence":' .. digits
--- The first write, since Redis could refuse it.
-redis.call('XADD', history, 'MAXLEN', '~', ARGV[11], digits .. '-0',
-  'm', text .. '}', 't', now_ms, 'k', ARGV[7])
 -- Two for each that is added, so that old entries are removed faster than new ones are added.
 for _, entry in ipairs(redis.call('XRANGE', history, '-', '+', 'COUNT', 2)) do
   -- By name: an entry that another program has left here must not stop the topic.
@@ -74,7 +89,7 @@ redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits, 'publisher', ARG
 
 -- A hash tag: the channel is one of a Cluster, whose messages stay within the channel's shard.
 local publish = string.sub(channel, 1, 1) == '{' and 'SPUBLISH' or 'PUBLISH'
-local receivers = redis.call(publish, channel, text .. '}')
+local receivers = redis.call(publish, channel, whole)
 redis.call('HSET', KEYS[1], 'last', ARGV[1], ARGV[2],
   string.format('%s %s %.0f %d', ARGV[1], epoch, sequence, receivers))
 redis.call('EXPIRE', KEYS[1], ARGV[4])

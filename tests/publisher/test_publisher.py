@@ -798,3 +798,36 @@ async def test_a_strange_entry_in_the_history_does_not_stop_a_topic(
                 redis.delete(history_key(TOPIC))
                 redis.xadd(history_key(TOPIC), {"strange": "entry"}, id="1-1")
     assert [sequence for sequence, _ in history(redis)] == [2, 3]
+
+
+@pytest.mark.parametrize("entry_id", ["9-0", "*"])
+async def test_a_history_beyond_its_position_does_not_stop_a_topic(
+    redis_url: str, redis: redis_py.Redis, entry_id: str
+) -> None:
+    """Entries beyond the position are forgotten, and a new epoch begins."""
+    async with open_publisher(redis_url) as publisher:
+        first = await publisher.publish(*numbered_publication(1))
+        redis.xadd(history_key(TOPIC), {"m": "{}"}, id=entry_id)
+        second = await publisher.publish(*numbered_publication(2))
+        third = await publisher.publish(*numbered_publication(3))
+    assert first.position is not None
+    assert second.position is not None
+    assert second.position.epoch != first.position.epoch
+    assert second.position.sequence == 1
+    assert third.position == Position(second.position.epoch, 2)
+    assert [sequence for sequence, _ in history(redis)] == [1, 2]
+
+
+@pytest.mark.parametrize("sequence", ["strange", str(2**53 - 1), str(2**53), "nan"])
+async def test_a_strange_position_does_not_stop_a_topic(
+    redis_url: str, redis: redis_py.Redis, sequence: str
+) -> None:
+    """A position that cannot be continued is followed by a new epoch."""
+    async with open_publisher(redis_url) as publisher:
+        first = await publisher.publish(*numbered_publication(1))
+        redis.hset(position_key(TOPIC), "sequence", sequence)
+        second = await publisher.publish(*numbered_publication(2))
+    assert first.position is not None
+    assert second.position is not None
+    assert second.position.epoch != first.position.epoch
+    assert second.position.sequence == 1
