@@ -20,6 +20,7 @@ import trio
 
 from streamer.auth.errors import TokenError
 from streamer.auth.identity import Identity
+from streamer.bounded_log import BoundedLog
 from streamer.edge.access import identify, prepare_own_topic
 from streamer.edge.addresses import counted_address, normal_address
 from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals
@@ -121,6 +122,7 @@ class Acceptor:
         """Connections that are accepted and not closed: each has a file descriptor."""
         self._accepting = trio.CancelScope()
         self._is_stopping = False
+        self._log = BoundedLog(log.info)
         self.refusals = Refusals()
         self.sessions: dict[str, Served] = {}
         self.connections_total = 0
@@ -377,7 +379,9 @@ class Acceptor:
             return await self._wait_for_place(enter)
         for session in probed:
             if not session.is_ending and session.is_silent_since(asked_seconds):
-                log.info("silent client gives way", session=short_hash(session.session_id))
+                self._log(
+                    "gives way", "silent client gives way", session=short_hash(session.session_id)
+                )
                 session.give_up()
                 with trio.move_on_after(PROBE_SECONDS):
                     return await self._wait_for_place(enter)

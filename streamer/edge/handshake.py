@@ -25,7 +25,7 @@ from streamer.edge.credentials import (
 )
 from streamer.edge.extensions import Agreement, Offer, parse_offers
 from streamer.edge.forwarded import Forwarding
-from streamer.edge.http_request import BadQueryError, HttpRequest, read_http_request
+from streamer.edge.http_request import MAX_USER_AGENT_CHARACTERS, HttpRequest, read_http_request
 from streamer.edge.request_head import read_head
 from streamer.edge.websocket import close_lingering, read_available, receive_some
 from streamer.protocol.endpoint import HTTP_PATHS, WEBSOCKET_PATH
@@ -35,6 +35,7 @@ _MAX_REQUEST_BYTES: Final = 16 * 1024
 _TOO_LARGE: Final = 431
 """The status for a request that exceeds this size (RFC 6585, 5)."""
 _PATH: Final = WEBSOCKET_PATH.encode()
+_IS_TOO_LARGE: Final = "The request is too large."
 _KEY_CHARACTERS: Final = 24
 """A Sec-WebSocket-Key is 16 bytes in base64 (RFC 6455, 4.1)."""
 
@@ -122,6 +123,7 @@ async def receive_request(
         http.receive_data(data)
         request = await _next_request(http, stream, descriptor)
         headers = _headers(request)
+        _check_size(request)
         url = _url(request.target)
         if url.path in HTTP_PATHS:
             return read_http_request(request.method, url.path, url.query, headers, cookie=cookie)
@@ -130,10 +132,8 @@ async def receive_request(
     except h11.RemoteProtocolError as error:
         # The text of h11's error quotes the line that it refuses, which may have a token in it.
         status = error.error_status_hint
-        reason = "The request is too large." if status == _TOO_LARGE else "This is not HTTP."
+        reason = _IS_TOO_LARGE if status == _TOO_LARGE else "This is not HTTP."
         refused = _Refused(status, reason)
-    except BadQueryError as error:
-        refused = _Refused(400, f"The query is not valid: {error}.")
     except _Refused as error:
         refused = error
     await _answer(http, stream, refused)
@@ -147,7 +147,7 @@ async def receive_request(
 def _read_ordinary(data: bytes, cookie: str | None) -> Request | None:
     """Read the request of a WebSocket; None if it has to be read by h11, or refused."""
     head = read_head(data)
-    if head is None:
+    if head is None or len(data) - len(head.trailing) > _MAX_REQUEST_BYTES:
         return None
     path, _, query = head.target.partition(b"?")
     if path != _PATH or b"#" in query:
@@ -188,6 +188,13 @@ def _headers(request: h11.Request) -> dict[bytes, bytes]:
     return headers
 
 
+def _check_size(request: h11.Request) -> None:
+    """Refuse a request that is too large: h11 checks that only while parts of it are missing."""
+    size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+    if size > _MAX_REQUEST_BYTES:
+        raise _Refused(_TOO_LARGE, _IS_TOO_LARGE)
+
+
 def _url(target: bytes) -> SplitResult:
     try:
         return urlsplit(target.decode("ascii"))
@@ -202,6 +209,9 @@ def _check_opening(request: h11.Request, path: str, headers: dict[bytes, bytes])
     _check_upgrade(headers)
     if request.method != b"GET" or request.http_version < b"1.1":
         raise _Refused(400, "A WebSocket is opened with GET and HTTP/1.1.")
+    # A proxy in between might take what follows for the body, and the server for frames.
+    if b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip(b"0"):
+        raise _Refused(400, "A WebSocket is opened without a body.")
 
 
 def _check_upgrade(headers: dict[bytes, bytes]) -> None:
@@ -236,7 +246,7 @@ def _upgrade(
         query=without_token(query),
         token=find_token(headers, query, cookie=cookie),
         origin=_text(headers.get(b"origin")),
-        user_agent=_text(headers.get(b"user-agent")),
+        user_agent=_text(headers.get(b"user-agent"), MAX_USER_AGENT_CHARACTERS),
         forwarding=Forwarding.from_headers(headers),
         accept_token=generate_accept_token(key),
         has_subprotocol=SUBPROTOCOL in subprotocols(headers),
@@ -245,8 +255,8 @@ def _upgrade(
     )
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else hide_tokens(value.decode("latin-1"))
+def _text(value: bytes | None, most_characters: int | None = None) -> str | None:
+    return None if value is None else hide_tokens(value.decode("latin-1"))[:most_characters]
 
 
 async def _answer(http: h11.Connection, stream: trio.abc.Stream, refused: _Refused) -> None:

@@ -12,6 +12,7 @@ from typing import Final, NoReturn, Protocol
 import structlog
 import trio
 
+from streamer.bounded_log import BoundedLog
 from streamer.edge.session_ids import short_hash
 
 _PINGS_PER_TURN: Final = 100
@@ -47,6 +48,7 @@ class Heartbeat:
     def __init__(self, *, interval_seconds: float, timeout_seconds: float) -> None:
         self._interval_seconds = interval_seconds
         self._timeout_seconds = timeout_seconds
+        self._log = BoundedLog(log.info)
         # Both in the order of their times: an added entry is always due after all others.
         self._to_ping: dict[Pinged, float] = {}
         """When each client is pinged next."""
@@ -100,5 +102,5 @@ class Heartbeat:
                 return
             del self._to_answer[session]
             if not session.is_ending and session.is_silent_since(asked):
-                log.info("client silent", session=short_hash(session.session_id))
+                self._log("silent", "client silent", session=short_hash(session.session_id))
                 session.give_up()

@@ -15,7 +15,7 @@ import trio
 
 from streamer.auth.errors import TokenError
 from streamer.auth.identity import Identity
-from streamer.edge.http_answers import ALLOWED_METHODS, Answers, HttpError
+from streamer.edge.http_answers import ALLOWED_METHODS, Answers, HttpError, bad_request
 from streamer.edge.http_query import (
     MAX_STREAM_TOPICS,
     HistoryQuery,
@@ -66,6 +66,8 @@ class HttpApi:
                 f"only {ALLOWED_METHODS} are served here",
                 headers=[("Allow", ALLOWED_METHODS)],
             )
+        if request.query_problem is not None:
+            raise bad_request(request.query_problem)
         if request.path == STREAM_PATH:
             query = read_stream_query(
                 request,

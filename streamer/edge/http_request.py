@@ -14,9 +14,8 @@ from streamer.edge.forwarded import Forwarding
 _MAX_PARAMETERS: Final = 200
 """Parameters of a query: more than any request needs, each topic in one of its own included."""
 
-
-class BadQueryError(ValueError):
-    """A query that cannot be read; the text says why, without any of it."""
+MAX_USER_AGENT_CHARACTERS: Final = 256
+"""Characters of a User-Agent that are kept for as long as its client is connected."""
 
 
 @attrs.frozen
@@ -33,6 +32,8 @@ class HttpRequest:
     last_event_id: str | None
     """The header that a browser sends when it reconnects to a stream."""
     forwarding: Forwarding
+    query_problem: str | None = None
+    """Why the query cannot be read, without any of it; then `parameters` is empty."""
 
     @property
     def query(self) -> Mapping[str, str]:
@@ -48,24 +49,23 @@ def read_http_request(
     *,
     cookie: str | None,
 ) -> HttpRequest:
-    """Read a request; `headers` by names in lower case, `cookie` the name of that of a token.
-
-    Raises BadQueryError.
-    """
+    """Read a request; `headers` by names in lower case, `cookie` the name of that of a token."""
+    parameters: list[tuple[str, str]] = []
+    problem: str | None = None
     try:
         parameters = parse_qsl(
             query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS
         )
     except UnicodeDecodeError:
-        raise BadQueryError("a parameter of the query is not UTF-8") from None
+        problem = "a parameter of the query is not UTF-8"
     except ValueError:
-        raise BadQueryError(f"a query has at most {_MAX_PARAMETERS} parameters") from None
+        problem = f"a query has at most {_MAX_PARAMETERS} parameters"
     named = dict(parameters)
     public = without_token(named)
 
-    def text(name: bytes) -> str | None:
+    def text(name: bytes, most_characters: int | None = None) -> str | None:
         value = headers.get(name)
-        return None if value is None else hide_tokens(value.decode("latin-1"))
+        return None if value is None else hide_tokens(value.decode("latin-1"))[:most_characters]
 
     return HttpRequest(
         method=method.decode("ascii"),
@@ -73,7 +73,8 @@ def read_http_request(
         parameters=tuple((name, value) for name, value in parameters if name in public),
         token=find_token(headers, named, cookie=cookie),
         origin=text(b"origin"),
-        user_agent=text(b"user-agent"),
+        user_agent=text(b"user-agent", MAX_USER_AGENT_CHARACTERS),
         last_event_id=text(b"last-event-id"),
         forwarding=Forwarding.from_headers(headers),
+        query_problem=problem,
     )

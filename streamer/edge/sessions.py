@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 import structlog
 import trio
 
+from streamer.bounded_log import BoundedLog
 from streamer.edge.ended_sessions import EndedSessions
 from streamer.hub.outbox import Outbox
 from streamer.hub.sessions import (
@@ -64,6 +65,7 @@ class RestorableSessions:
         self._incomplete: set[str] = set()
         """Sessions whose client waits for the topics of an earlier one."""
         self._session_ended = trio.Event()
+        self._warn = BoundedLog(log.warning)
 
     @property
     def ended_bytes(self) -> int:
@@ -128,12 +130,13 @@ class RestorableSessions:
         if record is not None or self._store is None:
             return record
         try:
-            record = _owned(_decoded(await self._store.load(session_id)), user_id)
+            record = _owned(self._decoded(await self._store.load(session_id)), user_id)
             if record is None or not record.ended:
                 await trio.sleep(_SETTLE_SECONDS)
-                record = _owned(_decoded(await self._store.load(session_id)), user_id) or record
+                later = self._decoded(await self._store.load(session_id))
+                record = _owned(later, user_id) or record
         except StoreUnavailableError as error:
-            log.warning("session not loaded", reason=str(error))
+            self._warn("load", "session not loaded", reason=str(error))
             if record is None:
                 raise
         return record
@@ -149,6 +152,14 @@ class RestorableSessions:
     def _live_whole(self, session_id: str) -> Outbox | None:
         """Return a connected client that has all the topics of its session."""
         return None if session_id in self._incomplete else self._live(session_id)
+
+    def _decoded(self, encoded: bytes | None) -> SessionRecord | None:
+        """Decode a record from the store; one that this version cannot have written is none."""
+        try:
+            return None if encoded is None else decode_record(encoded)
+        except ValueError as error:
+            self._warn("record", "session record not understood", reason=str(error))
+            return None
 
     async def save(self) -> None:
         """Save all changes; if the store is unavailable, they are kept for later."""
@@ -172,7 +183,7 @@ class RestorableSessions:
                     changed |= dict.fromkeys(records)
                     raise
         except StoreUnavailableError as error:
-            log.warning("sessions not saved", reason=str(error))
+            self._warn("save", "sessions not saved", reason=str(error))
             return False
         return True
 
@@ -218,12 +229,3 @@ class RestorableSessions:
 def _owned(record: SessionRecord | None, user_id: str | None) -> SessionRecord | None:
     """Return the record if this user may restore the session, else None."""
     return record if record is not None and record.may_be_restored_by(user_id) else None
-
-
-def _decoded(encoded: bytes | None) -> SessionRecord | None:
-    """Decode a record from the store; one that this version cannot have written counts as none."""
-    try:
-        return None if encoded is None else decode_record(encoded)
-    except ValueError as error:
-        log.warning("session record not understood", reason=str(error))
-        return None

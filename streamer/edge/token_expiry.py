@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from streamer.auth.identity import Identity
+from streamer.bounded_log import BoundedLog
 from streamer.edge.session_ids import short_hash
 from streamer.protocol import errors, messages
 from streamer.protocol.errors import CloseReason, ErrorCode
@@ -95,6 +96,7 @@ class TokenExpiry:
         """
         self._grace_seconds = grace_seconds
         self._timeout_seconds = timeout_seconds
+        self._log = BoundedLog(log.info)
         self._clock = clock
         self._random_part = random_part
         self._next: dict[Authenticated, _Next] = {}
@@ -185,7 +187,7 @@ class TokenExpiry:
                 close_at = due.ends_seconds + self._grace_seconds
                 self._schedule(session, _Step.CLOSE, close_at, due.ends_seconds)
             case _Step.CLOSE:
-                log.info("token expired", session=short_hash(session.session_id))
+                self._log("expired", "token expired", session=short_hash(session.session_id))
                 session.end(
                     errors.TOKEN_EXPIRED,
                     messages.Error(ErrorCode.TOKEN_EXPIRED, "the token has expired"),

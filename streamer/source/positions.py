@@ -14,6 +14,7 @@ from typing import Final, NoReturn, Protocol
 import structlog
 import trio
 
+from streamer.bounded_log import BoundedLog
 from streamer.broker.connect import RedisConnectionError
 from streamer.broker.history import HistoryQuery, RedisHistory, TopicHistory
 from streamer.protocol.topics import Topic
@@ -80,6 +81,7 @@ class PositionReader:
         self._history = history
         self._new_epoch = new_epoch
         self._subscribe_timeout_seconds = subscribe_timeout_seconds
+        self._warn = BoundedLog(log.warning)
         self._failed_seconds = float("-inf")
         self.answered_seconds = float("-inf")
         """When Redis answered last, on trio's clock."""
@@ -126,7 +128,7 @@ class PositionReader:
             await self._history.announce_names(names)
         except RedisConnectionError as error:
             # Clients that reconnect to another server with the old name will be sent a gap.
-            log.warning("names of epochs not announced", reason=str(error))
+            self._warn("names", "names of epochs not announced", reason=str(error))
 
     async def _read_some(self) -> None:
         sequencers = self._settled()
@@ -138,7 +140,7 @@ class PositionReader:
         try:
             records = await self.read(queries)
         except RedisConnectionError as error:
-            log.warning("positions not read", reason=str(error))
+            self._warn("positions", "positions not read", reason=str(error))
             await trio.sleep(_RETRY_SECONDS)
             return
         slices = Slices()

@@ -8,6 +8,7 @@ from typing import Final, NoReturn
 import structlog
 import trio
 
+from streamer.bounded_log import BoundedLog
 from streamer.broker.connect import RedisConnectionError
 from streamer.broker.history import HistoryQuery, TopicHistory
 from streamer.hub.publishing import Publishing
@@ -51,6 +52,7 @@ class TopicSource:
         self._bus = bus
         self._positions = positions
         self._subscribe_timeout_seconds = subscribe_timeout_seconds
+        self._warn = BoundedLog(log.warning)
 
     async def run(self) -> NoReturn:
         """Open and close topics as they are wanted."""
@@ -195,7 +197,7 @@ class TopicSource:
         try:
             records = await self._positions.read(queries)
         except RedisConnectionError as error:
-            log.warning("history not read", topics=len(queries), reason=str(error))
+            self._warn("history", "history not read", topics=len(queries), reason=str(error))
             return {}
         answers = {}
         for query, sequencer, record in zip(queries, sequencers, records, strict=True):

@@ -35,6 +35,13 @@ UPGRADE = (
         (b"GET /v1/ws HTTP/1.1\r\n" + UPGRADE.replace(b"dGhl", b"") + b"\r\n", b"400"),
         (b"GET /v1/ws HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 60_000 + b"\r\n\r\n", b"431"),
         (b"GET /" + b"x" * 60_000 + b" HTTP/1.1\r\n", b"431"),
+        (b"GET /v1/ws HTTP/1.1\r\nX: " + b"x" * 17_000 + b"\r\n" + UPGRADE + b"\r\n", b"431"),
+        (b"GET /v1/ws?" + b"x" * 17_000 + b" HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"431"),
+        (b"GET /v1/ws HTTP/1.1\r\nContent-Length: 5\r\n" + UPGRADE + b"\r\nhello", b"400"),
+        (
+            b"GET /v1/ws HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + UPGRADE + b"\r\n0\r\n\r\n",
+            b"400",
+        ),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 not TLS\r\n\r\n", b"400"),
         (b"GET [ HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"4"),
         (b"GET http://[/v1/ws HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"4"),
@@ -127,6 +134,22 @@ async def test_a_request_may_arrive_in_pieces(first_bytes: int) -> None:
         await client.stream.send_all(request[first_bytes:])
         assert (await client.response()).startswith(b"HTTP/1.1 101 ")
         assert server.statistics().pending_handshakes == 0
+
+
+async def test_of_a_long_user_agent_the_beginning_is_kept() -> None:
+    """It is held for as long as the client is connected; so is that of a stream over HTTP."""
+    long = b"User-Agent: " + b"x" * 10_000 + b"\r\n"
+    stream = b"GET /v1/stream?topics=stock:A HTTP/1.1\r\nHost: x\r\n" + long + b"\r\n"
+    async with (
+        running_server() as server,
+        raw_client(server, opened=False) as client,
+        raw_client(server, opened=False) as listener,
+    ):
+        await client.stream.send_all(b"GET /v1/ws HTTP/1.1\r\n" + long + UPGRADE + b"\r\n")
+        await client.response()
+        await listener.stream.send_all(stream)
+        await listener.response()
+        assert [one.user_agent for one in server.connections()] == ["x" * 256] * 2
 
 
 async def test_query_and_headers_are_read() -> None:

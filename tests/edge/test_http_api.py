@@ -50,6 +50,7 @@ async def test_only_get_is_served(path: str, method: str, mock_clock: MockClock)
         ("/v1/stream?topics=stock:*", 400),
         ("/v1/stream?topics=stock:A&last_event_id=x", 400),
         ("/v1/snapshot?topics=%FF", 400),
+        ("/v1/stream?" + "&".join(["topic=stock:A"] * 201), 400),
         ("/v1/history?topic=stock:A", 400),
         ("/v1/stream/", 404),
         ("/v1/streams", 404),
@@ -67,7 +68,7 @@ async def test_what_cannot_be_served_is_answered_at_once(
     async with running_server() as server:
         response = await fetched(server, path)
         assert response.status == status
-        if status in {400, 403} and b"query" not in response.body:
+        if status in {400, 403}:
             assert set(response.json) >= {"code", "message"}
             assert response.headers["cache-control"] == "no-store"
         assert server.statistics().pending_handshakes == 0
