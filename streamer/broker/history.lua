@@ -13,7 +13,8 @@
 -- Redis has lost writes (a failover, an old dump, a restart without data) where it is behind the
 -- reader, or has another publication at the reader's position, or is in an older epoch than the
 -- reader. The same positions would then mean two things, so a new epoch begins. Publications that
--- replaced the lost ones continue in it.
+-- replaced the lost ones continue in it. Those from before the loss do not, where their time tells
+-- them apart: a client would take the last of them for the one before the next publication.
 --
 -- The name of an epoch ends with the time at which it began, by which publish.lua and this script
 -- distinguish an older epoch from a newer one. A new one is always later than the one before,
@@ -40,6 +41,27 @@ local function new_epoch(known)
   return string.format('%s@%.0f', ARGV[5], math.max(now_ms, began_ms(known) + 1))
 end
 
+-- Remove the entries up to a time, in milliseconds.
+local function forget_until(known_ms)
+  local kept, last = nil, '+'
+  while last do
+    local entries = redis.call('XREVRANGE', KEYS[2], last, '-', 'COUNT', 100)
+    last = nil
+    for _, entry in ipairs(entries) do
+      if (tonumber(field(entry, 't')) or 0) <= known_ms then
+        last = nil
+        break
+      end
+      kept, last = entry[1], '(' .. entry[1]
+    end
+  end
+  if kept then
+    redis.call('XTRIM', KEYS[2], 'MINID', kept)
+  else
+    redis.call('DEL', KEYS[2])
+  end
+end
+
 local position = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
 local epoch, sequence = position[1], tonumber(position[2] or 0)
 local known, after = ARGV[1], tonumber(ARGV[2])
@@ -62,6 +84,7 @@ if ARGV[5] ~= '' then
   elseif epoch and began_ms(epoch) > 0 and began_ms(epoch) < began_ms(known) then
     epoch = new_epoch(known)
     redis.call('HSET', KEYS[1], 'epoch', epoch)
+    forget_until(began_ms(known))
   end
 end
 if not epoch then

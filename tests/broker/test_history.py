@@ -231,13 +231,36 @@ async def test_an_epoch_older_than_the_known_one_does_not_continue(
         assert record is not None
         begun = record.position
         assert (name_of(begun), begun.sequence, record.follows) == ("new-1", 4, False)
-        assert sequences(record) == [1, 2, 3, 4]
+        # All four are from before the later epoch: those that came after them in that are lost.
+        assert not record.entries
+        assert not redis.exists(history_key("stock:A"))
         # All who know either of the older epochs join it, so it is later than both.
         for known in (later, old):
             record = await ask(history, known, may_begin=True, new_epoch="new-2")
             assert record is not None
             assert record.position == begun
     assert (await publish(redis_url, 1)) == Position(begun.epoch, 5)
+
+
+@pytest.mark.parametrize("count", [1, 99, 100, 101, 250])
+async def test_publications_since_an_old_epoch_came_back_are_kept(
+    redis_url: str, redis: redis_py.Redis, count: int
+) -> None:
+    """Their producer knew nothing of the later epoch; they are the topic's last known values."""
+    old = await publish(redis_url, 120)
+    later_ms = int(old.epoch.partition("@")[2]) + 3_600_000
+    for sequence in range(121, 121 + count):
+        entry: dict[Any, Any] = {"m": b"{}", "k": "price", "t": later_ms + sequence}
+        redis.xadd(history_key("stock:A"), entry, id=f"{sequence}-0")
+    redis.hset(position_key("stock:A"), "sequence", 120 + count)
+    known = Position(f"later@{later_ms}", 2)
+    async with opened(redis_url) as history:
+        record = await ask(history, known, may_begin=True)
+        assert record is not None
+        assert (name_of(record.position), record.position.sequence) == ("new", 120 + count)
+        assert sequences(record)[0] == max(121, 121 + count - NEWEST_ENTRIES)
+    stored: Any = redis.xrange(history_key("stock:A"))
+    assert [entry[0] for entry in stored] == [b"%d-0" % n for n in range(121, 121 + count)]
 
 
 @pytest.mark.parametrize("stored", ["epoch", "@", "x@y", "x@" + "9" * 40, "@5@"])

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from tests.chaos.plan import plan
-from tests.chaos.world import World, open_world, wait_up_to_date
+from tests.chaos.world import PLAIN, World, open_world, wait_up_to_date
 from tests.helpers.timing import FLOW_DEADLINE_SECONDS
 
 QUIET_SECONDS: Final = 20.0
@@ -45,7 +45,7 @@ async def run(seed: int, seconds: float, directory: Path) -> list[str]:
         with trio.move_on_after(FLOW_DEADLINE_SECONDS):
             await wait_up_to_date(world.members, world.numbers)
         for member in world.members:
-            if not member.is_up_to_date(world.numbers):
+            if not member.is_up_to_date(world.numbers, plain=PLAIN):
                 held = {topic: member.ledger.topics[topic].number for topic in member.topics}
                 last = {topic: world.numbers[topic] for topic in member.topics}
                 world.problems.append(

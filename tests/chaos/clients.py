@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from operator import eq
 from typing import Any, Final
@@ -156,9 +156,18 @@ class Member:
         except ClientError as error:
             self.failures.append(f"subscribe: {error}")
 
-    def is_up_to_date(self, numbers: dict[str, int]) -> bool:
-        """Whether it has the last publication of each of its topics."""
-        return all(self.ledger.topics[topic].number == numbers[topic] for topic in self.topics)
+    def is_up_to_date(self, numbers: dict[str, int], *, plain: Collection[str]) -> bool:
+        """Whether it has the last publication of each of its topics.
+
+        Of a topic in `plain` a gap may stand for it: without positions, what was published while
+        a server had no connection cannot be had later.
+        """
+        accounts = self.ledger.topics
+        return all(
+            accounts[topic].number == numbers[topic]
+            or (topic in plain and accounts[topic].is_behind_gap)
+            for topic in self.topics
+        )
 
     def problems(self) -> list[str]:
         """Return a line for each thing that does not add up."""

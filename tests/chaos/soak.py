@@ -87,7 +87,7 @@ async def run(seconds: float, directory: Path) -> list[str]:
             problems += [
                 f"{member.name} is not up to date"
                 for member in members
-                if not member.is_up_to_date(numbers)
+                if not member.is_up_to_date(numbers, plain=())
             ]
             nursery.cancel_scope.cancel()
         if "Traceback" in server.log:

@@ -81,7 +81,7 @@ class ProducerProcess:
 
 async def wait_up_to_date(members: Sequence[Member], numbers: dict[str, int]) -> None:
     """Wait until members have the last publication of each of their topics."""
-    while not all(member.is_up_to_date(numbers) for member in members):  # noqa: ASYNC110
+    while not all(member.is_up_to_date(numbers, plain=PLAIN) for member in members):  # noqa: ASYNC110
         await trio.sleep(SLOW_POLL_SECONDS)
 
 
