@@ -12,7 +12,7 @@ import attrs
 LATENCY_BOUNDS_SECONDS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-"""From a quiet flush to a client that the heartbeat gives up."""
+"""From the time of a short flush to that after which the heartbeat cuts a silent client."""
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ import trio
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error in a group, however deep: for where any one says enough."""
+    """Return the first error in a group, however deep, for a caller that reports only one."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

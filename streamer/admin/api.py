@@ -38,7 +38,7 @@ _DISCARDED_BYTES: Final = 4_194_304
 not see the answer."""
 
 _FAILURE_SECONDS: Final = 1.0
-"""How long a wrong key is waited for with its answer, so that guessing takes time."""
+"""How long the answer to a wrong key is delayed, so that guessing takes time."""
 
 _MAX_FAILURES: Final = 64
 """Wrong keys that may wait at a time; the others are answered at once, with 429."""

@@ -28,7 +28,7 @@ def _route(name: str) -> Route:
     gzipped = gzip.compress(body, mtime=0)
     headers = {
         "Access-Control-Allow-Origin": "*",
-        "Cache-Control": "no-cache",  # kept, and asked about at each use
+        "Cache-Control": "no-cache",  # kept, and revalidated at each use
         "Cross-Origin-Resource-Policy": "cross-origin",
         # Weak (RFC 9110, 8.8.3), since both encodings have the same one.
         "ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"',

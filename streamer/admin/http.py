@@ -1,12 +1,12 @@
-"""For the operator: statistics, metrics, connections and health over HTTP, on a port of its own.
+"""Statistics, metrics, connections and health for the operator: HTTP on a port of its own.
 
 The requests that change something are in `streamer.admin.api`, the page for people in
 `streamer.admin.operator`.
 
-Starlette on Hypercorn, both of which run on Trio. It is for operators, not for clients: it shows
-addresses, so it listens on 127.0.0.1 by default. A web page that an operator visits may make its
-own name resolve to that address (DNS rebinding), so only requests are served whose Host is an
-address, localhost, or a name from the settings.
+It is Starlette on Hypercorn, both of which run on Trio. It shows addresses of clients, so it
+listens on 127.0.0.1 by default. A web page that an operator visits may make its own name resolve to
+that address (DNS rebinding), so only requests are served whose Host is an address, localhost, or a
+name from the settings.
 """
 
 from __future__ import annotations

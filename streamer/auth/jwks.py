@@ -43,7 +43,7 @@ class JwksSource:
     """
 
     def __init__(self, url: str, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when the keys are others than before."""
+        """`on_change` is called when the keys have changed."""
         self._url = url
         self._on_change = on_change
         self.keys: tuple[VerificationKey, ...] = ()

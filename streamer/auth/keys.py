@@ -139,7 +139,7 @@ def candidates(
 
 
 def public_key(key: object, key_id: str | None) -> VerificationKey:
-    """Make the key that verifies by a public key. Raises KeyProblem for a type or size of none."""
+    """Make the key that verifies with a public key. Raises KeyProblem if no algorithm fits it."""
     match key:
         case RSAPublicKey():
             if not _MIN_RSA_BITS <= key.key_size <= _MAX_RSA_BITS:

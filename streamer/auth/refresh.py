@@ -26,7 +26,7 @@ _REFUSALS: Final = {httpx2.codes.BAD_REQUEST, httpx2.codes.UNAUTHORIZED, httpx2.
 """Statuses that refuse the refresh token; others, as 404 or 429, say nothing about it."""
 
 _ERRORS_OF_THIS_SERVER: Final = {"invalid_client", "unauthorized_client", "invalid_scope"}
-"""Errors of RFC 6749, 5.2, that no other refresh token mends, such as a secret that was rotated."""
+"""Errors of RFC 6749, 5.2, that are not about the refresh token, such as a wrong secret."""
 
 log = structlog.get_logger()
 

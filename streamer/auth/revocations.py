@@ -1,4 +1,4 @@
-"""Tokens that count no more although they have not expired."""
+"""Tokens that are revoked: not valid any more, although they have not expired."""
 
 from __future__ import annotations
 

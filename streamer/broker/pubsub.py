@@ -33,7 +33,7 @@ _SHOWN_CHARACTERS: Final = 100
 
 
 @attrs.define
-class Traffic:
+class PubSubTotals:
     """Totals of a reader's pub/sub connections, former ones included."""
 
     messages: int = 0
@@ -63,7 +63,7 @@ class PubSubContext:
     """Called when Redis refuses a probe, which does not mean that publications are missed."""
     refused: dict[bytes, str] = attrs.field(factory=dict)
     """The wanted channels that Redis refuses, each with the reason."""
-    traffic: Traffic = attrs.field(factory=Traffic)
+    traffic: PubSubTotals = attrs.field(factory=PubSubTotals)
     answers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     """Unparked when Redis has confirmed or refused a channel."""
 

@@ -256,8 +256,8 @@ def _write(data: bytes) -> None:
 
 async def _show_table(client: Client, request: _Request) -> None:
     # Imported here, since rich takes longer than the rest together.
-    from streamer.cli.table import Server, show_table  # noqa: PLC0415
+    from streamer.cli.table import ListenedServer, show_table  # noqa: PLC0415
 
     token = None if request.token_file is None else _read_token(request.token_file)
-    server = Server(url=request.url, token=token, ssl_context=request.ssl_context)
+    server = ListenedServer(url=request.url, token=token, ssl_context=request.ssl_context)
     await show_table(client, request.topics, count=request.count, server=server)

@@ -27,7 +27,7 @@ _BOTTOM: Final = frozenset({b"\x1b[F", b"\x1bOF", b"\x1b[4~", b"G"})
 
 
 @attrs.frozen(kw_only=True)
-class Server:
+class ListenedServer:
     """The server that the client is connected to, to ask it about topics."""
 
     url: str
@@ -36,7 +36,7 @@ class Server:
 
 
 async def show_table(
-    client: Client, topics: Sequence[Topic], *, count: int | None, server: Server
+    client: Client, topics: Sequence[Topic], *, count: int | None, server: ListenedServer
 ) -> None:
     """Show the messages of a client until `count` of them, or until cancelled.
 
@@ -100,7 +100,7 @@ class _Table:
             self._refresh.cancel()
 
 
-async def _hint(client: Client, board: Board, server: Server) -> None:
+async def _hint(client: Client, board: Board, server: ListenedServer) -> None:
     """Say which topics never had a publication, and what they may be called instead."""
     # Imported here, since the library for HTTP takes long.
     from streamer.cli.similar_topics import find_similar  # noqa: PLC0415

@@ -212,7 +212,7 @@ class Client:
             await self._ask(request, messages.Unsubscribed)
 
     async def limit_bandwidth(self, bytes_per_second: float) -> None:
-        """Be sent at most so many bytes per second, also on later connections; 0: no limit.
+        """Limit what the server sends to so many bytes per second, also later; 0: no limit.
 
         Beyond it, messages are merged in mode latest, and a client in mode all is disconnected.
         Waits for the answer, as `subscribe` does. Raises ValueError for a number that no server

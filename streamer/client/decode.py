@@ -36,6 +36,7 @@ from streamer.client.messages import (
 from streamer.protocol import messages
 from streamer.protocol.codec import CONVERTER, explain
 from streamer.protocol.errors import ErrorCode
+from streamer.protocol.json_text import skip_space
 from streamer.protocol.messages import EndReason, GapReason
 from streamer.protocol.topics import Topic
 
@@ -99,7 +100,6 @@ _OWN: Final = {"topic", "extra", "text", "changes"}
 """Attributes of the models that are not members of the JSON."""
 _MEMBERS: Final = {model: frozenset(attrs.fields_dict(model)) - _OWN for model in _DATA.values()}
 
-_SPACE: Final = re.compile(r"[ \t\n\r]*")
 _STRUCTURE: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],]', re.DOTALL)
 """The tokens that divide a JSON text into its parts; a string is one token."""
 
@@ -257,7 +257,7 @@ def _read(text: str) -> tuple[dict[str, Any], list[Span]]:
         else:
             decoded[name], end = _DECODER.raw_decode(text, at)
         at = _separator(text, end, "}")
-    if _skip(text, at + 1) != len(text):
+    if skip_space(text, at + 1) != len(text):
         raise ValueError("more than one JSON value")
     return decoded, inner
 
@@ -265,7 +265,7 @@ def _read(text: str) -> tuple[dict[str, Any], list[Span]]:
 def _array(text: str, start: int) -> tuple[list[Span], int]:
     """Return the values of an array, each with its own text, and the index after the array."""
     values: list[Span] = []
-    at = _skip(text, start + 1)
+    at = skip_space(text, start + 1)
     while text[at : at + 1] != "]":
         value, end = _DECODER.raw_decode(text, at)
         values.append((value, text[at:end]))
@@ -273,23 +273,17 @@ def _array(text: str, start: int) -> tuple[list[Span], int]:
     return values, at + 1
 
 
-def _skip(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    assert match is not None  # it also matches the empty string
-    return match.end()
-
-
 def _expect(text: str, at: int, character: str) -> int:
     """Return the index after this character and the white space around it."""
-    at = _skip(text, at)
+    at = skip_space(text, at)
     if text[at : at + 1] != character:
         raise ValueError(f"expected {character} at character {at}")
-    return _skip(text, at + 1)
+    return skip_space(text, at + 1)
 
 
 def _separator(text: str, at: int, closing: str) -> int:
     """Return the index after a comma, or that of the closing character."""
-    at = _skip(text, at)
+    at = skip_space(text, at)
     return at if text[at : at + 1] == closing else _expect(text, at, ",")
 
 

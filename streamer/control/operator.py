@@ -57,7 +57,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class Publishing(Protocol):
+class OperatorPublishing(Protocol):
     """Publishes for the operator (`streamer.control.publishing`)."""
 
     async def publish(self, request: PublishRequest, text: bytes) -> Published:
@@ -80,7 +80,7 @@ class Operator:
     def __init__(
         self,
         channel: ControlChannel,
-        publishing: Publishing,
+        publishing: OperatorPublishing,
         revoking: Revoking,
         authenticator: Authenticator,
         settings: Settings,

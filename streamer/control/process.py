@@ -21,7 +21,7 @@ from streamer.broker.requests import RedisClient
 from streamer.broker.revocations import RedisRevocations
 from streamer.control.actions import Actions, Here
 from streamer.control.channel import ControlChannel
-from streamer.control.operator import Operator, Publishing
+from streamer.control.operator import Operator, OperatorPublishing
 from streamer.control.publishing import RedisPublishing
 from streamer.control.revocations import RevocationSync
 
@@ -34,7 +34,7 @@ class ProcessControl:
         here: Here,
         authenticator: Authenticator,
         *,
-        memory: Publishing | None,
+        memory: OperatorPublishing | None,
         version: str,
     ) -> None:
         """`memory` publishes on the bus inside the process; None with Redis.

@@ -19,7 +19,7 @@ from streamer.auth.identity import Identity
 from streamer.auth.permissions import Permissions
 from streamer.config import Settings
 from streamer.edge.sessions import RestorableSessions
-from streamer.edge.token_expiry import Authenticated, TokenExpiry
+from streamer.edge.token_expiry import TokenExpiry, TokenHolder
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
 from streamer.hub.subscription import SubscriptionOptions, Want
@@ -30,7 +30,7 @@ from streamer.protocol.messages import EndReason, Position, RequestId, Unsubscri
 from streamer.protocol.topics import SubscriptionType, Topic
 
 
-class IdentifiedSession(Authenticated, Protocol):
+class IdentifiedSession(TokenHolder, Protocol):
     """A session, as far as its identity is concerned."""
 
     async def admit_user(self, user_id: str) -> bool:

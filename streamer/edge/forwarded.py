@@ -59,7 +59,7 @@ class Forwarding:
 
 
 class TrustedProxies:
-    """The peers whose word on the address of their clients is believed."""
+    """The peers that are trusted to name the addresses of their clients."""
 
     def __init__(self, networks: Iterable[str]) -> None:
         """`networks` are addresses and CIDR networks. Raises ValueError for anything else."""

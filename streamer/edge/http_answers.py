@@ -72,7 +72,7 @@ def bad_request(
     return HttpError(HTTPStatus.BAD_REQUEST, message, code=code, details=details)
 
 
-class Answers:
+class HttpAnswers:
     """Makes the bytes of answers, with the headers that let web pages read them (CORS).
 
     With allowed origins, a page of such an origin may read answers and send its cookies. Without,

@@ -15,7 +15,7 @@ import trio
 
 from streamer.auth.errors import TokenError
 from streamer.auth.identity import Identity
-from streamer.edge.http_answers import ALLOWED_METHODS, Answers, HttpError, bad_request
+from streamer.edge.http_answers import ALLOWED_METHODS, HttpAnswers, HttpError, bad_request
 from streamer.edge.http_query import (
     MAX_STREAM_TOPICS,
     HistoryQuery,
@@ -23,7 +23,7 @@ from streamer.edge.http_query import (
     read_snapshot_query,
     read_stream_query,
 )
-from streamer.edge.http_reads import TopicReads
+from streamer.edge.http_reads import HttpReads
 from streamer.edge.http_request import HttpRequest
 from streamer.edge.http_stream import StreamRequest, all_forbidden
 from streamer.edge.requests import Services
@@ -53,7 +53,7 @@ class HttpApi:
         settings = services.settings
         self._services = services
         self._settings = settings
-        self.answers = Answers(settings.allowed_origins)
+        self.answers = HttpAnswers(settings.allowed_origins)
         self._max_topics = min(
             settings.max_targets_per_request, settings.max_subscriptions, MAX_STREAM_TOPICS
         )
@@ -117,7 +117,7 @@ class HttpApi:
 
     async def read(self, stream: trio.abc.Stream, request: ReadRequest, address: str) -> None:
         """Answer a request for a snapshot or a history. `address` is as limits count it."""
-        reads = TopicReads(self._services, address)
+        reads = HttpReads(self._services, address)
         if isinstance(request.query, HistoryQuery):
             body = await reads.history(request.query)
         else:

@@ -14,7 +14,7 @@ import orjson
 
 from streamer.edge.http_query import HistoryQuery
 from streamer.edge.requests import Services, continued, prepare
-from streamer.hub.outbox import Outbox
+from streamer.hub.outbox import NO_OWNER, Outbox
 from streamer.hub.publication import Publication
 from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.hub.subscription import Want
@@ -23,19 +23,10 @@ from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 
 MAX_BODY_BYTES: Final = 1024 * 1024
-"""The most texts of messages in an answer; four of the largest fit, with the default settings."""
+"""The most bytes of messages in an answer: four of the largest, with the default settings."""
 
 
-class _NoOwner:
-    """The owner of an outbox to which nothing is written."""
-
-    def on_blocked(self) -> None:
-        """Do nothing."""
-
-    on_broken = on_overflow = on_blocked
-
-
-class TopicReads:
+class HttpReads:
     """Reads topics for one client, which is not subscribed to them."""
 
     def __init__(self, services: Services, address: str) -> None:
@@ -115,7 +106,7 @@ class TopicReads:
         return Outbox(
             self._name,
             -1,
-            _NoOwner(),
+            NO_OWNER,
             self._services.events,
             max_queued_bytes=settings.max_outbound_bytes,
             max_replay_bytes=settings.max_replay_bytes,

@@ -20,7 +20,7 @@ import trio
 
 from streamer.auth.identity import Identity
 from streamer.edge.acknowledged import seconds_since_acknowledged
-from streamer.edge.http_answers import Answers, HttpError
+from streamer.edge.http_answers import HttpAnswers, HttpError
 from streamer.edge.http_request import HttpRequest
 from streamer.edge.requests import Requests, Services, forbidden_target
 from streamer.edge.served import ConnectionInfo, Transport
@@ -68,7 +68,7 @@ class HttpStream:
         stream: trio.abc.Stream,
         services: Services,
         request: StreamRequest,
-        answers: Answers,
+        answers: HttpAnswers,
         *,
         client_socket: trio.socket.SocketType | socket.socket,
         descriptor: int,

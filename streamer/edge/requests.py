@@ -290,12 +290,12 @@ class Requests:
         """
         sessions, name = self._services.sessions, self._outbox.name
         held = [subscription.lane.stream.topic for subscription in self._subscriptions]
-        if all(map(self.access.is_own, held)):  # nothing that the client has asked for itself
+        if all(map(self.access.is_own, held)):  # the client has not subscribed to anything
             sessions.suspend(name)
         try:
             await self._restore(session_id, positions, request_id)
         except ProtocolError:
-            sessions.resume(name)  # it subscribes anew
+            sessions.resume(name)  # the client will subscribe anew
             raise
         sessions.resume(name)
 
@@ -436,7 +436,7 @@ class Requests:
         hub, outbox = self._services.hub, self._outbox
         resumed = [want.topic for want in admitted if want.since is not None]
         if resumed := list(filter(self.access.is_own, resumed)):
-            hub.unsubscribe(outbox, resumed)  # and it begins again at the position that is named
+            hub.unsubscribe(outbox, resumed)  # `subscribe` begins it again at the named position
         plan = subscribe(
             hub, outbox, admitted, max_replay_bytes=self._services.settings.max_replay_bytes
         )
@@ -451,7 +451,7 @@ class Requests:
 async def prepare(
     services: Services, topics: Sequence[Topic], since: Mapping[Topic, Position]
 ) -> Mapping[Topic, Recovery]:
-    """Want the topics, do what `Source.prepare` does, and return in a turn that is not long.
+    """Prepare topics as `Source.prepare` does, and return in a turn that is not long.
 
     The caller must not wait before it uses the result.
     """
@@ -460,7 +460,7 @@ async def prepare(
         recoveries = await services.source.prepare(topics, since)
         # Hundreds of clients may have waited for the same topics, or for one reply of Redis.
         if await loop_budget.wait_for(topics) and streams != list(map(hub.stream, topics)):
-            # There was no room for some.
+            # Some were released meanwhile, for lack of room.
             recoveries = await services.source.prepare(topics, since)
     return recoveries
 

@@ -40,7 +40,7 @@ _STALE_ENTRIES: Final = 1000
 log = structlog.get_logger()
 
 
-class Authenticated(Protocol):
+class TokenHolder(Protocol):
     """A session, as far as its token is concerned."""
 
     @property
@@ -99,8 +99,8 @@ class TokenExpiry:
         self._log = BoundedLog(log.info)
         self._clock = clock
         self._random_part = random_part
-        self._next: dict[Authenticated, _Next] = {}
-        self._sessions: dict[int, Authenticated] = {}
+        self._next: dict[TokenHolder, _Next] = {}
+        self._sessions: dict[int, TokenHolder] = {}
         """The session of each entry that is not out of date."""
         self._heap: list[tuple[float, int]] = []
         """When a step is due, and the number of its entry. It does not name the session: entries
@@ -114,12 +114,12 @@ class TokenExpiry:
             return None
         return round(max(identity.expires_at - self._clock(), 0.0), 3)
 
-    def expect(self, session: Authenticated) -> None:
+    def expect(self, session: TokenHolder) -> None:
         """Close a session unless it presents a token in time."""
         now = trio.current_time()
         self._schedule(session, _Step.GIVE_UP, now + self._timeout_seconds, now)
 
-    def watch(self, session: Authenticated, identity: Identity) -> None:
+    def watch(self, session: TokenHolder, identity: Identity) -> None:
         """Take note of the token that a session uses from now on."""
         remaining_seconds = self.remaining_seconds(identity)
         if identity.expires_at is None or remaining_seconds is None:
@@ -133,7 +133,7 @@ class TokenExpiry:
         ends = trio.current_time() + remaining_seconds
         self._schedule(session, _Step.NOTIFY, ends - lead, ends)
 
-    def forget(self, session: Authenticated) -> None:
+    def forget(self, session: TokenHolder) -> None:
         """Forget a session that has ended, or whose token has no end."""
         former = self._next.pop(session, None)
         if former is not None:
@@ -145,7 +145,7 @@ class TokenExpiry:
             self._heap = [entry for entry in self._heap if entry[1] in self._sessions]
             heapq.heapify(self._heap)
 
-    def _schedule(self, session: Authenticated, step: _Step, due: float, ends: float) -> None:
+    def _schedule(self, session: TokenHolder, step: _Step, due: float, ends: float) -> None:
         self.forget(session)
         number = next(self._numbers)
         self._next[session] = _Next(number, step, due, ends)
@@ -177,7 +177,7 @@ class TokenExpiry:
             if taken % _PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
 
-    def _take(self, session: Authenticated, due: _Next) -> None:
+    def _take(self, session: TokenHolder, due: _Next) -> None:
         if session.is_ending:
             return
         match due.step:

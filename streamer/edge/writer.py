@@ -9,7 +9,7 @@ from streamer.hub.outbox import Outbox
 
 
 class BlockedWriter:
-    """Writes an outbox' bytes while its socket is full, and tells who waits for it."""
+    """Writes an outbox' bytes while its socket is full, and wakes the tasks that wait for it."""
 
     __slots__ = ("_fanout", "_progress", "_stream", "last_written_seconds", "outbox")
 

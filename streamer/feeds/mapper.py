@@ -122,7 +122,7 @@ class Mapper:
     def lose_books(self, channel: str | None = None) -> None:
         """Withhold changes, of one channel or of all, until the next whole books.
 
-        For when publications have been lost.
+        The caller has lost publications.
         """
         for own_channel, chain in self._chains.items():
             if channel in {None, own_channel}:

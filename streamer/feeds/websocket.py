@@ -46,7 +46,7 @@ class FeedSource:
     heartbeat_seconds: float = DEFAULT_HEARTBEAT_SECONDS
     fetch: Sequence[str] = ()
     """HTTP URLs that are requested once after each connect, when the first message has arrived.
-    Their answers count as messages: so comes the snapshot that a stream of changes needs."""
+    Their answers count as messages, such as the snapshot that a stream of changes needs."""
 
 
 class FeedConsumer(Protocol):

@@ -44,7 +44,7 @@ sends: some 10 ms each. The rest is left to the next flush, so that a few hundre
 hundreds of topics each do not delay what the others are sent."""
 
 _SMALL_SHARE: Final = 128
-"""A topic that takes less than this part of that is never left to the next flush."""
+"""A topic that takes less than one part in so many of a flush's messages is never left."""
 
 
 class Signal(Protocol):

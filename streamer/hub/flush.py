@@ -3,8 +3,8 @@
 It flushes at once when idle, and then not again before the interval is over: a quiet topic has no
 delay, a busy one is batched. A flush that takes longer than the interval is followed by the next
 one at once, so the interval stretches instead of a queue growing; with an interval of 0, everything
-that arrived during a flush is sent in one write. So is one that has left messages for single
-clients, of which each flush sends a bounded number.
+that arrived during a flush is sent in one write. Each flush sends a bounded number of messages to
+single clients; one that has left some is also followed by the next one at once.
 
 If there is little to write, the caller that published writes it in the same call (`release`):
 waking the loop's task would cost more than all other work for a publication to a few clients. The

@@ -70,7 +70,7 @@ class Membership(Protocol):
 
 
 class _NoOwner:
-    """The owner of a closed outbox, which reports nothing any more."""
+    """The owner of an outbox that is closed, or that nothing is written to."""
 
     def on_blocked(self) -> None:
         """Do nothing."""
@@ -78,7 +78,7 @@ class _NoOwner:
     on_broken = on_overflow = on_blocked
 
 
-_NO_OWNER: Final = _NoOwner()
+NO_OWNER: Final = _NoOwner()
 
 
 @attrs.frozen
@@ -160,7 +160,7 @@ class Outbox:
         """The session id."""
         self.descriptor = descriptor
         """The descriptor of a non-blocking socket; -1 if there is none, as for a read over HTTP:
-        what would be sent is taken by hand."""
+        then the caller uses `take`."""
         self._owner = owner
         self.wire = wire
         self.user_id: str | None = None
@@ -539,7 +539,7 @@ class Outbox:
         self._control.clear()
         self.control_bytes = 0
         # The owner holds the outbox: without this, only the garbage collector would free the two.
-        self._owner = _NO_OWNER
+        self._owner = NO_OWNER
 
     def clear(self, reason: str) -> None:
         """Drop all waiting messages, of all subscriptions together."""

@@ -128,7 +128,7 @@ class RateQueue(Generic[S]):
         return [(publication, self._forget(publication)) for publication in waiting]
 
     def _forget(self, publication: Publication) -> bool:
-        """No longer count a message; return whether it may be merged."""
+        """Stop counting a message; return whether it may be merged."""
         self._count -= 1
         if publication not in self._unmerged:
             return True

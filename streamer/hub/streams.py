@@ -103,7 +103,7 @@ class Lane:
         return max(known, default=self.base)
 
     def hold_latest(self) -> None:
-        """Take it that the groups hold the last values of all kinds."""
+        """Assume that the groups hold the last values of all kinds."""
         if self.renderer is not None:
             self.held = self.renderer.held(self.stream.latest, self.kinds)
 

@@ -76,10 +76,10 @@ def read_members(text: str) -> Iterator[tuple[str, Any, str]]:
 
     The numbers in a value are strings with their digits as written.
     """
-    at = _skip(text, _skip(text, 0) + 1)
+    at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "}":
         name, at = _SPANS.raw_decode(text, at)
-        start = _skip(text, _skip(text, at) + 1)
+        start = skip_space(text, skip_space(text, at) + 1)
         value, end = _SPANS.raw_decode(text, start)
         yield name, value, text[start:end]
         at = _next(text, end)
@@ -92,14 +92,15 @@ def find_items(text: str, limit: int) -> list[str]:
 
 def items_of(text: str) -> Iterator[str]:
     """Yield the texts of the items of a valid JSON list."""
-    at = _skip(text, _skip(text, 0) + 1)
+    at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "]":
         _, end = _SPANS.raw_decode(text, at)
         yield text[at:end]
         at = _next(text, end)
 
 
-def _skip(text: str, at: int) -> int:
+def skip_space(text: str, at: int) -> int:
+    """Return the index after the white space that begins there, if any."""
     match = _SPACE.match(text, at)
     assert match is not None  # it also matches the empty string
     return match.end()
@@ -107,8 +108,8 @@ def _skip(text: str, at: int) -> int:
 
 def _next(text: str, at: int) -> int:
     """Return the index after a comma, or that of the bracket that closes the object or list."""
-    at = _skip(text, at)
-    return _skip(text, at + 1) if text[at] == "," else at
+    at = skip_space(text, at)
+    return skip_space(text, at + 1) if text[at] == "," else at
 
 
 def split_members(text: str) -> Iterator[tuple[str, str]]:

@@ -99,7 +99,7 @@ class BookKeeper:
         return book if publication is latest else read_book(latest.text)
 
     def _lose(self, stream: TopicStream, sequence: int) -> None:
-        """Announce that the book is unknown, the first time; afterwards only count on."""
+        """Announce that the book is unknown; if that is announced already, only skip the change."""
         self._books.pop(stream, None)
         position = Position(stream.epoch, sequence)
         if stream.book_is_unknown and Kind.ORDERBOOK not in stream.latest:

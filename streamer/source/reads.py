@@ -15,10 +15,10 @@ class TopicReads(Protocol):
     """Takes requests to read topics, and lets callers wait until they are read."""
 
     def add(self, sequencer: Sequencer) -> None:
-        """Have the position of a topic read."""
+        """Request the position of a topic."""
 
     def discard(self, sequencer: Sequencer) -> None:
-        """Do not read the position of a topic that was closed."""
+        """Withdraw the request for a topic that was closed."""
 
     def announce(self, stream: TopicStream) -> None:
         """Announce to other servers another name by which clients know a stream's epoch."""

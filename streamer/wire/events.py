@@ -2,7 +2,7 @@
 
 Each event is one message of the contract, a `batch` included, and `id` is a cursor of all topics of
 the stream (`streamer.wire.cursor`). Events are unnamed, so that a browser's `onmessage` gets them
-all; `type` tells them apart.
+all; `type` distinguishes them.
 
 Frames with cursors can be shared
 ---------------------------------

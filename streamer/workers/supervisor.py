@@ -96,7 +96,7 @@ class Supervisor:
             task_status.started(self)
 
     def reload(self, log_level: LogLevel) -> None:
-        """Have all workers read certificates again, and log from this level on."""
+        """Make all workers read certificates again, and log from this level on."""
         for worker in self.workers:
             worker.reload(log_level)
 

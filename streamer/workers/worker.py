@@ -84,7 +84,7 @@ class Worker:
                 return
 
     def reload(self, log_level: LogLevel) -> None:
-        """Have the process, and those after it, read certificates again and log from a level on."""
+        """Make this and later processes read certificates again, and log from a level on."""
         settings = attrs.evolve(self._assignment.settings, log_level=log_level)
         self._assignment = attrs.evolve(self._assignment, settings=settings)
         self._reload.set()
