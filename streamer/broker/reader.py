@@ -38,7 +38,8 @@ class MessageHandler(Protocol):
     def on_lost(self, reason: str) -> None:
         """Take note that publications until the next `on_connected` are missed.
 
-        `on_lost` and `on_connected` alternate: attempts that fail in between are not reported.
+        Attempts that fail in between are reported only if they delivered messages: those of the
+        next connection do not follow them.
         """
 
     def on_refused(self, channel: bytes, reason: str) -> None:
@@ -205,7 +206,9 @@ class PubSubReader(abc.ABC):
             task_status.started(self._connected)
 
     async def _reconnect_forever(self) -> None:
+        traffic = self._context.traffic
         while True:
+            messages_before = traffic.messages
             try:
                 reason = await self._keep_connection()
             finally:
@@ -214,6 +217,7 @@ class PubSubReader(abc.ABC):
             self._last_error = reason
             if was_connected:
                 self._backoff.reset()
+            if was_connected or traffic.messages != messages_before:
                 self._handler.on_lost(reason)
             self._first_attempt_ended.set()
             await trio.sleep(self._backoff.next_delay())

@@ -17,7 +17,7 @@ from streamer.broker.reader import ServerReader
 from tests.broker.recorder import Recorder, running
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
-from tests.helpers.timing import eventually
+from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
 
 def impatient_reader(
@@ -150,6 +150,29 @@ async def test_a_reader_without_redis_reports_it_and_goes_on_trying(
             assert subscribed_channels(redis) == {b"early", b"late"}
         await eventually(lambda: reader.ready)
     assert reader.statistics().reconnects == 0
+
+
+async def test_a_connection_that_delivered_before_it_was_complete_is_lost_too(
+    redis_server: RedisServer, redis: redis_py.Redis
+) -> None:
+    """Messages of the next connection do not follow its messages, so the loss is reported."""
+    proxy = Proxy(redis_server.port)
+    proxy.withheld = b"streamer:probe:"  # the last channel that is confirmed
+    recorder = Recorder()
+    async with proxy.run(), trio.open_nursery() as nursery:
+        reader = impatient_reader(f"redis://127.0.0.1:{proxy.port}", recorder)
+        reader.subscribe(["a"])
+        nursery.start_soon(reader.run)
+        with trio.fail_after(DEADLINE_SECONDS):
+            await eventually(lambda: redis.pubsub_numsub("a") == [(b"a", 1)])
+            redis.publish("a", b"1")
+            assert await recorder.next_event() == ("message", b"a", b"1")
+            assert not reader.connected
+            proxy.break_off(1)
+            assert (await recorder.next_event())[0] == "lost"
+            proxy.withheld = None
+            assert await recorder.next_event() == ("connected",)
+        nursery.cancel_scope.cancel()
 
 
 async def test_every_lost_connection_is_reported_and_regained(

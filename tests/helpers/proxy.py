@@ -28,6 +28,8 @@ class Proxy:
         """How long each piece is held back before it is forwarded."""
         self.piece_bytes = 65536
         """The most that is forwarded at once."""
+        self.withheld: bytes | None = None
+        """A piece that has these bytes is dropped."""
         self._links: dict[_Link, None] = {}
         """Open connections, the oldest first."""
 
@@ -110,7 +112,9 @@ class _Link:
         try:
             while data := await source.receive_some(self.proxy.piece_bytes):
                 await trio.sleep_until(trio.current_time() + self.proxy.delay_seconds)
-                if not (self.is_deaf and source is self.server):
+                withheld = self.proxy.withheld
+                is_dropped = withheld is not None and withheld in data
+                if not is_dropped and not (self.is_deaf and source is self.server):
                     await sink.send_all(data)
         except trio.BrokenResourceError:
             pass  # one side vanished: so does the other
