@@ -352,8 +352,8 @@ class Server:
                 await root.start(self._loop_lag.run)
                 root.start_soon(self._loop_budget.run)
                 await connections.start(self._acceptor.run, listeners)
-                log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 task_status.started(self)
+                log.info("serving", websocket=self.websocket_url, http=self.http_url)
                 await self._shutdown.wait()
                 connections.cancel_scope.deadline = (
                     trio.current_time() + settings.drain_timeout_seconds

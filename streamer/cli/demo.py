@@ -17,15 +17,13 @@ from streamer.cli.demo_users import ALERT_USERS, DemoUser, demo_users
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.logs import configure_logging
 from streamer.cli.options import SETTINGS_HELP, SettingsCommand, with_settings
-from streamer.cli.serve import allow_many_connections, cannot_start, handle_signals
+from streamer.cli.serve import allow_many_connections, handle_signals, run_server
 from streamer.cli.signals import ignore_hangup
 from streamer.config import Settings
 from streamer.feeds.playback import play
 from streamer.feeds.price_alerts import with_price_alerts
 from streamer.feeds.simulated import LEVELS, SimulatedMarket
-from streamer.nursery import first_of
 from streamer.protocol.topics import SubscriptionType, Topic
-from streamer.setting_rules import SettingError
 from streamer.source.memory import MemoryBus
 
 if TYPE_CHECKING:
@@ -120,32 +118,27 @@ async def _run(
     # Imported here: it takes longer than the other commands need to start.
     from streamer.server import serve  # noqa: PLC0415
 
-    shutdown = trio.Event()
-    code = ExitCode.INTERRUPTED  # unless the server ends by itself
+    code = ExitCode.FAILURE
     failure: CommandError | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
-        async with trio.open_nursery() as serving:
-            try:
-                server: Server = await serving.start(
-                    partial(serve, settings, shutdown=shutdown, market=_page(market, users))
+
+        def announce(server: "Server") -> None:
+            click.echo("\n".join(_introduction(server, market, users)))
+            if open_browser:
+                # In a thread: some browsers only return when they end.
+                nursery.start_soon(
+                    partial(trio.to_thread.run_sync, abandon_on_cancel=True),
+                    webbrowser.open,
+                    _page_url(server),
                 )
-            except* SettingError as group:
-                failure = CommandError(str(first_of(group)), ExitCode.USAGE)
-            except* OSError as group:
-                failure = cannot_start(first_of(group))
-            else:
-                click.echo("\n".join(_introduction(server, market, users)))
-                if open_browser:
-                    # In a thread: some browsers only return when they end.
-                    nursery.start_soon(
-                        partial(trio.to_thread.run_sync, abandon_on_cancel=True),
-                        webbrowser.open,
-                        _page_url(server),
-                    )
-                assert server.bus is not None  # since memory=True
-                nursery.start_soon(_trade, market, server.bus)
-        code = ExitCode.OK
+            assert server.bus is not None  # since memory=True
+            nursery.start_soon(_trade, market, server.bus)
+
+        run = partial(serve, market=_page(market, users))
+        try:
+            code = await run_server(run, settings, handle_signals, announce)
+        except CommandError as error:  # raised outside of the nursery, which would wrap it
+            failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -127,6 +127,22 @@ def test_what_it_tells_to_try_works(tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
+def test_the_address_of_the_page_stands_above_the_log(tmp_path: Path) -> None:
+    """On a terminal, which shows both, it is the first line."""
+    command = [sys.executable, "-m", "streamer", "demo", "--port", "0", "--http-port", "0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        deadline = threading.Timer(DEADLINE_SECONDS, process.kill)
+        deadline.start()
+        try:
+            assert introduction(process).startswith("Open ")
+        finally:
+            deadline.cancel()
+            process.kill()
+
+
 async def listened(command: str, count: int) -> list[dict[str, Any]]:
     """The first messages that a printed command shows."""
     arguments = [*shlex.split(command)[1:], "--count", str(count)]
