@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
@@ -27,6 +27,7 @@ from streamer.broker.connection import (
     RedisConnectionError,
     RedisReplyError,
     Replies,
+    SocketConnection,
     Word,
     check_server_url,
     open_server,
@@ -204,6 +205,16 @@ class CommandRouting(Generic[N]):
         return self._topology.master_of(key if isinstance(key, bytes) else str(key).encode())
 
 
+class Event(Protocol):
+    """An event of Trio or asyncio."""
+
+    def set(self) -> None:
+        """Wake those that wait."""
+
+    async def wait(self) -> object:
+        """Wait until it is set."""
+
+
 class ClusterConnection:
     """Connections to all masters of a Cluster, each command sent to the one that has its key.
 
@@ -211,14 +222,22 @@ class ClusterConnection:
     moved.
     """
 
-    def __init__(self, topology: Topology, connections: Sequence[Connection]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        connections: Sequence[SocketConnection],
+        *,
+        new_event: Callable[[], Event] = trio.Event,
+    ) -> None:
+        """`new_event` makes an event of the library that waits for the connections."""
         self.reader = CommandRouting(topology, connections)
-        self._sent = trio.Event()
+        self._new_event = new_event
+        self._sent = new_event()
 
     async def receive(self) -> int:
         """Wait for bytes of the next reply; return how many."""
         while (node := self.reader.next_node) is None:
-            self._sent = trio.Event()
+            self._sent = self._new_event()
             await self._sent.wait()
         return await node.receive()
 

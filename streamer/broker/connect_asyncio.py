@@ -1,20 +1,19 @@
 """Connections that asyncio waits for, opened in a thread: for producers that run on asyncio.
 
-On every event loop that can watch a socket (`add_reader`), uvloop's too.
+They work on every event loop that can watch a socket (`add_reader`), uvloop's too.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 from streamer.broker.blocking import Handover
-from streamer.broker.cluster import CommandRouting, Topology
+from streamer.broker.cluster import ClusterConnection
 from streamer.broker.connect_blocking import connect
 from streamer.broker.connection import (
-    Command,
     RedisTimeoutError,
     RequestConnection,
     SocketConnection,
@@ -50,28 +49,6 @@ async def _watched(add: Callable[[Callable[[], None]], None], remove: Callable[[
         remove()
 
 
-class AsyncioClusterConnection:
-    """Connections to all masters of a Cluster; see `streamer.broker.cluster.ClusterConnection`."""
-
-    def __init__(self, topology: Topology, connections: Sequence[AsyncioConnection]) -> None:
-        self.reader = CommandRouting(topology, connections)
-        self._sent = asyncio.Event()
-
-    async def receive(self) -> int:
-        """Wait for bytes of the next reply; return how many."""
-        while (node := self.reader.next_node) is None:
-            self._sent.clear()
-            await self._sent.wait()
-        return await node.receive()
-
-    async def send(self, commands: Iterable[Command]) -> None:
-        """Write commands, to one master after the other."""
-        batches = self.reader.divide(commands)
-        self._sent.set()
-        for node, batch in batches.items():
-            await node.send(batch)
-
-
 @asynccontextmanager
 async def open_asyncio(
     url: str, *, timeout_seconds: float, client_name: str
@@ -100,7 +77,7 @@ async def open_asyncio(
         if topology is None:
             yield connections[0]
         else:
-            yield AsyncioClusterConnection(topology, connections)
+            yield ClusterConnection(topology, connections, new_event=asyncio.Event)
     finally:
         for connection in connections:
             connection.close()

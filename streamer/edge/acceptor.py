@@ -23,7 +23,7 @@ from streamer.auth.identity import Identity
 from streamer.bounded_log import BoundedLog
 from streamer.edge.access import identify, prepare_own_topic
 from streamer.edge.addresses import counted_address, normal_address
-from streamer.edge.admission import CLOSE_REASONS, Admission, Cause, Refusals
+from streamer.edge.admission import CLOSE_REASON_BY_CAUSE, Admission, Cause, Refusals
 from streamer.edge.handshake import (
     HandshakeFailedError,
     Request,
@@ -299,7 +299,7 @@ class Acceptor:
         if cause is None:
             return request
         self.refusals.add(cause, address, request.origin)
-        await self._refuse(stream, request, CLOSE_REASONS[cause])
+        await self._refuse(stream, request, CLOSE_REASON_BY_CAUSE[cause])
         return None
 
     async def _accept_http(
@@ -316,7 +316,7 @@ class Acceptor:
                 cause = await self._admit(counted_address(address), request)
                 if cause is None:
                     return checked
-            raise not_admitted(_STATUSES[cause], CLOSE_REASONS[cause])
+            raise not_admitted(_STATUSES[cause], CLOSE_REASON_BY_CAUSE[cause])
         except HttpError as error:
             refusal = Cause.HANDSHAKE if cause is None else cause
             self.refusals.add(refusal, address, f"{error.status.value}: {error.message}")
@@ -354,7 +354,7 @@ class Acceptor:
         if cause is None:
             return None
         self.refusals.add(cause, session.info().remote_address)
-        return CLOSE_REASONS[cause]
+        return CLOSE_REASON_BY_CAUSE[cause]
 
     async def _take_place(
         self,

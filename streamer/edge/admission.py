@@ -43,7 +43,7 @@ class Cause(enum.StrEnum):
     """The process has no file descriptor left for it."""
 
 
-CLOSE_REASONS: Final[Mapping[Cause, CloseReason]] = MappingProxyType(
+CLOSE_REASON_BY_CAUSE: Final[Mapping[Cause, CloseReason]] = MappingProxyType(
     {
         Cause.ORIGIN: errors.ORIGIN,
         Cause.SERVER_FULL: errors.OVERLOADED,

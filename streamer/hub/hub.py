@@ -1,7 +1,8 @@
 """Topics and their subscribers.
 
 Nothing here waits, so each method is one step for all other tasks: no publication arrives between
-a check and the registration that relies on it. `fanout` sends publications to clients.
+a check and the registration that relies on it. Publications come in through `publishing`, and go
+out through `fanout`.
 """
 
 from __future__ import annotations
