@@ -230,7 +230,7 @@ class Acceptor:
         A connection that is served at once needs no deadline, and none of the places of those whose
         handshake is not finished.
         """
-        if isinstance(stream, TlsStream) or self._proxies.needs_header:
+        if type(stream) is TlsStream or self._proxies.needs_header:
             return b""
         return receive_nowait(descriptor, cookie=self._settings.auth_cookie)
 
@@ -286,7 +286,7 @@ class Acceptor:
         return None
 
     async def _secure(self, stream: ClientStream) -> None:
-        if isinstance(stream, TlsStream):
+        if type(stream) is TlsStream:
             await stream.do_handshake(self._services.loop_budget)
 
     async def _accept_request(
@@ -538,27 +538,24 @@ def _client_descriptors() -> float:
 
 def _socket(stream: ClientStream) -> trio.socket.SocketType:
     """Return the socket of a connection that was just accepted; TLS takes it over later."""
-    return (stream.transport if isinstance(stream, TlsStream) else stream).socket
+    return (stream.transport if type(stream) is TlsStream else stream).socket
 
 
 async def _announce_end(stream: ClientStream) -> None:
-    if isinstance(stream, TlsStream):
+    if type(stream) is TlsStream:
         await stream.aclose()  # sends close_notify: the end is no truncation
 
 
 def _close(stream: ClientStream) -> None:
-    if isinstance(stream, TlsStream):
+    if type(stream) is TlsStream:
         stream.close()
     else:
         stream.socket.close()
 
 
 def _remote_address(stream: ClientStream) -> str:
-    client_socket = _socket(stream)
-    host: str = client_socket.getpeername()[0]
-    if client_socket.family == socket.AF_INET:
-        return host
-    return normal_address(host)
+    host: str = _socket(stream).getpeername()[0]
+    return normal_address(host) if ":" in host else host
 
 
 def _prepare_socket(client_socket: trio.socket.SocketType) -> int:

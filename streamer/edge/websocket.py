@@ -245,7 +245,7 @@ async def receive_some(
 
     If the turn is already long, they are read in a later one. Raises BrokenResourceError.
     """
-    if descriptor < 0 or isinstance(stream, TlsStream):
+    if descriptor < 0 or type(stream) is TlsStream:
         data = bytes(await stream.receive_some(_RECEIVE_BYTES))
         if loop_budget is not None and loop_budget.is_long:
             await loop_budget.wait()

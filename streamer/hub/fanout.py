@@ -200,6 +200,8 @@ class FanOut:
 
     def catch_up(self, outbox: Outbox) -> None:
         """Send one client now what the next flush would send it."""
+        if not outbox.subscriptions:
+            return  # it has just connected
         self.leave(outbox)
         for subscription in outbox.subscriptions.values():
             outbox.offer(subscription, subscription.lane.stream.window, stretched=False)

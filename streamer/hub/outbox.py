@@ -9,7 +9,6 @@ waiting data, but never interrupt a write.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
@@ -194,7 +193,8 @@ class Outbox:
         self._delivered = 0
         self._conflated = 0
         self._replayed = 0
-        self.dropped: Counter[str] = Counter()
+        self.dropped: dict[str, int] = {}
+        """Messages that will never be sent, by reason."""
 
     # Membership of a group: the accounts are kept by the group and settled here.
 
@@ -350,7 +350,7 @@ class Outbox:
         """Queue one publication; with `merge` it replaces an older one of its kind."""
         self._offered += 1
         if self._overflowed:
-            self.dropped["overflow"] += 1  # nothing may follow the hole
+            self._count_dropped(1, "overflow")  # nothing may follow the hole
             return
         if subscription.lane.mode is Mode.ALL and self.backlog.append_to_replay(
             subscription, publication
@@ -361,7 +361,7 @@ class Outbox:
         if not merge and (self.blocked or self._waits_for_bandwidth):
             size = self.backlog.queued_bytes + len(publication.text)
             if size > self._max_queued_bytes:
-                self.dropped["overflow"] += 1
+                self._count_dropped(1, "overflow")
                 self._overflow()
                 return
         self._conflated += self.backlog.put(subscription, publication, merge=merge)
@@ -392,7 +392,7 @@ class Outbox:
 
     def _count_dropped(self, messages: int, reason: str) -> None:
         if messages:
-            self.dropped[reason] += messages
+            self.dropped[reason] = self.dropped.get(reason, 0) + messages
 
     # Replays
 
@@ -567,7 +567,7 @@ class Outbox:
             replayed=self._replayed,
             conflated=conflated,
             queued=len(self.backlog),
-            dropped={reason: count for reason, count in self.dropped.items() if count},
+            dropped=dict(self.dropped),
             blocked=self.blocked,
             queued_bytes=self.backlog.queued_bytes,
             replay_bytes=self.backlog.replay_bytes,
