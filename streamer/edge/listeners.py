@@ -141,6 +141,11 @@ class TlsListener(trio.abc.Listener[TlsStream]):
 ClientListener = BurstListener | TlsListener
 
 
+def stream_socket(stream: ClientStream) -> trio.socket.SocketType:
+    """Return the socket of a connection that was just accepted; TLS takes it over later."""
+    return (stream.transport if type(stream) is TlsStream else stream).socket
+
+
 async def bind_sockets(host: str, port: int, *, shared: bool) -> list[socket.socket]:
     """Bind a socket for each address of a host, or of several hosts separated by commas.
 

@@ -1,4 +1,7 @@
-"""Whoever is refused is counted by the cause, and the log names it with the address."""
+"""Whoever is refused is counted by the cause, and the log names it with the address.
+
+Covers streamer.edge.arrivals.
+"""
 
 from __future__ import annotations
 
