@@ -17,6 +17,7 @@ from streamer.edge.extensions import Agreement
 from streamer.edge.frame_reader import MessageTooLargeError
 from streamer.edge.handshake import Request
 from streamer.edge.limits import RateLimiter
+from streamer.edge.loop_budget import is_heavy
 from streamer.edge.requests import Requests, Services
 from streamer.edge.served import ConnectionInfo, Served, Transport
 from streamer.edge.session_ids import short_hash
@@ -284,7 +285,8 @@ class Session:
 
     async def _answer_close(self, code: int) -> None:
         await self._stop_work()
-        await self._services.loop_budget.wait_for(self.outbox.subscriptions)
+        if is_heavy(self.outbox.subscriptions):  # else, the turn that the read waited for will do
+            await self._services.loop_budget.wait_for(self.outbox.subscriptions)
         self._keep_record()
         self._is_closing = True
         self._hub.retire(self.outbox, errors.NORMAL.reason)
