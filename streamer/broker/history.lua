@@ -7,8 +7,10 @@
 --         '' where the reader cannot tell
 --       6 SHA-1 of the text of the publication at the known position; '' where it is not known
 --       7 '1' where Redis had a position for the topic before
+--       8 and more: the kinds that have a last known value
 -- Returns nothing where the topic has no position, else the epoch, the sequence, whether the known
--- position is in that epoch, and entries of sequence, kind and text, oldest first.
+-- position is in that epoch, and entries of sequence, kind and text, oldest first; after these,
+-- where entries are missing before them, the last ones of kinds of which they have none.
 --
 -- Redis has lost writes (a failover, an old dump, a restart without data) where it is behind the
 -- reader, or has another publication at the reader's position, or is in an older epoch than the
@@ -107,4 +109,20 @@ for index, entry in ipairs(found) do
   local place = follows and index or #found + 1 - index
   entries[place] = {tonumber(string.match(entry[1], '^%d+')), field(entry, 'k'), field(entry, 'm')}
 end
-return {epoch, sequence, follows and 1 or 0, entries}
+
+local last = {}
+local oldest = entries[1] and entries[1][1] or math.huge
+if not follows or (after < sequence and oldest ~= after + 1) then
+  for at = 8, #ARGV do
+    local kind = ARGV[at]
+    local of, digits =
+      string.match(redis.call('HGET', KEYS[1], 'last:' .. kind) or '', '^(%S+) (%d+)$')
+    if of == epoch and tonumber(digits) < oldest then
+      local entry = redis.call('XRANGE', KEYS[2], digits .. '-0', digits .. '-0')[1]
+      if entry and field(entry, 'k') == kind then
+        last[#last + 1] = {tonumber(digits), kind, field(entry, 'm')}
+      end
+    end
+  end
+end
+return {epoch, sequence, follows and 1 or 0, entries, last}

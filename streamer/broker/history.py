@@ -23,7 +23,8 @@ from streamer.protocol.topics import Kind, Topic
 from streamer.slices import Slices
 
 NEWEST_ENTRIES: Final = 32
-"""Newest entries among which the last known value of each kind is searched."""
+"""Newest entries that are read of a topic in another epoch. A kind that has none among them is
+looked up by itself."""
 
 LEAST_ENTRIES_PER_READ: Final = 100
 """A lower bound, so that missed publications are read in few round trips even if the server itself
@@ -45,6 +46,8 @@ class TopicHistory:
     the newest. Their texts are as they were published: not validated."""
     end: int
     """The sequence up to which `entries` has everything that Redis has."""
+    last: Sequence[Entry] = ()
+    """If publications are missing before `entries`, the last ones of kinds that it has none of."""
 
 
 @attrs.frozen
@@ -127,6 +130,7 @@ class RedisHistory:
             new_epoch if query.may_begin else "",
             query.digest,
             int(query.had_position),
+            *(kind for kind in query.topic.kinds if not kind.is_event),
         )
 
     def _record(self, query: HistoryQuery, reply: Any) -> TopicHistory | None:
@@ -141,7 +145,7 @@ class RedisHistory:
             return None
         if not reply:
             return None
-        epoch, sequence, follows, found = reply
+        epoch, sequence, follows, found, *rest = reply
         try:
             position = Position(epoch.decode(), sequence)
         except (TypeError, ValueError) as error:
@@ -159,7 +163,8 @@ class RedisHistory:
         end = position.sequence
         if follows and len(found) >= self._entries_per_read:
             end = min(found[-1][0], end)
-        return TopicHistory(position, bool(follows), entries, end)
+        last = [entry for item in (rest[0] if rest else ()) if (entry := _entry(topic, item))]
+        return TopicHistory(position, bool(follows), entries, end, last)
 
 
 def _entry(topic: Topic, item: Any) -> Entry | None:

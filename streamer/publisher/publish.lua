@@ -85,7 +85,8 @@ for _, entry in ipairs(redis.call('XRANGE', history, '-', '+', 'COUNT', 2)) do
   end
 end
 redis.call('PEXPIRE', history, age_ms)
-redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits, 'publisher', ARGV[13] or '')
+redis.call('HSET', KEYS[2], 'epoch', epoch, 'sequence', digits, 'publisher', ARGV[13] or '',
+  'last:' .. ARGV[7], epoch .. ' ' .. digits)
 
 -- A hash tag: the channel is one of a Cluster, whose messages stay within the channel's shard.
 local publish = string.sub(channel, 1, 1) == '{' and 'SPUBLISH' or 'PUBLISH'

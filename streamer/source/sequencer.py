@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Final, Protocol
 
 from streamer.broker.history import Entry, HistoryQuery, TopicHistory
@@ -295,7 +296,7 @@ class Sequencer:
                 self._begin_own_epoch()
         elif record.position.epoch == self.stream.epoch:
             self._epoch = record.position.epoch
-            self._report.recovered += self._fill(record.entries, record.end)
+            self._report.recovered += self._fill(record, record.end)
         else:
             self._change_epoch(record)
         self._recorded = record is not None
@@ -309,35 +310,37 @@ class Sequencer:
             self._move(Event.PARTLY_READ)
             self._reads.add(self)
 
-    def _fill(self, entries: Iterable[Entry], end: int) -> int:
-        """Publish the missed publications up to sequence `end`; those not in `entries` are a gap.
+    def _fill(self, record: TopicHistory, end: int) -> int:
+        """Publish the missed publications up to sequence `end`; those not in the record are a gap.
 
         Returns how many were published.
         """
         stream = self.stream
         count = 0
-        for kind, sequence, payload in entries:
+        for kind, sequence, payload in record.entries:
             if sequence <= stream.sequence:
                 continue
             text = self._decode_entry(kind, sequence, payload)
             if text is None:
                 continue
             if sequence > stream.sequence + 1:
-                self._skip_to(sequence - 1)
+                self._skip_to(sequence - 1, record)
             self._publish_at(kind, text, sequence)
             self._last_payload = payload
             count += 1
         if end > stream.sequence:
-            self._skip_to(end)
+            self._skip_to(end, record)
         return count
 
-    def _skip_to(self, sequence: int) -> None:
-        self._begin(Position(self.stream.epoch, sequence), reason=GapReason.HISTORY_EXPIRED)
+    def _skip_to(self, sequence: int, record: TopicHistory) -> None:
+        position = Position(self.stream.epoch, sequence)
+        latest = self._valid(entry for entry in record.last if entry[1] <= sequence)
+        self._begin(position, latest, reason=GapReason.HISTORY_EXPIRED)
 
     def _change_epoch(self, record: TopicHistory) -> None:
         stream, position = self.stream, record.position
         start = Position(position.epoch, self._start(record))
-        latest = self._latest(record.entries, start.sequence)
+        latest = self._latest(record, start.sequence)
         if not stream.subscriptions:
             self._publishing.adopt(stream, start, latest)
         elif (
@@ -353,7 +356,7 @@ class Sequencer:
         self._last_payload = next(
             (payload for _, number, payload in record.entries if number == stream.sequence), None
         )
-        self._fill(record.entries, position.sequence)
+        self._fill(record, position.sequence)
 
     def _start(self, record: TopicHistory) -> int:
         """Return the sequence to begin at in another epoch: before the first one received.
@@ -376,11 +379,11 @@ class Sequencer:
         known = [sequence for _, sequence, _ in record.entries if sequence >= first]
         return first - 1 if known == list(range(first, last + 1)) else last
 
-    def _latest(self, entries: Iterable[Entry], upto: int) -> list[Entry]:
+    def _latest(self, record: TopicHistory, upto: int) -> list[Entry]:
         """Return the newest valid entry of each kind that has a last known value, for the hub."""
         latest: dict[Kind, Entry] = {}
         known = 0
-        for kind, sequence, payload in entries:
+        for kind, sequence, payload in record.entries:
             if sequence <= upto and not kind.is_event:
                 text = self._decode_entry(kind, sequence, payload)
                 if sequence != known + 1 or text is None:
@@ -391,7 +394,22 @@ class Sequencer:
                 if text is not None:
                     latest[kind] = (kind, sequence, text)
                 known = sequence
-        return list(latest.values())
+        if known != min(upto, record.position.sequence):
+            latest.pop(Kind.ORDERBOOK, None)
+        earlier = self._valid(entry for entry in record.last if entry[1] <= upto)
+        return sorted([*earlier, *latest.values()], key=itemgetter(1))
+
+    def _valid(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return the valid entries of a record's `last`, for the hub; a change is not a book."""
+        decoded = (
+            (kind, sequence, self._decode_entry(kind, sequence, payload))
+            for kind, sequence, payload in entries
+        )
+        return [
+            (kind, sequence, text)
+            for kind, sequence, text in decoded
+            if text is not None and type(text) is not BookChange
+        ]
 
     def _pass_held_on(self, record: TopicHistory | None, asked: int) -> bool:
         """Publish the held publications; False if one that came after the question is doubtful."""

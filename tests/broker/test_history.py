@@ -146,6 +146,34 @@ async def test_the_newest_of_another_epoch_are_read(redis_url: str) -> None:
         assert kinds == [Kind.ORDERBOOK] + [Kind.PRICE] * (NEWEST_ENTRIES - 1)
 
 
+async def test_the_last_of_each_kind_is_found_far_behind_the_newest(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Also after a hole, but only if it is still there, and of the present epoch."""
+    await publish(redis_url, 3, "stock:A:orderbook")
+    at = await publish(redis_url, NEWEST_ENTRIES + 10)
+    async with opened(redis_url) as history:
+        record = await ask(history, NOWHERE)
+        assert record is not None
+        assert len(record.entries) == NEWEST_ENTRIES
+        assert [(kind, sequence) for kind, sequence, _ in record.last] == [(Kind.ORDERBOOK, 3)]
+        assert b'"bids"' in record.last[0][2]
+        redis.xdel(history_key("stock:A"), "2-0", "4-0")
+        for after, last in ((1, []), (3, [Kind.ORDERBOOK]), (4, []), (at.sequence, [])):
+            record = await ask(history, Position(at.epoch, after))
+            assert record is not None
+            assert [kind for kind, _, _ in record.last] == last
+        redis.hset(position_key("stock:A"), "last:orderbook", f"another {3}")
+        record = await ask(history, NOWHERE)
+        assert record is not None
+        assert record.last == []
+        redis.hset(position_key("stock:A"), "last:orderbook", f"{at.epoch} 3")
+        redis.xdel(history_key("stock:A"), "3-0")
+        record = await ask(history, NOWHERE)
+        assert record is not None
+        assert record.last == []
+
+
 async def test_an_epoch_is_known_by_the_names_that_were_announced(redis_url: str) -> None:
     """Another server's former name of the epoch is accepted, but only while that is the epoch."""
     at = await publish(redis_url, 2)

@@ -227,6 +227,20 @@ async def test_another_server_brings_what_was_missed_from_redis(redis_url: str) 
                 assert await prices(second, len(expected)) == expected
 
 
+async def test_another_server_has_the_last_values_of_rare_kinds_too(redis_url: str) -> None:
+    """An order book that many prices have followed is a snapshot on a server that is new to it."""
+    async with two_servers(redis_url) as (first_server, second_server, publisher):
+        await publisher.publish("stock:A:orderbook", orderbook("A", 1))
+        await place(publisher, *range(2, 50))
+        for server in (first_server, second_server):
+            async with connected(server) as client:
+                await client.subscribe("stock:A")
+                snapshots = [await client.data(), await client.data()]
+                assert [m["type"] for m in snapshots] == ["orderbook_update", "price_update"]
+                assert [m["sequence"] for m in snapshots] == [1, 49]
+                assert all(m["snapshot"] for m in snapshots)
+
+
 async def test_an_epoch_is_known_on_another_server_by_the_name_that_clients_were_told(
     redis_url: str, redis: redis_py.Redis
 ) -> None:

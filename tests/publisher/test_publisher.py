@@ -125,6 +125,7 @@ async def test_what_is_published_is_the_producers_text_and_its_position(
         b"epoch": receipt.position.epoch.encode(),
         b"sequence": b"1",
         b"publisher": f"{socket.gethostname()}:{os.getpid()}".encode(),
+        b"last:price": b"%b 1" % receipt.position.epoch.encode(),
     }
 
 
