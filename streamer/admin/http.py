@@ -43,6 +43,12 @@ T = TypeVar("T")
 _CONNECTIONS_PER_TURN: Final = 500
 """Connections written as JSON in a turn of the event loop, each on a line of its own."""
 
+_READS_AT_A_TIME: Final = 4
+"""Requests for statistics, metrics or connections that are answered at a time: each takes some
+milliseconds, and all that arrive together would hold up the clients for as long."""
+
+Handler = Callable[[Request], Awaitable[Response]]
+
 
 @attrs.frozen
 class Readiness:
@@ -122,12 +128,13 @@ def make_app(
         readiness = await report.readiness()
         return json_response(attrs.asdict(readiness), 200 if readiness.ready else 503)
 
+    limiter = trio.CapacityLimiter(_READS_AT_A_TIME)
     app = Starlette(
         routes=[
-            Route("/v1/ws/stats", statistics),
-            Route("/metrics", metrics),
-            Route("/v1/ws/connections", connections),
-            Route("/v1/ws/recent", samples),
+            Route("/v1/ws/stats", _limited(statistics, limiter)),
+            Route("/metrics", _limited(metrics, limiter)),
+            Route("/v1/ws/connections", _limited(connections, limiter)),
+            Route("/v1/ws/recent", _limited(samples, limiter)),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             *assets.routes(),
@@ -138,6 +145,16 @@ def make_app(
         exception_handlers={HTTPException: http_error, Exception: server_error},
     )
     return app if allowed_hosts is None else _CheckHost(app, allowed_hosts)
+
+
+def _limited(handler: Handler, limiter: trio.CapacityLimiter) -> Handler:
+    """Wrap a handler so that requests wait for their turn."""
+
+    async def answer(request: Request) -> Response:
+        async with limiter:
+            return await handler(request)
+
+    return answer
 
 
 class _CheckHost:

@@ -1,11 +1,17 @@
-"""The operator's HTTP listener: which hosts it may be asked by."""
+"""The operator's HTTP listener: which hosts it may be asked by, and how much at a time."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import httpx2
 import pytest
+import trio
 
+from streamer.admin.http import Readiness, Report, at_once, serve_http
 from tests.helpers.server import running_server
+from tests.helpers.timing import real_deadline
 
 
 @pytest.mark.parametrize(
@@ -33,3 +39,37 @@ async def test_a_host_that_is_neither_an_address_nor_configured_is_refused(
     ):
         response = await client.get("/v1/ws/connections", headers={"Host": host})
     assert response.status_code == status
+
+
+async def test_requests_for_statistics_wait_for_their_turn() -> None:
+    """A crowd of them does not hold up clients; whether the server is healthy is said at once."""
+    asked: list[trio.Event] = []
+    statuses: list[int] = []
+    crowd = 20
+
+    async def statistics() -> dict[str, Any]:
+        asked.append(trio.Event())
+        await asked[-1].wait()
+        return {}
+
+    report = Report(statistics, at_once(list), at_once(lambda: Readiness(ready=True)))
+    async with real_deadline(), trio.open_nursery() as nursery:
+        url = await nursery.start(partial(serve_http, report, "127.0.0.1", 0))
+        async with (
+            httpx2.AsyncClient(base_url=url, timeout=None) as client,
+            trio.open_nursery() as asking,
+        ):
+
+            async def ask() -> None:
+                statuses.append((await client.get("/v1/ws/stats")).status_code)
+
+            for _ in range(crowd):
+                asking.start_soon(ask)
+            while len(statuses) < crowd:
+                for path in ("/healthz", "/readyz"):
+                    assert (await client.get(path)).status_code == 200
+                waiting = [event for event in asked if not event.is_set()]
+                assert len(waiting) <= 5  # one of them for the samples
+                for event in waiting:
+                    event.set()
+        nursery.cancel_scope.cancel()
