@@ -47,7 +47,7 @@ class Router:
         self._report = report
         self.validator = Validator(report, max_publication_bytes=max_publication_bytes)
         self._room = HeldRoom()
-        self._books = BookKeeper(
+        self.books = BookKeeper(
             publishing, report, max_levels=max_book_levels, max_book_bytes=max_publication_bytes
         )
         self._sequencers: dict[Topic, Sequencer] = {}
@@ -68,7 +68,7 @@ class Router:
             report=self._report,
             room=self._room,
             decode_entry=partial(self.validator.decode_entry, topic),
-            books=self._books,
+            books=self.books,
         )
         for kind in topic.kinds:
             self._routes[topic.channel(kind).encode()] = (sequencer, kind, topic.key)

@@ -10,19 +10,24 @@ import trio
 
 from streamer.bounded_log import BoundedLog
 from streamer.broker.connect import RedisConnectionError
-from streamer.broker.history import HistoryQuery, TopicHistory
+from streamer.broker.history import Entry, HistoryQuery, TopicHistory
 from streamer.hub.publishing import Publishing
 from streamer.hub.streams import TopicStream
 from streamer.hub.upstream import Recovery, RecoveryOutcome
 from streamer.protocol.messages import Position
 from streamer.protocol.publications import BookChange
-from streamer.protocol.topics import Topic
+from streamer.protocol.topics import Kind, Topic
+from streamer.slices import Slices
 from streamer.source.demand import Joined, Released, TopicDemand, Wanted
 from streamer.source.positions import Bus, PositionReader, channels_of
 from streamer.source.reads import TopicReads
 from streamer.source.router import Router
 from streamer.source.sequencer import Sequencer
 from streamer.source.sequencer_state import State
+
+_ENTRIES_BEFORE: Final = 500
+"""How many publications before those that a client has missed are searched for a whole order book,
+if their producer publishes changes."""
 
 _PATIENCES: Final = 4
 """How often a client's wait may take its whole time, if Redis answers other questions meanwhile."""
@@ -199,8 +204,14 @@ class TopicSource:
         except RedisConnectionError as error:
             self._warn("history", "history not read", topics=len(queries), reason=str(error))
             return {}
+        missed = [
+            await self._decoded(query, record)
+            for query, record in zip(queries, records, strict=True)
+        ]
         answers = {}
-        for query, sequencer, record in zip(queries, sequencers, records, strict=True):
+        for query, sequencer, record, entries in zip(
+            queries, sequencers, records, missed, strict=True
+        ):
             answers[query.topic] = query.after
             if sequencer is None or self._router.sequencer(query.topic) is not sequencer:
                 continue  # it was released meanwhile
@@ -209,19 +220,63 @@ class TopicSource:
                 continue
             if record.position.epoch == sequencer.stream.epoch:
                 answers[query.topic] = Position(record.position.epoch, query.after.sequence)
-                self._extend(sequencer.stream, query.after.sequence, record)
+                self._extend(sequencer.stream, query.after.sequence, entries)
         return answers
 
-    def _extend(self, stream: TopicStream, after: int, record: TopicHistory) -> None:
+    async def _decoded(self, query: HistoryQuery, record: TopicHistory | None) -> list[Entry]:
+        """Return the valid publications after a position, with a whole book for each change.
+
+        If the book before the first change is not among them, it is searched further back.
+        """
+        if record is None or not record.follows:
+            return []
+        entries = await self._rebuilt(query.topic, record)
+        after = query.after
+        if any(type(text) is BookChange for _, _, text in entries) and after.sequence:
+            assert self._positions is not None  # it has read the record
+            start = Position(after.epoch, max(0, after.sequence - _ENTRIES_BEFORE))
+            try:
+                (record,) = await self._positions.read([HistoryQuery(query.topic, start)])
+            except RedisConnectionError as error:
+                self._warn("history", "history not read", topics=1, reason=str(error))
+                return []
+            if record is None or not record.follows:
+                return []
+            entries = await self._rebuilt(query.topic, record)
+        return [
+            entry
+            for entry in entries
+            if entry[1] > after.sequence and type(entry[2]) is not BookChange
+        ]
+
+    async def _rebuilt(self, topic: Topic, record: TopicHistory) -> list[Entry]:
+        """Return the valid entries of a record; changes of a book that it has are whole books."""
+        decode, books = self._router.validator.decode_entry, self._router.books
+        slices = Slices()
+        entries: list[Entry] = []
+        book: Entry | None = None
+        previous = None
+        for kind, sequence, payload in record.entries:
+            await slices.end_if_long()
+            if previous is not None and sequence != previous + 1:
+                book = None
+            previous = sequence
+            text = decode(topic, kind, sequence, payload)
+            if text is None:
+                book = None
+                continue
+            if type(text) is BookChange:
+                whole = None if book is None else books.rebuilt(book, text, sequence)
+                book = None if whole is None else (kind, sequence, whole)
+                text = text if whole is None else whole
+            elif kind is Kind.ORDERBOOK:
+                book = (kind, sequence, text)
+            entries.append((kind, sequence, text))
+        return entries
+
+    def _extend(self, stream: TopicStream, after: int, entries: Sequence[Entry]) -> None:
         """Prepend the entries after `after` to the hub's history, if there is no hole between."""
         oldest = stream.history[0].sequence if stream.history else stream.sequence + 1
-        decode = self._router.validator.decode_entry
-        earlier = [
-            (kind, sequence, text)
-            for kind, sequence, payload in record.entries
-            if sequence < oldest
-            and (text := decode(stream.topic, kind, sequence, payload)) is not None
-            and type(text) is not BookChange  # the book before it is not known
-        ]
+        earlier = [entry for entry in entries if entry[1] < oldest]
         if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
             self._publishing.extend_history(stream, earlier)

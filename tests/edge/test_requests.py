@@ -227,6 +227,35 @@ async def test_another_server_brings_what_was_missed_from_redis(redis_url: str) 
                 assert await prices(second, len(expected)) == expected
 
 
+async def test_another_server_brings_books_that_were_published_as_changes(redis_url: str) -> None:
+    """A change is sent as the whole book, also if the client has had the last whole one."""
+    async with two_servers(redis_url) as (first_server, second_server, publisher):
+        await publisher.publish("stock:A:orderbook", orderbook("A", 1))
+        for bid in (2, 3, 4):
+            change = {
+                "type": "orderbook_delta",
+                "stock_code": "A",
+                "bids": [{"price": bid, "quantity": 1}],
+                "asks": [],
+            }
+            await publisher.publish("stock:A:orderbook", change)
+        async with connected(first_server) as first:
+            position = (await first.subscribe("stock:A"))["positions"]["A"]
+        for sequence in (0, 1, 3):
+            for server in (first_server, second_server):
+                async with connected(server) as client:
+                    since = {"A": position | {"sequence": sequence}}
+                    await client.subscribe("stock:A", since=since)
+                    for number in range(sequence + 1, 5):
+                        message = await client.data()
+                        assert (message["type"], message["sequence"]) == (
+                            "orderbook_update",
+                            number,
+                        )
+                        bids = [level["price"] for level in message["bids"]]
+                        assert bids == list(range(number, 0, -1))
+
+
 async def test_another_server_has_the_last_values_of_rare_kinds_too(redis_url: str) -> None:
     """An order book that many prices have followed is a snapshot on a server that is new to it."""
     async with two_servers(redis_url) as (first_server, second_server, publisher):
