@@ -16,6 +16,7 @@ from streamer.broker.urls import (
     SENTINEL_SCHEMES,
     SINGLE_SCHEMES,
     HostsURL,
+    check_database,
     check_options,
     has_scheme,
 )
@@ -218,12 +219,13 @@ def _is_http_host(value: object) -> bool:
 
 
 class _RedisURL(Allowed):
-    """Allows a URL of Redis with supported options."""
+    """Allows a URL of Redis with the number of a database and supported options."""
 
     def __call__(self, settings: Any, attribute: "attrs.Attribute[Any]", value: object) -> None:
-        """Raise SettingError, with the name of an unsupported option."""
+        """Raise SettingError, with what is wrong in a URL of Redis."""
         super().__call__(settings, attribute, value)
         try:
+            check_database(str(value))
             check_options(str(value))
         except ValueError as error:
             raise SettingError(attribute.name, f"is no URL that can be used: {error}") from None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 import time
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import redis.connection
 import redis.exceptions
@@ -16,7 +14,7 @@ from redis.retry import Retry
 
 from streamer.broker.errors import RedisConnectionError, RedisTimeoutError
 from streamer.broker.sentinel import MasterFinder, SentinelURL
-from streamer.broker.urls import SENTINEL_SCHEMES, check_options, has_scheme
+from streamer.broker.urls import SENTINEL_SCHEMES, check_database, check_options, has_scheme
 
 
 def check_server_url(url: str) -> None:
@@ -67,7 +65,7 @@ class BlockingConnector:
             sentinels = SentinelURL.parse(url) if has_scheme(url, SENTINEL_SCHEMES) else None
             server_url = url if sentinels is None else sentinels.master_url
             _ = redis.connection.parse_url(server_url.partition("?")[0])  # type: ignore[no-untyped-call]
-            _check_database(server_url)
+            check_database(url)
         except ValueError:
             # The cause is dropped: urllib's messages may quote parts of the password.
             raise ValueError(
@@ -132,10 +130,3 @@ class BlockingConnector:
 
     def _disconnect(self) -> None:
         self._blocking.disconnect()  # type: ignore[no-untyped-call]
-
-
-def _check_database(url: str) -> None:
-    """Raise ValueError for a path that redis-py would ignore, or read as another number."""
-    parts = urlsplit(url)
-    if parts.scheme != "unix" and not re.fullmatch(r"/?|/\d+", parts.path):
-        raise ValueError("the path is not the number of a database")

@@ -7,6 +7,7 @@ redis-sentinel-url.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Self
@@ -70,13 +71,16 @@ def _is_seconds(text: str) -> bool:
         return False
 
 
+_DATABASE: Final = re.compile("[0-9]{1,9}")
+"""The number of a database; Redis says whether it has so many."""
+
 _TEXT: Final = ("a text", bool)
 _SECONDS: Final = ("a number of seconds above 0", _is_seconds)
 _SWITCH: Final = ("true or false", lambda text: text.lower() in {"true", "false", "yes", "no"})
 
 _OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], bool]]]] = {
     "client_name": ("a text without spaces", lambda text: bool(text) and " " not in text),
-    "db": ("a number of a database", str.isdecimal),
+    "db": ("a number of a database", lambda text: _DATABASE.fullmatch(text) is not None),
     "password": _TEXT,
     "socket_connect_timeout": _SECONDS,
     "socket_timeout": _SECONDS,
@@ -99,6 +103,16 @@ _TLS_OPTIONS: Final[Mapping[str, tuple[str, Callable[[str], bool]]]] = {
     ),
     "ssl_password": _TEXT,
 }
+
+
+def check_database(url: str) -> None:
+    """Raise ValueError for a path that redis-py would ignore, or read as another number."""
+    parts = urlsplit(url)
+    number = parts.path[1:]
+    if has_scheme(url, SENTINEL_SCHEMES):
+        _, _, number = number.partition("/")
+    if parts.scheme != "unix" and number and not _DATABASE.fullmatch(number):
+        raise ValueError("the path is not the number of a database")
 
 
 def check_options(url: str) -> None:

@@ -84,6 +84,8 @@ def test_an_option_is_honoured_or_refused_by_name(url: str, option: str) -> None
         ("socket_timeout=", "socket_timeout must be a number of seconds"),
         ("socket_timeout=1&socket_timeout=2", "socket_timeout is given twice"),
         ("db=first", "db must be"),
+        ("db=\u0663", "db must be"),
+        ("db=9999999999", "db must be"),
         ("client_name=a%20b", "client_name must be"),
         ("socket_keepalive=perhaps", "socket_keepalive must be true or false"),
         ("ssl_cert_reqs=required", "ssl_cert_reqs needs a URL with rediss"),
@@ -96,3 +98,32 @@ def test_a_value_that_means_nothing_is_refused(query: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refused:
         check_url(f"redis://host?{query}")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host/first",
+        "redis://host/-1",
+        "redis://host/0/1",
+        "redis://host/\u0663",
+        "rediss://host//",
+        "redis+sentinel://host/main/first",
+        "redis+sentinel://host/main/0/1",
+        "redis+cluster://host/0",
+    ],
+)
+def test_a_path_that_is_no_database_is_refused(url: str) -> None:
+    """By the settings, too: a server must not end with a traceback because of it."""
+    for check in (check_url, lambda url: Settings(redis=url)):
+        with pytest.raises(ValueError, match="redis"):
+            check(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://host/", "redis://host/15", "rediss+sentinel://a,b/main/2"]
+)
+def test_a_path_may_be_the_number_of_a_database(url: str) -> None:
+    """Or be empty."""
+    check_url(url)
+    Settings(redis=url)
