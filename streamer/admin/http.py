@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final, TypeVar
 
 import attrs
 import orjson
+import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
@@ -35,10 +37,13 @@ from streamer.admin.api import Api, api_routes, http_error, json_response, serve
 from streamer.admin.metrics import exposition
 from streamer.admin.operator import operator_routes
 from streamer.admin.recent import INTERVAL_SECONDS, Recent
+from streamer.bounded_log import BoundedLog
 from streamer.listen_error import ListenError, place_of
 from streamer.nursery import first_of
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 _CONNECTIONS_PER_TURN: Final = 500
 """Connections written as JSON in a turn of the event loop, each on a line of its own."""
@@ -192,6 +197,26 @@ def _host_name(host: str) -> str:
     return re.sub(r":\d*$", "", host.strip()).removesuffix(".").lower()
 
 
+@asynccontextmanager
+async def _quiet_listener() -> AsyncIterator[None]:
+    """Log at a bounded rate, without a traceback, that no connection can be accepted.
+
+    Without a free file descriptor, trio's listener tries again ten times a second.
+    """
+    warn = BoundedLog(log.warning)
+
+    def take(record: logging.LogRecord) -> bool:
+        warn("accept", f"operator's port: {record.getMessage()}")
+        return False
+
+    logger = logging.getLogger("trio.serve_listeners")
+    logger.addFilter(take)
+    try:
+        yield
+    finally:
+        logger.removeFilter(take)
+
+
 async def serve_http(
     report: Report,
     host: str,
@@ -220,7 +245,7 @@ async def serve_http(
     hosts = None if is_unix else (*allowed_hosts, host)
     recent = Recent(report.statistics)
     app = make_app(report, recent, api=api, pages=pages, allowed_hosts=hosts)
-    async with trio.open_nursery() as nursery:
+    async with _quiet_listener(), trio.open_nursery() as nursery:
         try:
             binds = await nursery.start(partial(serve, mode="asgi"), app, config)
         except* OSError as group:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from functools import partial
 from typing import Any
 
 import httpx2
 import pytest
+import structlog
 import trio
 
 from streamer.admin.http import Readiness, Report, at_once, serve_http
-from tests.helpers.server import running_server
-from tests.helpers.timing import real_deadline
+from tests.helpers.server import get_page, running_server
+from tests.helpers.timing import eventually, real_deadline
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,33 @@ async def test_a_host_that_is_neither_an_address_nor_configured_is_refused(
     ):
         response = await client.get("/v1/ws/connections", headers={"Host": host})
     assert response.status_code == status
+
+
+async def test_that_nothing_can_be_accepted_is_logged_at_a_bounded_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a traceback; the port serves again when there is a descriptor."""
+    async with running_server() as server:
+        missed = 0
+
+        async def accept(self: trio.SocketListener) -> trio.SocketStream:
+            nonlocal missed
+            await trio.lowlevel.wait_readable(self.socket)
+            missed += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with structlog.testing.capture_logs() as logs, monkeypatch.context() as patched:
+            patched.setattr(trio.SocketListener, "accept", accept)
+            async with httpx2.AsyncClient(base_url=server.http_url) as client:
+                # The accept that was under way takes this one.
+                assert (await client.get("/healthz")).status_code == 200
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(get_page, server, "/healthz")
+                await eventually(lambda: missed >= 3)
+                patched.undo()
+        assert [(line["log_level"], "EMFILE" in line["event"]) for line in logs] == [
+            ("warning", True)
+        ]
 
 
 async def test_requests_for_statistics_wait_for_their_turn() -> None:
