@@ -205,8 +205,8 @@ class TopicSource:
             self._warn("history", "history not read", topics=len(queries), reason=str(error))
             return {}
         missed = [
-            await self._decoded(query, record)
-            for query, record in zip(queries, records, strict=True)
+            await self._decoded(query, sequencer, record)
+            for query, sequencer, record in zip(queries, sequencers, records, strict=True)
         ]
         answers = {}
         for query, sequencer, record, entries in zip(
@@ -223,13 +223,26 @@ class TopicSource:
                 self._extend(sequencer.stream, query.after.sequence, entries)
         return answers
 
-    async def _decoded(self, query: HistoryQuery, record: TopicHistory | None) -> list[Entry]:
-        """Return the valid publications after a position, with a whole book for each change.
+    async def _decoded(
+        self, query: HistoryQuery, sequencer: Sequencer | None, record: TopicHistory | None
+    ) -> list[Entry]:
+        """Return the valid publications that the hub lacks, with a whole book for each change.
 
         If the book before the first change is not among them, it is searched further back.
         """
-        if record is None or not record.follows:
+        if sequencer is None or record is None or not record.follows:
             return []
+        # Without a checkpoint where no book has to be rebuilt: of many clients that ask for the
+        # same, the first extends the hub's history, and nothing is left to decode for the others.
+        decode, oldest = self._router.validator.decode_entry, _oldest(sequencer.stream)
+        entries = [
+            (kind, sequence, text)
+            for kind, sequence, payload in record.entries
+            if sequence < oldest
+            and (text := decode(query.topic, kind, sequence, payload)) is not None
+        ]
+        if not any(type(text) is BookChange for _, _, text in entries):
+            return entries
         entries = await self._rebuilt(query.topic, record)
         after = query.after
         if any(type(text) is BookChange for _, _, text in entries) and after.sequence:
@@ -276,7 +289,12 @@ class TopicSource:
 
     def _extend(self, stream: TopicStream, after: int, entries: Sequence[Entry]) -> None:
         """Prepend the entries after `after` to the hub's history, if there is no hole between."""
-        oldest = stream.history[0].sequence if stream.history else stream.sequence + 1
+        oldest = _oldest(stream)
         earlier = [entry for entry in entries if entry[1] < oldest]
         if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
             self._publishing.extend_history(stream, earlier)
+
+
+def _oldest(stream: TopicStream) -> int:
+    """Return the sequence from which on the hub has all publications of a topic."""
+    return stream.history[0].sequence if stream.history else stream.sequence + 1
