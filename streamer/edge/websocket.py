@@ -28,6 +28,10 @@ from streamer.hub.outbox import Outbox
 from streamer.protocol import errors
 
 _RECEIVE_BYTES: Final = 16 * 1024
+
+_LIGHT_READ_BYTES: Final = 4 * 1024
+"""After a read of more than this the next one may hold hundreds of frames, too: it waits behind the
+reads of clients that send little, when turns are long."""
 _MAX_DISCARDED_BYTES: Final = 16 * 1024 * 1024
 """Bytes that a client may send after our close frame before its connection is cut. Closing a socket
 with unread bytes makes the kernel reset the connection, and the client might never see the close
@@ -67,6 +71,7 @@ class WebSocket(BlockedWriter):
         "_limiter",
         "_loop_budget",
         "_max_unread_bytes",
+        "_read_bytes",
         "_reader",
         "last_received_seconds",
     )
@@ -97,6 +102,8 @@ class WebSocket(BlockedWriter):
         outbox.traffic.received_bytes += len(trailing)
         self.last_received_seconds = self.last_written_seconds
         """When bytes were last received, on trio's clock."""
+        self._read_bytes = 0
+        """The size of the last read."""
 
     # Reading
 
@@ -121,7 +128,7 @@ class WebSocket(BlockedWriter):
                 was_read_now = False
             elif self._loop_budget.is_long:
                 # A read can hold thousands of frames, and all clients' together make a long turn.
-                await self._loop_budget.wait()
+                await self._loop_budget.wait(is_heavy=self._reads_much)
             opcode, payload = event
             if opcode in (frame_reader.TEXT, frame_reader.BINARY):
                 return payload
@@ -145,14 +152,24 @@ class WebSocket(BlockedWriter):
 
     async def _read_more(self) -> None:
         try:
-            data = await receive_some(self._stream, self.outbox.descriptor, self._loop_budget)
+            data = await receive_some(
+                self._stream,
+                self.outbox.descriptor,
+                self._loop_budget,
+                is_heavy=self._reads_much,
+            )
         except trio.BrokenResourceError:
             data = b""
         if not data:
             raise PeerClosedError(NO_CLOSE_FRAME)
         self.last_received_seconds = trio.current_time()
+        self._read_bytes = len(data)
         self.outbox.traffic.received_bytes += len(data)
         self._reader.feed(data)
+
+    @property
+    def _reads_much(self) -> bool:
+        return self._read_bytes > _LIGHT_READ_BYTES
 
     @property
     def has_received_more(self) -> bool:
@@ -196,7 +213,12 @@ class WebSocket(BlockedWriter):
                         return
             except (FrameError, MessageTooLargeError):
                 pass  # from now on the reader discards
-            data = await receive_some(self._stream, self.outbox.descriptor, self._loop_budget)
+            data = await receive_some(
+                self._stream,
+                self.outbox.descriptor,
+                self._loop_budget,
+                is_heavy=self._reads_much,
+            )
             if not data:
                 return
             discarded += len(data)
@@ -239,16 +261,21 @@ def read_available(descriptor: int) -> bytes | None:
 
 
 async def receive_some(
-    stream: trio.abc.Stream, descriptor: int, loop_budget: LoopBudget | None = None
+    stream: trio.abc.Stream,
+    descriptor: int,
+    loop_budget: LoopBudget | None = None,
+    *,
+    is_heavy: bool = False,
 ) -> bytes:
     """Return bytes from the peer, empty at its end; read directly from the socket if possible.
 
-    If the turn is already long, they are read in a later one. Raises BrokenResourceError.
+    If the turn is already long, they are read in a later one; `is_heavy` says whether they probably
+    take milliseconds to parse. Raises BrokenResourceError.
     """
     if descriptor < 0 or type(stream) is TlsStream:
         data = bytes(await stream.receive_some(_RECEIVE_BYTES))
         if loop_budget is not None and loop_budget.is_long:
-            await loop_budget.wait()
+            await loop_budget.wait(is_heavy=is_heavy)
         return data
     # Clients send rarely and little, so waiting first is nearly always right, and saves the
     # attempt, the context managers and the checkpoint of a socket's own recv.
@@ -256,7 +283,7 @@ async def receive_some(
         await trio.lowlevel.wait_readable(descriptor)
         # Before the read: ten thousand reads would make a long turn.
         if loop_budget is not None and loop_budget.is_long:
-            await loop_budget.wait()
+            await loop_budget.wait(is_heavy=is_heavy)
         received = read_available(descriptor)
         if received is not None:
             return received
