@@ -32,6 +32,7 @@ _RECEIVE_BYTES: Final = 16 * 1024
 _LIGHT_READ_BYTES: Final = 4 * 1024
 """After a read of more than this the next one may hold hundreds of frames, too: it waits behind the
 reads of clients that send little, when turns are long."""
+
 _MAX_DISCARDED_BYTES: Final = 16 * 1024 * 1024
 """Bytes that a client may send after our close frame before its connection is cut. Closing a socket
 with unread bytes makes the kernel reset the connection, and the client might never see the close

@@ -274,7 +274,7 @@ class TopicStream:
         return self.history
 
     def forget_history(self) -> None:
-        """Forget all publications, except those that the flush under way or a client still has."""
+        """Forget the publications, and the memory for them."""
         self.history = _NO_HISTORY
 
     def count_missed(self, since: Position) -> int | None:
