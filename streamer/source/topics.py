@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NoReturn
 
 import structlog
 import trio
 
-from streamer.bounded_log import BoundedLog
-from streamer.broker.connect import RedisConnectionError
-from streamer.broker.history import Entry, HistoryQuery, TopicHistory
+from streamer.broker.history import HistoryQuery
 from streamer.hub.publishing import Publishing
-from streamer.hub.streams import TopicStream
 from streamer.hub.upstream import Recovery, RecoveryOutcome
 from streamer.protocol.messages import Position
-from streamer.protocol.publications import BookChange
-from streamer.protocol.topics import Kind, Topic
-from streamer.slices import Slices
+from streamer.protocol.topics import Topic
 from streamer.source.demand import Joined, Released, TopicDemand, Wanted
+from streamer.source.missed import MissedReads
 from streamer.source.positions import Bus, PositionReader, channels_of
 from streamer.source.reads import TopicReads
 from streamer.source.router import Router
 from streamer.source.sequencer import Sequencer
 from streamer.source.sequencer_state import State
-
-_ENTRIES_BEFORE: Final = 500
-"""How many publications before those that a client has missed are searched for a whole order book,
-if their producer publishes changes."""
 
 _PATIENCES: Final = 4
 """How often a client's wait may take its whole time, if Redis answers other questions meanwhile."""
@@ -50,14 +42,13 @@ class TopicSource:
         subscribe_timeout_seconds: float,
     ) -> None:
         """`positions` is None if none are stored, as with the bus inside the process."""
-        self._publishing = publishing
         self._demand = demand
         self._router = router
         self._reads = reads
         self._bus = bus
         self._positions = positions
+        self._missed = None if positions is None else MissedReads(publishing, router, positions)
         self._subscribe_timeout_seconds = subscribe_timeout_seconds
-        self._warn = BoundedLog(log.warning)
 
     async def run(self) -> NoReturn:
         """Open and close topics as they are wanted."""
@@ -101,8 +92,8 @@ class TopicSource:
             with trio.move_on_after(self._subscribe_timeout_seconds) as patience:
                 await self._wait_ready(topics, since)
                 asked = self._questions(since)
-                if asked:
-                    answers = await self._read_missed(asked)
+                if asked and self._missed is not None:
+                    answers = await self._missed.read(asked)
             # Without a position it can miss nothing: a later gap serves it better than no answer.
             if not patience.cancelled_caught or not since or self._positions is None:
                 break
@@ -194,107 +185,3 @@ class TopicSource:
             and self._is_live(sequencer)
             and not self._is_known(sequencer, position)
         ]
-
-    async def _read_missed(self, queries: Sequence[HistoryQuery]) -> dict[Topic, Position]:
-        """Read the history after positions; return these by the names of their epochs here."""
-        assert self._positions is not None  # without it, nothing is asked
-        sequencers = [self._router.sequencer(query.topic) for query in queries]
-        try:
-            records = await self._positions.read(queries)
-        except RedisConnectionError as error:
-            self._warn("history", "history not read", topics=len(queries), reason=str(error))
-            return {}
-        missed = [
-            await self._decoded(query, sequencer, record)
-            for query, sequencer, record in zip(queries, sequencers, records, strict=True)
-        ]
-        answers = {}
-        for query, sequencer, record, entries in zip(
-            queries, sequencers, records, missed, strict=True
-        ):
-            answers[query.topic] = query.after
-            if sequencer is None or self._router.sequencer(query.topic) is not sequencer:
-                continue  # it was released meanwhile
-            # The stream may have moved on, and only its present epoch counts.
-            if record is None or not record.follows:
-                continue
-            if record.position.epoch == sequencer.stream.epoch:
-                answers[query.topic] = Position(record.position.epoch, query.after.sequence)
-                self._extend(sequencer.stream, query.after.sequence, entries)
-        return answers
-
-    async def _decoded(
-        self, query: HistoryQuery, sequencer: Sequencer | None, record: TopicHistory | None
-    ) -> list[Entry]:
-        """Return the valid publications that the hub lacks, with a whole book for each change.
-
-        If the book before the first change is not among them, it is searched further back.
-        """
-        if sequencer is None or record is None or not record.follows:
-            return []
-        # Without a checkpoint where no book has to be rebuilt: of many clients that ask for the
-        # same, the first extends the hub's history, and nothing is left to decode for the others.
-        decode, oldest = self._router.validator.decode_entry, _oldest(sequencer.stream)
-        entries = [
-            (kind, sequence, text)
-            for kind, sequence, payload in record.entries
-            if sequence < oldest
-            and (text := decode(query.topic, kind, sequence, payload)) is not None
-        ]
-        if not any(type(text) is BookChange for _, _, text in entries):
-            return entries
-        entries = await self._rebuilt(query.topic, record)
-        after = query.after
-        if any(type(text) is BookChange for _, _, text in entries) and after.sequence:
-            assert self._positions is not None  # it has read the record
-            start = Position(after.epoch, max(0, after.sequence - _ENTRIES_BEFORE))
-            try:
-                (record,) = await self._positions.read([HistoryQuery(query.topic, start)])
-            except RedisConnectionError as error:
-                self._warn("history", "history not read", topics=1, reason=str(error))
-                return []
-            if record is None or not record.follows:
-                return []
-            entries = await self._rebuilt(query.topic, record)
-        return [
-            entry
-            for entry in entries
-            if entry[1] > after.sequence and type(entry[2]) is not BookChange
-        ]
-
-    async def _rebuilt(self, topic: Topic, record: TopicHistory) -> list[Entry]:
-        """Return the valid entries of a record; changes of a book that it has are whole books."""
-        decode, books = self._router.validator.decode_entry, self._router.books
-        slices = Slices()
-        entries: list[Entry] = []
-        book: Entry | None = None
-        previous = None
-        for kind, sequence, payload in record.entries:
-            await slices.end_if_long()
-            if previous is not None and sequence != previous + 1:
-                book = None
-            previous = sequence
-            text = decode(topic, kind, sequence, payload)
-            if text is None:
-                book = None
-                continue
-            if type(text) is BookChange:
-                whole = None if book is None else books.rebuilt(book, text, sequence)
-                book = None if whole is None else (kind, sequence, whole)
-                text = text if whole is None else whole
-            elif kind is Kind.ORDERBOOK:
-                book = (kind, sequence, text)
-            entries.append((kind, sequence, text))
-        return entries
-
-    def _extend(self, stream: TopicStream, after: int, entries: Sequence[Entry]) -> None:
-        """Prepend the entries after `after` to the hub's history, if there is no hole between."""
-        oldest = _oldest(stream)
-        earlier = [entry for entry in entries if entry[1] < oldest]
-        if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
-            self._publishing.extend_history(stream, earlier)
-
-
-def _oldest(stream: TopicStream) -> int:
-    """Return the sequence from which on the hub has all publications of a topic."""
-    return stream.history[0].sequence if stream.history else stream.sequence + 1

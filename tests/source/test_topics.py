@@ -1,6 +1,6 @@
 """Topics are opened as clients want them, and what clients missed is recovered within a bound.
 
-Covers streamer.source.demand.
+Covers streamer.source.demand and streamer.source.missed.
 """
 
 from __future__ import annotations
