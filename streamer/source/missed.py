@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
+import trio
 
 from streamer.bounded_log import BoundedLog
 from streamer.broker.connect import RedisConnectionError
@@ -27,41 +28,124 @@ if their producer publishes changes."""
 log = structlog.get_logger()
 
 
+class _Read:
+    """One read of a topic's history, and what it answers of those that wait for its end."""
+
+    __slots__ = ("_after", "_epoch", "_follows", "_unread", "finished", "waiting")
+
+    def __init__(self, after: Position) -> None:
+        self._after = after
+        self._epoch: str | None = None
+        self._follows = False
+        self._unread = 0
+        self.finished = trio.Event()
+        self.waiting: list[int] = []
+        """The sequences, in the same epoch, after which others would read."""
+
+    def note_other_epoch(self) -> None:
+        """Note that no position in the epoch can be continued from."""
+        self._epoch = self._after.epoch
+
+    def note_read(self, epoch: str, unread: int) -> None:
+        """Note the name of the epoch here, and how many publications the read did not reach."""
+        self._epoch, self._follows, self._unread = epoch, True, unread
+
+    def answer(self, after: Position) -> Position | None:
+        """Return the position by the name of its epoch here; None if it has to be read itself.
+
+        After an answer, the hub has the history after the position if it can be had at all.
+        """
+        if self._epoch is None:
+            return None  # it failed, or was given up
+        if self._follows:
+            later = after.sequence - self._after.sequence
+            # A later position would have been read up to a later publication.
+            if later < 0 or (later > 0 and later >= self._unread > 0):
+                return None
+        return Position(self._epoch, after.sequence)
+
+
 class MissedReads:
-    """Extends histories in the hub by what Redis has before them."""
+    """Extends histories in the hub by what Redis has before them.
+
+    When a crowd returns, its members have missed about the same. So a topic is read by one at a
+    time, after the earliest position that is waited for; each for itself would be fifty times
+    4 MB at once for fifty clients.
+    """
 
     def __init__(self, publishing: Publishing, router: Router, positions: PositionReader) -> None:
         self._publishing = publishing
         self._router = router
         self._positions = positions
+        self._under_way: dict[tuple[Topic, str], _Read] = {}
+        """By topic and epoch."""
         self._warn = BoundedLog(log.warning)
 
     async def read(self, queries: Sequence[HistoryQuery]) -> dict[Topic, Position]:
-        """Read the history after positions; return these by the names of their epochs here."""
+        """Read the history after positions; return these by the names of their epochs here.
+
+        Those that could not be read are left out.
+        """
+        answers: dict[Topic, Position] = {}
+        wanted = {query.topic: query.after for query in queries}
+        reads: dict[Topic, _Read] = {}
+        while wanted and not self._positions.failing:
+            own: dict[HistoryQuery, _Read] = {}
+            for topic, after in wanted.items():
+                read = self._under_way.get((topic, after.epoch))
+                if read is None:
+                    query = HistoryQuery(topic, _earliest(after, reads.get(topic)))
+                    read = own[query] = _Read(query.after)
+                else:
+                    read.waiting.append(after.sequence)
+                reads[topic] = read
+            if own:
+                await self._carry_out(own)
+            for topic, after in wanted.items():
+                if not reads[topic].finished.is_set():
+                    await reads[topic].finished.wait()
+                answer = reads[topic].answer(after)
+                if answer is not None:
+                    answers[topic] = answer
+            wanted = {topic: after for topic, after in wanted.items() if topic not in answers}
+        return answers
+
+    async def _carry_out(self, reads: Mapping[HistoryQuery, _Read]) -> None:
+        """Make these reads, and wake up those that wait for them, whatever happens."""
+        under_way = {(query.topic, query.after.epoch): read for query, read in reads.items()}
+        self._under_way.update(under_way)
+        try:
+            await self._extend_histories(reads)
+        finally:
+            for key, read in under_way.items():
+                del self._under_way[key]
+                read.finished.set()
+
+    async def _extend_histories(self, reads: Mapping[HistoryQuery, _Read]) -> None:
+        queries = list(reads)
         sequencers = [self._router.sequencer(query.topic) for query in queries]
         try:
             records = await self._positions.read(queries)
         except RedisConnectionError as error:
             self._warn("history", "history not read", topics=len(queries), reason=str(error))
-            return {}
+            return
         missed = [
             await self._decoded(query, sequencer, record)
             for query, sequencer, record in zip(queries, sequencers, records, strict=True)
         ]
-        answers = {}
         for query, sequencer, record, entries in zip(
             queries, sequencers, records, missed, strict=True
         ):
-            answers[query.topic] = query.after
+            read = reads[query]
+            read.note_other_epoch()
             if sequencer is None or self._router.sequencer(query.topic) is not sequencer:
                 continue  # it was released meanwhile
             # The stream may have moved on, and only its present epoch counts.
-            if record is None or not record.follows:
+            stream = sequencer.stream
+            if record is None or not record.follows or record.position.epoch != stream.epoch:
                 continue
-            if record.position.epoch == sequencer.stream.epoch:
-                answers[query.topic] = Position(record.position.epoch, query.after.sequence)
-                self._extend(sequencer.stream, query.after.sequence, entries)
-        return answers
+            read.note_read(stream.epoch, unread=max(0, _oldest(stream) - 1 - record.end))
+            self._extend(stream, entries)
 
     async def _decoded(
         self, query: HistoryQuery, sequencer: Sequencer | None, record: TopicHistory | None
@@ -72,15 +156,15 @@ class MissedReads:
         """
         if sequencer is None or record is None or not record.follows:
             return []
-        # Without a checkpoint where no book has to be rebuilt: of many clients that ask for the
-        # same, the first extends the hub's history, and nothing is left to decode for the others.
         decode, oldest = self._router.validator.decode_entry, _oldest(sequencer.stream)
-        entries = [
-            (kind, sequence, text)
-            for kind, sequence, payload in record.entries
-            if sequence < oldest
-            and (text := decode(query.topic, kind, sequence, payload)) is not None
-        ]
+        slices = Slices()
+        entries: list[Entry] = []
+        for kind, sequence, payload in record.entries:
+            if sequence < oldest:
+                await slices.end_if_long()
+                text = decode(query.topic, kind, sequence, payload)
+                if text is not None:
+                    entries.append((kind, sequence, text))
         if not any(type(text) is BookChange for _, _, text in entries):
             return entries
         entries = await self._rebuilt(query.topic, record)
@@ -126,12 +210,23 @@ class MissedReads:
             entries.append((kind, sequence, text))
         return entries
 
-    def _extend(self, stream: TopicStream, after: int, entries: Sequence[Entry]) -> None:
-        """Prepend the entries after `after` to the hub's history, if there is no hole between."""
+    def _extend(self, stream: TopicStream, entries: Sequence[Entry]) -> None:
+        """Prepend to the hub's history the entries that lead up to it without a hole."""
         oldest = _oldest(stream)
-        earlier = [entry for entry in entries if entry[1] < oldest]
-        if [sequence for _, sequence, _ in earlier] == list(range(after + 1, oldest)):
-            self._publishing.extend_history(stream, earlier)
+        leading: list[Entry] = []
+        for entry in reversed(entries):
+            if entry[1] == oldest - 1 - len(leading):
+                leading.append(entry)
+        self._publishing.extend_history(stream, leading[::-1])
+
+
+def _earliest(after: Position, before: _Read | None) -> Position:
+    """Return the earliest position of those that `before` has left without an answer."""
+    if before is None:
+        return after
+    waiting = (Position(after.epoch, sequence) for sequence in before.waiting)
+    left = [position for position in waiting if before.answer(position) is None]
+    return min([after, *left], key=lambda position: position.sequence)
 
 
 def _oldest(stream: TopicStream) -> int:

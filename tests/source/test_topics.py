@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import redis
 import trio
 
+from streamer.broker.keys import history_key
 from streamer.edge import requests as edge_requests
 from streamer.hub.upstream import Recovery, RecoveryOutcome
 from streamer.protocol.messages import Position
@@ -269,6 +271,140 @@ async def test_a_topic_is_kept_while_a_client_waits_for_it(
             own.resume()
         assert recoveries[STOCK].outcome is RecoveryOutcome.RECOVERED
         assert positions_missed(server, STOCK, since[STOCK]) == [2, 3]
+
+
+async def restore_while_paused(
+    server: Server, own: RedisServer, positions: list[Position]
+) -> tuple[list[Recovery], int]:
+    """Restore these at the same time; returns the outcomes, and how often Redis was read."""
+    recoveries: dict[int, Recovery] = {}
+
+    async def restore(number: int, position: Position) -> None:
+        recoveries[number] = (await prepare(server, {STOCK: position}))[STOCK]
+
+    before = scripts_run(own)
+    own.pause()
+    async with trio.open_nursery() as nursery:
+        for number, position in enumerate(positions):
+            nursery.start_soon(restore, number, position)
+            await trio.testing.wait_all_tasks_blocked()
+        own.resume()
+    return [recoveries[number] for number in range(len(positions))], scripts_run(own) - before
+
+
+def scripts_run(own: RedisServer) -> int:
+    """How many scripts a Redis has run; each read of a topic is one."""
+    with redis.Redis.from_url(own.url) as client:
+        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+async def test_a_crowd_that_returns_reads_a_topic_once(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Each for itself, fifty clients would read 50 times 4 MB at once; the positions differ."""
+    own = own_redis_server()
+    at = await publish(own.url, 40)
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
+        await prepare(server, {STOCK: at})
+        same = [Position(at.epoch, 30)] * 20
+        assert await restore_while_paused(server, own, same) == (
+            [Recovery(RecoveryOutcome.RECOVERED, same[0])] * 20,
+            1,
+        )
+        assert positions_missed(server, STOCK, same[0]) == list(range(31, 41))
+        different = [Position(at.epoch, sequence) for sequence in (20, 7, 25, 3, 9, 12)]
+        assert await restore_while_paused(server, own, different) == (
+            [Recovery(RecoveryOutcome.RECOVERED, position) for position in different],
+            2,  # after 20, then after 3, the earliest of those that waited
+        )
+        assert positions_missed(server, STOCK, different[3]) == list(range(4, 41))
+
+
+async def test_others_read_what_the_reader_of_a_crowd_does_not(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """It may leave while it reads, and each epoch is read by itself."""
+    own = own_redis_server()
+    at = await publish(own.url, 5)
+    first, unheard_of = Position(at.epoch, 1), Position("unheard-of", 1)
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
+        await prepare(server, {STOCK: at})
+        recoveries = {}
+
+        async def restore(position: Position) -> None:
+            recoveries[position] = (await prepare(server, {STOCK: position}))[STOCK]
+
+        own.pause()
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as leaving:
+                leaving.start_soon(restore, Position(at.epoch, 3))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(restore, first)
+                nursery.start_soon(restore, unheard_of)
+                await trio.testing.wait_all_tasks_blocked()
+                leaving.cancel_scope.cancel()
+            own.resume()
+        assert recoveries == {
+            first: Recovery(RecoveryOutcome.RECOVERED, first),
+            unheard_of: Recovery(RecoveryOutcome.EXPIRED, unheard_of),
+        }
+
+
+async def test_a_crowd_is_sent_what_there_is_for_each(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """A history begins after the positions of some, or is longer than what is read at once."""
+    own = own_redis_server()
+    at = await publish(own.url, 150)
+    with redis.Redis.from_url(own.url) as client:
+        client.xtrim(history_key(str(STOCK)), minid="21-0")
+    positions = [Position(at.epoch, sequence) for sequence in (12, 20, 60, 100, 5)]
+    async with running_server(
+        redis=own.url, subscribe_timeout_seconds=60, history_length=100
+    ) as server:
+        await prepare(server, {STOCK: at})
+        recoveries, _ = await restore_while_paused(server, own, positions)
+        assert [recovery.outcome for recovery in recoveries] == [
+            RecoveryOutcome.EXPIRED,
+            RecoveryOutcome.EXPIRED,  # more than the server keeps
+            RecoveryOutcome.RECOVERED,
+            RecoveryOutcome.RECOVERED,
+            RecoveryOutcome.EXPIRED,
+        ]
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
+        await prepare(server, {STOCK: at})
+        recoveries, reads = await restore_while_paused(server, own, positions)
+        assert [recovery.outcome is RecoveryOutcome.RECOVERED for recovery in recoveries] == [
+            False,
+            True,
+            True,
+            True,
+            False,
+        ]
+        assert reads == 2
+
+
+async def test_a_crowd_is_answered_when_redis_is_lost(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Nobody asks again after the failure of the one who read."""
+    own = own_redis_server()
+    at = await publish(own.url, 3)
+    outcomes: list[RecoveryOutcome] = []
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
+        await prepare(server, {STOCK: at})
+
+        async def restore() -> None:
+            recoveries = await prepare(server, {STOCK: Position(at.epoch, 1)})
+            outcomes.append(recoveries[STOCK].outcome)
+
+        own.pause()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(restore)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.to_thread.run_sync(own.kill)
+    assert outcomes == [RecoveryOutcome.UNAVAILABLE] * 3
 
 
 async def test_without_positions_nothing_is_recovered() -> None:
