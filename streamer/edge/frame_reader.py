@@ -64,7 +64,7 @@ class MessageTooLargeError(Exception):
 class FrameReader:
     """Turns the bytes of one connection into messages and control frames.
 
-    After `next_event` has raised, further bytes are discarded.
+    After `next_event` has raised, further bytes are discarded, as after `discard`.
     """
 
     __slots__ = (
@@ -123,19 +123,20 @@ class FrameReader:
         try:
             return self._next_event()
         except UnicodeDecodeError as error:
-            self._discard()
+            self.discard()
             raise FrameError(INVALID_UTF8, str(error)) from None
         except InflateError as error:
-            self._discard()
+            self.discard()
             raise FrameError(INVALID_DEFLATE, str(error)) from None
         except TooLargeError:
-            self._discard()
+            self.discard()
             raise MessageTooLargeError from None
         except (FrameError, MessageTooLargeError):
-            self._discard()
+            self.discard()
             raise
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Discard what has arrived and what follows, unparsed: there are no more events."""
         self._failed = True
         self._data, self._at, self._remaining = b"", 0, 0
         self._message = self._decoder = None

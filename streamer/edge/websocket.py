@@ -103,7 +103,7 @@ class WebSocket(BlockedWriter):
         outbox.traffic.received_bytes += len(trailing)
         self.last_received_seconds = self.last_written_seconds
         """When bytes were last received, on trio's clock."""
-        self._read_bytes = 0
+        self._read_bytes = len(trailing)
         """The size of the last read."""
 
     # Reading
@@ -199,6 +199,10 @@ class WebSocket(BlockedWriter):
     async def finish(self, reason: errors.CloseReason) -> None:
         """Send a close frame and wait until the peer has closed, too. Callers set a deadline."""
         self.outbox.send_control(self.outbox.wire.close(reason.code, reason.reason))
+        if reason is errors.ABUSE:
+            # What made it abuse may go on, and to look for a close frame in a read of one-byte
+            # frames takes 10 ms. The client's answer is not needed: it sees ours, and the end.
+            self._reader.discard()
         await self.wait_written()
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await send_eof(self._stream)
@@ -212,6 +216,8 @@ class WebSocket(BlockedWriter):
                     # Some clients wait for the server to close first (RFC 6455, 7.1.1).
                     if event[0] == frame_reader.CLOSE:
                         return
+                    if self._loop_budget.is_long:
+                        await self._loop_budget.wait(is_heavy=self._reads_much)
             except (FrameError, MessageTooLargeError):
                 pass  # from now on the reader discards
             data = await receive_some(
@@ -223,6 +229,7 @@ class WebSocket(BlockedWriter):
             if not data:
                 return
             discarded += len(data)
+            self._read_bytes = len(data)
             self.outbox.traffic.received_bytes += len(data)
             self._reader.feed(data)
 

@@ -13,6 +13,7 @@ import pytest
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
+from streamer.edge.frame_reader import FrameReader
 from tests.helpers.clients import client_frame, connected, raw_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
@@ -139,3 +140,56 @@ async def test_frames_behind_the_handshake_are_not_lost() -> None:
         await client.send_frame(CLOSE, b"")
         messages, _ = await client.messages_until_close()
         assert [message["type"] for message in messages] == ["connected", "pong"]
+
+
+async def test_reads_after_a_large_one_wait_behind_those_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """16 KiB in one-byte frames take 10 ms: the pings of others must not wait behind fifty such."""
+    fragments = client_frame(0x01, b"a") + client_frame(0x00, b"a") * 99
+    waits: list[bool] = []
+    async with running_server() as server:
+        budget = server._services.loop_budget
+        wait = budget.wait
+
+        async def wait_noted(*, is_heavy: bool = False) -> None:
+            waits.append(is_heavy)
+            await wait(is_heavy=is_heavy)
+
+        monkeypatch.setattr(budget, "wait", wait_noted)
+        monkeypatch.setattr(budget, "_turn_seconds", lambda: 1.0)  # every turn is long
+        async with raw_client(server) as client:
+            waits.clear()
+            await client.stream.send_all(client_frame(TEXT, PING_REQUEST))
+            async with aclosing(client.frames()) as frames:
+                for _ in range(2):
+                    await anext(frames)
+            assert waits
+            assert not any(waits)
+        async with raw_client(server, opened=False) as client:
+            await client.open(trailing=client_frame(BINARY, b"x" * 5000) + fragments)
+            await client.response()
+            await eventually(lambda: sum(waits) > 50)  # these came with the handshake
+        async with raw_client(server) as client:
+            waits.clear()
+            await client.stream.send_all(client_frame(BINARY, b"x" * 5000) + fragments)
+            await eventually(lambda: sum(waits) > 50)
+
+
+async def test_what_follows_abuse_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what made it abuse: to parse all that a flood still sends would go on for megabytes."""
+    read_by: list[FrameReader] = []
+    next_event = FrameReader.next_event
+
+    def next_event_noted(reader: FrameReader) -> object:
+        read_by.append(reader)
+        return next_event(reader)
+
+    monkeypatch.setattr(FrameReader, "next_event", next_event_noted)
+    async with running_server() as server, raw_client(server) as client:
+        await client.stream.send_all(client_frame(PONG, b"") * 50_000)
+        _, code = await client.messages_until_close()
+        assert code == 1008
+        await client.stream.aclose()
+        await eventually(lambda: server.statistics().active_connections == 0)
+    assert len(read_by) < 10_000
