@@ -59,7 +59,7 @@ _SERVER_FIELDS: Final = {
     "timestamp": "RFC 3339, in UTC with Z.",
     "sequence": "Counts up by one for each publication of the topic within an epoch.",
     "previous": "The sequence that this message follows for this client, where that is not "
-    "`sequence - 1`. What lies between was merged by policy or left out by `kinds`.",
+    "`sequence - 1`. The publications between were merged by policy or left out by `kinds`.",
     "snapshot": "true: the last known value, sent because a subscription began, or because "
     "the client asked for it (`resync`).",
 }

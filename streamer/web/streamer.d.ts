@@ -279,7 +279,7 @@ export interface PriceUpdate<N = number> {
   sequence: number;
   /**
    * The sequence that this message follows for this client, where that is not `sequence - 1`.
-   * What lies between was merged by policy or left out by `kinds`.
+   * The publications between were merged by policy or left out by `kinds`.
    */
   previous?: number;
   /**
@@ -303,7 +303,7 @@ export interface OrderbookUpdate<N = number> {
   sequence: number;
   /**
    * The sequence that this message follows for this client, where that is not `sequence - 1`.
-   * What lies between was merged by policy or left out by `kinds`.
+   * The publications between were merged by policy or left out by `kinds`.
    */
   previous?: number;
   /**
@@ -326,7 +326,7 @@ export interface MarketStatus<N = number> {
   sequence: number;
   /**
    * The sequence that this message follows for this client, where that is not `sequence - 1`.
-   * What lies between was merged by policy or left out by `kinds`.
+   * The publications between were merged by policy or left out by `kinds`.
    */
   previous?: number;
   /**
@@ -352,7 +352,7 @@ export interface Alert<N = number> {
   sequence: number;
   /**
    * The sequence that this message follows for this client, where that is not `sequence - 1`.
-   * What lies between was merged by policy or left out by `kinds`.
+   * The publications between were merged by policy or left out by `kinds`.
    */
   previous?: number;
   /**
@@ -378,7 +378,7 @@ export interface Notification<N = number> {
   sequence: number;
   /**
    * The sequence that this message follows for this client, where that is not `sequence - 1`.
-   * What lies between was merged by policy or left out by `kinds`.
+   * The publications between were merged by policy or left out by `kinds`.
    */
   previous?: number;
   /**
@@ -407,7 +407,7 @@ export interface PriceDelta<N = number> {
   sequence: number;
   /**
    * The sequence that this message follows for this client, where that is not `sequence - 1`.
-   * What lies between was merged by policy or left out by `kinds`.
+   * The publications between were merged by policy or left out by `kinds`.
    */
   previous?: number;
   /** TYPE:TARGET; the client adds it. */
@@ -432,7 +432,7 @@ export interface OrderbookDelta<N = number> {
   sequence: number;
   /**
    * The sequence that this message follows for this client, where that is not `sequence - 1`.
-   * What lies between was merged by policy or left out by `kinds`.
+   * The publications between were merged by policy or left out by `kinds`.
    */
   previous?: number;
   /** TYPE:TARGET; the client adds it. */

@@ -707,7 +707,7 @@ export class Streamer {
     this.#transport?.close();
     this.#transport = null;
     this.#account.disconnected();
-    // What a request in flight has changed in the session is not known.
+    // Nobody knows what a request in flight has changed in the session.
     if (this.#requests.size > 0) this.#session = null;
     this.#requests.clear();
     this.#resyncing.clear();
@@ -1062,7 +1062,7 @@ export class Streamer {
     });
   }
 
-  // What the server says
+  // Messages from the server
 
   #receive(text) {
     this.#heardAt = performance.now();
@@ -1177,7 +1177,7 @@ export class Streamer {
       if (message.previous != null) message.previous = Number(message.previous);
     }
     const topic = this.#topicOf(message);
-    // What comes for the user before the former position is restored, comes again after it.
+    // Messages for the user before the former position is restored come again after it.
     if (topic === `user:${this.#userId}` && !this.#account.isLive(topic)) return;
     this.#account.data(topic, message);
     if (!this.#values.has(topic)) this.#values.set(topic, new Values());
