@@ -8,6 +8,7 @@ between, the flush, the source and all other tasks run.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sized
 from typing import Final, NoReturn
@@ -16,6 +17,12 @@ import trio
 
 LONG_TURN_SECONDS: Final = 0.01
 """A fifth of the longest pause that the event loop should make (50 ms)."""
+
+LIGHT_SLICE_SECONDS: Final = 0.0025
+"""Processor time from the release of light tasks in which they go on even if the turn is long.
+Where all turns are long, because other processes use the cores, too, one in each turn would leave
+thousands of returning clients waiting for minutes, while most of the turn is no work of this
+process."""
 
 RELEASED_PER_TURN: Final = 32
 """Tasks and calls released in a turn; most requests and closes take 0.1 to 0.2 ms. Tasks that find
@@ -32,7 +39,10 @@ _LIGHT_TOPICS: Final = 50
 class _Queue:
     """Tasks that wait for a turn, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float], slice_seconds: float = 0.0) -> None:
+        self._clock = clock
+        self._slice_seconds = slice_seconds
+        self._released_seconds = 0.0
         self._lot = trio.lowlevel.ParkingLot()
         self._released_in_vain = trio.lowlevel.ParkingLot()
         """Tasks for which the turn of their release became too long: first in the next."""
@@ -50,11 +60,15 @@ class _Queue:
 
     def may_go_on(self, *, is_long: bool) -> bool:
         """Whether a task that is released may go on in this turn."""
-        if is_long and not self._one_may_go_on:
+        if is_long and not self._one_may_go_on and not self._is_within_slice:
             return False
         self._one_may_go_on = False
         self._went_on += 1
         return True
+
+    @property
+    def _is_within_slice(self) -> bool:
+        return self._clock() - self._released_seconds < self._slice_seconds
 
     def release(self, limit: int) -> None:
         """Wake up the next tasks; one of them may go on however long the turn is.
@@ -63,6 +77,7 @@ class _Queue:
         costs some 20 us.
         """
         self._one_may_go_on = True
+        self._released_seconds = self._clock()
         count = min(limit, max(1, 2 * self._went_on))
         self._went_on = 0
         if not self._released_in_vain.unpark(count=count):
@@ -72,11 +87,18 @@ class _Queue:
 class LoopBudget:
     """Defers work that would make a turn too long."""
 
-    def __init__(self, turn_seconds: Callable[[], float]) -> None:
-        """`turn_seconds` returns how long the current turn has lasted."""
+    def __init__(
+        self,
+        turn_seconds: Callable[[], float],
+        processor_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """`turn_seconds` returns how long the current turn has lasted.
+
+        `processor_clock` returns the seconds for which this thread has had a core.
+        """
         self._turn_seconds = turn_seconds
-        self._light = _Queue()
-        self._heavy = _Queue()
+        self._light = _Queue(processor_clock, LIGHT_SLICE_SECONDS)
+        self._heavy = _Queue(processor_clock)
         self._calls: deque[Callable[[], None]] = deque()
         self._somebody_waits = trio.Event()
 
@@ -103,9 +125,9 @@ class LoopBudget:
         """Wait for a later turn that is not long yet.
 
         `is_heavy` says whether the work after this takes milliseconds: then pings and small
-        requests of others do not wait behind it. One light task goes on in each turn, however
-        long that is, and a heavy one at least in every TURNS_PER_HEAVY_TASK, so nobody waits for
-        ever.
+        requests of others do not wait behind it. Light tasks go on in each turn, however long that
+        is, for LIGHT_SLICE_SECONDS or one of them, and a heavy one at least in every
+        TURNS_PER_HEAVY_TASK, so nobody waits for ever.
         """
         queue = self._heavy if is_heavy else self._light
         again = False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from streamer.edge.loop_budget import (
+    LIGHT_SLICE_SECONDS,
     LONG_TURN_SECONDS,
     RELEASED_PER_TURN,
     TURNS_PER_HEAVY_TASK,
@@ -38,10 +39,12 @@ class Turns(trio.abc.Instrument):
     def __init__(self) -> None:
         self.seconds = 0.0
         self.longest_seconds = 0.0
+        self.processor_seconds = 0.0
 
     def work(self, seconds: float) -> None:
         """Make the present turn longer."""
         self.seconds += seconds
+        self.processor_seconds += seconds
         self.longest_seconds = max(self.seconds, self.longest_seconds)
 
     def after_io_wait(self, timeout: float) -> None:
@@ -83,7 +86,7 @@ async def test_those_released_wait_again_where_the_turn_is_long_by_then(
 ) -> None:
     """However much each of them does, few do it in one turn, and all go on."""
     turns = Turns()
-    loop_budget = LoopBudget(lambda: turns.seconds)
+    loop_budget = LoopBudget(lambda: turns.seconds, lambda: turns.processor_seconds)
     passed: list[int] = []
 
     async def put_off(number: int) -> None:
@@ -103,13 +106,41 @@ async def test_those_released_wait_again_where_the_turn_is_long_by_then(
     trio.lowlevel.remove_instrument(turns)
 
     assert sorted(passed) == list(range(total))
-    # The last that finds it short, and one that goes on in any turn.
-    assert turns.longest_seconds <= LONG_TURN_SECONDS + 2 * step_seconds
+    # The last that finds it short, and those of a slice, or one, that go on in any turn.
+    assert turns.longest_seconds <= LONG_TURN_SECONDS + 2 * (LIGHT_SLICE_SECONDS + step_seconds)
+
+
+@pytest.mark.parametrize(
+    ("work_seconds", "tasks"), [(0.0005, 5), (0.001, 3), (2 * LIGHT_SLICE_SECONDS, 1)]
+)
+async def test_a_slice_goes_on_in_a_turn_that_is_long_from_the_start(
+    work_seconds: float, tasks: int
+) -> None:
+    """A process that waits for a core has long turns only, and in each it has done little."""
+    turns = Turns()
+    loop_budget = LoopBudget(lambda: 2 * LONG_TURN_SECONDS, lambda: turns.processor_seconds)
+
+    async def put_off() -> None:
+        await loop_budget.wait()
+        turns.work(work_seconds)
+
+    trio.lowlevel.add_instrument(turns)
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as waiting:
+            for _ in range(100):
+                waiting.start_soon(put_off)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(loop_budget.run)
+        nursery.cancel_scope.cancel()
+    trio.lowlevel.remove_instrument(turns)
+    # Trio runs the two in a turn in either order: the release, and what was released before.
+    assert tasks <= round(turns.longest_seconds / work_seconds) <= 2 * tasks
 
 
 async def test_one_goes_on_in_a_turn_that_others_have_made_long() -> None:
     """Work that takes each turn whole stops nobody for ever."""
-    loop_budget = LoopBudget(lambda: 2 * LONG_TURN_SECONDS)
+    processor_seconds = count(step=2 * LIGHT_SLICE_SECONDS)
+    loop_budget = LoopBudget(lambda: 2 * LONG_TURN_SECONDS, partial(next, processor_seconds))
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(loop_budget.run)
