@@ -7,7 +7,7 @@
  *
  * Subscriptions outlive connections: the client comes back, names the position of each topic, and
  * gets what it missed, or a `gap`. Every message is checked; `account()` has the counts. The public
- * names are described in streamer.d.ts. It is one file, so that a page can serve a copy of it.
+ * names are described in streamer.d.ts.
  */
 
 const HOUR_MS = 3_600_000;
@@ -407,7 +407,7 @@ class Subscription {
     return this.options.snapshot !== false && (!isLive || this.#awaited.has(topic));
   }
 
-  /** @internal Whether a message is of a kind that this subscription has. */
+  /** @internal */
   wants(message) {
     const { kinds } = this.options;
     return !kinds || message.type === "gap" || kinds.includes(KIND_OF[message.type]);
@@ -425,7 +425,7 @@ class Subscription {
   }
 }
 
-/** Call a function of the page, whose fault must not end the client. */
+/** Call a function of the page; its fault is not the client's. */
 function callOut(listener, value) {
   try {
     listener(value);
@@ -497,8 +497,9 @@ export class Streamer {
   #transport = null;
   #timer;
   #failures = 0;
-  /** Attempts in turn that opened no WebSocket. */
+  /** Attempts in turn that opened no WebSocket, but for lack of a token. */
   #unopened = 0;
+  #hasToken = false;
   #hadSocket = false;
   #cursor = { id: "", topics: new Set() };
   #openedAt = 0;
@@ -660,11 +661,15 @@ export class Streamer {
     const isCurrent = () => attempt === this.#attempt;
     this.#isWaiting = false;
     this.#openedAt = 0;
-    this.#change("connecting");
+    this.#hasToken = false;
+    // Before listeners, who may close this client.
     this.#setTimer(this.#options.connectTimeoutMs, () => this.#lost(ABNORMAL, "no greeting"));
+    this.#change("connecting");
+    if (!isCurrent()) return;
     try {
       const token = await this.#currentToken("connect");
       if (!isCurrent()) return;
+      this.#hasToken = true;
       const open = this.#isBlocked
         ? (await import("./streamer-sse.js")).openEventStream
         : openWebSocket;
@@ -683,7 +688,7 @@ export class Streamer {
     } catch (error) {
       if (!isCurrent()) return;
       this.#emit("error", error);
-      this.#lost(ABNORMAL, error.message);
+      if (isCurrent()) this.#lost(ABNORMAL, error.message);
     }
   }
 
@@ -720,7 +725,7 @@ export class Streamer {
     this.#announced = null;
     const wasOpen = this.#openedAt > 0;
     const lastedMs = wasOpen ? performance.now() - this.#openedAt : 0;
-    if (!wasOpen) this.#unopened++;
+    if (!wasOpen) this.#unopened += Number(this.#hasToken);
     else if (this.#transport.name === "websocket" || lastedMs > HOUR_MS) this.#unopened = 0;
     this.#drop();
     if (code === UNAUTHENTICATED) this.#token = undefined;
@@ -736,14 +741,14 @@ export class Streamer {
     if (lastedMs > this.#options.maxDelayMs) this.#failures = 0;
     const retryInMs = this.#delayMs(announced?.retry_after_ms);
     this.#isWaiting = announced?.retry_after_ms == null;
-    this.#change("connecting", { code, reason, retryInMs });
     this.#setTimer(retryInMs, () => this.#open());
+    this.#change("connecting", { code, reason, retryInMs });
   }
 
   #delayMs(announcedMs) {
     if (announcedMs != null) return Math.min(Math.max(announcedMs, 0), HOUR_MS);
     const { firstDelayMs, maxDelayMs } = this.#options;
-    // Full jitter: clients that lost the same server together must not come back together.
+    // Full jitter: clients lose a server together, and must not come back together.
     return Math.random() * Math.min(maxDelayMs, firstDelayMs * 2 ** this.#failures++);
   }
 
@@ -824,7 +829,7 @@ export class Streamer {
       this.#hasGrace = true;
       if (now - this.#heardAt >= this.#heartbeatMs) this.#ping();
     } else if (now - this.#pingedAt >= this.#options.pongTimeoutMs) {
-      // A timer that is late says that this page slept, and its answer may wait to be read.
+      // If this timer is late, the page slept, and the answer may wait to be read.
       if (now - dueAt < 1000 || !this.#hasGrace) {
         this.#lost(ABNORMAL, "no answer to a ping");
         return;
@@ -881,8 +886,9 @@ export class Streamer {
   // Requests
 
   #request(message, onAnswer = (answer) => answer.type === "error" && this.#fail(answer)) {
+    if (!this.#transport) return; // a listener closed it
     const id = ++this.#lastRequestId;
-    this.#requests.set(id, { message, onAnswer });
+    this.#requests.set(id, onAnswer);
     this.#transport.send({ ...message, request_id: id });
   }
 
@@ -893,10 +899,10 @@ export class Streamer {
       // The server did not read the request, over the rate limit: answers come in order.
       [id] = this.#requests.keys();
     }
-    const request = this.#requests.get(id);
+    const onAnswer = this.#requests.get(id);
     this.#requests.delete(id);
-    request?.onAnswer(message);
-    return request !== undefined;
+    onAnswer?.(message);
+    return onAnswer !== undefined;
   }
 
   #fail({ code, message, details }) {
@@ -970,7 +976,7 @@ export class Streamer {
         for (const topic of topics) this.#session.held.set(topic, "");
         this.#retry(answer);
       } else {
-        // A topic that is wanted again has been asked for after this, and its answer begins it.
+        // If it is wanted again, a later answer begins it.
         for (const topic of topics) this.#forget(topic);
       }
     });
@@ -1019,7 +1025,7 @@ export class Streamer {
   #refuse(topic, { code, message, details }) {
     const refusal = new StreamerError(code, `${topic}: ${message}`, details);
     refusal.topic = topic;
-    this.#session.held.delete(topic);
+    this.#session?.held.delete(topic);
     this.#account.end(topic);
     this.#refused.add(topic);
     this.#emit("error", refusal);
@@ -1079,7 +1085,10 @@ export class Streamer {
       this.#take(message, exact);
       return;
     }
-    message.messages.forEach((one, index) => this.#take(one, exact?.messages[index]));
+    const attempt = this.#attempt;
+    message.messages.forEach((one, index) => {
+      if (attempt === this.#attempt) this.#take(one, exact?.messages[index]);
+    });
   }
 
   /** Return a message, and `exact`, the same with numbers as text, which books need. */
@@ -1155,7 +1164,9 @@ export class Streamer {
     clearTimeout(this.#timer);
     this.#pingedAt = 0;
     this.#watch();
+    const attempt = this.#attempt;
     this.#change("connected", { code: null, transport: this.#transport.name });
+    if (attempt !== this.#attempt) return;
     this.#identify(message);
     if (this.#options.max_bandwidth != null) this.#sendOptions();
     const holdsTopics = former?.held.size > 0 || this.#userId != null;

@@ -53,6 +53,17 @@ const commands = {
     );
   },
   unsubscribe: ({ id }) => subscriptions.get(id).close(),
+  closeOn({ name, state }) {
+    const off = streamer.on(name, (value) => {
+      if (state !== undefined && value.state !== state) return;
+      off();
+      streamer.close();
+    });
+  },
+  closeOnMessage({ topic }) {
+    streamer.subscribe(topic, () => streamer.close());
+  },
+  timer: ({ milliseconds }) => setTimeout(() => say("timer", null), milliseconds),
   connect: () => streamer.connect(),
   close: () => streamer.close(),
   probe: () => streamer.probe(),

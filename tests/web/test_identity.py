@@ -55,6 +55,21 @@ async def test_a_token_is_asked_for_once_and_kept(tmp_path: Path) -> None:
             assert client.waiting("token") == []
 
 
+async def test_a_missing_token_says_nothing_against_websockets(tmp_path: Path) -> None:
+    """The page's function fails for a while; then a WebSocket is opened, not a stream of events."""
+    async with (
+        running_server(**required(tmp_path)) as server,
+        remote(server.websocket_url, asks_for_token=True) as client,
+    ):
+        for _ in range(2):
+            await client.event("token")
+            await client.do("token", problem="the identity provider is away")
+        await client.event("token")
+        await client.do("token", token=signed())
+        connected = await client.event("state", lambda value: "transport" in value)
+        assert connected["transport"] == "websocket"
+
+
 async def test_an_invalid_token_is_final(tmp_path: Path) -> None:
     """The client does not come back with a token that no time will make valid."""
     async with (
