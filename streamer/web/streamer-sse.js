@@ -161,6 +161,10 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
       stream.abort();
       on.onClose(1006, "a delta does not fit");
     },
+    /** Without topics there is no stream, which would be silent for too long. */
+    ping() {
+      if (topics.size === 0) on.onAlive();
+    },
     authenticate({ token: renewed, request_id }) {
       token = renewed;
       say({ type: "authenticated", request_id });

@@ -615,6 +615,7 @@ export class Streamer {
     }
     const subscription = new Subscription(topics, options, onMessage, (it) => this.#leave(it));
     for (const topic of topics) {
+      this.#refused.delete(topic); // ask again
       this.#wanted.set(topic, (this.#wanted.get(topic) ?? new Set()).add(subscription));
       if (topic === "user") {
         subscription.answered(topic);
@@ -812,13 +813,15 @@ export class Streamer {
 
   probe() {
     if (this.#state !== "connected") return;
-    this.#ping();
+    // A stream of events answers nothing.
+    if (this.#transport.name === "websocket") this.#ping();
     this.#watch();
   }
 
   #ping() {
     this.#pingedAt = performance.now();
     if (this.#transport.name === "websocket") this.#request({ type: "ping" });
+    else this.#transport.send({ type: "ping" });
   }
 
   #watch(dueAt = Infinity) {

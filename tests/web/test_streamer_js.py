@@ -188,6 +188,23 @@ async def test_a_refused_topic_does_not_keep_the_others() -> None:
         assert (await client.update(number))["topic"] == "stock:A"
 
 
+async def test_a_refused_topic_is_asked_for_again() -> None:
+    """Another subscription to it gets an answer, too: what stood in its way may have ended."""
+    async with (
+        running_server(max_subscriptions=1) as server,
+        remote(server.websocket_url) as client,
+    ):
+        first = await client.subscribe("stock:A")
+        assert await client.ready(first) == []
+        assert await client.ready(await client.subscribe("stock:B")) != []
+        assert await client.ready(await client.subscribe("stock:B")) != []
+        await client.do("unsubscribe", id=first)
+        last = await client.subscribe("stock:B")
+        assert await client.ready(last) == []
+        publish(server, "stock:B:price", price("B", 1))
+        assert (await client.update(last))["price"] == 1
+
+
 async def test_numbers_keep_their_digits_on_request() -> None:
     """Beyond 2**53 and with zeros at the end; what the client counts with are numbers."""
     async with running_server() as server, remote(server.websocket_url, numbers="text") as client:
@@ -272,6 +289,21 @@ async def test_server_sent_events_where_no_websocket_can_be_opened() -> None:
             pass
         account = await client.ask("account")
         assert (account["violations"], account["gaps"]) == (0, {})
+
+
+async def test_a_quiet_stream_of_events_is_kept() -> None:
+    """It answers no ping, so a page that becomes visible does not wait for an answer."""
+    async with (
+        running_server() as server,
+        remote(server.websocket_url, is_blocked=True, pongTimeoutMs=10) as client,
+    ):
+        await client.ready(await client.subscribe("stock:A"))
+        before = client.waiting("state")
+        await client.do("probe")
+        await client.ask("timer", milliseconds=50)
+        assert client.waiting("state") == before
+        publish(server, "stock:A:price", price("A", 1))
+        assert (await client.update())["price"] == 1
 
 
 async def test_server_sent_events_resume_after_a_restart(redis_url: str) -> None:
