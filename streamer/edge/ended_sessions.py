@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, defaultdict
 from itertools import takewhile
 from typing import Final
@@ -68,15 +69,26 @@ class EndedSessions:
         self._by_address[address][session_id] = None
         self._bytes_by_address[address] += ended.size_bytes
         self._bytes += ended.size_bytes
+        return self._make_room() if self._bytes > self._max_bytes else []
+
+    def _make_room(self) -> list[str]:
+        """Drop records until there is room for some more; return the ids of their sessions."""
+        # One look at all addresses for all that are dropped: there may be as many as records.
+        largest = [
+            (-size_bytes, age, address)
+            for age, (address, size_bytes) in enumerate(self._bytes_by_address.items())
+        ]
+        heapq.heapify(largest)
         dropped: list[str] = []
-        if self._bytes > self._max_bytes:
-            while self._bytes > self._max_bytes * _KEPT_AFTER_CLEANUP:
-                dropped += self._drop_from_largest()
+        while self._bytes > self._max_bytes * _KEPT_AFTER_CLEANUP:
+            _, age, address = heapq.heappop(largest)
+            dropped += self._drop_oldest(address)
+            if size_bytes := self._bytes_by_address.get(address):
+                heapq.heappush(largest, (-size_bytes, age, address))
         return dropped
 
-    def _drop_from_largest(self) -> list[str]:
-        """Drop the oldest records of the address that holds the most, a tenth of them at a time."""
-        ((address, _),) = self._bytes_by_address.most_common(1)
+    def _drop_oldest(self, address: str) -> list[str]:
+        """Drop a tenth of the records of an address, the oldest; return their sessions' ids."""
         sessions = self._by_address[address]
         oldest = list(sessions)[: len(sessions) // 10 + 1]
         for session_id in oldest:

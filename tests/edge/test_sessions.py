@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -15,6 +16,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from streamer.edge.ended_sessions import EndedSessions
 from streamer.edge.sessions import RestorableSessions
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
@@ -345,6 +347,35 @@ async def test_memory_for_ended_sessions_is_bounded(
     assert set(store.records) == {"quiet", *(f"busy {n}" for n in range(100))} & set(
         house.sessions._ended._ended
     )
+
+
+class CountedAddresses(Counter[str]):
+    """The bytes of addresses, and how often all of them were looked at."""
+
+    looks = 0
+
+    def items(self) -> Any:
+        """Count one look."""
+        self.looks += 1
+        return super().items()
+
+
+async def test_to_make_room_all_addresses_are_looked_at_once(autojump_clock: MockClock) -> None:
+    """To look once for each record dropped held up the loop for a minute, with 67,000 addresses.
+
+    The oldest records are dropped where all addresses hold the same.
+    """
+    ended = EndedSessions(lifetime_seconds=LIFETIME_SECONDS, max_bytes=1_000_000)
+    addresses = ended._bytes_by_address = CountedAddresses()
+    dropped: list[str] = []
+    number = 0
+    while not dropped:
+        # In an order that is not that of the addresses.
+        dropped = ended.add(f"session {number}", b"record", address=f"192.0.2.{9999 - number}")
+        number += 1
+    assert dropped == [f"session {gone}" for gone in range(len(dropped))]
+    assert len(dropped) > 100
+    assert addresses.looks == 1
 
 
 def test_a_record_takes_no_more_memory_than_its_bytes() -> None:
