@@ -194,6 +194,7 @@ class Hub:
     def _add(self, outbox: Outbox, lane: Lane) -> Subscription:
         stream = lane.stream
         subscription = outbox.subscriptions[stream] = Subscription(lane)
+        lane.subscriptions += 1
         stream.solos[subscription] = outbox
         self._subscriptions_by_type[stream.topic.subscription_type] += 1
         if not stream.subscriptions:
@@ -219,6 +220,8 @@ class Hub:
         is_gap_owed = outbox.backlog.is_gap_owed(subscription)
         caught_up = (subscription.caught_up and not is_gap_owed) or not behind
         added = lane.kinds - subscription.lane.kinds
+        lane.subscriptions += 1
+        stream.leave(subscription.lane)
         subscription.lane = lane
         outbox.backlog.stop_keeping(subscription)
         outbox.forget_kinds(subscription, "unsubscribed")
@@ -257,6 +260,7 @@ class Hub:
         stream = subscription.lane.stream
         del outbox.subscriptions[stream]
         del stream.solos[subscription]
+        stream.leave(subscription.lane)
         stream.subscriptions -= 1
         self._subscriptions_by_type[stream.topic.subscription_type] -= 1
         if not stream.subscriptions:

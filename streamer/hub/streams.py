@@ -50,6 +50,7 @@ class Lane:
         "position",
         "renderer",
         "stream",
+        "subscriptions",
         "whole",
     )
 
@@ -82,6 +83,8 @@ class Lane:
         self.hold_latest()
         self.groups: dict[Any, None] = {}
         """The groups of clients that hold the lane. `Any`, since `group` imports this module."""
+        self.subscriptions = 0
+        """How many clients hold it, those outside of groups included."""
         self.offered = 0
         """How many publications the flush under way has for the lane's groups, those merged away
         included; 0 between flushes."""
@@ -225,7 +228,7 @@ class TopicStream:
         self._sent_snapshots: SentSnapshots | None = None
 
     def lane(self, mode: Mode, kinds: frozenset[Kind], detail: Detail = WHOLE) -> Lane:
-        """Return the lane for subscriptions with these options."""
+        """Return the lane for subscriptions with these options; a new one is nobody's so far."""
         if detail is not WHOLE:
             detail = detail.for_kinds(kinds)
         key = (mode, kinds, detail)
@@ -234,6 +237,16 @@ class TopicStream:
             renderer = None if detail == WHOLE else Renderer(self.renditions, detail)
             lane = self.lanes[key] = Lane(self, mode, kinds, renderer)
         return lane
+
+    def leave(self, lane: Lane) -> None:
+        """Note that a subscription does not hold a lane any more.
+
+        Each lane costs each flush, so one that nobody holds is forgotten. The last one is kept for
+        clients that return.
+        """
+        lane.subscriptions -= 1
+        if not lane.subscriptions and len(self.lanes) > 1:
+            del self.lanes[lane.mode, lane.kinds, lane.detail]
 
     def named(self, text: bytes) -> bytes:
         """Return the JSON of a publication, with its topic if the message does not name it."""

@@ -376,6 +376,9 @@ async def test_to_make_room_all_addresses_are_looked_at_once(autojump_clock: Moc
     assert dropped == [f"session {gone}" for gone in range(len(dropped))]
     assert len(dropped) > 100
     assert addresses.looks == 1
+    await trio.sleep(LIFETIME_SECONDS)
+    assert len(ended.expire()) == number - len(dropped)
+    assert (len(addresses), ended.size_bytes) == (0, 0)
 
 
 def test_a_record_takes_no_more_memory_than_its_bytes() -> None:

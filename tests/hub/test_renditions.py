@@ -267,6 +267,25 @@ def test_options_that_mean_nothing_to_a_topic_do_not_divide_its_clients() -> Non
         assert house.hub.statistics().groups == 1
 
 
+def test_options_that_nobody_has_any_more_cost_the_flush_nothing() -> None:
+    """A client that asks for one depth after the other leaves nothing for each flush to cut."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    with slow_reader(house.hub) as other, slow_reader(house.hub) as client:
+        other.subscribe(STOCK)
+        for depth in range(1, 20):
+            client.subscribe(STOCK, detail=Detail(delta=True, depth=depth))
+            assert len(stream.lanes) == 2
+        house.hub.unsubscribe(client.outbox, [STOCK])
+        assert len(stream.lanes) == 1
+        client.subscribe(STOCK, detail=Detail(delta=True, depth=3))
+        publish(house, *numbered(2))
+        assert [shown(message) for message in client.heard()] == [
+            ("orderbook_update", 1, None),
+            ("orderbook_delta", 2, None),
+        ]
+
+
 def test_a_sector_has_deltas_between_prices_of_one_stock() -> None:
     """Each names the sector, since the message alone does not."""
     house = House()
