@@ -152,13 +152,22 @@ class Connection:
         try:
             while True:
                 await trio.sleep(interval_seconds)
+                reads = self._socket.reads
                 with trio.move_on_after(timeout_seconds) as patience:
                     await self._socket.ping()
-                # While the reader waits for room, it does not read the pong.
-                if patience.cancelled_caught and not self._waits_for_room:
+                if patience.cancelled_caught and self._is_silent_since(reads):
                     self.end(Ending(ABNORMAL, "the server did not answer a ping"))
         except WebSocketClosedError:
             pass
+
+    def _is_silent_since(self, reads: int) -> bool:
+        """Whether a ping is unanswered because of the server, after so many reads before it.
+
+        A pong comes after all that is on its way already, which may take long on a slow line, and
+        is not read while the reader waits for room. If the ping itself is cut, no other can follow.
+        """
+        socket = self._socket
+        return socket.is_cut or (socket.reads == reads and not self._waits_for_room)
 
     async def ask(self, message: messages.ClientMessage, answer_type: type[AnswerT]) -> AnswerT:
         """Send a request and wait for its answer.

@@ -53,7 +53,10 @@ class Dialer:
 
         Returns how the connection ended, or why none could be made.
         """
-        token = await self.tokens.get()
+        try:
+            token = await self.tokens.get()
+        except Exception as error:  # noqa: BLE001 - of the function of the application
+            return Ending(ABNORMAL, f"no token: {error!r}")
         try:
             with trio.fail_after(self.connect_timeout_seconds):
                 stream = await self._open_stream()

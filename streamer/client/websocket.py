@@ -63,8 +63,10 @@ class WebSocket:
         self._connection = connection
         self._max_message_bytes = max_message_bytes
         self._sending = trio.Lock()
-        self._is_cut = False
+        self.is_cut = False
         """Whether a frame has been written in part: nothing may follow it."""
+        self.reads = 0
+        """How often bytes have been received."""
         self._parts: list[str | bytes] = []
         self._size = 0
         """The parts of a message so far, and their length."""
@@ -113,18 +115,18 @@ class WebSocket:
 
     async def _send(self, event: Event) -> None:
         async with self._sending:
-            if self._closed is not None or self._is_cut:
+            if self._closed is not None or self.is_cut:
                 raise self._closed or WebSocketClosedError(_ABNORMAL, "")
             try:
                 data = self._connection.send(event)
             except LocalProtocolError:  # the closing handshake has begun
                 raise WebSocketClosedError(_NORMAL, "closing") from None
-            self._is_cut = True
+            self.is_cut = True
             try:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 raise self._end(_ABNORMAL, "") from None
-            self._is_cut = False
+            self.is_cut = False
 
     # Receiving
 
@@ -137,6 +139,7 @@ class WebSocket:
         if not data:
             self._end(_ABNORMAL, "")
             return
+        self.reads += 1
         try:
             self._connection.receive_data(data)
             await self._take_events()

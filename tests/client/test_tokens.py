@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from streamer.backoff import Backoff
-from streamer.client import Alert, Client, Error, open_client
+from streamer.client import Alert, Client, ConnectError, Error, open_client
 from streamer.client.tokens import TokenSource
 from streamer.server import Server
 from tests.helpers.identities import identifying_server, token
@@ -69,6 +69,30 @@ async def test_callers_at_the_same_time_share_one_token() -> None:
     assert await source.get() == "t2"
     assert await TokenSource(lambda: "plain").get() == "plain"
     assert (await TokenSource("fixed").get(), await TokenSource(None).get()) == ("fixed", None)
+
+
+async def test_a_function_that_fails_for_a_while_is_called_again(tmp_path: Path) -> None:
+    """An identity provider that is away does not end a client that had a token before."""
+    outcomes: list[str | Exception] = [token(), OSError("no route"), OSError("no route"), token()]
+
+    def get() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async with identifying_server(tmp_path) as server:
+        assert server.bus is not None
+        async with open_client(server.websocket_url, token=get, backoff=at_once()) as client:
+            cut(server)
+            await eventually(lambda: client.statistics().connections == 2)
+            assert outcomes == []
+            server.bus.publish(ALERTS, alert(1))
+            assert await alerts(client, 1) == [1]
+        outcomes.append(OSError("no route"))
+        with pytest.raises(ConnectError, match="no token: OSError"):
+            async with open_client(server.websocket_url, token=get):
+                pass
 
 
 @pytest.mark.parametrize("wanted", [[], ["stock:A"]])

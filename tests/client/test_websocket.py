@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from trio.testing import memory_stream_pair
+from trio.testing import lockstep_stream_pair, memory_stream_pair
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -55,9 +55,13 @@ class Server:
 
 
 @asynccontextmanager
-async def pair(*, compress: bool = False) -> AsyncIterator[tuple[WebSocket, Server]]:
-    """A client and its server, connected in memory."""
-    client_end, server_end = memory_stream_pair()
+async def pair(
+    *, compress: bool = False, lockstep: bool = False
+) -> AsyncIterator[tuple[WebSocket, Server]]:
+    """A client and its server, connected in memory; `lockstep`: whose writes wait for reads."""
+    client_end: trio.abc.Stream
+    server_end: trio.abc.Stream
+    client_end, server_end = lockstep_stream_pair() if lockstep else memory_stream_pair()
     server = Server(server_end)
 
     async def accept() -> None:
