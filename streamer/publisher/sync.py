@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Unpack
 
@@ -49,32 +49,13 @@ class Publisher:
         """Raises ValueError for a URL that is not one of Redis."""
         self._url = url
         self._options = options
-        self._begin_process()
-
-    def _begin_process(self) -> None:
-        self._process_id = os.getpid()
-        self._core = PublisherCore(self._url, self._options)
-        self._lock = threading.Lock()
-        """Held by the thread that uses the connection, and the core."""
-        self._counting = threading.Lock()
-        self._waiting = 0
-        """Publications of the threads that wait for the connection, or use it."""
-        self._is_away = False
-        self._resources = ExitStack()
-        self._connection: BlockingRequestConnection | None = None
-        self._backoff = Backoff(BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
-        self._closed = False
+        self._by_process: dict[int, _ProcessPublisher] = {}
+        """By process id; after a fork, that of the parent process until the first use."""
+        self._own()
 
     def statistics(self) -> PublisherStatistics:
         """Return the state when no thread was publishing; `held` counts those that wait, too."""
-        core = self._core.statistics()
-        return PublisherStatistics(
-            core.connected,
-            max(core.held, self._waiting),
-            core.acknowledged,
-            core.connections,
-            core.last_error,
-        )
+        return self._own().statistics()
 
     def publish(self, channel: str, payload: Payload) -> Receipt:
         """Publish one data message and wait until Redis has it.
@@ -97,10 +78,59 @@ class Publisher:
         publication may have been published, and is not sent again. Raises `PublishRefusedError` if
         Redis refuses some of them; the others are published. Raises ValueError once it is closed.
         """
-        if self._process_id != os.getpid():
-            self._begin_process()
+        return self._own().publish_many(list(publications))
+
+    def close(self) -> None:
+        """Close the connection, once no thread uses it; what is published later is refused."""
+        self._own().close()
+
+    def _own(self) -> _ProcessPublisher:
+        process_id = os.getpid()
+        own = self._by_process.get(process_id)
+        if own is None:
+            # All threads of a new process may come here at once. They get what the first of them
+            # has set, and no lock is needed, which another thread might hold during the fork.
+            own = self._by_process.setdefault(
+                process_id, _ProcessPublisher(self._url, self._options)
+            )
+            for other in self._by_process.keys() - {process_id}:
+                self._by_process.pop(other, None)
+        return own
+
+
+class _ProcessPublisher:
+    """The publisher of one process: its identity, its connection, and the locks of its threads."""
+
+    def __init__(self, url: str, options: PublisherOptions) -> None:
+        """Raises ValueError for a URL that is not one of Redis."""
+        self._url = url
+        self._options = options
+        self._core = PublisherCore(self._url, self._options)
+        self._lock = threading.Lock()
+        """Held by the thread that uses the connection, and the core."""
+        self._counting = threading.Lock()
+        self._waiting = 0
+        """Publications of the threads that wait for the connection, or use it."""
+        self._is_away = False
+        self._resources = ExitStack()
+        self._connection: BlockingRequestConnection | None = None
+        self._backoff = Backoff(BACKOFF_SECONDS, MAX_BACKOFF_SECONDS)
+        self._closed = False
+
+    def statistics(self) -> PublisherStatistics:
+        """Return the state; see `Publisher.statistics`."""
+        core = self._core.statistics()
+        return PublisherStatistics(
+            core.connected,
+            max(core.held, self._waiting),
+            core.acknowledged,
+            core.connections,
+            core.last_error,
+        )
+
+    def publish_many(self, publications: Sequence[tuple[str, Payload]]) -> list[Receipt]:
+        """Publish; see `Publisher.publish_many`."""
         began_seconds = time.monotonic()
-        publications = list(publications)
         self._enter(len(publications))
         try:
             with self._lock:
@@ -189,7 +219,7 @@ class Publisher:
             raise self._core.overdue(call)
 
     def close(self) -> None:
-        """Close the connection, once no thread uses it; what is published later is refused."""
+        """Close the connection; see `Publisher.close`."""
         with self._lock:
             self._closed = True
             self._connection = None

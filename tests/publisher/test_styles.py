@@ -319,6 +319,41 @@ def test_a_forked_process_has_a_connection_of_its_own(
     assert numbers_of(redis) == [1, 2, 3]
 
 
+FORKED_THREADS = """
+import os, sys, threading
+from streamer.publisher.sync import open_publisher
+from tests.helpers.publications import numbered_publication
+THREADS, FORKS = 4, 10
+sys.setswitchinterval(1e-6)
+with open_publisher(sys.argv[1]) as publisher:
+    publisher.publish(*numbered_publication(0))
+    for _ in range(FORKS):
+        child = os.fork()
+        if not child:
+            barrier = threading.Barrier(THREADS)
+            def publish(number):
+                barrier.wait()
+                publisher.publish(*numbered_publication(number))
+            threads = [threading.Thread(target=publish, args=[n]) for n in range(1, THREADS + 1)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            statistics = publisher.statistics()
+            os._exit((statistics.acknowledged, statistics.connections) != (THREADS, 1))
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_threads_of_a_forked_process_that_publish_first_share_its_connection(
+    redis_url: str,
+) -> None:
+    """As in gunicorn's workers with threads: they all find the connection of the parent."""
+    subprocess.run(
+        [sys.executable, "-c", FORKED_THREADS, redis_url], check=True, timeout=DEADLINE_SECONDS
+    )
+
+
 def test_a_closed_publisher_publishes_nothing(redis_url: str, redis: redis_py.Redis) -> None:
     """It does not open a connection that nobody would close."""
     with sync_style.open_publisher(redis_url) as publisher:
