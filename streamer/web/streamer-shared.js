@@ -167,9 +167,15 @@ function serveTabs() {
 
   /** Ask the tab that came last: the others may be frozen. */
   function askForToken(request) {
+    return new Promise((resolve, reject) => ask({ request, resolve, reject }));
+  }
+
+  function ask(question) {
     const id = ++lastId;
-    [...tabs].at(-1)?.port.postMessage({ event: "token", id, value: request });
-    return new Promise((resolve, reject) => waiting.set(id, { resolve, reject }));
+    question.tab = [...tabs].at(-1);
+    if (!question.tab) return question.reject(new Error("no tab is left to give a token"));
+    waiting.set(id, question);
+    question.tab.port.postMessage({ event: "token", id, value: question.request });
   }
 
   const token = hasToken ? askForToken : undefined;
@@ -202,10 +208,10 @@ function serveTabs() {
       ask: ({ id, method, values }) =>
         port.postMessage({ event: "answer", id, value: streamer[method](...values) }),
       token({ id, token: given, problem }) {
-        const { resolve, reject } = waiting.get(id);
+        const question = waiting.get(id);
         waiting.delete(id);
-        if (problem) reject(new Error(problem));
-        else resolve(given);
+        if (problem) question?.reject(new Error(problem));
+        else question?.resolve(given);
       },
       lock: ({ name }) => navigator.locks.request(name, leave),
       leave,
@@ -223,6 +229,10 @@ function serveTabs() {
       tab.subscriptions.clear();
       tabs.delete(tab);
       if (tabs.size === 0) streamer.close();
+      // A tab that is gone answers nothing: another one is asked.
+      for (const [id, question] of [...waiting]) {
+        if (question.tab === tab && waiting.delete(id)) ask(question);
+      }
     }
 
     port.onmessage = ({ data: { request, ...values } }) => requests[request](values);

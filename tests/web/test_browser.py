@@ -87,6 +87,34 @@ async def test_the_tabs_of_an_origin_share_a_connection(chromium: Chromium) -> N
             await second.close()
 
 
+ASKED = """<script type="module">
+import { share } from "./streamer-shared.js";
+const token = () => new Promise((resolve) => (window.give = resolve));
+window.streamer = share(new URLSearchParams(location.search).get("url"), { token });
+window.first = streamer.subscribe("stock:A", () => {});
+</script>
+"""
+
+
+async def test_a_tab_that_is_closed_before_it_gives_a_token_holds_up_no_other(
+    chromium: Chromium,
+) -> None:
+    """The shared worker asks another one, from which the connection of all is opened."""
+    async with running_server() as server:
+        with serving(files(ASKED)) as origin:
+            url = f"{origin}/?url={server.websocket_url}"
+            first = await chromium.open(url)
+            await first.wait_for("'give' in window")
+            second = await first.another(url)
+            await second.wait_for("'streamer' in window")
+            await first.close()
+            await second.wait_for("'give' in window")
+            await second.evaluate("give('a token that nobody checks')")
+            await second.evaluate("window.first.ready")
+            assert server.active_connections == 1
+            await second.close()
+
+
 LIFECYCLE = """<script type="module">
 import { Streamer } from "./streamer.js";
 window.received = [];
