@@ -122,7 +122,11 @@ class HttpReads:
         admitted = [continued(want, recoveries) for want in wants if want.topic not in forbidden]
         hub.add(outbox)
         return subscribe(
-            hub, outbox, admitted, max_replay_bytes=self._services.settings.max_replay_bytes
+            hub,
+            outbox,
+            admitted,
+            max_replay_bytes=self._services.settings.max_replay_bytes,
+            stays=False,
         )
 
 

@@ -149,6 +149,9 @@ class Publishing:
                 return
             self._history_bytes = history_bytes
             history.appendleft(publication)
+            if kind is Kind.ORDERBOOK:
+                # Clients may continue from this book: changes after it are not left out silently.
+                stream.book_is_unknown = False
 
     def expire_history(self, stream: TopicStream, last_order: int) -> None:
         """Forget the publications of a topic up to an order."""

@@ -10,6 +10,7 @@ even if the topic's history drops them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 import attrs
 
@@ -18,7 +19,7 @@ from streamer.hub.outbox import Outbox
 from streamer.hub.publication import Publication
 from streamer.hub.subscription import Subscription, Want
 from streamer.protocol.messages import GapReason, Position
-from streamer.protocol.topics import Topic
+from streamer.protocol.topics import Kind, Topic
 
 
 @attrs.define
@@ -36,16 +37,22 @@ class RecoveryPlan:
 
 
 def subscribe(
-    hub: Hub, outbox: Outbox, wants: Sequence[Want], *, max_replay_bytes: int
+    hub: Hub,
+    outbox: Outbox,
+    wants: Sequence[Want],
+    *,
+    max_replay_bytes: int,
+    stays: bool = True,
 ) -> RecoveryPlan:
     """Subscribe a client, and begin the recovery of its missed messages.
 
     The caller sends the answer and the snapshots, and then calls `FanOut.start_replays`: missed
     messages and gaps are in the outbox by now. At most `max_replay_bytes` of them are held for the
-    client; the rest becomes a gap.
+    client; the rest becomes a gap. `stays`: whether the client is subscribed from then on.
     """
     held = {subscription.lane.stream.topic for subscription in outbox.subscriptions.values()}
-    replays = _plan(hub, wants, held, max_replay_bytes - outbox.backlog.replay_bytes)
+    room_bytes = max_replay_bytes - outbox.backlog.replay_bytes
+    replays = _plan(hub, wants, held, room_bytes, stays=stays)
     subscriptions = hub.subscribe(outbox, wants, replays)
     recovery = RecoveryPlan()
     for want, (subscription, kinds) in zip(wants, subscriptions, strict=True):
@@ -93,7 +100,7 @@ def _unconfirmed(
 
 
 def _plan(
-    hub: Hub, wants: Sequence[Want], held: set[Topic], room_bytes: int
+    hub: Hub, wants: Sequence[Want], held: set[Topic], room_bytes: int, *, stays: bool
 ) -> Mapping[Topic, Replay]:
     """Find the publications to replay for each topic; a topic with a hole has no entry.
 
@@ -104,7 +111,7 @@ def _plan(
         if want.since is None or want.topic in held:
             continue
         missed = hub.missed(want.topic, want.since, want.options.kinds)
-        if missed is None:
+        if missed is None or (stays and _lacks_book(hub, want)):
             continue
         size = sum(len(publication.text) for publication in missed)
         if size <= room_bytes:
@@ -119,6 +126,9 @@ def _hole(
     """Return the reason for a hole after `since`, and the position, never earlier, that resumes."""
     at = hub.position(subscription)
     same_epoch = since.epoch == at.epoch
+    if same_epoch and since.sequence <= hub.stream(want.topic).sequence and _lacks_book(hub, want):
+        # It may be later than all publications of the kinds that the client asks for.
+        return GapReason.BOOK_UNKNOWN, max(at, since, key=attrgetter("sequence"))
     # Another server was ahead of this one, unless the epoch is this server's own.
     ahead = same_epoch and since.sequence > at.sequence and not hub.publishing.owns_epoch(at.epoch)
     if ahead:
@@ -126,3 +136,12 @@ def _hole(
     if want.unavailable:
         return GapReason.SOURCE_UNAVAILABLE, at
     return GapReason.HISTORY_EXPIRED if same_epoch else GapReason.SOURCE_RECONNECTED, at
+
+
+def _lacks_book(hub: Hub, want: Want) -> bool:
+    """Whether a client that has the order book would not notice that its changes are left out.
+
+    Those who were subscribed before know it from a gap.
+    """
+    kinds = want.options.kinds
+    return hub.stream(want.topic).leaves_out_changes and (not kinds or Kind.ORDERBOOK in kinds)

@@ -227,6 +227,11 @@ class TopicStream:
         self._position = Position(epoch, 0)
         self._sent_snapshots: SentSnapshots | None = None
 
+    @property
+    def leaves_out_changes(self) -> bool:
+        """Whether changes of the order book are left out, since a gap said that it is unknown."""
+        return self.book_is_unknown and Kind.ORDERBOOK not in self.latest
+
     def lane(self, mode: Mode, kinds: frozenset[Kind], detail: Detail = WHOLE) -> Lane:
         """Return the lane for subscriptions with these options; a new one is nobody's so far."""
         if detail is not WHOLE:

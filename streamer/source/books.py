@@ -94,6 +94,10 @@ class BookKeeper:
     def _known(self, stream: TopicStream) -> Book | None:
         latest = stream.latest.get(Kind.ORDERBOOK)
         if latest is None:
+            # A history that was read for a client that returned may have it.
+            read = (known for known in reversed(stream.history) if known.kind is Kind.ORDERBOOK)
+            latest = next(read, None)
+        if latest is None:
             return None
         publication, book = self._books.get(stream, (None, None))
         return book if publication is latest else read_book(latest.text)
@@ -102,7 +106,7 @@ class BookKeeper:
         """Announce that the book is unknown; if that is announced already, only skip the change."""
         self._books.pop(stream, None)
         position = Position(stream.epoch, sequence)
-        if stream.book_is_unknown and Kind.ORDERBOOK not in stream.latest:
+        if stream.leaves_out_changes:
             self._publishing.leave_out(stream, sequence)
             return
         others = [

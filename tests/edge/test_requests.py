@@ -256,6 +256,37 @@ async def test_another_server_brings_books_that_were_published_as_changes(redis_
                         assert bids == list(range(number, 0, -1))
 
 
+async def test_a_book_that_was_read_for_a_client_goes_on(redis_url: str) -> None:
+    """The server did not know it, and left out changes; after the read no change is missing."""
+    async with two_servers(redis_url) as (first_server, second_server, publisher):
+        await publisher.publish("stock:A:orderbook", orderbook("A", 1))
+
+        async def change(bid: int) -> None:
+            level = {"price": bid, "quantity": 1}
+            await publisher.publish(
+                "stock:A:orderbook",
+                {"type": "orderbook_delta", "stock_code": "A", "bids": [level], "asks": []},
+            )
+
+        for bid in range(2, 52):
+            await change(bid)
+        async with connected(first_server) as first, connected(second_server) as second:
+            position = (await first.subscribe("stock:A"))["positions"]["A"]
+            await second.subscribe("stock:A")
+            await change(52)
+            assert (await second.receive_type("gap"))["reason"] == "book_unknown"
+            async with connected(second_server) as client:
+                await client.subscribe("stock:A", since={"A": position | {"sequence": 50}})
+                for number in (51, 52):
+                    assert (await client.data())["sequence"] == number
+                await change(53)
+                for subscriber in (client, second):
+                    message = await subscriber.data()
+                    assert message["sequence"] == 53
+                    bids = [level["price"] for level in message["bids"]]
+                    assert bids == list(range(53, 0, -1))
+
+
 async def test_another_server_has_the_last_values_of_rare_kinds_too(redis_url: str) -> None:
     """An order book that many prices have followed is a snapshot on a server that is new to it."""
     async with two_servers(redis_url) as (first_server, second_server, publisher):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis as redis_py
@@ -18,6 +19,7 @@ from streamer.publisher import open_publisher
 from streamer.source.books import BookKeeper
 from streamer.source.report import SourceReport
 from tests.helpers.clients import Client, connected
+from tests.helpers.events import fetched
 from tests.helpers.publications import price
 from tests.helpers.rebuild import Message, content, read_exactly, rebuilt
 from tests.helpers.server import publish, running_server
@@ -105,6 +107,35 @@ async def test_a_change_of_an_unknown_book_is_a_gap_until_a_whole_one() -> None:
         assert side(await client.data(), "bids") == [(9, 1)]
         assert side(await client.data(), "bids") == [(9, 2)]
         assert server.statistics().ingest.rejected == 3
+
+
+async def test_a_client_that_returns_while_changes_are_left_out_is_sent_a_gap() -> None:
+    """It may have the book from another server, and would not notice that the book is outdated."""
+    async with running_server(flush_interval_ms=0) as server, connected(server) as other:
+        at = (await other.subscribe("stock:A", kinds=["orderbook"]))["positions"]["A"]
+        publish(server, CHANNEL, change([("9", "1")], []))
+        await other.receive_type("gap")
+        for number in (2, 3):
+            publish(server, "stock:A:price", price("A", number))
+        since = {"A": at | {"sequence": 2}}
+        async with connected(server) as client:
+            await client.subscribe("stock:A", since=since)
+            gap = await client.receive_type("gap")
+            assert (gap["reason"], gap["sequence"]) == ("book_unknown", 3)
+        query = f"topic=stock:A&epoch={quote(at['epoch'])}&sequence=2"
+        read = (await fetched(server, f"/v1/history?{query}")).json
+        assert (read["recovered"], [m["sequence"] for m in read["messages"]]) == (True, [3])
+        async with connected(server) as client:
+            await client.subscribe("stock:A", since=since, kinds=["price"])
+            received = await client.data()
+            assert (received["type"], received["sequence"]) == ("price_update", 3)
+        async with connected(server) as client:
+            # The position is later than all publications of this kind.
+            await client.subscribe("stock:A", since=since, kinds=["orderbook"])
+            gap = await client.receive_type("gap")
+            assert (gap["reason"], gap["sequence"]) == ("book_unknown", 2)
+            publish(server, CHANNEL, book([("9", "1")], []))
+            assert side(await client.data(), "bids") == [(9, 1)]
 
 
 @pytest.mark.parametrize("grows_by", ["members", "levels"])
