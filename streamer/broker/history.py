@@ -78,7 +78,7 @@ class RedisHistory:
         """`on_unreadable` is called with a topic and the reason why its data is invalid."""
         self._commands = commands
         self._on_unreadable = on_unreadable
-        self._entries_per_read = entries_per_read
+        self.entries_per_read = entries_per_read
         self._script = files("streamer.broker").joinpath("history.lua").read_bytes()
         self._digest = hashlib.sha1(self._script, usedforsecurity=False).hexdigest()
 
@@ -125,7 +125,7 @@ class RedisHistory:
             history_key(topic),
             query.after.epoch,
             query.after.sequence,
-            self._entries_per_read,
+            self.entries_per_read,
             NEWEST_ENTRIES,
             new_epoch if query.may_begin else "",
             query.digest,
@@ -161,7 +161,7 @@ class RedisHistory:
             least = entry[1]
             entries.append(entry)
         end = position.sequence
-        if follows and len(found) >= self._entries_per_read:
+        if follows and len(found) >= self.entries_per_read:
             end = min(found[-1][0], end)
         last = [entry for item in (rest[0] if rest else ()) if (entry := _entry(topic, item))]
         return TopicHistory(position, bool(follows), entries, end, last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -59,8 +59,9 @@ class _Read:
             return None  # it failed, or was given up
         if self._follows:
             later = after.sequence - self._after.sequence
-            # A later position would have been read up to a later publication.
-            if later < 0 or (later > 0 and later >= self._unread > 0):
+            # After an earlier position more would have been read; or less, if the read did not
+            # reach the hub's history. Then it would have reached further after a later one.
+            if later >= self._unread > 0 or (later < 0 and not self._unread):
                 return None
         return Position(self._epoch, after.sequence)
 
@@ -136,6 +137,8 @@ class MissedReads:
         for query, sequencer, record, entries in zip(
             queries, sequencers, records, missed, strict=True
         ):
+            if entries is None:
+                continue
             read = reads[query]
             read.note_other_epoch()
             if sequencer is None or self._router.sequencer(query.topic) is not sequencer:
@@ -149,10 +152,11 @@ class MissedReads:
 
     async def _decoded(
         self, query: HistoryQuery, sequencer: Sequencer | None, record: TopicHistory | None
-    ) -> list[Entry]:
+    ) -> list[Entry] | None:
         """Return the valid publications that the hub lacks, with a whole book for each change.
 
-        If the book before the first change is not among them, it is searched further back.
+        If the book before the first change is not among them, it is searched further back; None if
+        Redis fails meanwhile.
         """
         if sequencer is None or record is None or not record.follows:
             return []
@@ -167,32 +171,35 @@ class MissedReads:
                     entries.append((kind, sequence, text))
         if not any(type(text) is BookChange for _, _, text in entries):
             return entries
-        entries = await self._rebuilt(query.topic, record)
+        entries = await self._rebuilt(query.topic, record.entries)
         after = query.after
         if any(type(text) is BookChange for _, _, text in entries) and after.sequence:
-            start = Position(after.epoch, max(0, after.sequence - _ENTRIES_BEFORE))
+            before = min(_ENTRIES_BEFORE, self._positions.entries_per_read)
+            start = Position(after.epoch, max(0, after.sequence - before))
             try:
-                (record,) = await self._positions.read([HistoryQuery(query.topic, start)])
+                (earlier,) = await self._positions.read([HistoryQuery(query.topic, start)])
             except RedisConnectionError as error:
                 self._warn("history", "history not read", topics=1, reason=str(error))
+                return None
+            if earlier is None or earlier.position.epoch != record.position.epoch:
                 return []
-            if record is None or not record.follows:
-                return []
-            entries = await self._rebuilt(query.topic, record)
+            # It may end before the record, which then began further back than is read at once.
+            leading = [entry for entry in earlier.entries if entry[1] <= after.sequence]
+            entries = await self._rebuilt(query.topic, [*leading, *record.entries])
         return [
             entry
             for entry in entries
             if entry[1] > after.sequence and type(entry[2]) is not BookChange
         ]
 
-    async def _rebuilt(self, topic: Topic, record: TopicHistory) -> list[Entry]:
-        """Return the valid entries of a record; changes of a book that it has are whole books."""
+    async def _rebuilt(self, topic: Topic, raw: Iterable[Entry]) -> list[Entry]:
+        """Return the valid ones of entries as Redis has them; changes of a known book are whole."""
         decode, books = self._router.validator.decode_entry, self._router.books
         slices = Slices()
         entries: list[Entry] = []
         book: Entry | None = None
         previous = None
-        for kind, sequence, payload in record.entries:
+        for kind, sequence, payload in raw:
             await slices.end_if_long()
             if previous is not None and sequence != previous + 1:
                 book = None

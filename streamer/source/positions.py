@@ -91,6 +91,11 @@ class PositionReader:
         """Whether Redis did not answer lately, so that callers should not wait for it again."""
         return trio.current_time() < self._failed_seconds + self._subscribe_timeout_seconds
 
+    @property
+    def entries_per_read(self) -> int:
+        """The most publications of a topic that are read at once."""
+        return self._history.entries_per_read
+
     def note_failure(self) -> None:
         """Count Redis as failing for a while, or until it answers."""
         self._failed_seconds = trio.current_time()

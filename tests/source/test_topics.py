@@ -5,12 +5,14 @@ Covers streamer.source.demand and streamer.source.missed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+import pytest
 import redis
 import trio
 
+from streamer.broker.history import Entry
 from streamer.broker.keys import history_key
 from streamer.edge import requests as edge_requests
 from streamer.hub.upstream import Recovery, RecoveryOutcome
@@ -18,7 +20,8 @@ from streamer.protocol.messages import Position
 from streamer.protocol.topics import Topic
 from streamer.publisher import open_publisher
 from streamer.server import Server
-from tests.helpers.publications import price
+from streamer.source.missed import MissedReads
+from tests.helpers.publications import orderbook, price
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
@@ -382,6 +385,87 @@ async def test_a_crowd_is_sent_what_there_is_for_each(
             False,
         ]
         assert reads == 2
+
+
+async def test_a_position_earlier_than_one_that_is_too_early_is_not_read(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Otherwise clients with ever earlier positions would hold up the others."""
+    own = own_redis_server()
+    at = await publish(own.url, 150)
+    positions = [Position(at.epoch, sequence) for sequence in (12, 5)]
+    async with running_server(
+        redis=own.url, subscribe_timeout_seconds=60, history_length=100
+    ) as server:
+        await prepare(server, {STOCK: at})
+        assert await restore_while_paused(server, own, positions) == (
+            [Recovery(RecoveryOutcome.EXPIRED, position) for position in positions],
+            1,
+        )
+
+
+async def publish_changes(url: str, count: int) -> Position:
+    """Publish a whole book and so many changes of it; returns the position of the last."""
+    channel = f"{STOCK}:orderbook"
+    changes = [
+        {
+            "type": "orderbook_delta",
+            "stock_code": STOCK.target,
+            "bids": [{"price": 1, "quantity": number}],
+            "asks": [],
+        }
+        for number in range(1, count + 1)
+    ]
+    async with open_publisher(url) as publisher:
+        await publisher.publish(channel, orderbook(STOCK.target, 1))
+        receipts = await publisher.publish_many([(channel, change) for change in changes])
+    position = receipts[-1].position
+    assert position is not None
+    return position
+
+
+async def test_a_book_is_searched_before_a_position_by_as_much_as_is_read_at_once(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """That read ends before the publications that the hub has: those between are not lost."""
+    own = own_redis_server()
+    at = await publish_changes(own.url, 150)
+    positions = [Position(at.epoch, sequence) for sequence in (80, 95)]
+    async with running_server(
+        redis=own.url, subscribe_timeout_seconds=60, history_length=100
+    ) as server:
+        await prepare(server, {STOCK: at})
+        assert await restore_while_paused(server, own, positions) == (
+            [Recovery(RecoveryOutcome.RECOVERED, position) for position in positions],
+            2,  # the missed ones, then those before
+        )
+        assert positions_missed(server, STOCK, positions[0]) == list(range(81, 152))
+
+
+async def test_redis_fails_while_a_book_is_searched(
+    own_redis_server: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis may still have it: it is not expired."""
+    own = own_redis_server()
+    at = await publish_changes(own.url, 3)
+    rebuilt = MissedReads._rebuilt
+
+    def demote() -> None:
+        """Have Redis answer no more questions, with no connection lost."""
+        with redis.Redis.from_url(own.url) as client:
+            client.config_set("replica-serve-stale-data", "no")
+            client.replicaof("127.0.0.1", 1)
+
+    async def lose_redis(reads: MissedReads, topic: Topic, raw: Iterable[Entry]) -> list[Entry]:
+        await trio.to_thread.run_sync(demote)
+        return await rebuilt(reads, topic, raw)
+
+    monkeypatch.setattr(MissedReads, "_rebuilt", lose_redis)
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
+        await prepare(server, {STOCK: at})
+        since = Position(at.epoch, 2)
+        recoveries = await prepare(server, {STOCK: since})
+        assert recoveries == {STOCK: Recovery(RecoveryOutcome.UNAVAILABLE, since)}
 
 
 async def test_a_crowd_is_answered_when_redis_is_lost(
