@@ -87,6 +87,8 @@ class Authenticator:
         if settings.auth != "none":
             self._take_keys(settings)
         self._known: dict[bytes, Identity] = {}
+        self._key_changes = 0
+        """How often the keys have changed."""
         self._threads = trio.CapacityLimiter(_MAX_THREADS)
 
     def _take_keys(self, settings: Settings) -> None:
@@ -141,6 +143,7 @@ class Authenticator:
     def _forget(self) -> None:
         """Verify every token anew: the key of one may have been withdrawn."""
         self._known.clear()
+        self._key_changes += 1
 
     # Access tokens
 
@@ -168,7 +171,12 @@ class Authenticator:
         identity = self.known(token)
         if identity is not None:
             return identity
-        claims = await self._claims(token)
+        while True:
+            key_changes = self._key_changes
+            claims = await self._claims(token)
+            # The key may have been withdrawn while a thread verified the token with it.
+            if key_changes == self._key_changes:
+                break
         check_is_access(claims)
         identity = self._accepted(claims)
         self._known.pop(digest := _digest(token), None)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 
 from streamer.auth.keys import MAX_KEYS_BYTES, KeyProblem
+from streamer.bounded_log import BoundedLog
 from streamer.setting_rules import SettingError
 
 log = structlog.get_logger()
 
 K = TypeVar("K")
+
+_UNUSABLE: Final = "key file unusable, keeping its last keys"
 
 Stamp = tuple[int, int, int]
 """Changes with each new content: inode, size and time of modification."""
@@ -31,9 +34,9 @@ class KeyFile(Generic[K]):
         self._path = path
         self._parse = parse
         self._stamp: Stamp | None = None
+        self._warn = BoundedLog(log.warning)
         try:
-            self._stamp = self._current_stamp()
-            self.keys = self._read()
+            self.keys = self._read(self._current_stamp())
         except (OSError, KeyProblem) as error:
             raise SettingError(setting, self._problem(error)) from None
 
@@ -43,10 +46,13 @@ class KeyFile(Generic[K]):
             stamp = self._current_stamp()
             if stamp == self._stamp:
                 return False
-            self._stamp = stamp
-            keys = self._read()
-        except (OSError, KeyProblem) as error:
-            log.warning("key file unusable, keeping its last keys", problem=self._problem(error))
+            keys = self._read(stamp)
+        except OSError as error:
+            # It may be readable later without having changed: tried again at each look.
+            self._warn("file", _UNUSABLE, problem=self._problem(error))
+            return False
+        except KeyProblem as error:
+            log.warning(_UNUSABLE, problem=self._problem(error))
             return False
         is_new = keys != self.keys
         self.keys = keys
@@ -58,9 +64,11 @@ class KeyFile(Generic[K]):
         status = self._path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns
 
-    def _read(self) -> K:
+    def _read(self, stamp: Stamp) -> K:
+        """Read the file once, which has this stamp. Raises OSError and KeyProblem."""
         with self._path.open("rb") as file:
             text = file.read(MAX_KEYS_BYTES + 1)
+        self._stamp = stamp
         if len(text) > MAX_KEYS_BYTES:
             raise KeyProblem(f"is larger than {MAX_KEYS_BYTES} bytes")
         return self._parse(text)

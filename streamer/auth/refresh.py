@@ -41,6 +41,8 @@ class TokenEndpoint:
         self._secret_file = client_secret_file
         self._secret = None if client_secret_file is None else read_secret(client_secret_file)
         self._limiter = trio.CapacityLimiter(_MAX_REQUESTS)
+        # Made once: reading the authorities takes 30 ms, in which no client would be served.
+        self._tls = httpx2.create_ssl_context()
         self._log = BoundedLog(log.warning)
 
     async def access_token(self, refresh_token: str) -> str:
@@ -86,7 +88,10 @@ class TokenEndpoint:
         async with (
             self._limiter,
             httpx2.AsyncClient(
-                auth=auth, timeout=TIMEOUT_SECONDS, follow_redirects=False
+                auth=auth,
+                verify=self._tls,
+                timeout=TIMEOUT_SECONDS,
+                follow_redirects=False,
             ) as client,
         ):
             return await request_json(

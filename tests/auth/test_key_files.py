@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import resource
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import jwt
 import pytest
 import structlog
 import trio
+from cryptography.hazmat.primitives.asymmetric import rsa
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from streamer.auth.authenticator import Authenticator
 from streamer.auth.errors import TokenError
 from streamer.auth.key_files import KeyFile
-from streamer.auth.keys import MAX_KEYS_BYTES
+from streamer.auth.keys import MAX_KEYS_BYTES, public_jwk
 from streamer.config import Settings
 from streamer.setting_rules import SettingError
 from tests.auth.provider import Key
@@ -45,6 +47,17 @@ async def accepted(authenticator: Authenticator, token: str) -> bool:
     except TokenError:
         return False
     return True
+
+
+@contextmanager
+def no_free_descriptors() -> Iterator[None]:
+    """Let no file be opened, as in a process that has too many open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def look_again(clock: MockClock) -> None:
@@ -210,3 +223,45 @@ async def test_a_file_that_becomes_unusable_leaves_the_last_keys(
         await look_again(mock_clock)
         await wait_known(authenticator, token, known=False)
         assert await accepted(authenticator, signed(NEW_SECRET))
+
+
+async def test_a_file_that_could_not_be_read_is_read_once_it_can(tmp_path: Path) -> None:
+    """Also if nothing of the file itself changes then: not its content, nor its time."""
+    path = secret_file(tmp_path, SECRET)
+    authenticator = Authenticator(Settings(auth="required", auth_secret_file=path))
+    (keys,) = authenticator._files
+    secret_file(tmp_path, NEW_SECRET)
+    with no_free_descriptors():
+        assert not keys.read_if_changed()
+    assert keys.read_if_changed()
+    assert await accepted(authenticator, signed(NEW_SECRET))
+
+
+async def test_a_token_verified_while_its_key_is_withdrawn_is_refused(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """It waited for a thread, with the keys of before; those of now decide."""
+    private = rsa.generate_private_key(65537, 4096)  # so large that a thread verifies
+    token = signed(private, "RS256")
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [public_jwk(private.public_key())]}))
+    outcome: list[bool] = []
+    async with running(Settings(auth="required", auth_keys_file=path)) as authenticator:
+        threads = authenticator._threads
+        others = [object() for _ in range(int(threads.total_tokens))]
+        for other in others:
+            await threads.acquire_on_behalf_of(other)
+
+        async def ask() -> None:
+            outcome.append(await accepted(authenticator, token))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await wait_all_tasks_blocked()
+            write_set(path, Key("other"))
+            await look_again(mock_clock)
+            await eventually(lambda: authenticator._key_changes)
+            for other in others:
+                threads.release_on_behalf_of(other)
+        assert outcome == [False]
+        assert authenticator.known(token) is None

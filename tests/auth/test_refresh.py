@@ -6,6 +6,7 @@ Covers streamer.auth.signing.
 from __future__ import annotations
 
 import base64
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,19 @@ async def test_the_secret_of_a_client_can_be_rotated(provider: Provider, tmp_pat
     (line,) = logs
     assert line["event"] == "secret unusable, keeping the last one"
     assert "two" not in str(line)
+
+
+async def test_a_refresh_does_not_read_the_authorities_again(
+    provider: Provider, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes 30 ms of the event loop, and any client may ask for refreshes."""
+    authenticator = with_endpoint(tmp_path, provider)
+    contexts: list[object] = []
+    monkeypatch.setattr(ssl, "create_default_context", contexts.append)
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", contexts.append)
+    provider.answer(TOKEN_PATH, {"access_token": signed()})
+    await authenticator.refresh("opaque")
+    assert not contexts
 
 
 @pytest.mark.parametrize(
