@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Final
 
 SUBPROTOCOL: Final = "streamer.v1"
@@ -18,8 +19,9 @@ _TOKEN_PARAMETER: Final = "token"
 _SCHEME: Final = re.compile(rb"bearer +", re.IGNORECASE)
 
 _JWT_START: Final = "eyJ"
-_JWT: Final = re.compile(r"eyJ[\w-]+\.[\w-]+(\.[\w-]*)*", re.ASCII)
-"""A signed or encrypted JWT: its header is a JSON object in base64url, so it begins with `eyJ`."""
+_DOTTED: Final = re.compile(r"(?<![\w-])[\w-]++\.[\w.-]++", re.ASCII)
+"""The longest text that may have a JWT in it. It is looked at once: a search for the token itself
+would begin anew at each `eyJ`, and 16 KB of these took 200 ms."""
 
 
 def find_token(
@@ -56,7 +58,22 @@ def subprotocols(headers: Mapping[bytes, bytes]) -> list[str]:
 
 def hide_tokens(text: str) -> str:
     """Replace each JWT in a text that a client sent, so that the text can be logged and listed."""
-    return _JWT.sub("(token)", text) if _JWT_START in text else text
+    return _DOTTED.sub(_without_jwt, text) if _JWT_START in text else text
+
+
+def _without_jwt(dotted: re.Match[str]) -> str:
+    """Replace a signed or encrypted JWT in a text of base64url and dots.
+
+    Its header is a JSON object in base64url, so it begins with `eyJ`.
+    """
+    parts = dotted[0].split(".")
+    at = 0
+    for part, following in pairwise(parts):
+        start = part.find(_JWT_START)
+        if 0 <= start < len(part) - len(_JWT_START) and following:
+            return f"{dotted[0][: at + start]}(token)"
+        at += len(part) + 1
+    return dotted[0]
 
 
 def _bearer(authorization: bytes) -> str | None:

@@ -29,8 +29,12 @@ _BITS: Final = {str(bits): bits for bits in range(8, 16)}
 """The window sizes that RFC 7692 knows, as they are written."""
 
 
+_MAX_OFFERED: Final = 64
+"""Extensions and parameters in a header: several times as many as any client has. 16 KB of them
+would take 40 ms, and megabytes of memory for as long as they are kept."""
+
 _KEPT_HEADERS: Final = 64
-"""Headers whose offers are kept: at most a megabyte, since a request has 16 KB."""
+"""Headers whose offers are kept: two megabytes at most, since a request has 16 KB."""
 
 
 @attrs.frozen
@@ -57,9 +61,10 @@ def parse_offers(header: str) -> tuple[Offer, ...]:
     """Parse the values of Sec-WebSocket-Extensions, joined by commas.
 
     All clients of one kind send the same, so the last ones are kept. Raises ValueError for a header
-    that RFC 6455 does not allow.
+    that RFC 6455 does not allow, or that has too many.
     """
     offers = []
+    offered = 0
     at = len(header) - len(header.lstrip(" \t,"))
     while at < len(header):
         found = _EXTENSION.match(header, at)
@@ -70,6 +75,11 @@ def parse_offers(header: str) -> tuple[Offer, ...]:
         while (found := _PARAMETER.match(header, at)) is not None:
             parameters.append((found[1], _value(found)))
             at = found.end()
+            if offered + len(parameters) > _MAX_OFFERED:
+                break
+        offered += 1 + len(parameters)
+        if offered > _MAX_OFFERED:
+            raise ValueError(f"more than {_MAX_OFFERED} extensions and parameters")
         found = _END.match(header, at)
         if found is None:
             raise ValueError(f"no end of an extension at character {at}")

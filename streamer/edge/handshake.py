@@ -25,7 +25,12 @@ from streamer.edge.credentials import (
 )
 from streamer.edge.extensions import Agreement, Offer, parse_offers
 from streamer.edge.forwarded import Forwarding
-from streamer.edge.http_request import MAX_USER_AGENT_CHARACTERS, HttpRequest, read_http_request
+from streamer.edge.http_request import (
+    MAX_PARAMETERS,
+    MAX_USER_AGENT_CHARACTERS,
+    HttpRequest,
+    read_http_request,
+)
 from streamer.edge.request_head import read_head
 from streamer.edge.websocket import close_lingering, read_available, receive_some
 from streamer.protocol.endpoint import HTTP_PATHS, WEBSOCKET_PATH
@@ -241,7 +246,10 @@ def _upgrade(
         extensions = parse_offers(headers.get(b"sec-websocket-extensions", b"").decode("latin-1"))
     except ValueError:
         raise _Refused(400, "The header Sec-WebSocket-Extensions is not valid.") from None
-    query = dict(parse_qsl(query_text)) if query_text else {}
+    try:
+        query = dict(parse_qsl(query_text, max_num_fields=MAX_PARAMETERS)) if query_text else {}
+    except ValueError:
+        raise _Refused(400, f"A query has at most {MAX_PARAMETERS} parameters.") from None
     return Request(
         query=without_token(query),
         token=find_token(headers, query, cookie=cookie),

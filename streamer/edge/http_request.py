@@ -11,7 +11,7 @@ import attrs
 from streamer.edge.credentials import find_token, hide_tokens, without_token
 from streamer.edge.forwarded import Forwarding
 
-_MAX_PARAMETERS: Final = 200
+MAX_PARAMETERS: Final = 200
 """Parameters of a query: more than any request needs, each topic in one of its own included."""
 
 MAX_USER_AGENT_CHARACTERS: Final = 256
@@ -54,12 +54,12 @@ def read_http_request(
     problem: str | None = None
     try:
         parameters = parse_qsl(
-            query, keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS
+            query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
         )
     except UnicodeDecodeError:
         problem = "a parameter of the query is not UTF-8"
     except ValueError:
-        problem = f"a query has at most {_MAX_PARAMETERS} parameters"
+        problem = f"a query has at most {MAX_PARAMETERS} parameters"
     named = dict(parameters)
     public = without_token(named)
 

@@ -123,6 +123,14 @@ def test_a_header_that_no_rfc_allows_is_an_error(header: str) -> None:
         parse_offers(header)
 
 
+@pytest.mark.parametrize("header", [",".join(["a"] * 65), "a" + ";b" * 65, "a;b;c," * 22])
+def test_a_header_with_too_many_offers_is_an_error(header: str) -> None:
+    """Each takes time and memory, and 16 KB hold thousands."""
+    with pytest.raises(ValueError, match="more than 64 extensions"):
+        parse_offers(header)
+    assert len(parse_offers(",".join(["a"] * 64))) == 64
+
+
 @given(st.lists(OFFERS, max_size=4), st.booleans())
 def test_offers_are_parsed_as_they_were_meant(offers: list[Offer], quoted: bool) -> None:
     """With values as tokens or as quoted strings, and spaces anywhere."""

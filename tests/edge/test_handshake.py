@@ -37,6 +37,7 @@ UPGRADE = (
         (b"GET /" + b"x" * 60_000 + b" HTTP/1.1\r\n", b"431"),
         (b"GET /v1/ws HTTP/1.1\r\nX: " + b"x" * 17_000 + b"\r\n" + UPGRADE + b"\r\n", b"431"),
         (b"GET /v1/ws?" + b"x" * 17_000 + b" HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"431"),
+        (b"GET /v1/ws?" + b"a=b&" * 201 + b" HTTP/1.1\r\n" + UPGRADE + b"\r\n", b"400"),
         (b"GET /v1/ws HTTP/1.1\r\nContent-Length: 5\r\n" + UPGRADE + b"\r\nhello", b"400"),
         (
             b"GET /v1/ws HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + UPGRADE + b"\r\n0\r\n\r\n",

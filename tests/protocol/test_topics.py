@@ -125,6 +125,21 @@ def test_a_refusal_gives_its_reason(value: object, reason: str) -> None:
     assert reason in str(target_problem(value))
 
 
+def test_only_a_target_of_possible_size_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One as large as a message has 65,000 characters, and a request up to 100 targets."""
+    looked_at: list[str] = []
+
+    def may_be_in_target(character: str) -> bool:
+        looked_at.append(character)
+        return True
+
+    monkeypatch.setattr("streamer.protocol.topics._may_be_in_target", may_be_in_target)
+    assert target_problem("a" * 65_000) is not None
+    assert not looked_at
+    assert target_problem("삼성 전자") is None
+    assert looked_at
+
+
 def test_the_longest_targets_are_taken() -> None:
     """64 characters, and 192 bytes."""
     assert is_target("삼" * 64)
