@@ -144,24 +144,28 @@ class Worker:
         async with self._client() as client:
             try:
                 response = await client.get(path)
-            except httpx2.HTTPError:
+                answer = response.json()
+            except (httpx2.HTTPError, ValueError):
                 return None
-        return response.json()
+        # A fault of the worker, which it has logged; 503 is an answer: not ready.
+        return None if response.status_code == httpx2.codes.INTERNAL_SERVER_ERROR else answer
 
     async def post(self, path: str, body: bytes, key: str) -> tuple[int, bytes] | None:
         """Post JSON with an operator's key; return status and body, None if it does not answer."""
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        async with self._client() as client:
+        # It may ask the other processes, and Redis after them.
+        more_seconds = 2 * self._assignment.settings.api_timeout_seconds
+        async with self._client(_ANSWER_TIMEOUT_SECONDS + more_seconds) as client:
             try:
                 response = await client.post(path, content=body, headers=headers)
             except httpx2.HTTPError:
                 return None
         return response.status_code, response.content
 
-    def _client(self) -> httpx2.AsyncClient:
+    def _client(self, timeout_seconds: float = _ANSWER_TIMEOUT_SECONDS) -> httpx2.AsyncClient:
         transport = httpx2.AsyncHTTPTransport(uds=str(self._socket), verify=False)
         return httpx2.AsyncClient(
-            transport=transport, base_url="http://worker", timeout=_ANSWER_TIMEOUT_SECONDS
+            transport=transport, base_url="http://worker", timeout=timeout_seconds
         )
 
 
