@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -21,6 +22,9 @@ class Waiting(Limited, Hashable, Protocol):
 S = TypeVar("S", bound=Waiting)
 
 Entry = tuple[S, Publication]
+
+Pending = tuple[object, Entry[S]]
+"""A pending message and its key."""
 
 
 class Backlog(Generic[S]):
@@ -70,9 +74,19 @@ class Backlog(Generic[S]):
         """Whether messages wait that may belong to a subscription."""
         return bool(self._pending or subscription.waiting or self._replays)
 
-    def waiting_gap(self, subscription: S) -> Publication | None:
-        """Return the last waiting gap of a subscription, other than those that it has missed."""
-        waiting = [p for owner, p in self._pending.values() if owner is subscription]
+    def pending(self) -> Mapping[S, Sequence[Pending[S]]]:
+        """Return the pending messages of each subscription that has any, found in one pass."""
+        pending: defaultdict[S, list[Pending[S]]] = defaultdict(list)
+        for one in self._pending.items():
+            pending[one[1][0]].append(one)
+        return pending
+
+    def waiting_gap(self, subscription: S, pending: Iterable[Pending[S]]) -> Publication | None:
+        """Return the last waiting gap of a subscription, other than those that it has missed.
+
+        `pending` are its pending messages.
+        """
+        waiting = [publication for _, (_, publication) in pending]
         waiting += subscription.waiting
         if self._replays is not None:
             waiting += self._replays.live_of(subscription)
@@ -189,14 +203,18 @@ class Backlog(Generic[S]):
     # Dropping
 
     def discard(
-        self, subscriptions: Collection[S], unwanted: Callable[[S, Publication], bool]
+        self,
+        subscriptions: Collection[S],
+        unwanted: Callable[[S, Publication], bool],
+        pending: Iterable[Pending[S]] | None = None,
     ) -> int:
         """Drop the `unwanted` messages of `subscriptions`, in one pass for all of them.
 
-        Returns how many messages were dropped, missed ones aside.
+        `pending` are their pending messages, if the caller has found them already. Returns how many
+        messages were dropped, missed ones aside.
         """
         count = 0
-        for key, entry in tuple(self._pending.items()):
+        for key, entry in tuple(self._pending.items()) if pending is None else pending:
             if unwanted(*entry):
                 del self._pending[key]
                 count += 1

@@ -11,11 +11,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from operator import attrgetter
 from typing import Final
 
 import attrs
 
+from streamer.hub.backlog import Pending
 from streamer.hub.fanout import MESSAGES_PER_FLUSH, WRITES_PER_TURN, FanOut, Signal
 from streamer.hub.outbox import Outbox, Write
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
@@ -145,12 +147,14 @@ class Hub:
 
         `replays` has the publications of new topics that are sent before anything live, for the
         positions that `wants` name. Topics that the client holds already are brought up to date
-        first, so that their streams have no hole where the options change. If this fails half way,
-        none of the new ones is held.
+        first, so that their streams have no hole where the options change. Each topic is wanted
+        once. If this fails half way, none of the new ones is held.
         """
         self.fanout.catch_up(outbox)
         subscriptions: list[tuple[Subscription, frozenset[Kind]]] = []
         new: list[Subscription] = []
+        # Once for all topics, if at all: thousands of messages may wait.
+        pending = cache(outbox.backlog.pending)
         try:
             for want in wants:
                 topic, options = want.topic, want.options
@@ -175,7 +179,11 @@ class Hub:
                     subscription.held = None if lane.renderer is None else {}
                     if subscription.lane is not lane:
                         kinds = self._change_options(
-                            outbox, subscription, lane, snapshot=options.snapshot
+                            outbox,
+                            subscription,
+                            lane,
+                            pending().get(subscription, ()),
+                            snapshot=options.snapshot,
                         )
                     elif not subscription.caught_up:
                         kinds = frozenset()  # the waiting messages are newer
@@ -204,14 +212,21 @@ class Hub:
         return subscription
 
     def _change_options(
-        self, outbox: Outbox, subscription: Subscription, lane: Lane, *, snapshot: bool
+        self,
+        outbox: Outbox,
+        subscription: Subscription,
+        lane: Lane,
+        pending: Sequence[Pending[Subscription]],
+        *,
+        snapshot: bool,
     ) -> frozenset[Kind]:
         """Continue with other options; publications that the former ones left out are no hole.
 
         A client that has everything moves to the end of the stream as the new options see it, but
         never back. One that is behind keeps its position: waiting messages of kinds that it no
         longer asks for are dropped, and if it wants snapshots, the last values of new kinds are
-        queued. Returns the kinds whose last values are to be sent with the answer.
+        queued. `pending` are its messages that are pending. Returns the kinds whose last values are
+        to be sent with the answer.
         """
         stream = lane.stream
         # A client restored from an older position has caught up once nothing waits.
@@ -219,16 +234,18 @@ class Hub:
         # One that is still to be sent a gap is at the gap's position.
         is_gap_owed = outbox.backlog.is_gap_owed(subscription)
         caught_up = (subscription.caught_up and not is_gap_owed) or not behind
-        added = lane.kinds - subscription.lane.kinds
+        former = subscription.lane.kinds
+        added = lane.kinds - former
         lane.subscriptions += 1
         stream.leave(subscription.lane)
         subscription.lane = lane
         outbox.backlog.stop_keeping(subscription)
-        outbox.forget_kinds(subscription, "unsubscribed")
+        if not former <= lane.kinds:
+            outbox.forget_kinds(subscription, pending, "unsubscribed")
         if caught_up:
             subscription.position = max(subscription.position, lane.head)
             return lane.kinds
-        gap = outbox.backlog.waiting_gap(subscription)
+        gap = outbox.backlog.waiting_gap(subscription, pending)
         received: set[Kind] = set()
         for latest in stream.last_values(added) if snapshot else ():
             assert latest.kind is not None  # only a notice has none

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import attrs
 
-from streamer.hub.backlog import Backlog
+from streamer.hub.backlog import Backlog, Pending
 from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.publication import Publication
 from streamer.hub.subscription import Subscription
@@ -380,15 +380,20 @@ class Outbox:
             self.backlog.discard(subscriptions, lambda owner, _: owner in subscriptions), reason
         )
 
-    def forget_kinds(self, subscription: Subscription, reason: str) -> None:
-        """Drop waiting messages of kinds that a subscription no longer asks for."""
+    def forget_kinds(
+        self, subscription: Subscription, pending: Iterable[Pending[Subscription]], reason: str
+    ) -> None:
+        """Drop waiting messages of kinds that a subscription no longer asks for.
+
+        `pending` are its messages in the backlog that are pending.
+        """
         kinds = subscription.lane.kinds
 
         def unwanted(owner: Subscription, publication: Publication) -> bool:
             kind = publication.kind
             return owner is subscription and kind is not None and kind not in kinds
 
-        self._count_dropped(self.backlog.discard((subscription,), unwanted), reason)
+        self._count_dropped(self.backlog.discard((subscription,), unwanted, pending), reason)
 
     def _count_dropped(self, messages: int, reason: str) -> None:
         if messages:

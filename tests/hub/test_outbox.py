@@ -234,6 +234,39 @@ def test_a_client_that_ends_is_cleared_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert house.hub.statistics().subscriptions_by_type["stock"] == 0
 
 
+def test_options_of_many_topics_change_in_one_look_at_what_waits(
+    client: Behind,
+) -> None:
+    """Thousands of messages may wait: a look for each topic would hold up all other clients."""
+    house = client.house
+    topics = [Topic.parse(f"stock:{number}") for number in range(50)]
+    house.hub.subscribe(client.outbox, [Want(t, SubscriptionOptions(Mode.ALL)) for t in topics])
+    client.fall_behind()
+    for topic in topics:
+        for kind in Kind.PRICE, Kind.ORDERBOOK:
+            text = b'{"kind":"%b"}' % kind.encode()
+            house.hub.publishing.publish(house.hub.stream(topic), kind, text)
+    client.flush()
+
+    class Counted(dict[Any, Any]):
+        looks = 0
+
+        def items(self) -> Any:
+            self.looks += 1
+            return super().items()
+
+        def values(self) -> Any:
+            self.looks += 1
+            return super().values()
+
+    waiting = client.outbox.backlog._pending = Counted(client.outbox.backlog._pending)
+    options = SubscriptionOptions(Mode.LATEST, ORDERBOOK)
+    house.hub.subscribe(client.outbox, [Want(topic, options) for topic in topics])
+    assert waiting.looks == 1
+    assert short(client.received()) == [("orderbook", 2, 0, False)] * 50
+    assert client.outbox.statistics().dropped == {"unsubscribed": 50}
+
+
 def test_a_write_is_never_cut_by_an_answer() -> None:
     """The rest of a frame comes before answers, and these before anything that waits."""
     house = House()
