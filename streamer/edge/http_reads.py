@@ -74,7 +74,8 @@ class HttpReads:
 
         `messages` are those that a client that resumes at the position is sent: the missed ones, or
         a `gap` and the last known values; `recovered` says which. `position` is that of the last
-        one, from which to go on if `more` is true.
+        one, from which to go on if `more` is true. A gap and the values after it are never divided:
+        nobody who goes on from the gap would be sent these.
         """
         want = Want(query.topic, since=query.since)
         outbox = self._outbox()
@@ -84,14 +85,19 @@ class HttpReads:
                 return None
             (subscription,) = outbox.subscriptions.values()
             position = plan.positions[query.topic]
+            backlog = outbox.backlog
+            limit: int | None = query.limit
+            portion_bytes = MAX_BODY_BYTES
+            if not plan.recovered:
+                limit, portion_bytes = None, backlog.replay_bytes
             missed = [
                 publication
-                for _, portion, _ in outbox.backlog.take_replay(MAX_BODY_BYTES)
+                for _, portion, _ in backlog.take_replay(portion_bytes)
                 for publication in portion
             ]
-            taken = missed[: query.limit]
+            taken = missed[:limit]
             texts = _texts(taken, position.sequence)
-            more = len(taken) < len(missed) or outbox.backlog.replaying
+            more = len(taken) < len(missed) or backlog.replaying
             if taken:
                 position = Position(subscription.lane.stream.epoch, taken[-1].sequence)
         finally:

@@ -20,6 +20,8 @@ not just of the last one of a write, has to say exactly how far the client is th
 - An event before that (a gap is never inside a batch) leaves it where the later parts of the write
   begin. A topic in which a gap, or the last known values after one, are still to come has no
   position to resume from: the cursor says that a gap is owed, and the client is sent one.
+- Last known values come when a topic begins, before the client has any position in it. If they take
+  several events, only the last one has an id: whoever is cut off before that is sent all of them.
 - An answer or another event of the server has no id: the client keeps the one it has. When a
   stream begins, an id without an event follows its first events, so that a client that is cut off
   before the first data message can resume as well (`place`).
@@ -103,14 +105,18 @@ class EventStream(WireFormat):
         placed = list(positions())
         events = []
         for texts, end in _events(parts):
-            at = placed if end == len(parts) else _positions_before(placed, parts, end)
             text = texts[0] if len(texts) == 1 else batch_text(texts, self._timestamp)
-            events.append(b"%bid: %b\n\n" % (_data_lines(text), encode_cursor(at).encode()))
+            events.append(_data_lines(text))
+            if end == len(parts):
+                events.append(_id_line(placed))
+            elif _is_placed(parts[end]):
+                events.append(_id_line(_positions_before(placed, parts, end)))
+            events.append(b"\n")
         return b"".join(events)
 
     def place(self, positions: Positions) -> bytes:
         """Return an id without a message, which changes what the client sends when it resumes."""
-        return b"id: %b\n\n" % encode_cursor(positions()).encode()
+        return _id_line(positions()) + b"\n"
 
     def answer(self, message: messages.ServerMessage) -> bytes:
         """Return an answer or another event of the server, without an id.
@@ -142,6 +148,15 @@ def _data_lines(text: bytes) -> bytes:
     return b"data: %b\n" % text
 
 
+def _id_line(at: Iterable[Placed]) -> bytes:
+    return b"id: %b\n" % encode_cursor(at).encode()
+
+
+def _is_placed(part: Part) -> bool:
+    """Whether a part has a place in a stream; last known values, sent by themselves, have none."""
+    return isinstance(part[1], _EventText)
+
+
 def _events(parts: Sequence[Part]) -> Iterable[tuple[list[bytes], int]]:
     """Yield the texts of each event, with the number of parts up to its end."""
     texts: list[bytes] = []
@@ -169,8 +184,7 @@ def _positions_before(
     following: dict[Topic, _EventText] = {}
     owed: set[Topic] = set()
     for _, text, _ in islice(parts, end, None):
-        if not isinstance(text, _EventText):
-            continue  # a last known value changes no position
+        assert isinstance(text, _EventText)
         if text.is_gap or (text.topic not in following and text.is_notice):
             owed.add(text.topic)
         following.setdefault(text.topic, text)

@@ -118,6 +118,18 @@ async def test_a_history_that_is_not_known_is_a_gap() -> None:
         assert answer["position"] == {"epoch": gap["epoch"], "sequence": 1}
 
 
+async def test_a_gap_comes_with_the_values_after_it_whatever_the_limit() -> None:
+    """Whoever went on from the gap alone would never be sent them."""
+    async with running_server() as server, connected(server) as client:
+        await client.subscribe("stock:A")
+        publish(server, "stock:A:price", price("A", 5))
+        publish(server, "stock:A:orderbook", orderbook("A", 6))
+        answer = await history(server, "stock:A", "another", 0, "&limit=1")
+        assert (answer["recovered"], answer["more"]) == (False, False)
+        types = [message["type"] for message in answer["messages"]]
+        assert types == ["gap", "price_update", "orderbook_update"]
+
+
 async def test_a_long_history_comes_in_portions_of_bytes() -> None:
     """However large the messages are, the answer is bounded, and one after the other comes."""
     async with running_server(max_publication_bytes=300_000) as server, connected(server) as client:

@@ -90,6 +90,30 @@ async def test_clients_of_one_subscription_share_their_frames() -> None:
         assert events[0][0][1].startswith("1~")
 
 
+async def test_a_stream_that_is_cut_between_its_first_values_has_them_all_when_it_resumes() -> None:
+    """They take several events, and whoever has the first has no position to resume from."""
+    codes = ["A", "B", "C"]
+    topics = ",".join(f"stock:{code}" for code in codes)
+    async with running_server(flush_interval_ms=0) as server, connected(server) as other:
+        await other.subscribe(*topics.split(","))
+        for code in codes:
+            publish(server, f"stock:{code}:price", price(code, 1, pad="x" * 150_000))
+        async with streaming(server, topics) as client:
+            await subscribed(client)
+            first = await client.message()
+            cursor = client.last_id
+        assert first["snapshot"]
+        async with streaming(server, topics, cursor=cursor) as client:
+            await subscribed(client)
+            received = [first, *[await client.message() for _ in codes]]
+            assert {message["stock_code"] for message in received} == set(codes)
+            cursor = client.last_id
+        publish(server, "stock:C:price", price("C", 2))
+        async with streaming(server, topics, cursor=cursor) as client:
+            await subscribed(client)
+            assert (await client.message())["price"] == 2
+
+
 class Follower:
     """A client that is cut at random places and resumes, and checks each message."""
 
