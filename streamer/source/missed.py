@@ -113,14 +113,18 @@ class MissedReads:
 
     async def _carry_out(self, reads: Mapping[HistoryQuery, _Read]) -> None:
         """Make these reads, and wake up those that wait for them, whatever happens."""
-        under_way = {(query.topic, query.after.epoch): read for query, read in reads.items()}
-        self._under_way.update(under_way)
+        for query, read in reads.items():
+            self._under_way[query.topic, query.after.epoch] = read
         try:
             await self._extend_histories(reads)
         finally:
-            for key, read in under_way.items():
-                del self._under_way[key]
-                read.finished.set()
+            for query, read in reads.items():
+                self._finish(query, read)
+
+    def _finish(self, query: HistoryQuery, read: _Read) -> None:
+        if not read.finished.is_set():
+            del self._under_way[query.topic, query.after.epoch]
+            read.finished.set()
 
     async def _extend_histories(self, reads: Mapping[HistoryQuery, _Read]) -> None:
         queries = list(reads)
@@ -130,25 +134,30 @@ class MissedReads:
         except RedisConnectionError as error:
             self._warn("history", "history not read", topics=len(queries), reason=str(error))
             return
-        missed = [
-            await self._decoded(query, sequencer, record)
-            for query, sequencer, record in zip(queries, sequencers, records, strict=True)
-        ]
-        for query, sequencer, record, entries in zip(
-            queries, sequencers, records, missed, strict=True
-        ):
-            if entries is None:
-                continue
-            read = reads[query]
-            read.note_other_epoch()
-            if sequencer is None or self._router.sequencer(query.topic) is not sequencer:
-                continue  # it was released meanwhile
-            # The stream may have moved on, and only its present epoch counts.
-            stream = sequencer.stream
-            if record is None or not record.follows or record.position.epoch != stream.epoch:
-                continue
-            read.note_read(stream.epoch, unread=max(0, _oldest(stream) - 1 - record.end))
-            self._extend(stream, entries)
+        for query, sequencer, record in zip(queries, sequencers, records, strict=True):
+            entries = await self._decoded(query, sequencer, record)
+            if entries is not None:
+                self._note(query, reads[query], sequencer, record, entries)
+            # The others wait for one topic: hundreds that follow may take longer than they wait.
+            self._finish(query, reads[query])
+
+    def _note(
+        self,
+        query: HistoryQuery,
+        read: _Read,
+        sequencer: Sequencer | None,
+        record: TopicHistory | None,
+        entries: Sequence[Entry],
+    ) -> None:
+        read.note_other_epoch()
+        if sequencer is None or self._router.sequencer(query.topic) is not sequencer:
+            return  # it was released meanwhile
+        # The stream may have moved on, and only its present epoch counts.
+        stream = sequencer.stream
+        if record is None or not record.follows or record.position.epoch != stream.epoch:
+            return
+        read.note_read(stream.epoch, unread=max(0, _oldest(stream) - 1 - record.end))
+        self._extend(stream, entries)
 
     async def _decoded(
         self, query: HistoryQuery, sequencer: Sequencer | None, record: TopicHistory | None

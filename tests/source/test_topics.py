@@ -404,20 +404,20 @@ async def test_a_position_earlier_than_one_that_is_too_early_is_not_read(
         )
 
 
-async def publish_changes(url: str, count: int) -> Position:
+async def publish_changes(url: str, count: int, topic: Topic = STOCK) -> Position:
     """Publish a whole book and so many changes of it; returns the position of the last."""
-    channel = f"{STOCK}:orderbook"
+    channel = f"{topic}:orderbook"
     changes = [
         {
             "type": "orderbook_delta",
-            "stock_code": STOCK.target,
+            "stock_code": topic.target,
             "bids": [{"price": 1, "quantity": number}],
             "asks": [],
         }
         for number in range(1, count + 1)
     ]
     async with open_publisher(url) as publisher:
-        await publisher.publish(channel, orderbook(STOCK.target, 1))
+        await publisher.publish(channel, orderbook(topic.target, 1))
         receipts = await publisher.publish_many([(channel, change) for change in changes])
     position = receipts[-1].position
     assert position is not None
@@ -440,6 +440,42 @@ async def test_a_book_is_searched_before_a_position_by_as_much_as_is_read_at_onc
             2,  # the missed ones, then those before
         )
         assert positions_missed(server, STOCK, positions[0]) == list(range(81, 152))
+
+
+async def test_a_client_waits_for_its_own_topic_alone(
+    own_redis_server: Callable[..., RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another client reads it together with topics that take longer."""
+    own = own_redis_server()
+    prices = await publish(own.url, 3)
+    books = await publish_changes(own.url, 3, STOCKS[1])
+    since = {STOCK: Position(prices.epoch, 1), STOCKS[1]: Position(books.epoch, 2)}
+    rebuilt = MissedReads._rebuilt
+    answered: list[int] = []
+
+    async def pause_redis(reads: MissedReads, topic: Topic, raw: Iterable[Entry]) -> list[Entry]:
+        own.pause()
+        monkeypatch.undo()
+        return await rebuilt(reads, topic, raw)
+
+    async def restore(topics: int) -> None:
+        recoveries = await prepare(server, dict(list(since.items())[:topics]))
+        assert {recovery.outcome for recovery in recoveries.values()} == {RecoveryOutcome.RECOVERED}
+        answered.append(topics)
+
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
+        await prepare(server, {STOCK: prices, STOCKS[1]: books})
+        monkeypatch.setattr(MissedReads, "_rebuilt", pause_redis)
+        own.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(restore, 2)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(restore, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            own.resume()
+            await eventually(lambda: answered == [1])
+            own.resume()
+        assert answered == [1, 2]
 
 
 async def test_redis_fails_while_a_book_is_searched(
