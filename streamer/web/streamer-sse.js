@@ -8,17 +8,27 @@
 /** HTTP statuses as the close codes that mean the same. */
 const CLOSE_CODES = { 401: 4001, 429: 1013, 503: 1013 };
 const FINAL = 4500;
+const RETURNING = 1012;
+/** Beyond it, a timer fires at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /**
  * `cursor`, {id, topics}, outlives the connection: the id of the last event, and the topics in it.
- * `widest` makes one set of options of several: a stream has one for all of its topics.
+ * `widest` makes one set of options of several: a stream has one for all of its topics. After some
+ * `lastsMs`, it gives way to a WebSocket.
  */
-export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...on }) {
+export function openEventStream({ url, token, fetch, widest, kinds, cursor, lastsMs, ...on }) {
   const topics = new Map(); // topic -> its options
   let pending = []; // requests that are not answered yet
   const refused = new Map(); // type -> the refusals for them
   let stream = new AbortController();
   let isScheduled = false;
+  let wasOpen = false;
+  // What kept WebSockets away may have passed: a server that was down, a network that was left.
+  const returning = setTimeout(
+    () => on.onClose(RETURNING, "time to try a WebSocket"),
+    Math.min(lastsMs * (0.5 + Math.random()), MAX_TIMER_MS),
+  );
 
   function say(message) {
     on.onText(JSON.stringify(message));
@@ -94,7 +104,12 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
     }
     if (rejected.length > 0) reopen();
     else if (code === "INVALID_TOKEN") on.onClose(FINAL, message);
-    else on.onClose(CLOSE_CODES[response.status] ?? 1006, message ?? `HTTP ${response.status}`);
+    else
+      on.onClose(
+        CLOSE_CODES[response.status] ?? 1006,
+        message ?? `HTTP ${response.status}`,
+        wasOpen,
+      );
   }
 
   async function read({ body }) {
@@ -105,6 +120,7 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
+      wasOpen = true;
       on.onAlive();
       const lines = (rest + value).split("\n");
       rest = lines.pop();
@@ -131,7 +147,7 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
       const response = await fetch(query(), { headers, signal, cache: "no-store" });
       await (response.ok ? read(response) : fail(response));
     } catch (error) {
-      if (!signal.aborted) on.onClose(1006, error.message);
+      if (!signal.aborted) on.onClose(1006, error.message, wasOpen);
     }
   }
 
@@ -176,6 +192,9 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, ...o
   return {
     name: "sse",
     send: (message) => queueMicrotask(() => requests[message.type]?.(message)),
-    close: () => stream.abort(),
+    close() {
+      clearTimeout(returning);
+      stream.abort();
+    },
   };
 }

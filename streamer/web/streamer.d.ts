@@ -47,6 +47,11 @@ export interface StreamerOptions<F extends Numbers = "number"> {
   pongTimeoutMs?: number;
   /** Whether to use server-sent events where no WebSocket can be opened; default true. */
   fallback?: boolean;
+  /**
+   * How long they are used before a WebSocket is tried again, half as much more or less; default an
+   * hour. A sixth of it if there was a WebSocket before.
+   */
+  fallbackMs?: number;
   /** Bytes per second of this connection; what does not fit is merged. */
   max_bandwidth?: number;
   /** The constructor of a WebSocket, where there is no global one (Node 20). */

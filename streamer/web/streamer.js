@@ -57,7 +57,7 @@ export class StreamerError extends Error {
   }
 }
 
-// Numbers: a JSON number beyond 2**53, or one with zeros at its end, is another one in JavaScript.
+// A JSON number beyond 2**53, or with zeros at its end, is another one in JavaScript.
 
 /** Return JSON with every number as a string of its digits; faster than a reviver of JSON.parse. */
 export function quoteNumbers(json) {
@@ -546,6 +546,7 @@ export class Streamer {
       connectTimeoutMs: 10_000,
       pongTimeoutMs: 10_000,
       fallback: true,
+      fallbackMs: HOUR_MS,
       WebSocket: globalThis.WebSocket,
       fetch: globalThis.fetch,
       ...options,
@@ -663,7 +664,7 @@ export class Streamer {
     this.#isWaiting = false;
     this.#openedAt = 0;
     this.#hasToken = false;
-    // Before listeners, who may close this client.
+    // Before listeners, which may close it.
     this.#setTimer(this.#options.connectTimeoutMs, () => this.#lost(ABNORMAL, "no greeting"));
     this.#change("connecting");
     if (!isCurrent()) return;
@@ -684,7 +685,8 @@ export class Streamer {
         cursor: this.#cursor,
         onAlive: () => (this.#heardAt = performance.now()),
         onText: (text) => isCurrent() && this.#receive(text),
-        onClose: (code, reason) => isCurrent() && this.#lost(code, reason),
+        onClose: (...how) => isCurrent() && this.#lost(...how),
+        lastsMs: this.#options.fallbackMs / (this.#hadSocket ? 6 : 1),
       });
     } catch (error) {
       if (!isCurrent()) return;
@@ -720,14 +722,14 @@ export class Streamer {
     this.#isRestoring = false;
   }
 
-  /** Come back after a lost connection, unless the contract says not to. */
-  #lost(code, reason) {
+  /** Come back, unless the contract says not to. */
+  #lost(code, reason, wasOpen = this.#openedAt > 0) {
     const announced = this.#announced;
     this.#announced = null;
-    const wasOpen = this.#openedAt > 0;
     const lastedMs = wasOpen ? performance.now() - this.#openedAt : 0;
     if (!wasOpen) this.#unopened += Number(this.#hasToken);
-    else if (this.#transport.name === "websocket" || lastedMs > HOUR_MS) this.#unopened = 0;
+    else if (this.#transport.name === "websocket") this.#unopened = 0;
+    else if (code === 1012) this.#unopened--; // try one again
     this.#drop();
     if (code === UNAUTHENTICATED) this.#token = undefined;
     const hasNoOtherToken = typeof this.#options.token !== "function";
@@ -780,7 +782,7 @@ export class Streamer {
     };
     listen(globalThis, ["online"], () => this.#wake());
     listen(globalThis, ["offline"], () => this.probe());
-    // A page with an open connection cannot be put into the back/forward cache.
+    // An open connection keeps a page out of the back/forward cache.
     listen(globalThis, ["pagehide"], () => this.#suspend());
     listen(globalThis, ["pageshow"], () => this.#resume());
     if (!document) return; // a worker
@@ -809,7 +811,7 @@ export class Streamer {
     else this.probe();
   }
 
-  // The watchdog: a connection can die in silence, and JavaScript does not see pings.
+  // A connection can die in silence, and JavaScript does not see pings.
 
   probe() {
     if (this.#state !== "connected") return;
@@ -848,7 +850,7 @@ export class Streamer {
 
   // The token
 
-  /** Return the token; one call of the page's function at a time, and none while it is valid. */
+  /** Return the token; the page's function is called for one at a time. */
   async #currentToken(why) {
     const { token } = this.#options;
     if (typeof token !== "function") return token;

@@ -7,11 +7,12 @@ const { Streamer } = await import(pathToFileURL(process.argv[2]));
 const tokens = [];
 const subscriptions = new Map();
 let streamer;
+let isBlocking = true;
 
 /** A WebSocket where none can be opened: what answers in its place is plain HTTP. */
 class BlockedWebSocket extends WebSocket {
   constructor(url) {
-    super(url.replace("/v1/ws", "/blocked"));
+    super(isBlocking ? url.replace("/v1/ws", "/blocked") : url);
   }
 }
 
@@ -66,6 +67,7 @@ const commands = {
   timer: ({ milliseconds }) => setTimeout(() => say("timer", null), milliseconds),
   connect: () => streamer.connect(),
   close: () => streamer.close(),
+  unblock: () => (isBlocking = false),
   probe: () => streamer.probe(),
   bandwidth: ({ value }) => streamer.setBandwidth(value),
   account: () => say("account", streamer.account()),

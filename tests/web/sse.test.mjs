@@ -13,6 +13,7 @@ test("without topics there is nothing that could be silent", async () => {
     widest,
     kinds: KINDS,
     cursor: { id: "", topics: new Set() },
+    lastsMs: 60_000,
     onAlive: () => alive++,
     onText: () => {},
     onClose: assert.fail,
@@ -20,4 +21,5 @@ test("without topics there is nothing that could be silent", async () => {
   transport.send({ type: "ping" });
   await new Promise(setImmediate);
   assert.equal(alive, 1);
+  transport.close();
 });

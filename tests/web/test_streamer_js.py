@@ -291,6 +291,49 @@ async def test_server_sent_events_where_no_websocket_can_be_opened() -> None:
         assert (account["violations"], account["gaps"]) == (0, {})
 
 
+async def test_a_websocket_is_tried_again_after_some_time() -> None:
+    """Each time once; when it can be opened, the client stays there and has missed nothing."""
+    async with (
+        running_server() as server,
+        remote(server.websocket_url, is_blocked=True, fallbackMs=500) as client,
+    ):
+        assert await client.ready(await client.subscribe("stock:A")) == []
+        publish(server, "stock:A:price", price("A", 1))
+        assert (await client.update())["price"] == 1
+        for _ in range(2):
+            await client.event("state", lambda value: value.get("code") == 1012)
+            await client.event("state", lambda value: value.get("code") == 1006)
+            await client.event("state", lambda value: value.get("transport") == "sse")
+        await client.do("unblock")
+        await client.event("state", lambda value: value.get("transport") == "websocket")
+        publish(server, "stock:A:price", price("A", 2))
+        while (await client.update())["price"] != 2:
+            pass
+        account = await client.ask("account")
+        assert (account["violations"], account["gaps"]) == (0, {})
+
+
+async def test_a_client_comes_back_to_a_websocket_after_a_long_outage() -> None:
+    """While there is no server, streams of events fail as WebSockets do, and prove nothing."""
+    async with running_server() as server:
+        port = urlsplit(server.websocket_url).port
+        async with remote(
+            server.websocket_url, firstDelayMs=1, maxDelayMs=2, fallbackMs=600
+        ) as client:
+            assert await client.ready(await client.subscribe("stock:A")) == []
+            server.shutdown()
+            await client.event("state", lambda value: value.get("code") == 1001)
+            reasons: Counter[str] = Counter()
+            while reasons.total() < 40:
+                lost = await client.event("state", lambda value: value.get("code") == 1006)
+                reasons[lost["reason"]] += 1
+            assert reasons["the connection was cut"] >= 20
+            async with running_server(port=port) as second:
+                await client.event("state", lambda value: value.get("transport") == "websocket")
+                await client.event("state", lambda value: value.get("transport") == "websocket")
+                await eventually(lambda: second.statistics().subscriptions == 1)
+
+
 async def test_a_quiet_stream_of_events_is_kept() -> None:
     """It answers no ping, so a page that becomes visible does not wait for an answer."""
     async with (
