@@ -108,6 +108,8 @@ class HttpStream:
             self.outbox.user_id = request.identity.user_id
         self._opening = b""
         """The head of the answer, until it is sent with the first event."""
+        self._is_open = False
+        """Whether it has been sent: nothing may precede it."""
         self._scope = trio.CancelScope()
         self._ending: tuple[CloseReason, messages.ServerMessage | None] | None = None
         self._is_broken = False
@@ -146,8 +148,7 @@ class HttpStream:
         def answer(plan: RecoveryPlan) -> bytes:
             if not plan.positions:
                 raise all_forbidden(forbidden)
-            opening, self._opening = self._opening, b""
-            return opening + b"".join(
+            return self._take_opening() + b"".join(
                 map(self.outbox.wire.answer, self._subscribed(plan, forbidden))
             )
 
@@ -163,6 +164,12 @@ class HttpStream:
                 await close_lingering(self._stream)
             return
         await self._wait_disconnect()
+
+    def _take_opening(self) -> bytes:
+        """Return the head of the answer, which is sent next; empty if it has been sent."""
+        opening, self._opening = self._opening, b""
+        self._is_open = True
+        return opening
 
     def _subscribed(self, plan: RecoveryPlan, forbidden: list[Topic]) -> list[Subscribed]:
         """Return the first events: the answer for the topics of each type."""
@@ -198,8 +205,8 @@ class HttpStream:
 
     async def _finish(self, reason: CloseReason, farewell: messages.ServerMessage | None) -> None:
         wire = self.outbox.wire
-        opening, self._opening = self._opening, b""
-        self.outbox.send_control(opening + (b"" if farewell is None else wire.answer(farewell)))
+        last = b"" if farewell is None else wire.answer(farewell)
+        self.outbox.send_control(self._take_opening() + last)
         if reason is errors.SHUTTING_DOWN:
             # A client that keeps up still receives everything written before.
             await self._writer.wait_written()
@@ -211,12 +218,15 @@ class HttpStream:
 
     def send_event(self, message: messages.ServerMessage) -> None:
         """Send a message that answers no request."""
-        if not self._opening and not self._is_closing:
+        if self._is_open and not self._is_closing:
             self.outbox.send_control(self.outbox.wire.answer(message))
 
     def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
-        """Close the stream with a reason, and a message before it. Does not wait."""
-        if self._ending is None:
+        """Close the stream with a reason, and a message before it. Does not wait.
+
+        Does nothing if it is being closed already, as after an answer that is an error.
+        """
+        if self._ending is None and not self._is_closing:
             self._ending = reason, farewell
             self._scope.cancel()
 
@@ -277,8 +287,11 @@ class HttpStream:
         """Whether the client has given no sign of life since then, on trio's clock.
 
         One that does not read is silent, although its system acknowledges what arrives. Where the
-        system does not report acknowledgements, any other client counts as alive.
+        system does not report acknowledgements, any other client counts as alive, and so does one
+        that waits for its answer: it has been sent nothing to acknowledge.
         """
+        if not self._is_open:
+            return False
         if self.outbox.blocked:
             return self._writer.last_written_seconds < seconds
         since_seconds = seconds_since_acknowledged(self._socket)
@@ -293,7 +306,7 @@ class HttpStream:
 
     def ping(self) -> None:
         """Send a comment, which proxies and the client's system notice, and nobody else."""
-        if not self._opening and not self._is_closing:
+        if self._is_open and not self._is_closing:
             self.outbox.send_control(self.outbox.wire.ping(b""))
 
     def give_up(self) -> None:

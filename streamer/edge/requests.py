@@ -147,6 +147,7 @@ class Requests:
     def subscribe(self, message: messages.Subscribe) -> Awaitable[None] | None:
         """Subscribe to topics, at once if they are live; else return the rest of the work."""
         named, rejected = self._topics(message)
+        detail = self._detail(message)
         self._limit_bandwidth(message.max_bandwidth)
         topics = named
         if refused := self.access.forbidden(named):
@@ -158,7 +159,7 @@ class Requests:
             frozenset(message.kinds or ()),
             0.0 if message.max_rate is None else 1.0 / message.max_rate,
             snapshot=message.snapshot,
-            detail=self._detail(message),
+            detail=detail,
         )
         since = message.since or {}
         wants = [Want(topic, options, since.get(topic.target)) for topic in topics]

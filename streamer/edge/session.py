@@ -398,8 +398,11 @@ class Session:
                 await self._work.ended.wait()
 
     def end(self, reason: CloseReason, farewell: messages.ServerMessage | None = None) -> None:
-        """Close the connection with a reason, and a message before it. Does not wait."""
-        if self._ending is None:
+        """Close the connection with a reason, and a message before it. Does not wait.
+
+        Does nothing if it is being closed already: no frame may follow a close frame.
+        """
+        if self._ending is None and not self._is_closing:
             data = b"" if farewell is None else self.outbox.wire.answer(farewell)
             self._ending = (reason, data)
             self._scope.cancel()

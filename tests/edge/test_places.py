@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
@@ -11,6 +14,8 @@ from wsproto.frame_protocol import Opcode
 from streamer.edge.acceptor import Acceptor
 from streamer.edge.places import PROBE_SECONDS
 from streamer.server import Server
+from streamer.source.topics import TopicSource
+from tests.auth.tokens import secret_file, signed
 from tests.helpers.clients import connected, raw_client
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
@@ -61,6 +66,41 @@ async def test_connections_that_answer_keep_their_places(mock_clock: MockClock) 
             assert opcode is Opcode.CLOSE
             assert payload == (1013, "too many connections from this address")
         await first.ping_pong()
+
+
+async def test_a_client_that_waits_to_be_greeted_keeps_its_place(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It cannot be asked for a sign of life before its handshake is answered: it is not silent."""
+    redis_answers = trio.Event()
+
+    async def wait(*_: object) -> dict[object, object]:
+        await redis_answers.wait()
+        return {}
+
+    monkeypatch.setattr(TopicSource, "prepare", wait)
+    settings = {"auth": "optional", "auth_secret_file": secret_file(tmp_path)}
+    token = signed(exp=int(time.time()) + 300)
+    async with (
+        running_server(max_connections_per_address=1, **settings) as server,
+        raw_client(server, opened=False) as first,
+        raw_client(server, opened=False) as second,
+    ):
+        await first.open(f"/v1/ws?token={token}")
+        await eventually(lambda: bool(acceptor_of(server)._admission._by_address))
+        mock_clock.jump(2)
+        await second.open()
+        await eventually(lambda: server.statistics().pending_handshakes == 1)
+        for _ in range(2):
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(PROBE_SECONDS)
+        await second.response()
+        assert (await second.messages_until_close())[1] == 1013
+        redis_answers.set()
+        assert (await first.response()).startswith(b"HTTP/1.1 101 ")
+        async with aclosing(first.frames()) as frames:
+            assert (await anext(frames))[1]["type"] == "connected"
 
 
 async def test_a_session_that_the_client_names_gives_way_at_once(mock_clock: MockClock) -> None:

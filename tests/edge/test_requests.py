@@ -674,3 +674,11 @@ async def test_a_client_that_reads_slowly_is_sent_all_that_it_was_promised(
 def _ends(message: Message) -> bool:
     last = (message.get("stock_code"), message.get("price"))
     return message.get("target") == "D" or last == ("D", 101)
+
+
+async def test_a_request_that_is_refused_changes_no_option_of_the_connection() -> None:
+    """Its depth is too large, so its bandwidth does not count either."""
+    async with running_server(max_book_levels=10) as server, connected(server) as client:
+        error = await client.subscribe("stock:A", depth=11, max_bandwidth=5000)
+        assert error["code"] == "INVALID_MESSAGE"
+        assert (await client.request(type="options"))["max_bandwidth"] == 0

@@ -15,6 +15,8 @@ from wsproto.frame_protocol import Opcode
 
 from streamer.config import Settings
 from streamer.edge.limits import VIOLATION_WINDOW_SECONDS
+from streamer.protocol.errors import SHUTTING_DOWN
+from streamer.protocol.messages import ServerShutdown
 from streamer.source.topics import TopicSource
 from tests.helpers.clients import Client, client_frame, connected, open_client, raw_client
 from tests.helpers.publications import market_status, orderbook, price
@@ -463,6 +465,29 @@ async def test_a_client_may_close_while_its_request_waits(redis_answers: trio.Ev
         assert code == 1000
         await eventually(lambda: server.statistics().active_connections == 0)
         assert server.statistics().subscriptions == 0
+
+
+async def test_nothing_follows_the_answer_to_a_close(mock_clock: MockClock) -> None:
+    """Also if the server stops while that answer waits behind data for a client that reads late."""
+    async with running_server() as server, raw_client(server, receive_buffer_bytes=4096) as client:
+        await client.send(type="subscribe", subscription_type="stock", targets=["A"])
+        await eventually(lambda: server.statistics().subscriptions == 1)
+        session = first_session(server)
+        while not session.outbox.blocked:
+            publish(server, "stock:A:price", price("A", 1, pad="x" * 250_000))
+            mock_clock.jump(0.03)
+            await trio.lowlevel.checkpoint()
+        await client.send_frame(0x88, b"\x03\xe8")
+        await eventually(lambda: session.is_ending)
+        assert session.outbox.blocked
+        session.end(SHUTTING_DOWN, ServerShutdown(1000))
+        async with aclosing(client.frames()) as frames:
+            received = [frame async for frame in frames]
+        assert [opcode for opcode, _ in received].count(Opcode.CLOSE) == 1
+        opcode, payload = received[-1]
+        assert (opcode, payload[0]) == (Opcode.CLOSE, 1000)
+        await eventually(lambda: not server.statistics().active_connections)
+        assert server.statistics().closes == {"client": 1}
 
 
 async def test_what_waits_behind_a_request_is_bounded(redis_answers: trio.Event) -> None:
