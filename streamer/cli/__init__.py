@@ -7,6 +7,8 @@ import click
 from streamer import __version__
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.lazy_commands import LazyCommands
+from streamer.cli.standard_streams import drop_output, is_unwritable, open_closed_streams
+from streamer.nursery import first_of
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.explanation}" for code in ExitCode)
 
@@ -44,6 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Every expected error is one line on stderr. A traceback on stderr is a bug.
     """
+    open_closed_streams()
+    try:
+        return _run(arguments)
+    except (OSError, BaseExceptionGroup) as raised:
+        error = first_of(raised) if isinstance(raised, BaseExceptionGroup) else raised
+        if not is_unwritable(error):
+            raise
+        drop_output()
+        return _fail(f"cannot write: {error}", ExitCode.FAILURE)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = commands.main(arguments, prog_name="streamer", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as no_arguments:

@@ -58,7 +58,11 @@ def new(*, directory: Path, is_secret: bool) -> None:
             path = directory / SIGNING_KEY
             private, public = _new_pair()
             _write(path, private, _PRIVATE)
-            _write(directory / PUBLIC_KEYS, public, _PUBLIC)
+            try:
+                _write(directory / PUBLIC_KEYS, public, _PUBLIC)
+            except OSError:
+                path.unlink()  # without the other it would look like half of the pair there
+                raise
             click.echo(f"{path}: the private key. Whoever has it can sign tokens.")
             click.echo(f"{directory / PUBLIC_KEYS}: the public key, for servers that only verify.")
             serve = f"--auth-signing-key-file {path}"
@@ -93,5 +97,9 @@ def _new_pair() -> tuple[bytes, bytes]:
 def _write(path: Path, content: bytes, mode: int) -> None:
     """Write a new file that never is readable for more than its mode allows."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        path.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -155,9 +155,11 @@ def _sign(
 def check(settings: Settings, *, token: str) -> None:
     """Verify a token."""
     configure_logging("warning", "text")
-    text = sys.stdin.read(_MAX_TOKEN_BYTES) if token == "-" else token
     try:
+        text = sys.stdin.read(_MAX_TOKEN_BYTES) if token == "-" else token
         identity = trio.run(_authenticate, settings, text.strip())
+    except UnicodeDecodeError:
+        raise CommandError("the token is not a JWT: it is not UTF-8") from None
     except SettingError as error:
         raise _unusable_keys(error) from None
     click.echo("The token is valid.")

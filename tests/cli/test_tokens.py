@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -223,3 +224,42 @@ def test_a_token_can_be_piped(directory: Path) -> None:
     )
     assert done.stdout.startswith("The token is valid.\nuser      42\n"), done.stderr
     assert done.stderr == ""
+
+
+def test_half_a_pair_of_keys_is_never_written(capsys: Capture, directory: Path) -> None:
+    """A private key beside the public one of another would sign what no server accepts."""
+    (directory / "keys.json").write_text("{}")
+    problem = error(capsys, "keys", "new", "--directory", str(directory))
+    assert "keys.json exists, and is not overwritten" in problem
+    assert [path.name for path in directory.iterdir()] == ["keys.json"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--secret",)])
+def test_a_key_that_does_not_fit_on_the_disk_is_not_there(
+    capsys: Capture, directory: Path, arguments: tuple[str, ...]
+) -> None:
+    """The next attempt would not overwrite what is there of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        problem = error(capsys, "keys", "new", "--directory", str(directory), *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot write" in problem
+    assert "None" not in problem
+    assert not list(directory.iterdir())
+
+
+def test_a_token_on_stdin_may_be_any_bytes(tmp_path: Path) -> None:
+    """It is no token then, which the error says."""
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of the tests, of 32 bytes and more\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "streamer", "token", "check", "--auth-secret-file", str(secret)],
+        input=b"\xff\xfe",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode == ExitCode.FAILURE
+    assert ran.stderr.startswith(b"streamer: error: the token is not a JWT")
