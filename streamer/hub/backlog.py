@@ -133,14 +133,22 @@ class Backlog(Generic[S]):
                     self._pending_bytes += len(publication.text)
         return replaced
 
-    def replay(self, subscription: S, missed: Sequence[Publication], *, keeps_live: bool) -> None:
+    def replay(
+        self,
+        subscription: S,
+        missed: Sequence[Publication],
+        size_bytes: int,
+        *,
+        keeps_live: bool,
+    ) -> None:
         """Let the missed messages of a subscription wait in front of everything else.
 
-        With `keeps_live`, what is published meanwhile follows them (`append_to_replay`).
+        `size_bytes` is that of their texts. With `keeps_live`, what is published meanwhile follows
+        them (`append_to_replay`).
         """
         if self._replays is None:
             self._replays = ReplayQueue()
-        self._replays.add(subscription, missed, keeps_live=keeps_live)
+        self._replays.add(subscription, missed, size_bytes, keeps_live=keeps_live)
 
     def append_to_replay(self, subscription: S, publication: Publication) -> bool:
         """Append a publication to the replay of a subscription; return whether it belongs there."""

@@ -7,6 +7,7 @@ out through `fanout`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from streamer.hub.backlog import Pending
 from streamer.hub.fanout import MESSAGES_PER_FLUSH, WRITES_PER_TURN, FanOut, Signal
 from streamer.hub.outbox import Outbox, Write
 from streamer.hub.parts import CLIENTS_PER_PART, Parts, completed
-from streamer.hub.publication import LastValue, Publication
+from streamer.hub.publication import LastValue, Publication, text_bytes
 from streamer.hub.publishing import Publishing
 from streamer.hub.renditions import Renditions
 from streamer.hub.streams import Lane, TopicStream
@@ -32,8 +33,8 @@ from streamer.hub.upstream import Upstream
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
 
-Replay = tuple[Position, Sequence[Publication]]
-"""A client's position, and the publications that it has missed since."""
+Replay = tuple[Position, Sequence[Publication], int]
+"""A client's position, the publications that it has missed since, and the size of their texts."""
 
 _NO_REPLAYS: Final[Mapping[Topic, Replay]] = {}
 
@@ -169,10 +170,12 @@ class Hub:
                     subscription = self._add(outbox, lane)
                     new.append(subscription)
                     if replays and (replay := replays.get(topic)):
-                        since, missed = replay
+                        since, missed, size_bytes = replay
                         outbox.resume(subscription, since)
                         keeps_live = options.mode is Mode.ALL
-                        outbox.backlog.replay(subscription, missed, keeps_live=keeps_live)
+                        outbox.backlog.replay(
+                            subscription, missed, size_bytes, keeps_live=keeps_live
+                        )
                 else:
                     # The next message of each kind is whole unless a snapshot precedes it. Of what
                     # other options sent, nothing is a base: it may have other levels.
@@ -357,20 +360,23 @@ class Hub:
             outbox.resume(subscription, position)
             subscription.skip_sequence = position.sequence
         keeps_live = subscription.lane.mode is Mode.ALL
-        outbox.backlog.replay(subscription, notices, keeps_live=keeps_live)
+        size_bytes = text_bytes(notices)
+        outbox.backlog.replay(subscription, notices, size_bytes, keeps_live=keeps_live)
         subscription.pinged = subscription.confirmed = since
 
     def missed(
-        self, topic: Topic, since: Position, kinds: Collection[Kind] = ()
-    ) -> list[Publication] | None:
+        self,
+        topic: Topic,
+        since: Position,
+        kinds: Collection[Kind] = (),
+        max_bytes: float = math.inf,
+    ) -> tuple[list[Publication], int] | None:
         """Return the publications of these kinds (none: all) that a client has missed.
 
-        None if they are not known any more.
+        With the size of their texts in bytes, since to look at each of thousands takes time.
+        None if they are not known any more, or have more than `max_bytes`.
         """
-        missed = self.stream(topic).missed(since)
-        if missed is None or not kinds:
-            return missed
-        return [publication for publication in missed if publication.kind in kinds]
+        return self.stream(topic).missed(since, kinds, max_bytes)
 
     def position(self, subscription: Subscription) -> Position:
         """Return the position that the client's next message of a topic follows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from streamer.protocol.topics import Kind
 
 
@@ -84,6 +86,11 @@ class LastValue(Publication):
     def original(self) -> Publication:
         """The publication that had the value."""
         return self._original
+
+
+def text_bytes(publications: Iterable[Publication]) -> int:
+    """Return the size of the texts of publications."""
+    return sum(len(publication.text) for publication in publications)
 
 
 def conflate(window: list[Publication]) -> list[Publication]:

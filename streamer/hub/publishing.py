@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from streamer.hub.fanout import FanOut
-from streamer.hub.publication import LastValue, Publication
+from streamer.hub.publication import LastValue, Publication, text_bytes
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import encode
 from streamer.protocol.messages import Gap, GapReason, Position
@@ -162,7 +162,7 @@ class Publishing:
 
     def forget_history(self, stream: TopicStream) -> None:
         """Forget all publications of a topic."""
-        self._history_bytes -= sum(len(publication.text) for publication in stream.history)
+        self._history_bytes -= text_bytes(stream.history)
         stream.forget_history()
 
     def gap(self, topic: Topic, reason: GapReason, position: Position) -> Publication:

@@ -58,7 +58,7 @@ def subscribe(
     for want, (subscription, kinds) in zip(wants, subscriptions, strict=True):
         topic = want.topic
         if replays and topic in replays:
-            recovery.positions[topic], missed = replays[topic]
+            recovery.positions[topic], missed, _ = replays[topic]
             recovery.missed_messages += len(missed)
             if want.unconfirmed is not None:
                 recovery.snapshots += _unconfirmed(hub, outbox, subscription, want)
@@ -110,13 +110,12 @@ def _plan(
     for want in wants:
         if want.since is None or want.topic in held:
             continue
-        missed = hub.missed(want.topic, want.since, want.options.kinds)
-        if missed is None or (stays and _lacks_book(hub, want)):
+        found = hub.missed(want.topic, want.since, want.options.kinds, room_bytes)
+        if found is None or (stays and _lacks_book(hub, want)):
             continue
-        size = sum(len(publication.text) for publication in missed)
-        if size <= room_bytes:
-            room_bytes -= size
-            replays[want.topic] = want.since, missed
+        missed, size_bytes = found
+        room_bytes -= size_bytes
+        replays[want.topic] = want.since, missed, size_bytes
     return replays
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from operator import attrgetter
+from typing import Final, Generic, TypeVar
 
 import attrs
 
-from streamer.hub.publication import Publication
+from streamer.hub.publication import Publication, text_bytes
+
+_SEQUENCE: Final = attrgetter("sequence")
+_ORDER: Final = attrgetter("order")
 
 S = TypeVar("S", bound=Hashable)
 
@@ -54,16 +59,21 @@ class ReplayQueue(Generic[S]):
         return first is not None and first.notice
 
     def add(
-        self, subscription: S, missed: Sequence[Publication], *, keeps_live: bool = False
+        self,
+        subscription: S,
+        missed: Sequence[Publication],
+        size_bytes: int,
+        *,
+        keeps_live: bool = False,
     ) -> None:
         """Append the missed messages of a subscription that is not in the queue yet.
 
-        With `keeps_live`, what is published meanwhile is to follow them (`append`): a client in
+        `size_bytes` is that of their texts. With `keeps_live`, what is published meanwhile is to follow them (`append`): a client in
         mode `all` that comes back must not be too slow for what it has not had time to read.
         """
         if missed:
             self._replays[subscription] = Replay(deque(missed), keeps_live=keeps_live)
-            self.size_bytes += _size_bytes(missed)
+            self.size_bytes += size_bytes
 
     def append(self, subscription: S, publication: Publication) -> bool:
         """Append a publication of a subscription that keeps them; return whether it does."""
@@ -93,7 +103,7 @@ class ReplayQueue(Generic[S]):
         missed = self.missed(subscription)
         if not missed or missed[-1].sequence <= publication.sequence:
             return False
-        index = sum(other.sequence < publication.sequence for other in missed)
+        index = bisect_left(missed, publication.sequence, key=_SEQUENCE)
         self._replays[subscription].missed.insert(index, publication)
         self.size_bytes += len(publication.text)
         return True
@@ -106,7 +116,7 @@ class ReplayQueue(Generic[S]):
         live = self.live_of(subscription)
         if not live or live[-1].order <= publication.order:
             return False
-        index = sum(other.order <= publication.order for other in live)
+        index = bisect_right(live, publication.order, key=_ORDER)
         self._replays[subscription].live.insert(index, publication)
         self.live += 1
         self.size_bytes += len(publication.text)
@@ -133,7 +143,7 @@ class ReplayQueue(Generic[S]):
         self.size_bytes -= portion_bytes - left
 
     def discard(
-        self, subscriptions: Collection[S], unwanted: Callable[[S, Publication], bool]
+        self, subscriptions: Iterable[S], unwanted: Callable[[S, Publication], bool]
     ) -> int:
         """Drop the publications of `subscriptions` that are `unwanted`.
 
@@ -144,16 +154,15 @@ class ReplayQueue(Generic[S]):
             replay = self._replays.get(subscription)
             if replay is None:
                 continue
-            self.size_bytes -= _size_bytes(replay.missed) + _size_bytes(replay.live)
-            self.live -= len(replay.live)
+            self._count(replay, -1)
             replay.missed = deque(p for p in replay.missed if not unwanted(subscription, p))
             replay.live = deque(p for p in replay.live if not unwanted(subscription, p))
-            self.size_bytes += _size_bytes(replay.missed) + _size_bytes(replay.live)
-            self.live += len(replay.live)
+            self._count(replay, 1)
             if not replay.missed and not replay.live:
                 del self._replays[subscription]
         return before - self.live
 
-
-def _size_bytes(publications: Iterable[Publication]) -> int:
-    return sum(len(publication.text) for publication in publications)
+    def _count(self, replay: Replay, sign: int) -> None:
+        """Count a replay among all (`sign` 1), or not any more (-1)."""
+        self.size_bytes += sign * (text_bytes(replay.missed) + text_bytes(replay.live))
+        self.live += sign * len(replay.live)

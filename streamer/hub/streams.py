@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
@@ -11,13 +12,16 @@ from typing import Any, Final
 import attrs
 import orjson
 
-from streamer.hub.publication import Publication, conflate
+from streamer.hub.publication import Publication, conflate, text_bytes
 from streamer.hub.renditions import WHOLE, Detail, Held, Renderer, Renditions
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.wire.format import Part, WireFormat
 
 _ORDER: Final = attrgetter("order")
+
+_MISSED_PORTION: Final = 100
+"""Missed publications that are looked at before their size is compared with its bound."""
 
 
 @attrs.frozen
@@ -302,12 +306,29 @@ class TopicStream:
         count = self.sequence - since.sequence
         return None if count > len(self.history) else count
 
-    def missed(self, since: Position) -> list[Publication] | None:
-        """Return the publications after a position; None if they are not known any more."""
+    def missed(
+        self, since: Position, kinds: Collection[Kind] = (), max_bytes: float = math.inf
+    ) -> tuple[list[Publication], int] | None:
+        """Return the publications of these kinds (none: all) after a position, and their size.
+
+        None if they are not known any more, or if their texts have more than `max_bytes`. Then no
+        more of them is looked at than that: there may be thousands in each of hundreds of topics.
+        """
         count = self.count_missed(since)
         if count is None:
             return None
-        return list(islice(self.history, len(self.history) - count, None))
+        missed: list[Publication] = []
+        size_bytes = 0
+        newest_first = islice(reversed(self.history), count)
+        while portion := list(islice(newest_first, _MISSED_PORTION)):
+            if kinds:
+                portion = [publication for publication in portion if publication.kind in kinds]
+            size_bytes += text_bytes(portion)
+            if size_bytes > max_bytes:
+                return None
+            missed += portion
+        missed.reverse()
+        return missed, size_bytes
 
 
 def _naming(topic: Topic) -> bytes:

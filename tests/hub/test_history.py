@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import pytest
 
+from streamer.hub import streams
 from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub
+from streamer.hub.publication import Publication
 from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import GapReason, Position
@@ -67,8 +69,30 @@ class House:
     def missed(self, since: int, *kinds: Kind, epoch: str | None = None) -> list[int] | None:
         """The sequences that a client at `since` would be sent."""
         position = Position(epoch or self.hub.stream(STOCK).epoch, since)
-        missed = self.hub.missed(STOCK, position, kinds)
+        found = self.hub.missed(STOCK, position, kinds)
+        missed = None if found is None else found[0]
         return None if missed is None else [publication.sequence for publication in missed]
+
+
+def test_no_more_of_a_history_is_looked_at_than_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may name old positions in hundreds of topics with thousands of publications each."""
+    house = House(history_length=1000)
+    house.publish(STOCK, 1000, size=50)
+    looked_at = 0
+    text_bytes = streams.text_bytes
+
+    def count(publications: list[Publication]) -> int:
+        nonlocal looked_at
+        looked_at += len(publications)
+        return text_bytes(publications)
+
+    monkeypatch.setattr(streams, "text_bytes", count)
+    since = Position(house.hub.stream(STOCK).epoch, 0)
+    assert house.hub.missed(STOCK, since, max_bytes=49) is None
+    assert looked_at <= 100
+    found = house.hub.missed(STOCK, since)
+    assert found is not None
+    assert ([one.sequence for one in found[0]], found[1]) == (list(range(1, 1001)), 50_000)
 
 
 @pytest.mark.parametrize("length", [0, 1, 3])

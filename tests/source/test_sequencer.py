@@ -205,7 +205,7 @@ def test_the_first_positioned_publication_of_all_names_the_epoch(heard_house: Ho
     for name in (former, "redis"):
         missed = heard_house.stream.missed(Position(name, 0))
         assert missed is not None
-        assert [publication.sequence for publication in missed] == [1]
+        assert [publication.sequence for publication in missed[0]] == [1]
     assert heard_house.stream.missed(Position("another", 0)) is None
 
 
