@@ -8,7 +8,7 @@ would wait for minutes.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NoReturn
@@ -66,7 +66,9 @@ class RedisClient:
         self._client_name = client_name
         self._timeout_seconds = timeout_seconds
         self._backoff = Backoff(backoff_seconds, max_backoff_seconds)
-        self._waiting: deque[_Request] = deque()
+        self._waiting: OrderedDict[_Request, None] = OrderedDict()
+        """In the order in which they are sent. Thousands may be given up together, wherever they
+        are."""
         self._work = trio.Event()
         self._connection: RequestConnection | None = None
         self._opened: AbstractAsyncContextManager[RequestConnection]
@@ -83,13 +85,12 @@ class RedisClient:
             await trio.lowlevel.checkpoint()
             raise RedisConnectionError(self._last_error)
         request = _Request(commands)
-        self._waiting.append(request)
+        self._waiting[request] = None
         self._work.set()
         try:
             await request.settled.wait()
         finally:
-            if not request.settled.is_set() and request in self._waiting:
-                self._waiting.remove(request)
+            self._waiting.pop(request, None)
         if request.error is not None:
             # One for each caller: they add to its traceback.
             raise type(request.error)(str(request.error))
@@ -99,11 +100,13 @@ class RedisClient:
         """Carry out the requests of those that wait, as many as go out in one send."""
         requests: list[_Request] = []
         commands: list[Command] = []
-        while self._waiting and (
-            not requests or len(commands) + len(self._waiting[0].commands) <= _COMMANDS_PER_SEND
-        ):
-            requests.append(self._waiting.popleft())
-            commands += requests[-1].commands
+        while self._waiting:
+            request = next(iter(self._waiting))
+            if requests and len(commands) + len(request.commands) > _COMMANDS_PER_SEND:
+                break
+            del self._waiting[request]
+            requests.append(request)
+            commands += request.commands
         try:
             replies = await self._execute(commands)
         except RedisConnectionError as error:

@@ -7,6 +7,7 @@ and one of clients that must answer.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final, NoReturn, Protocol
 
 import structlog
@@ -17,6 +18,9 @@ from streamer.edge.session_ids import short_hash
 
 _PINGS_PER_TURN: Final = 100
 """Pings sent before other tasks have a turn: about a millisecond."""
+
+_ANSWERS_PER_TURN: Final = 1000
+"""Clients whose answer is looked for before other tasks have a turn."""
 
 log = structlog.get_logger()
 
@@ -49,10 +53,11 @@ class Heartbeat:
         self._interval_seconds = interval_seconds
         self._timeout_seconds = timeout_seconds
         self._log = BoundedLog(log.info)
-        # Both in the order of their times: an added entry is always due after all others.
-        self._to_ping: dict[Pinged, float] = {}
+        # Both in the order of their times: an added entry is always due after all others. To find
+        # the first of a dict takes as long as there were entries before it.
+        self._to_ping: OrderedDict[Pinged, float] = OrderedDict()
         """When each client is pinged next."""
-        self._to_answer: dict[Pinged, float] = {}
+        self._to_answer: OrderedDict[Pinged, float] = OrderedDict()
         """Clients whose answer is not due yet, with the time of their ping."""
 
     def add(self, session: Pinged) -> None:
@@ -67,7 +72,7 @@ class Heartbeat:
     async def run(self) -> NoReturn:
         """Ping, and cut off the silent, until cancelled."""
         while True:
-            self._cut_off_silent()
+            await self._cut_off_silent()
             await self._ping_due()
             soonest = trio.current_time() + min(self._interval_seconds, self._timeout_seconds)
             if self._to_ping:
@@ -94,9 +99,14 @@ class Heartbeat:
             if pinged % _PINGS_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
 
-    def _cut_off_silent(self) -> None:
+    async def _cut_off_silent(self) -> None:
         now = trio.current_time()
+        looked_at = 0
         while self._to_answer:
+            looked_at += 1
+            if looked_at % _ANSWERS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+                continue  # the next one may have left meanwhile
             session, asked = next(iter(self._to_answer.items()))
             if asked + self._timeout_seconds > now:
                 return

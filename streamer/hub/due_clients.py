@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from typing import Final
 
 from streamer.hub.outbox import Outbox
+
+_OUTDATED_ENTRIES: Final = 100
+"""Entries out of date that are kept in any case while no client leaves."""
 
 
 class DueClients:
@@ -28,12 +32,19 @@ class DueClients:
             return False
         self._seconds[outbox] = due_seconds
         heapq.heappush(self._heap, (due_seconds, next(self._numbers), outbox))
+        self._drop_outdated(_OUTDATED_ENTRIES)
         return True
 
     def discard(self, outbox: Outbox) -> None:
         """Remove a client, if it is there."""
-        if self._seconds.pop(outbox, None) is not None and len(self._heap) > 2 * len(self._seconds):
-            self._heap = [entry for entry in self._heap if entry[2] in self._seconds]
+        if self._seconds.pop(outbox, None) is not None:
+            self._drop_outdated(0)  # they would keep clients that have left
+
+    def _drop_outdated(self, allowed: int) -> None:
+        """Drop entries out of date if they outnumber the others by more than `allowed`."""
+        if len(self._heap) > 2 * len(self._seconds) + allowed:
+            seconds = self._seconds
+            self._heap = [entry for entry in self._heap if seconds.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 
     @property

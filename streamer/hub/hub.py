@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from operator import attrgetter
 from typing import Final
 
@@ -430,13 +431,19 @@ class Hub:
         for surplus in self._unused.add(stream, deadline, client):
             self._release(surplus)
 
-    def release_unused(self) -> None:
-        """Release the topics that nobody has had or waited for in the linger time."""
-        for stream in list(self._unused.take_due(self._clock())):
+    def release_unused(self, limit: int | None = None) -> bool:
+        """Release topics that nobody has had or waited for in the linger time.
+
+        At most `limit` of them; returns whether there may be more.
+        """
+        released = 0
+        for stream in list(islice(self._unused.take_due(self._clock()), limit)):
             if stream.awaited:
                 self._linger(stream, None)
             else:
                 self._release(stream)
+                released += 1
+        return released == limit
 
     def expire_history(self, last_order: int) -> None:
         """Forget the publications of all topics up to an order."""

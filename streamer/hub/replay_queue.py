@@ -68,8 +68,9 @@ class ReplayQueue(Generic[S]):
     ) -> None:
         """Append the missed messages of a subscription that is not in the queue yet.
 
-        `size_bytes` is that of their texts. With `keeps_live`, what is published meanwhile is to follow them (`append`): a client in
-        mode `all` that comes back must not be too slow for what it has not had time to read.
+        `size_bytes` is that of their texts. With `keeps_live`, what is published meanwhile is to
+        follow them (`append`): a client in mode `all` that comes back must not be too slow for what
+        it has not had time to read.
         """
         if missed:
             self._replays[subscription] = Replay(deque(missed), keeps_live=keeps_live)

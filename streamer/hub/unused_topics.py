@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from streamer.hub.streams import TopicStream
@@ -16,7 +17,8 @@ class UnusedTopics:
     def __init__(self, *, maximum: int, maximum_per_client: int) -> None:
         self._maximum = maximum
         self._maximum_per_client = maximum_per_client
-        self._topics: dict[TopicStream, tuple[float, str | None]] = {}
+        # To find the first of a dict takes as long as there were entries before it.
+        self._topics: OrderedDict[TopicStream, tuple[float, str | None]] = OrderedDict()
         """Topic -> when its time is over, and the name of the client that left it."""
         self._by_client: dict[str, dict[TopicStream, None]] = {}
 

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from itertools import pairwise
 
 import trio
+import trio.testing
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
@@ -69,6 +70,49 @@ async def test_a_silent_client_is_dropped_10_seconds_after_its_ping(
         await eventually(lambda: server.statistics().active_connections == 1)
         await library.ping_pong()
         assert server.statistics().subscriptions == 0
+
+
+class Silent:
+    """A session whose client answers nothing."""
+
+    session_id = "s"
+    is_ending = False
+
+    def __init__(self, given_up: list[Silent]) -> None:
+        self._given_up = given_up
+
+    def ping(self) -> None:
+        """Nobody answers it."""
+
+    def is_silent_since(self, seconds: float) -> bool:
+        """It always is."""
+        return seconds > 0
+
+    def give_up(self) -> None:
+        """Note that it was cut."""
+        self._given_up.append(self)
+
+
+async def test_thousands_of_silent_clients_are_cut_in_turns(mock_clock: MockClock) -> None:
+    """Other tasks run in between."""
+    heartbeat = Heartbeat(interval_seconds=25, timeout_seconds=10)
+    given_up: list[Silent] = []
+    mock_clock.jump(1)
+    for _ in range(3000):
+        heartbeat.add(Silent(given_up))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(heartbeat.run)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(25)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(10)
+        most = 0
+        while len(given_up) < 3000:
+            before = len(given_up)
+            await trio.lowlevel.checkpoint()
+            most = max(most, len(given_up) - before)
+        nursery.cancel_scope.cancel()
+    assert most <= 2000
 
 
 async def test_whatever_a_client_says_is_a_sign_of_life(mock_clock: MockClock) -> None:

@@ -377,8 +377,21 @@ async def test_to_make_room_all_addresses_are_looked_at_once(autojump_clock: Moc
     assert len(dropped) > 100
     assert addresses.looks == 1
     await trio.sleep(LIFETIME_SECONDS)
-    assert len(ended.expire()) == number - len(dropped)
+    assert sum(len(ended.expire()) for _ in range(number)) == number - len(dropped)
     assert (len(addresses), ended.size_bytes) == (0, 0)
+
+
+async def test_records_that_end_together_are_forgotten_in_portions(
+    autojump_clock: MockClock,
+) -> None:
+    """All clients may have left in the same moment; none of the records can be had any more."""
+    ended = EndedSessions(lifetime_seconds=LIFETIME_SECONDS, max_bytes=1 << 20)
+    for number in range(1500):
+        ended.add(f"session {number}", b"record", address="192.0.2.1")
+    await trio.sleep(LIFETIME_SECONDS)
+    assert ended.get("session 1499") is None
+    assert [len(ended.expire()) for _ in range(3)] == [1000, 500, 0]
+    assert ended.size_bytes == 0
 
 
 def test_a_record_takes_no_more_memory_than_its_bytes() -> None:

@@ -29,6 +29,18 @@ def test_clients_are_taken_in_the_order_of_their_latest_times() -> None:
         assert not due
 
 
+def test_a_client_whose_time_changes_leaves_little_behind() -> None:
+    """A client that asks for ever other rates has ever other times, up to 1,000 s ahead."""
+    house = House(history_length=0)
+    with listening(house.hub) as one, listening(house.hub) as two:
+        due = DueClients()
+        due.put(two.outbox, 0.0)
+        for seconds in range(1000, 2000):
+            due.put(one.outbox, float(seconds))
+        assert len(due._heap) <= 104
+        assert taken(due) == [(0.0, two.outbox), (1999.0, one.outbox)]
+
+
 def test_a_client_that_leaves_is_not_taken() -> None:
     """The others still are, and nothing remains of those that left."""
     house = House(history_length=0)

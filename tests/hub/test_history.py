@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from streamer.hub import streams
 from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub
-from streamer.hub.publication import Publication
+from streamer.hub.publication import Publication, text_bytes
 from streamer.hub.streams import TopicStream
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.messages import GapReason, Position
@@ -79,14 +78,13 @@ def test_no_more_of_a_history_is_looked_at_than_has_room(monkeypatch: pytest.Mon
     house = House(history_length=1000)
     house.publish(STOCK, 1000, size=50)
     looked_at = 0
-    text_bytes = streams.text_bytes
 
     def count(publications: list[Publication]) -> int:
         nonlocal looked_at
         looked_at += len(publications)
         return text_bytes(publications)
 
-    monkeypatch.setattr(streams, "text_bytes", count)
+    monkeypatch.setattr("streamer.hub.streams.text_bytes", count)
     since = Position(house.hub.stream(STOCK).epoch, 0)
     assert house.hub.missed(STOCK, since, max_bytes=49) is None
     assert looked_at <= 100
@@ -142,6 +140,18 @@ def test_what_was_missed_of_a_topic_that_was_let_go_is_unknown() -> None:
     house.now = 5.0
     house.hub.release_unused()
     assert house.missed(1, epoch=epoch) is None
+
+
+def test_unused_topics_are_released_in_portions() -> None:
+    """Ten thousand may be due together, when many clients have left together."""
+    house = House()
+    topics = [Topic.parse(f"stock:{number}") for number in range(5)]
+    for topic in topics:
+        house.hub.stream(topic)
+    with house.hub.awaiting(topics[:1]):
+        house.now = 5.0
+        assert [house.hub.release_unused(2) for _ in range(3)] == [True, True, False]
+        assert [*house.hub.streams] == topics[:1]
 
 
 def test_all_histories_share_a_bound_in_bytes() -> None:

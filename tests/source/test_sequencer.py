@@ -534,6 +534,18 @@ def test_another_epoch_begins_at_its_end_where_its_history_does_not_reach_back(
     assert positioned_house.heard() == ["gap source_reconnected next/5", "snapshot next/5"]
 
 
+def test_a_publication_of_any_age_may_be_held_for_another_epoch(positioned_house: House) -> None:
+    """No list is made of all that may have come since: it would take more memory than there is."""
+    positioned_house.sequencer.lose()
+    positioned_house.positioned(1, epoch="next")
+    end = 10**12
+    assert positioned_house.answer(record(end, end - 1, end, epoch="next", follows=False))
+    assert positioned_house.heard() == [
+        f"gap source_reconnected next/{end}",
+        f"snapshot next/{end}",
+    ]
+
+
 def test_a_topic_without_clients_takes_the_position_over(house: House) -> None:
     """Nobody knows another one, so no gap is sent; who comes gets the last known value."""
     house.positioned(5)
