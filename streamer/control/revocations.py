@@ -7,7 +7,7 @@ Redis has lost.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final, NoReturn, Protocol
 
 import attrs
@@ -34,7 +34,7 @@ _STORE_SECONDS: Final = 1.0
 """How long the store may take: connections are closed after that, in any case."""
 
 _ENTRIES_PER_TURN: Final = 500
-"""Entries that are decoded before other tasks have a turn."""
+"""Entries that are decoded, encoded or written before other tasks have a turn."""
 
 _SWEEP_SECONDS: Final = 5.0
 """How often connections are compared with all revocations: a token may be verified just before it
@@ -123,14 +123,18 @@ class Revocations:
     def expire(self) -> None:
         """Forget those that can matter no more."""
         now = self._clock()
-        self._tokens = {jti: until for jti, until in self._tokens.items() if until > now}
-        self._users = {user: known for user, known in self._users.items() if known[1] > now}
+        # Not by dictionaries of those that are left: to make these takes 30 times as long.
+        for jti in [jti for jti, until in self._tokens.items() if until <= now]:
+            del self._tokens[jti]
+        for user in [user for user, (_, until) in self._users.items() if until <= now]:
+            del self._users[user]
 
-    def entries(self) -> Iterable[Entry]:
-        """Return all of them, as they are stored."""
-        for jti, until in self._tokens.items():
+    def entries(self) -> Iterator[Entry]:
+        """Yield those that there are now, as they are stored; others may be added meanwhile."""
+        tokens, users = tuple(self._tokens.items()), tuple(self._users.items())
+        for jti, until in tokens:
             yield Revocation(jti=jti).to_text(), until
-        for user, (before, until) in self._users.items():
+        for user, (before, until) in users:
             yield Revocation(user=user, issued_before=before).to_text(), until
 
 
@@ -217,15 +221,24 @@ class RevocationSync:
             self._wanted = trio.Event()
             is_read = await self._read(store)
 
+    async def _write_lost(self, store: RevocationStore, stored: Iterable[Entry]) -> None:
+        """Write the revocations that the store lacks. Raises RedisConnectionError."""
+        known = {text for text, _ in stored}
+        await trio.lowlevel.checkpoint()  # that takes 10 ms
+        lost: list[Entry] = []
+        for number, entry in enumerate(self._revocations.entries(), 1):
+            if number % _ENTRIES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+            if entry[0] not in known:
+                lost.append(entry)
+        for start in range(0, len(lost), _ENTRIES_PER_TURN):
+            await store.add(lost[start : start + _ENTRIES_PER_TURN], now_seconds=self._clock())
+
     async def _read(self, store: RevocationStore) -> bool:
         """Read all, and write those that the store lacks; return whether that worked."""
         try:
             stored = await store.load(now_seconds=self._clock())
-            lost = dict(self._revocations.entries())
-            for text, _ in stored:
-                lost.pop(text, None)
-            if lost:
-                await store.add([*lost.items()], now_seconds=self._clock())
+            await self._write_lost(store, stored)
         except RedisConnectionError as error:
             self._warn("read", "revocations not read, and tried again", reason=str(error))
             return False

@@ -6,20 +6,21 @@ Covers streamer.broker.revocations.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis as redis_py
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.auth.errors import TokenError
 from streamer.auth.identity import Identity
 from streamer.control import revocations
-from streamer.control.revocations import Revocation, Revocations
+from streamer.control.revocations import Revocation, Revocations, RevocationSync
 from streamer.server import Server
 from tests.auth.tokens import NOW, secret_file, signed
 from tests.helpers.clients import connected, open_client
@@ -275,6 +276,59 @@ async def test_many_revocations_are_read_by_the_page(
     redis.zadd("streamer:revocations", tokens)
     async with running_server(**settings(tmp_path, redis_url)) as server:
         assert len(server._revocations) == 2500
+
+
+class EmptyStore:
+    """A store that has lost everything, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.added: list[int] = []
+        self.read = trio.Event()
+
+    async def add(self, entries: Sequence[tuple[bytes, float]], *, now_seconds: float) -> None:
+        """Count the entries of this call."""
+        assert now_seconds
+        self.added.append(len(entries))
+        await trio.lowlevel.checkpoint()
+
+    async def load(self, *, now_seconds: float) -> list[tuple[bytes, float]]:
+        """Return nothing."""
+        assert now_seconds
+        await trio.lowlevel.checkpoint()
+        return []
+
+
+async def test_many_revocations_are_compared_and_written_in_portions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All 100,000 at once take a second, each minute."""
+    known = Revocations()
+    for number in range(3000):
+        known.add(Revocation(jti=str(number)), time.time() + 1000)
+    encoded = 0
+    to_text = Revocation.to_text
+
+    def count(revocation: Revocation) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return to_text(revocation)
+
+    async def nothing() -> None:
+        """Nobody is connected."""
+
+    monkeypatch.setattr(Revocation, "to_text", count)
+    store = EmptyStore()
+    sync = RevocationSync(known, store, reads=True, on_new=nothing)
+    most = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sync.run)
+        while sum(store.added) < 3000:
+            before = encoded
+            await trio.lowlevel.checkpoint()
+            most = max(most, encoded - before)
+        nursery.cancel_scope.cancel()
+    assert most <= 1000
+    assert max(store.added) <= 500
 
 
 @pytest.mark.parametrize(
