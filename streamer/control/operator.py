@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
@@ -227,12 +227,21 @@ class Operator:
             processes=answers.processes,
             answered=len(answers.results),
             servers=sorted(
-                (CONVERTER.structure(answer, ProcessInfo) for answer in answers.results.values()),
-                key=lambda server: (server.started_at, server.process),
+                self._servers(answers), key=lambda server: (server.started_at, server.process)
             ),
             settings={name: _shown(value) for name, value in attrs.asdict(self._settings).items()},
         )
         return _unless_alone(answers, info)
+
+    def _servers(self, answers: Answers) -> Iterator[ProcessInfo]:
+        """Yield the processes, without those of another version that describe themselves anew."""
+        for process, answer in answers.results.items():
+            try:
+                yield CONVERTER.structure(answer, ProcessInfo)
+            except cattrs.BaseValidationError as error:
+                self._warn(
+                    "info", "a process is not understood", process=process, reason=str(error)
+                )
 
     async def _ask(self, action: str, request: Any) -> Answers:
         return await self._channel.ask(action, CONVERTER.unstructure(request))

@@ -79,8 +79,14 @@ class RecordingFiles:
                 texts.insert(0, origin_line)
         member = gzip.compress(b"".join(texts), compresslevel=6)
         rest = memoryview(member)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            # A full disk: nothing could be read of what follows half a member.
+            self._file.truncate(self._file_bytes)
+            self._file.seek(self._file_bytes)
+            raise
         self._file_bytes += len(member)
         self.written_bytes += len(member)
 

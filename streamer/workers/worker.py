@@ -27,6 +27,8 @@ from streamer.config import LogLevel
 from streamer.workers.assignment import Assignment, Reload, WorkerFailedError
 
 _ANSWER_TIMEOUT_SECONDS: Final = 5.0
+_REQUEST_TIMEOUT_SECONDS: Final = 25.0
+"""For requests of operators: a token to be explained may wait for two fetches of keys."""
 _SETTLED_SECONDS: Final = 60.0
 """After serving this long, a worker that ends is replaced with the shortest delay again."""
 
@@ -155,7 +157,7 @@ class Worker:
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         # It may ask the other processes, and Redis after them.
         more_seconds = 2 * self._assignment.settings.api_timeout_seconds
-        async with self._client(_ANSWER_TIMEOUT_SECONDS + more_seconds) as client:
+        async with self._client(_REQUEST_TIMEOUT_SECONDS + more_seconds) as client:
             try:
                 response = await client.post(path, content=body, headers=headers)
             except httpx2.HTTPError:

@@ -196,6 +196,33 @@ async def test_what_is_no_request_on_the_channel_is_logged_and_ignored(
     assert not [line for line in logs if line["log_level"] == "error"]
 
 
+async def test_a_process_of_another_version_leaves_the_others_described(
+    redis_url: str, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    """Its answer counts, though nothing of it can be shown."""
+    asked = redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+    asked.subscribe("streamer:control:all")
+
+    def answer_as_a_later_version() -> None:
+        while True:
+            message = asked.get_message(timeout=DEADLINE_SECONDS)
+            if message is not None and (ask := json.loads(message["data"]))["action"] == "info":
+                answer = {"id": ask["id"], "process": "later", "result": {"pid": "none"}}
+                redis.publish(f"streamer:control:{ask['process']}", json.dumps(answer))
+                return
+
+    async with running_server(
+        redis=redis_url, api_key_file=key_file(tmp_path), api_timeout_seconds=30
+    ) as server:
+        await eventually(lambda: redis.pubsub_numsub("streamer:control:all")[0][1] == 2)
+        async with operator_of(server.http_url) as operator, trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, answer_as_a_later_version)
+            info = await operator.done("info")
+    asked.close()
+    assert (info["processes"], info["answered"]) == (2, 2)
+    assert [described["process"] for described in info["servers"]] == [server.instance]
+
+
 async def test_without_redis_a_server_acts_alone_and_says_so(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import resource
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +104,27 @@ def test_a_clock_that_is_set_back_disorders_nothing(tmp_path: Path) -> None:
     recorder.add("{}", NOON_NS - 20 * HOUR_NS)
     recorder.close()
     assert [time for time, _, _ in recorded(files.paths)] == [NOON_NS, NOON_NS]
+
+
+def test_a_write_that_fails_half_way_damages_nothing(tmp_path: Path) -> None:
+    """The lines before it can be read, and those after it, once there is room."""
+    files = RecordingFiles(tmp_path / "feed")
+    recorder = Recorder(files)
+    recorder.connected(1)
+    recorder.add("1", 1)
+    files.write(recorder._take_held())
+    (path,) = files.paths
+    recorder.add('"' + "".join(map(chr, range(256, 2000))) + '"', 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            files.write(recorder._take_held())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    recorder.add("3", 3)
+    recorder.close()
+    assert [text for _, text, _ in recorded(files.paths)] == ["1", "3"]
 
 
 def wrote_more_than(files: RecordingFiles, size_bytes: int) -> bool:

@@ -48,7 +48,7 @@ async def page(directory: Path) -> AsyncIterator[tuple[Worker, Requests]]:
 async def test_a_request_of_an_operator_may_take_as_long_as_the_setting_allows(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
-    """Two times, since some requests ask the others and then Redis."""
+    """Two times, since some ask the others and then Redis, after 20 s for keys of tokens."""
     answers: list[tuple[int, bytes] | None] = []
     async with page(tmp_path) as (worker, requests), trio.open_nursery() as nursery:
 
@@ -57,7 +57,7 @@ async def test_a_request_of_an_operator_may_take_as_long_as_the_setting_allows(
 
         nursery.start_soon(post)
         async with await requests.receive() as stream:
-            mock_clock.jump(16)
+            mock_clock.jump(20 + 2 * 8)
             await wait_all_tasks_blocked()
             await stream.send_all(OK)
     assert answers == [(200, b"{}")]
