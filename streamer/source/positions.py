@@ -151,11 +151,16 @@ class PositionReader:
         slices = Slices()
         for sequencer, record in zip(sequencers, records, strict=True):
             # During the request, the topic may have been closed, or the connection lost.
-            if sequencer in self._queue and sequencer.is_asked:
+            while self._still_asks(sequencer) and record and sequencer.fill_in_part(record):
+                await slices.end_if_long()
+            if self._still_asks(sequencer):
                 self._queue.discard(sequencer)
                 sequencer.answer(record)
                 await slices.end_if_long()
         self._queue.note_progress()
+
+    def _still_asks(self, sequencer: Sequencer) -> bool:
+        return sequencer in self._queue and sequencer.is_asked
 
     def _settled(self) -> list[Sequencer]:
         """Return those in the queue whose channels are settled, as many as are read at once.

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
+import attrs
 import pytest
 
 from streamer.broker.history import Entry, TopicHistory
@@ -245,6 +246,32 @@ def test_a_hole_is_filled_from_the_history(positioned_house: House) -> None:
     positioned_house.positioned(7)
     assert positioned_house.heard() == ["redis/7"]
     assert positioned_house.report.duplicates == 2
+
+
+def test_a_long_history_is_published_in_portions(positioned_house: House) -> None:
+    """Clients are sent the same as if it were one, also behind an entry that is not valid."""
+    house = positioned_house
+    house.sequencer.lose()
+    house.sequencer.ask()
+    begin = house.stream.sequence
+    known = record(begin + 250, *range(begin + 1, begin + 251))
+    damaged = [*known.entries]
+    damaged[99] = (Kind.PRICE, begin + 100, INVALID)
+    known = attrs.evolve(known, entries=damaged)
+    house.positioned(begin + 251)
+    portions = []
+    while house.sequencer.fill_in_part(known):
+        portions.append(house.stream.sequence - begin)
+    assert portions == [99, 199]
+    assert house.sequencer.is_asked
+    house.asks = False
+    house.sequencer.answer(known)
+    assert house.sequencer.state is State.LIVE
+    assert house.stream.sequence == begin + 251
+    heard = house.heard()
+    assert heard[99] == f"gap history_expired redis/{begin + 100}"
+    data = [message for message in heard if message.startswith("redis/")]
+    assert data == [f"redis/{begin + n}" for n in range(1, 252) if n != 100]
 
 
 def test_a_part_of_the_history_is_not_all(positioned_house: House) -> None:
