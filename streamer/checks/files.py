@@ -76,7 +76,8 @@ def check_certificate(
         server_context(certificate, key)
         shown = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
     except ssl.SSLError as error:
-        yield fault(subject, f"{certificate} and {key} do not go together: {error.reason or error}")
+        reason = getattr(error, "reason", None) or error.strerror or error
+        yield fault(subject, f"{certificate} and {key} do not go together: {reason}")
         return
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error

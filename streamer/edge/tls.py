@@ -213,10 +213,15 @@ class TlsStream(trio.abc.HalfCloseableStream):
             secured.close()
 
 
+def _refuse_to_ask() -> str:
+    """Raise ssl.SSLError in place of OpenSSL's prompt, for which the event loop would wait."""
+    raise ssl.SSLError(0, "the key has a passphrase, which cannot be asked for")
+
+
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Read PEM files. Raises OSError, and ssl.SSLError for files that do not go together."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(certificate, key, password=_refuse_to_ask)
     context.num_tickets = _SESSION_TICKETS
     # In TLS 1.2, a client could ask for it at any time, and a write would have to wait for it.
     context.options |= ssl.OP_NO_RENEGOTIATION

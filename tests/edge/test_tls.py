@@ -12,8 +12,15 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from structlog.testing import capture_logs
 
+from streamer.checks.files import check_certificate
 from streamer.edge.tls import TlsWriter
 from tests.helpers.clients import RawClient, connected, raw_client
 from tests.helpers.publications import price
@@ -78,6 +85,23 @@ async def test_files_that_cannot_be_used_change_nothing(
         assert [entry["event"] for entry in logs] == ["certificate not reloaded"]
         async with connected(server, ssl_context=trusting) as client:
             await client.ping_pong()
+
+
+async def test_a_passphrase_is_not_asked_for(tls: dict[str, Path]) -> None:
+    """On a terminal, OpenSSL would wait for one, and the server with it."""
+    private = load_pem_private_key(tls["tls_key"].read_bytes(), password=None)
+    async with running_server(**tls) as server:
+        tls["tls_key"].write_bytes(
+            private.private_bytes(
+                Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"a secret")
+            )
+        )
+        with capture_logs() as logs:
+            server.reload()
+    problem = "the key has a passphrase, which cannot be asked for"
+    assert problem in logs[0]["reason"]
+    (finding,) = check_certificate(tls["tls_certificate"], tls["tls_key"])
+    assert problem in finding.message
 
 
 async def test_a_key_that_is_not_of_the_certificate_changes_nothing(
