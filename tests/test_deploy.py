@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import httpx2
 import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,6 +25,7 @@ from streamer.cli import main
 from streamer.config import Settings
 from streamer.edge.admission import Cause
 from tests.helpers.clients import connected
+from tests.helpers.http import http_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import DEADLINE_SECONDS, eventually
@@ -178,7 +178,7 @@ async def test_each_query_finds_its_metrics_and_labels(
             await client.subscribe("stock:A", since={"A": position})
         await eventually(lambda: not server.active_connections)
         await eventually(lambda: server.readiness().ready)
-        async with httpx2.AsyncClient(base_url=server.http_url) as browser:
+        async with http_client(base_url=server.http_url) as browser:
             text = (await browser.get("/metrics")).text
     found: dict[str, set[str]] = dict(recorded)
     for family in text_string_to_metric_families(text):
@@ -220,7 +220,7 @@ async def test_a_dropped_message_has_its_reason() -> None:
             publish(server, "stock:A:price", price("A", 2))
             await eventually(lambda: server.statistics().messages_queued)
         await eventually(lambda: not server.active_connections)
-        async with httpx2.AsyncClient(base_url=server.http_url) as browser:
+        async with http_client(base_url=server.http_url) as browser:
             text = (await browser.get("/metrics")).text
     assert "streamer_messages_dropped_total{reason=" in text
 

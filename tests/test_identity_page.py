@@ -25,6 +25,7 @@ from streamer.cli import main
 from streamer.cli.errors import ExitCode
 from streamer.config import Settings
 from streamer.protocol.errors import ErrorCode
+from tests.helpers.http import http_client
 
 PROJECT: Final = Path(__file__).parent.parent
 PAGE: Final = (PROJECT / "docs" / "how-to" / "identity.md").read_text(encoding="utf-8")
@@ -136,7 +137,7 @@ async def test_a_fastapi_backend_issues_tokens(
     """To those who are logged in, and to nobody else."""
     app = load("fastapi_tokens", monkeypatch).app
     transport = httpx2.ASGITransport(app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://backend") as client:
+    async with http_client(transport=transport, base_url="http://backend") as client:
         assert (await client.post("/streamer-token")).status_code == 401
         client.cookies.set("session", "alices-session")
         await check_token((await client.post("/streamer-token")).json(), tmp_path)
@@ -178,7 +179,7 @@ async def test_a_django_backend_issues_tokens(
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.server_port}") as client:
+        async with http_client(base_url=f"http://127.0.0.1:{server.server_port}") as client:
             assert (await client.post("/streamer-token")).status_code == 401
             assert (await client.get("/streamer-token")).status_code == 405
             answer = await client.post("/streamer-token", headers={"X-User": "42"})

@@ -6,7 +6,6 @@ import time
 from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
 
-import httpx2
 import trio
 
 from tests.abuse.attack import Target, attack
@@ -23,6 +22,7 @@ from tests.abuse.tools import (
     read_all,
     request_frame,
 )
+from tests.helpers.http import http_client
 
 
 @attack()
@@ -359,7 +359,7 @@ async def refusals_by_the_thousand(target: Target) -> str | None:
 @attack(seconds=2)
 async def rebound_name_at_the_operators_port(target: Target) -> str | None:
     """Ask the operator's port for the connections as a web page with a rebound name would."""
-    async with httpx2.AsyncClient() as http:
+    async with http_client() as http:
         url = f"http://127.0.0.1:{target.http_port}/v1/ws/connections"
         answer = await http.get(url, headers={"Host": "evil.example"})
     return "the connections were served" if answer.status_code == 200 else None

@@ -19,6 +19,7 @@ import trio
 from streamer.admin import api
 from streamer.server import Server
 from tests.helpers.clients import connected
+from tests.helpers.http import http_client
 from tests.helpers.operator import KEY, Operator, key_file, operator_of
 from tests.helpers.server import running_server
 from tests.helpers.timing import eventually
@@ -59,7 +60,7 @@ async def test_without_a_file_of_keys_there_is_no_api() -> None:
 async def test_without_a_key_a_request_is_refused(server: Server, header: str | None) -> None:
     """The status is 401, and the answer names the scheme."""
     headers = {} if header is None else {"Authorization": header}
-    async with httpx2.AsyncClient(base_url=server.http_url) as client:
+    async with http_client(base_url=server.http_url) as client:
         response = await client.post("/v1/api/info", json={}, headers=headers)
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"
@@ -101,7 +102,7 @@ async def test_wrong_keys_are_answered_late_and_hold_up_nobody(
 async def test_a_wrong_key_is_forbidden(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The status is 403, after the delay."""
     monkeypatch.setattr(api, "_FAILURE_SECONDS", 0.001)
-    async with httpx2.AsyncClient(base_url=server.http_url) as client:
+    async with http_client(base_url=server.http_url) as client:
         headers = {"Authorization": f"Bearer {KEY}x"}
         response = await client.post("/v1/api/info", json={}, headers=headers)
     assert (response.status_code, response.json()["error"]) == (

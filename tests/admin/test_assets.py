@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from streamer.admin.assets import MODULES
+from tests.helpers.http import http_client
 from tests.helpers.server import running_server
 
 WEB = Path(__file__).parents[2] / "streamer" / "web"
@@ -18,7 +18,7 @@ async def test_a_page_of_any_origin_can_load_the_modules(name: str) -> None:
     """They come whole, as JavaScript that a browser does not second-guess, to every origin."""
     async with (
         running_server() as server,
-        httpx2.AsyncClient(base_url=server.http_url) as client,
+        http_client(base_url=server.http_url) as client,
     ):
         response = await client.get(f"/{name}", headers={"Origin": "https://page.example"})
         plain = await client.get(f"/{name}", headers={"Accept-Encoding": "identity"})
@@ -36,7 +36,7 @@ async def test_a_browser_that_has_the_module_is_not_sent_it_again() -> None:
     """Its ETag is answered with 304 and no body, a former one with the file."""
     async with (
         running_server() as server,
-        httpx2.AsyncClient(base_url=server.http_url) as client,
+        http_client(base_url=server.http_url) as client,
     ):
         etag = (await client.get("/streamer.js")).headers["etag"]
         again = await client.get("/streamer.js", headers={"If-None-Match": f'"other", {etag}'})
@@ -50,7 +50,7 @@ async def test_only_the_modules_can_be_read_by_pages_of_other_origins() -> None:
     """No other origin may read the pages of the operator."""
     async with (
         running_server() as server,
-        httpx2.AsyncClient(base_url=server.http_url) as client,
+        http_client(base_url=server.http_url) as client,
     ):
         for path in ("/v1/ws/stats", "/metrics", "/v1/ws/connections", "/readyz"):
             response = await client.get(path, headers={"Origin": "https://page.example"})

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from streamer.admin.http import Readiness, Report, at_once, serve_http
+from tests.helpers.http import http_client
 from tests.helpers.server import get_page, running_server
 from tests.helpers.timing import eventually, real_deadline
 
@@ -38,7 +39,7 @@ async def test_a_host_that_is_neither_an_address_nor_configured_is_refused(
     """A web page whose name resolves to this address (DNS rebinding) reads nothing."""
     async with (
         running_server(http_allowed_hosts=("streamer.internal",)) as server,
-        httpx2.AsyncClient(base_url=server.http_url) as client,
+        http_client(base_url=server.http_url) as client,
     ):
         response = await client.get("/v1/ws/connections", headers={"Host": host})
     assert response.status_code == status
@@ -59,7 +60,7 @@ async def test_that_nothing_can_be_accepted_is_logged_at_a_bounded_rate(
 
         with structlog.testing.capture_logs() as logs, monkeypatch.context() as patched:
             patched.setattr(trio.SocketListener, "accept", accept)
-            async with httpx2.AsyncClient(base_url=server.http_url) as client:
+            async with http_client(base_url=server.http_url) as client:
                 # The accept that was under way takes this one.
                 assert (await client.get("/healthz")).status_code == 200
             async with trio.open_nursery() as nursery:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-import httpx2
 import trio
 
 from streamer.admin.market import ListedStock, MarketPage
 from streamer.config import Settings
 from streamer.server import serve
+from tests.helpers.http import http_client
 from tests.helpers.server import running_server
 
 PAGE = MarketPage([ListedStock("A", "Alpha", "KOSPI", "Games")], ["KOSPI"], levels=5)
@@ -18,7 +18,7 @@ PAGE = MarketPage([ListedStock("A", "Alpha", "KOSPI", "Games")], ["KOSPI"], leve
 async def test_the_page_and_its_contents_are_served() -> None:
     """Its files have their types, and a policy that allows nothing from elsewhere."""
     settings = Settings(memory=True, port=0, http_port=0)
-    async with trio.open_nursery() as nursery, httpx2.AsyncClient() as http:
+    async with trio.open_nursery() as nursery, http_client() as http:
         server = await nursery.start(partial(serve, settings, market=PAGE))
         base = f"{server.http_url}/market"
         for name, media_type in (
@@ -47,5 +47,5 @@ async def test_the_page_and_its_contents_are_served() -> None:
 
 async def test_a_server_without_a_market_has_no_such_page() -> None:
     """Only the demo knows what to show on it."""
-    async with running_server() as server, httpx2.AsyncClient() as http:
+    async with running_server() as server, http_client() as http:
         assert (await http.get(f"{server.http_url}/market/")).status_code == 404

@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import httpx2
 import pytest
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
@@ -22,6 +21,7 @@ from streamer.admin.metrics import FAMILIES, Family
 from streamer.protocol.errors import ORIGIN
 from streamer.server import Server
 from tests.helpers.clients import connected, open_client
+from tests.helpers.http import http_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
@@ -33,7 +33,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 
 async def get_metrics(server: Server, accept: str = "text/plain") -> tuple[str, str]:
     """Content type and text of the page."""
-    async with httpx2.AsyncClient(base_url=server.http_url) as client:
+    async with http_client(base_url=server.http_url) as client:
         response = await client.get("/metrics", headers={"Accept": accept})
     assert response.status_code == 200
     return response.headers["content-type"], response.text

@@ -26,6 +26,7 @@ from streamer.admin.openapi import open_api
 from streamer.config import Settings
 from streamer.server import Server, serve
 from tests.helpers.operator import HEADERS, key_file
+from tests.helpers.timing import DEADLINE_SECONDS
 
 CHECKS: Final = [
     checks.not_a_server_error,
@@ -65,7 +66,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_the_server_serves_the_document(url: str) -> None:
     """Without a key, since it is in the reference too."""
-    response = httpx2.get(f"{url}/v1/api/openapi.json")
+    response = httpx2.get(f"{url}/v1/api/openapi.json", timeout=DEADLINE_SECONDS)
     assert (response.status_code, response.json()) == (200, open_api())
     paths = {f"/v1/api/{name}" for name in REQUESTS}
     assert set(open_api()["paths"]) == paths

@@ -5,9 +5,9 @@ Covers streamer.admin.operator and streamer.admin.pages.
 
 from __future__ import annotations
 
-import httpx2
 import pytest
 
+from tests.helpers.http import http_client
 from tests.helpers.server import running_server
 
 
@@ -25,7 +25,7 @@ from tests.helpers.server import running_server
 )
 async def test_the_files_of_the_operators_page_are_served(path: str, media_type: str) -> None:
     """They may load from this origin alone, and no other page may show them in a frame."""
-    async with running_server() as server, httpx2.AsyncClient() as http:
+    async with running_server() as server, http_client() as http:
         answer = await http.get(f"{server.http_url}{path}")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith(media_type)
@@ -44,6 +44,6 @@ async def test_the_files_of_the_operators_page_are_served(path: str, media_type:
 
 async def test_the_page_is_refused_under_another_name() -> None:
     """A page that makes its own name resolve to this address gets no page with its origin."""
-    async with running_server() as server, httpx2.AsyncClient() as http:
+    async with running_server() as server, http_client() as http:
         answer = await http.get(server.http_url, headers={"Host": "evil.example"})
     assert answer.status_code == 421

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx2
 import pytest
 import trio
 import trio.testing
 
 from streamer.admin.http import at_once
 from streamer.admin.recent import INTERVAL_SECONDS, KEPT_SECONDS, Recent
+from tests.helpers.http import http_client
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.server import running_server
 from tests.helpers.timing import SLOW_POLL_SECONDS
@@ -118,7 +118,7 @@ async def test_a_server_serves_its_samples() -> None:
     """The first is there at once; those already known need not be sent again."""
     async with (
         running_server() as server,
-        httpx2.AsyncClient(base_url=server.http_url) as http,
+        http_client(base_url=server.http_url) as http,
     ):
         answer = (await http.get("/v1/ws/recent")).json()
         assert answer["interval_seconds"] == INTERVAL_SECONDS

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 from trio.testing import MockClock
 
@@ -21,6 +20,7 @@ from streamer.hub.outbox import Outbox
 from tests.auth.tokens import secret_file, signed
 from tests.helpers.clients import connected, raw_client
 from tests.helpers.events import fetched, requested, streaming
+from tests.helpers.http import http_client
 from tests.helpers.publications import price
 from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
@@ -257,7 +257,7 @@ async def test_an_ordinary_http_client_reads_a_stream() -> None:
     async with running_server() as server:
         address = urlsplit(server.websocket_url)
         async with (
-            httpx2.AsyncClient(base_url=f"http://{address.netloc}") as client,
+            http_client(base_url=f"http://{address.netloc}") as client,
             client.stream("GET", "/v1/stream", params={"topics": "stock:A,market:M"}) as response,
         ):
             assert response.headers["content-type"] == "text/event-stream; charset=utf-8"

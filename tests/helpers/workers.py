@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
 
-import httpx2
 import trio
 
 from streamer.config import Settings
 from streamer.server import Server
 from streamer.workers.supervisor import Supervisor, supervise
 from tests.helpers.clients import connected
+from tests.helpers.http import http_client
 from tests.helpers.timing import real_deadline
 
 COMMAND = (sys.executable, "-m", "streamer", "worker")
@@ -33,7 +33,7 @@ class Workers:
 
     async def page(self, path: str) -> Any:
         """Return a page of the parent."""
-        async with httpx2.AsyncClient(base_url=self.supervisor.http_url) as client:
+        async with http_client(base_url=self.supervisor.http_url) as client:
             return (await client.get(path)).json()
 
     async def until_ready(self) -> None:
