@@ -119,6 +119,27 @@ def test_a_client_that_is_alone_in_its_group_gets_the_flush_once(
                 flush_around(world, clients[number], event, turns)
 
 
+@pytest.mark.parametrize(("size", "turns"), [(0, 1), (20_000, 5)])
+def test_large_frames_for_one_client_each_end_a_turn_sooner(size: int, turns: int) -> None:
+    """To make one out of hundreds of messages takes as long as many writes."""
+    kinds = [frozenset(Kind), frozenset({Kind.PRICE})]
+    own = [Options(mode, which, 0.0) for mode in Mode for which in kinds]
+    with closing(World(writes_per_turn=5)) as world:
+        for options in own:
+            world.subscribe(world.connect(), TOPICS[:1], options)
+        world.publish(TOPICS[0], Kind.PRICE, 0)
+        world.settle()
+        world.publish(TOPICS[0], Kind.PRICE, size)
+        world.flush_begin(stretched=False)
+        steps = 1
+        while world.flushing:
+            world.flush_step()
+            steps += 1
+        assert steps == turns
+        world.settle()
+        world.empty()
+
+
 def flush_around(
     world: World, client: Client, event: Callable[[World, Client], None], turns: int
 ) -> None:
