@@ -29,6 +29,10 @@ LEAD_SECONDS: Final = 15.0
 HOLD_SECONDS: Final = 60.0
 """Longer than any fault here: a producer that gave up would make holes of its own."""
 
+HOLD_MESSAGES: Final = 1_000_000
+"""More than is due after any pause: a call waits while Redis is away, and does not fail for want of
+room."""
+
 Publications = list[tuple[str, bytes]]
 """Channel and text of each."""
 
@@ -118,11 +122,15 @@ async def produce(order: Order) -> None:
         sys.stdout.flush()
 
     async with (
+        # The test sees that it is closed, so it is closed after all that may fail.
+        trio.lowlevel.FdStream(sys.stdin.fileno()) as stdin,
         open_publisher(
-            order.redis_url, history_length=order.history_length, hold_seconds=HOLD_SECONDS
+            order.redis_url,
+            history_length=order.history_length,
+            hold_seconds=HOLD_SECONDS,
+            hold_messages=HOLD_MESSAGES,
         ) as publisher,
         trio.open_nursery() as outer,
-        trio.lowlevel.FdStream(sys.stdin.fileno()) as stdin,
     ):
         outer.start_soon(commands.run)
         async with trio.open_nursery() as flows:

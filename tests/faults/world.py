@@ -296,6 +296,9 @@ def server_arguments(redis_port: int) -> tuple[str, ...]:
         # take long: Redis to tell the history to clients that come back, clients to answer.
         *("--subscribe-timeout-seconds", str(PATIENCE_SECONDS)),
         *("--heartbeat-timeout-seconds", str(PATIENCE_SECONDS)),
+        # And clients to come back to a topic that all of them have left, which without positions
+        # begins anew if it is released meanwhile.
+        *("--linger-seconds", str(PATIENCE_SECONDS)),
     )
 
 
