@@ -38,6 +38,7 @@ class _Read:
         self._epoch: str | None = None
         self._follows = False
         self._unread = 0
+        """How many publications before the hub's history it did not reach."""
         self.finished = trio.Event()
         self.waiting: list[int] = []
         """The sequences, in the same epoch, after which others would read."""
@@ -82,13 +83,13 @@ class MissedReads:
         """By topic and epoch."""
         self._warn = BoundedLog(log.warning)
 
-    async def read(self, queries: Sequence[HistoryQuery]) -> dict[Topic, Position]:
+    async def read(self, since: Mapping[Topic, Position]) -> dict[Topic, Position]:
         """Read the history after positions; return these by the names of their epochs here.
 
         Those that could not be read are left out.
         """
         answers: dict[Topic, Position] = {}
-        wanted = {query.topic: query.after for query in queries}
+        wanted = since
         reads: dict[Topic, _Read] = {}
         while wanted and not self._positions.failing:
             own: dict[HistoryQuery, _Read] = {}
@@ -169,20 +170,11 @@ class MissedReads:
         """
         if sequencer is None or record is None or not record.follows:
             return []
-        decode, oldest = self._router.validator.decode_entry, _oldest(sequencer.stream)
-        slices = Slices()
-        entries: list[Entry] = []
-        for kind, sequence, payload in record.entries:
-            if sequence < oldest:
-                await slices.end_if_long()
-                text = decode(query.topic, kind, sequence, payload)
-                if text is not None:
-                    entries.append((kind, sequence, text))
-        if not any(type(text) is BookChange for _, _, text in entries):
-            return entries
-        entries = await self._rebuilt(query.topic, record.entries)
+        oldest = _oldest(sequencer.stream)
+        lacking = [entry for entry in record.entries if entry[1] < oldest]
+        entries = await self._rebuilt(query.topic, lacking)
         after = query.after
-        if any(type(text) is BookChange for _, _, text in entries) and after.sequence:
+        if after.sequence and any(type(text) is BookChange for _, _, text in entries):
             before = min(_ENTRIES_BEFORE, self._positions.entries_per_read)
             start = Position(after.epoch, max(0, after.sequence - before))
             try:
@@ -194,7 +186,7 @@ class MissedReads:
                 return []
             # It may end before the record, which then began further back than is read at once.
             leading = [entry for entry in earlier.entries if entry[1] <= after.sequence]
-            entries = await self._rebuilt(query.topic, [*leading, *record.entries])
+            entries = await self._rebuilt(query.topic, [*leading, *lacking])
         return [
             entry
             for entry in entries

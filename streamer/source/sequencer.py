@@ -30,8 +30,8 @@ are held, and the events between them.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from itertools import islice
 from operator import itemgetter
 from typing import Final, Protocol
 
@@ -300,14 +300,14 @@ class Sequencer:
         """
         if record.position.epoch != self.stream.epoch:
             return False
-        following = (entry for entry in record.entries if entry[1] > self.stream.sequence)
-        part = list(islice(following, _ENTRIES_IN_PART + 1))
-        if len(part) <= _ENTRIES_IN_PART:
+        before = self.stream.sequence
+        start = bisect_right(record.entries, before, key=itemgetter(1))
+        end = start + _ENTRIES_IN_PART
+        if end >= len(record.entries):
             return False
         self._epoch = record.position.epoch
-        before = self.stream.sequence
-        entries = attrs.evolve(record, entries=part[:_ENTRIES_IN_PART])
-        self._report.recovered += self._fill(entries, before)
+        part = attrs.evolve(record, entries=record.entries[start:end])
+        self._report.recovered += self._fill(part, before)
         return self.stream.sequence > before
 
     def answer(self, record: TopicHistory | None) -> None:

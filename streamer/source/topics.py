@@ -8,7 +8,6 @@ from typing import Final, NoReturn
 import structlog
 import trio
 
-from streamer.broker.history import HistoryQuery
 from streamer.hub.publishing import Publishing
 from streamer.hub.upstream import Recovery, RecoveryOutcome
 from streamer.protocol.messages import Position
@@ -75,7 +74,7 @@ class TopicSource:
         """See `streamer.hub.upstream.Source`."""
         self.follow_demand()
         self._check_positions_ahead(since)
-        if not self._are_ready(topics, since) or self._questions(since):
+        if not self._are_ready(topics, since) or self._missed_since(since):
             return None
         return {topic: self._recovery(topic, None, at) for topic, at in since.items()}
 
@@ -87,11 +86,11 @@ class TopicSource:
         self._check_positions_ahead(since)
         answers: dict[Topic, Position] = {}
         for _ in range(_PATIENCES):
-            asked: list[HistoryQuery] = []
+            asked: Mapping[Topic, Position] = {}
             began_seconds = trio.current_time()
             with trio.move_on_after(self._subscribe_timeout_seconds) as patience:
                 await self._wait_ready(topics, since)
-                asked = self._questions(since)
+                asked = self._missed_since(since)
                 if asked and self._missed is not None:
                     answers = await self._missed.read(asked)
             # Without a position it can miss nothing: a later gap serves it better than no answer.
@@ -173,15 +172,15 @@ class TopicSource:
 
     # Missed publications
 
-    def _questions(self, since: Mapping[Topic, Position]) -> list[HistoryQuery]:
-        """Queries to Redis for the history after positions that the hub no longer keeps."""
+    def _missed_since(self, since: Mapping[Topic, Position]) -> Mapping[Topic, Position]:
+        """Return the positions after which only Redis may have the history."""
         if self._positions is None or self._positions.failing:
-            return []
-        return [
-            HistoryQuery(topic, position)
+            return {}
+        return {
+            topic: position
             for topic, position in since.items()
             if (sequencer := self._router.sequencer(topic)) is not None
             and sequencer.positioned
             and self._is_live(sequencer)
             and not self._is_known(sequencer, position)
-        ]
+        }

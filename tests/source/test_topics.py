@@ -277,6 +277,14 @@ async def test_a_topic_is_kept_while_a_client_waits_for_it(
         assert positions_missed(server, STOCK, since[STOCK]) == [2, 3]
 
 
+@asynccontextmanager
+async def caught_up(own: RedisServer, at: Position, **settings: float) -> AsyncIterator[Server]:
+    """A patient server that begins at this position, and knows nothing before it."""
+    async with running_server(redis=own.url, subscribe_timeout_seconds=60, **settings) as server:
+        await prepare(server, {STOCK: at})
+        yield server
+
+
 async def restore_while_paused(
     server: Server, own: RedisServer, positions: list[Position]
 ) -> tuple[list[Recovery], int]:
@@ -308,8 +316,7 @@ async def test_a_crowd_that_returns_reads_a_topic_once(
     """Each for itself, fifty clients would read 50 times 4 MB at once; the positions differ."""
     own = own_redis_server()
     at = await publish(own.url, 40)
-    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at) as server:
         same = [Position(at.epoch, 30)] * 20
         assert await restore_while_paused(server, own, same) == (
             [Recovery(RecoveryOutcome.RECOVERED, same[0])] * 20,
@@ -331,8 +338,7 @@ async def test_others_read_what_the_reader_of_a_crowd_does_not(
     own = own_redis_server()
     at = await publish(own.url, 5)
     first, unheard_of = Position(at.epoch, 1), Position("unheard-of", 1)
-    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at) as server:
         recoveries = {}
 
         async def restore(position: Position) -> None:
@@ -363,10 +369,7 @@ async def test_a_crowd_is_sent_what_there_is_for_each(
     with redis.Redis.from_url(own.url) as client:
         client.xtrim(history_key(str(STOCK)), minid="21-0")
     positions = [Position(at.epoch, sequence) for sequence in (12, 20, 60, 100, 5)]
-    async with running_server(
-        redis=own.url, subscribe_timeout_seconds=60, history_length=100
-    ) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at, history_length=100) as server:
         recoveries, _ = await restore_while_paused(server, own, positions)
         assert [recovery.outcome for recovery in recoveries] == [
             RecoveryOutcome.EXPIRED,
@@ -375,8 +378,7 @@ async def test_a_crowd_is_sent_what_there_is_for_each(
             RecoveryOutcome.RECOVERED,
             RecoveryOutcome.EXPIRED,
         ]
-    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at) as server:
         recoveries, reads = await restore_while_paused(server, own, positions)
         assert [recovery.outcome is RecoveryOutcome.RECOVERED for recovery in recoveries] == [
             False,
@@ -395,10 +397,7 @@ async def test_a_position_earlier_than_one_that_is_too_early_is_not_read(
     own = own_redis_server()
     at = await publish(own.url, 150)
     positions = [Position(at.epoch, sequence) for sequence in (12, 5)]
-    async with running_server(
-        redis=own.url, subscribe_timeout_seconds=60, history_length=100
-    ) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at, history_length=100) as server:
         assert await restore_while_paused(server, own, positions) == (
             [Recovery(RecoveryOutcome.EXPIRED, position) for position in positions],
             1,
@@ -432,10 +431,7 @@ async def test_a_book_is_searched_before_a_position_by_as_much_as_is_read_at_onc
     own = own_redis_server()
     at = await publish_changes(own.url, 150)
     positions = [Position(at.epoch, sequence) for sequence in (80, 95)]
-    async with running_server(
-        redis=own.url, subscribe_timeout_seconds=60, history_length=100
-    ) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at, history_length=100) as server:
         assert await restore_while_paused(server, own, positions) == (
             [Recovery(RecoveryOutcome.RECOVERED, position) for position in positions],
             2,  # the missed ones, then those before
@@ -498,8 +494,7 @@ async def test_redis_fails_while_a_book_is_searched(
         return await rebuilt(reads, topic, raw)
 
     monkeypatch.setattr(MissedReads, "_rebuilt", lose_redis)
-    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at) as server:
         since = Position(at.epoch, 2)
         recoveries = await prepare(server, {STOCK: since})
         assert recoveries == {STOCK: Recovery(RecoveryOutcome.UNAVAILABLE, since)}
@@ -512,8 +507,7 @@ async def test_a_crowd_is_answered_when_redis_is_lost(
     own = own_redis_server()
     at = await publish(own.url, 3)
     outcomes: list[RecoveryOutcome] = []
-    async with running_server(redis=own.url, subscribe_timeout_seconds=60) as server:
-        await prepare(server, {STOCK: at})
+    async with caught_up(own, at) as server:
 
         async def restore() -> None:
             recoveries = await prepare(server, {STOCK: Position(at.epoch, 1)})
