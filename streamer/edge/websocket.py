@@ -153,17 +153,21 @@ class WebSocket(BlockedWriter):
 
     async def _read_more(self) -> None:
         try:
-            data = await receive_some(
-                self._stream,
-                self.outbox.descriptor,
-                self._loop_budget,
-                is_heavy=self._reads_much,
-            )
+            await self._read_some()
         except trio.BrokenResourceError:
-            data = b""
-        if not data:
+            raise PeerClosedError(NO_CLOSE_FRAME) from None
+        if not self._read_bytes:
             raise PeerClosedError(NO_CLOSE_FRAME)
         self.last_received_seconds = trio.current_time()
+
+    async def _read_some(self) -> None:
+        """Read bytes for the reader: none at the end. Raises BrokenResourceError."""
+        data = await receive_some(
+            self._stream,
+            self.outbox.descriptor,
+            self._loop_budget,
+            is_heavy=self._reads_much,
+        )
         self._read_bytes = len(data)
         self.outbox.traffic.received_bytes += len(data)
         self._reader.feed(data)
@@ -220,18 +224,10 @@ class WebSocket(BlockedWriter):
                         await self._loop_budget.wait(is_heavy=self._reads_much)
             except (FrameError, MessageTooLargeError):
                 pass  # from now on the reader discards
-            data = await receive_some(
-                self._stream,
-                self.outbox.descriptor,
-                self._loop_budget,
-                is_heavy=self._reads_much,
-            )
-            if not data:
+            await self._read_some()
+            if not self._read_bytes:
                 return
-            discarded += len(data)
-            self._read_bytes = len(data)
-            self.outbox.traffic.received_bytes += len(data)
-            self._reader.feed(data)
+            discarded += self._read_bytes
 
     async def answer_close(self, code: int) -> None:
         """Answer the peer's close frame: the server then closes first (RFC 6455, 7.1.1).
