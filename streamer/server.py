@@ -426,7 +426,9 @@ class Server:
         marks: deque[tuple[float, int]] = deque()
         while True:
             await trio.sleep(_EXPIRY_INTERVAL_SECONDS)
-            while self.hub.release_unused(_RELEASED_PER_TURN):
+            has_more = True
+            while has_more:
+                has_more = self.hub.release_unused(_RELEASED_PER_TURN)
                 await trio.lowlevel.checkpoint()
             now = trio.current_time()
             marks.append((now + self.settings.history_seconds, self.hub.publishing.order))
