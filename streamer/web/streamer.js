@@ -526,8 +526,8 @@ export class Streamer {
   #requests = new Map();
   #lastRequestId = 0;
   #retries = 0;
-  /** Topics whose whole messages have been asked for and have not come. */
-  #resyncing = new Set();
+  /** Topics that have been asked for, whole or from a position, and have not come. */
+  #asked = new Set();
   #refused = new Set();
 
   /** Topic -> its subscriptions. */
@@ -718,7 +718,7 @@ export class Streamer {
     // Nobody knows what a request in flight has changed in the session.
     if (this.#requests.size > 0) this.#session = null;
     this.#requests.clear();
-    this.#resyncing.clear();
+    this.#asked.clear();
     this.#isRestoring = false;
   }
 
@@ -968,9 +968,11 @@ export class Streamer {
   #restoreOwn() {
     const topic = `user:${this.#userId}`;
     const since = this.#account.position(topic);
-    if (!since || this.#account.isLive(topic)) return;
+    if (!since || this.#account.isLive(topic) || this.#asked.has(topic)) return;
+    this.#asked.add(topic);
     const message = { type: "subscribe", ...naming([topic]), since: { [this.#userId]: since } };
     this.#request(message, ({ positions }) => {
+      this.#asked.delete(topic);
       if (positions) this.#account.begin(topic, since, positions[this.#userId]);
     });
   }
@@ -1224,11 +1226,11 @@ export class Streamer {
   /** Ask for whole messages, once, since a delta has no base here. */
   #resync(topic, message) {
     this.#values.delete(topic);
-    if (this.#resyncing.has(topic)) return;
-    this.#resyncing.add(topic);
+    if (this.#asked.has(topic)) return;
+    this.#asked.add(topic);
     this.#account.resync(topic, message);
     this.#request({ type: "resync", ...naming([topic]) }, (answer) => {
-      this.#resyncing.delete(topic);
+      this.#asked.delete(topic);
       if (answer.type === "error") this.#fail(answer);
     });
   }

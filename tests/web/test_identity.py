@@ -147,6 +147,32 @@ async def test_messages_to_the_user_arrive_once(redis_url: str, tmp_path: Path) 
             assert client.waiting("update") == []
 
 
+async def test_what_a_user_missed_is_asked_for_once(redis_url: str, tmp_path: Path) -> None:
+    """Also after a connection that died in silence, whose session is not restored."""
+    network = Proxy()
+    async with (
+        running_server(redis=redis_url, **required(tmp_path)) as server,
+        network.run(),
+        open_publisher(redis_url) as publisher,
+    ):
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        url = f"ws://127.0.0.1:{network.port}/v1/ws"
+        async with remote(
+            url, token=signed(), firstDelayMs=1, maxDelayMs=50, pongTimeoutMs=300
+        ) as client:
+            await client.ready(await client.subscribe("user"))
+            await client.event("state", lambda value: value.get("transport") == "websocket")
+            await publisher.publish("alerts:42", alert(1))
+            assert (await client.update())["alert_id"] == 1
+            network.silence(1)
+            await client.do("probe")
+            await publisher.publish("alerts:42", alert(2))
+            await client.event("state", lambda value: value.get("transport") == "websocket")
+            await publisher.publish("alerts:42", alert(3))
+            assert (await client.update())["alert_id"] == 2
+            assert (await client.update())["alert_id"] == 3
+
+
 async def test_a_topic_that_the_token_does_not_permit_is_refused(tmp_path: Path) -> None:
     """The others of the subscription are served."""
     settings = required(tmp_path) | {"public_topics": ()}
