@@ -101,7 +101,7 @@ class HttpStream:
             traffic=services.hub.traffic,
             write=services.hub.write,
         )
-        self._writer = BlockedWriter(stream, services.hub.fanout, self.outbox)
+        self._writer = BlockedWriter(stream, services.hub.fanout, self.outbox, services.loop_budget)
         self._requests = Requests(None, self.outbox, services)
         self._requests.access.identity = request.identity
         if request.identity is not None:

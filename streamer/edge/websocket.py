@@ -70,7 +70,6 @@ class WebSocket(BlockedWriter):
 
     __slots__ = (
         "_limiter",
-        "_loop_budget",
         "_max_unread_bytes",
         "_read_bytes",
         "_reader",
@@ -94,10 +93,9 @@ class WebSocket(BlockedWriter):
 
         `inflates`: whether the client may compress its messages.
         """
-        super().__init__(stream, fanout, outbox)
+        super().__init__(stream, fanout, outbox, loop_budget)
         self._max_unread_bytes = max_unread_bytes
         self._limiter = limiter
-        self._loop_budget = loop_budget
         self._reader = FrameReader(max_message_bytes=max_message_bytes, inflates=inflates)
         self._reader.feed(trailing)
         outbox.traffic.received_bytes += len(trailing)

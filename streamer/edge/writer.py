@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from streamer.edge.loop_budget import LoopBudget
 from streamer.hub.fanout import FanOut
 from streamer.hub.outbox import Outbox
 
@@ -11,10 +12,24 @@ from streamer.hub.outbox import Outbox
 class BlockedWriter:
     """Writes an outbox' bytes while its socket is full, and wakes the tasks that wait for it."""
 
-    __slots__ = ("_fanout", "_progress", "_stream", "last_written_seconds", "outbox")
+    __slots__ = (
+        "_fanout",
+        "_loop_budget",
+        "_progress",
+        "_stream",
+        "last_written_seconds",
+        "outbox",
+    )
 
-    def __init__(self, stream: trio.abc.Stream, fanout: FanOut, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        fanout: FanOut,
+        outbox: Outbox,
+        loop_budget: LoopBudget,
+    ) -> None:
         self._stream = stream
+        self._loop_budget = loop_budget
         self._fanout = fanout
         self.outbox = outbox
         self._progress: trio.Event | None = None
@@ -27,6 +42,9 @@ class BlockedWriter:
         try:
             while outbox.blocked and not outbox.closed:
                 await trio.lowlevel.wait_writable(outbox.descriptor)
+                if outbox.backlog.replaying and self._loop_budget.is_long:
+                    # Each client that missed much takes a millisecond of each turn.
+                    await self._loop_budget.wait()
                 self._fanout.resume(outbox)
                 self._advance()
         except (trio.BrokenResourceError, trio.ClosedResourceError):

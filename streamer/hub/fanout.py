@@ -46,7 +46,7 @@ hundreds of topics each do not delay what the others are sent."""
 _BYTES_PER_WRITE: Final = 4096
 """A frame for one client counts as another write for each of so many bytes: to make it out of
 hundreds of messages takes as long. Events with a place each, after a gap in a hundred topics, take
-10 ms for one client, and so more than a second for all of a turn."""
+2 ms for one client, and so a quarter of a second for all of a turn."""
 
 _SMALL_SHARE: Final = 128
 """A topic that takes less than one part in so many of a flush's messages is never left."""

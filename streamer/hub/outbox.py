@@ -31,6 +31,13 @@ REPLAY_PORTION_BYTES: Final = 64 * 1024
 """Bytes of replayed texts that are encoded for one write: about as much as a socket's buffer takes.
 It bounds the memory for encoded messages of a client that reads slowly."""
 
+REPLAYED_PER_TURN: Final = 1000
+"""Messages replayed to one client before the loop serves others: a millisecond or two. A socket
+whose client reads takes megabytes without ever being full."""
+
+_LEAST_PER_PORTION: Final = 64
+"""A portion of a replay counts as so many messages at least: to copy its bytes takes as long."""
+
 
 Write = Callable[[int, bytes | memoryview], int]
 """Writes bytes to a descriptor without waiting, as os.write: returns how many were taken, or raises
@@ -119,6 +126,7 @@ class Outbox:
         "_overflowed",
         "_owner",
         "_replayed",
+        "_replayed_now",
         "_write",
         "backlog",
         "bandwidth",
@@ -193,6 +201,8 @@ class Outbox:
         self._delivered = 0
         self._conflated = 0
         self._replayed = 0
+        self._replayed_now = 0
+        """Messages of replays that the present `flush` has taken."""
         self.dropped: dict[str, int] = {}
         """Messages that will never be sent, by reason."""
 
@@ -254,6 +264,10 @@ class Outbox:
         """Hold the bytes after the first `sent`, which the socket took; start the writer task."""
         self._held = memoryview(data)[sent:]
         self._held_messages = messages
+        self._block()
+
+    def _block(self) -> None:
+        """Write nothing more but by the writer task, which is started."""
         if not self.blocked:
             self.blocked = True
             if self.group is not None:
@@ -435,6 +449,9 @@ class Outbox:
             for publication in live:
                 subscription.epoch = publication.epoch or subscription.epoch
         self._delivered += delivered
+        # To render one message may take milliseconds.
+        least = REPLAYED_PER_TURN if self.renders else _LEAST_PER_PORTION
+        self._replayed_now += max(len(parts), least)
         return self.wire.data(parts, self.positions), delivered
 
     # Taking waiting messages
@@ -502,8 +519,11 @@ class Outbox:
         ]
 
     def flush(self, now_seconds: float) -> int:
-        """Write waiting messages until the socket is full; return how many were written."""
-        total = 0
+        """Write waiting messages until the socket is full; return how many were written.
+
+        A long replay is continued by the writer task, in later turns of the loop.
+        """
+        total = self._replayed_now = 0
         while not self.closed:
             data, messages = self.take(now_seconds)
             if not data:
@@ -511,6 +531,9 @@ class Outbox:
                 break
             total += messages
             if not self.write(data, messages):
+                break
+            if self._replayed_now >= REPLAYED_PER_TURN and self.backlog.replaying:
+                self._block()
                 break
         return total
 

@@ -55,13 +55,18 @@ def encode_cursor(positions: Iterable[Placed]) -> str:
     If it would be too long, as with epochs of many characters, the client is owed a gap in the
     topics for which there is no room.
     """
-    entries = [_VERSION]
-    entries += [_entry(*placed) for placed in positions]
+    return join_entries([entry(*placed) for placed in positions])
+
+
+def join_entries(entries: Iterable[str]) -> str:
+    """Return the cursor of these entries, as `encode_cursor` does of their positions."""
+    entries = [_VERSION, *entries]
     cursor = _SEPARATOR.join(entries)
     return cursor if len(cursor) <= MAX_CURSOR_BYTES else _shortened(entries)
 
 
-def _entry(topic: Topic, epoch: str | None, sequence: int) -> str:
+def entry(topic: Topic, epoch: str | None, sequence: int) -> str:
+    """Return the entry of a topic."""
     return f"{_tag(topic)}{_OWED if epoch is None else f'{sequence:x}.{_epoch_text(epoch)}'}"
 
 

@@ -34,14 +34,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import repeat
 from typing import Final
 
 from streamer.protocol import messages
 from streamer.protocol.codec import encode
 from streamer.protocol.topics import Topic
 from streamer.wire.batch import MAX_BATCH_BYTES, batch_text
-from streamer.wire.cursor import encode_cursor
+from streamer.wire.cursor import encode_cursor, entry, join_entries
 from streamer.wire.format import Part, Placed, Positions, Sendable, Stream, WireFormat
 
 _LINE_END: Final = re.compile(rb"\r\n?|\n")
@@ -102,17 +102,13 @@ class EventStream(WireFormat):
         """Return the events of data messages, each with the cursor of a client that has it."""
         if not parts:
             return b""
-        placed = list(positions())
-        events = []
-        for texts, end in _events(parts):
+        events = list(_events(parts))
+        ends = [end for _, end in events]
+        lines: list[bytes] = []
+        for (texts, _), id_line in zip(events, _id_lines(positions(), parts, ends), strict=True):
             text = texts[0] if len(texts) == 1 else batch_text(texts, self._timestamp)
-            events.append(_data_lines(text))
-            if end == len(parts):
-                events.append(_id_line(placed))
-            elif _is_placed(parts[end]):
-                events.append(_id_line(_positions_before(placed, parts, end)))
-            events.append(b"\n")
-        return b"".join(events)
+            lines += _data_lines(text), id_line, b"\n"
+        return b"".join(lines)
 
     def place(self, positions: Positions) -> bytes:
         """Return an id without a message, which changes what the client sends when it resumes."""
@@ -174,24 +170,38 @@ def _events(parts: Sequence[Part]) -> Iterable[tuple[list[bytes], int]]:
         yield texts, len(parts)
 
 
-def _positions_before(
-    placed: Iterable[Placed], parts: Sequence[Part], end: int
-) -> Iterable[Placed]:
-    """Yield the positions of a client that has the parts before `end`, and not those after it.
+def _id_lines(
+    placed: Iterable[Placed], parts: Sequence[Part], ends: Sequence[int]
+) -> Iterable[bytes]:
+    """Return the line with the id of each event; empty for one without an id.
 
-    `placed` are its positions after all of them.
+    `placed` are the positions of a client that has all parts, and `ends` how many of them it has
+    after each event.
     """
-    following: dict[Topic, _EventText] = {}
-    owed: set[Topic] = set()
-    for _, text, _ in islice(parts, end, None):
-        assert isinstance(text, _EventText)
-        if text.is_gap or (text.topic not in following and text.is_notice):
-            owed.add(text.topic)
-        following.setdefault(text.topic, text)
+    if len(ends) == 1:
+        return [_id_line(placed)]
+    if not _is_placed(parts[0]):  # nor is any other: the last id is that of all
+        return [*repeat(b"", len(ends) - 1), _id_line(placed)]
+    epochs: dict[Topic, str | None] = {}
+    entries: dict[Topic, str] = {}
     for topic, epoch, sequence in placed:
-        if topic in owed:
-            yield topic, None, 0
-        elif topic in following:
-            yield topic, epoch, following[topic].before
-        else:
-            yield topic, epoch, sequence
+        epochs[topic] = epoch
+        entries[topic] = entry(topic, epoch, sequence)
+    # From the last event to the first: between two of them only the entries of the topics differ
+    # that the later one is about. After a gap in a hundred topics there are as many events.
+    lines: list[bytes] = []
+    owed: set[Topic] = set()
+    at = len(parts)
+    for end in reversed(ends):
+        for _, text, _ in reversed(parts[end:at]):
+            assert isinstance(text, _EventText)
+            topic = text.topic
+            if text.is_gap:
+                owed.add(topic)
+            is_owed = text.is_notice or topic in owed
+            epoch = None if is_owed else epochs[topic]
+            entries[topic] = entry(topic, epoch, text.before)
+        at = end
+        lines.append(b"id: %b\n" % join_entries(entries.values()).encode())
+    lines.reverse()
+    return lines

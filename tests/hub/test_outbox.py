@@ -12,8 +12,9 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.backlog import Backlog
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.outbox import Outbox
+from streamer.hub.outbox import REPLAY_PORTION_BYTES, REPLAYED_PER_TURN, Outbox
 from streamer.hub.recovery import RecoveryPlan, subscribe
+from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.subscription import SubscriptionOptions, Want
 from streamer.protocol.messages import GapReason, Mode, Position
 from streamer.protocol.topics import Kind, Topic
@@ -265,6 +266,39 @@ def test_options_of_many_topics_change_in_one_look_at_what_waits(
     assert waiting.looks == 1
     assert short(client.received()) == [("orderbook", 2, 0, False)] * 50
     assert client.outbox.statistics().dropped == {"unsubscribed": 50}
+
+
+@pytest.mark.parametrize("detail", [WHOLE, Detail(depth=1)])
+def test_a_long_replay_is_sent_in_portions_although_the_socket_takes_more(detail: Detail) -> None:
+    """A client that reads takes megabytes of it at once: all others would wait meanwhile."""
+    house = House(history_length=4 * REPLAYED_PER_TURN)
+    size = 40 if detail is WHOLE else REPLAY_PORTION_BYTES // 2
+    count = 4 * REPLAYED_PER_TURN if detail is WHOLE else 6
+    house.publish(STOCK, count, size=size)
+    written: list[int] = []
+
+    def take_all(_: int, data: bytes | memoryview) -> int:
+        written.append(len(data))
+        return len(data)
+
+    owner = Behind(house)
+    outbox = Outbox(
+        "reads", 0, owner, WebSocketJson(lambda: ""), max_queued_bytes=1 << 20, write=take_all
+    )
+    house.hub.add(outbox)
+    since = Position(house.hub.stream(STOCK).epoch, 0)
+    want = Want(STOCK, SubscriptionOptions(Mode.ALL, detail=detail), since)
+    subscribe(house.hub, outbox, [want], max_replay_bytes=1 << 20)
+    house.hub.fanout.start_replays(outbox)
+    steps = 1
+    while outbox.blocked:  # as the writer task does
+        assert len(written) == steps
+        house.hub.fanout.resume(outbox)
+        steps += 1
+    assert steps >= 3
+    assert outbox.statistics().replayed == count
+    owner.flush()
+    assert house.hub.statistics().groups == 1
 
 
 def test_a_write_is_never_cut_by_an_answer() -> None:

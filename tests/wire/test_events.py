@@ -12,6 +12,7 @@ from streamer.hub.streams import TopicStream
 from streamer.protocol import messages
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
+from streamer.wire import cursor
 from streamer.wire.cursor import OWED_GAP, decode_cursor
 from streamer.wire.events import EventStream
 from streamer.wire.format import Part, Placed
@@ -110,6 +111,33 @@ def test_a_client_is_owed_a_gap_until_it_has_it_and_the_last_values_after_it() -
         {A: Position("new", 40)},
         {A: Position("new", 41)},
     ]
+
+
+def test_the_ids_of_many_events_take_no_more_work_than_the_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a gap in a hundred topics, each has a cursor of a hundred entries, most alike."""
+    made: list[Topic] = []
+
+    def counted(topic: Topic, epoch: str | None, sequence: int) -> str:
+        made.append(topic)
+        return cursor.entry(topic, epoch, sequence)
+
+    monkeypatch.setattr("streamer.wire.events.entry", counted)
+    topics = [Topic.parse(f"stock:{number}") for number in range(100)]
+    sent: list[Part] = []
+    for topic in topics:
+        stream = TopicStream(topic, "e", history_length=0)
+        sent += WIRE.parts([gap(40, "new"), price(41)], 0, stream)
+    placed = [(topic, "new", 41) for topic in topics]
+    lines = WIRE.data(sent, lambda: placed).split(b"\n")
+    ids = [line.removeprefix(b"id: ").decode() for line in lines if line.startswith(b"id: ")]
+    assert len(ids) == 2 * len(topics)
+    assert decode_cursor(ids[0], topics) == dict.fromkeys(topics, OWED_GAP) | {
+        topics[0]: Position("new", 40)
+    }
+    assert decode_cursor(ids[-1], topics) == dict.fromkeys(topics, Position("new", 41))
+    assert len(made) <= len(topics) + len(sent)
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\r\n"])
