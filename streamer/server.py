@@ -147,7 +147,8 @@ class Server:
         self._commands: RedisClient | None = None
         store: SessionStore | None = None
         report = SourceReport()
-        queue = ReadQueue()
+        commands = RedisClient(settings.redis, client_name=f"streamer-{self.instance}")
+        queue = ReadQueue(commands.renew)
         reads: TopicReads = NoReads() if settings.memory else queue
         self._router = Router(
             self.hub.publishing,
@@ -168,7 +169,7 @@ class Server:
                 probe_interval_seconds=settings.probe_interval_seconds,
                 probe_timeout_seconds=settings.probe_timeout_seconds,
             )
-            self._commands = RedisClient(settings.redis, client_name=f"streamer-{self.instance}")
+            self._commands = commands
             self._positions = PositionReader(
                 queue,
                 bus,

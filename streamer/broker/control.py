@@ -50,7 +50,10 @@ class RedisControl:
         probe_interval_seconds: float,
         probe_timeout_seconds: float,
     ) -> None:
-        """`commands` publishes; `process_id` is unique among all processes."""
+        """`commands` publishes, and is renewed with the connection that reads.
+
+        `process_id` is unique among all processes.
+        """
         self._commands = commands
         self._handler = handler
         self._publish = "SPUBLISH" if has_scheme(url, CLUSTER_SCHEMES) else "PUBLISH"
@@ -99,7 +102,8 @@ class RedisControl:
                 self._handler.on_answer(payload)
 
     def on_connected(self) -> None:
-        """Pass the connection on."""
+        """Pass the connection on, and ask the server that is heard from now on."""
+        self._commands.renew()
         self._handler.on_connected()
 
     def on_lost(self, reason: str) -> None:

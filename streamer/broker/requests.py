@@ -72,6 +72,7 @@ class RedisClient:
         self._work = trio.Event()
         self._connection: RequestConnection | None = None
         self._opened: AbstractAsyncContextManager[RequestConnection]
+        self._is_outdated = False
         self._last_error = ""
         self._closed_until = -math.inf
 
@@ -96,6 +97,14 @@ class RedisClient:
             raise type(request.error)(str(request.error))
         return request.replies
 
+    def renew(self) -> None:
+        """Send what has not been sent over a new connection.
+
+        The server of the present one may still answer after another has taken its place: behind a
+        name or a virtual address, or cut off from the sentinels.
+        """
+        self._is_outdated = True
+
     async def _serve_round(self) -> None:
         """Carry out the requests of those that wait, as many as go out in one send."""
         requests: list[_Request] = []
@@ -107,6 +116,9 @@ class RedisClient:
             del self._waiting[request]
             requests.append(request)
             commands += request.commands
+        if self._is_outdated:
+            self._is_outdated = False
+            await self._close()
         try:
             replies = await self._execute(commands)
         except RedisConnectionError as error:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Iterator
+from typing import Final, NoReturn, Protocol
 
 import trio
 
 from streamer.hub.streams import TopicStream
 from streamer.source.sequencer import Sequencer
+
+_RENEWAL_SECONDS: Final = 1.0
+"""The least time between two connections that are opened since Redis is behind."""
 
 
 class TopicReads(Protocol):
@@ -25,6 +28,9 @@ class TopicReads(Protocol):
 
     def note_connection(self) -> None:
         """Take note that the bus was connected, or lost."""
+
+    def note_behind(self) -> None:
+        """Take note that Redis answered with less than has been received from it."""
 
     async def wait_progress(self) -> None:
         """Wait until topics have been read, or the bus was connected or lost."""
@@ -47,6 +53,9 @@ class NoReads:
     def note_connection(self) -> None:
         """Do nothing: no task waits for it."""
 
+    def note_behind(self) -> None:
+        """Do nothing: there is no answer."""
+
     async def wait_progress(self) -> NoReturn:
         """Wait for ever: there is never any progress."""
         await trio.sleep_forever()
@@ -55,7 +64,15 @@ class NoReads:
 class ReadQueue:
     """A `TopicReads` that queues the topics to read and the names to announce."""
 
-    def __init__(self) -> None:
+    def __init__(self, renew_connection: Callable[[], None]) -> None:
+        """`renew_connection` has topics read over a new connection from then on.
+
+        It is called when the bus is connected: another server may have taken the place of the one
+        that answered before. One that is behind still answers, and publications that go beyond its
+        positions are rejected.
+        """
+        self._renew_connection = renew_connection
+        self._renewed_seconds = float("-inf")
         self._sequencers: dict[Sequencer, None] = {}
         self._renamed: list[TopicStream] = []
         self._filled = trio.Event()
@@ -92,8 +109,16 @@ class ReadQueue:
 
     def note_connection(self) -> None:
         """See `TopicReads`."""
+        self._renew_connection()
         self._filled.set()
         self.note_progress()
+
+    def note_behind(self) -> None:
+        """See `TopicReads`."""
+        # Anybody may publish what goes beyond Redis: that must not cost a connection each time.
+        if trio.current_time() >= self._renewed_seconds + _RENEWAL_SECONDS:
+            self._renewed_seconds = trio.current_time()
+            self._renew_connection()
 
     async def wait(self) -> None:
         """Wait until there are topics to read or names to announce, or the bus was connected."""

@@ -20,6 +20,7 @@ publication and all that arrive after it, and requests the topic's position from
   received, and its positions would be ambiguous.
 - Publications that were held before the question, and are beyond the position in Redis, are
   rejected: producers write position and publication in one step, so none can be ahead of Redis.
+  If another server was asked than is heard, the next question goes to a new connection.
 - If Redis has no position for the topic, its producers number by themselves. Then only their
   positions count: a hole is a gap, and a step back is a gap into an epoch of another name.
 
@@ -82,6 +83,9 @@ class Reads(Protocol):
 
     def announce(self, stream: TopicStream) -> None:
         """Announce to other servers another name by which clients know a stream's epoch."""
+
+    def note_behind(self) -> None:
+        """Take note that Redis answered with less than has been received from it."""
 
 
 DecodeEntry = Callable[[Kind, int, bytes], bytes | None]
@@ -504,6 +508,7 @@ class Sequencer:
         return True
 
     def _reject(self, position: Position, kept: Position) -> None:
+        self._reads.note_behind()
         self._report.reject(
             str(self.stream.topic),
             f"sequence {position.sequence} of epoch {position.epoch} is not the next, and Redis "

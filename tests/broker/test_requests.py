@@ -82,6 +82,23 @@ async def test_a_connection_that_died_while_idle_costs_no_request(
         assert connections(redis) != before
 
 
+async def test_a_renewed_client_opens_one_new_connection(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """The old one answers, but maybe no longer for the Redis of the URL."""
+    async with opened(redis_url) as client:
+        client.renew()  # there is none yet
+        assert await client.execute_many([("ECHO", "x")]) == [b"x"]
+        before = connections(redis)
+        client.renew()
+        assert await client.execute_many([("ECHO", "y")]) == [b"y"]
+        await eventually(lambda: len(connections(redis)) == 1)
+        after = connections(redis)
+        assert after != before
+        assert await client.execute_many([("ECHO", "z")]) == [b"z"]
+        assert connections(redis) == after
+
+
 async def test_callers_that_share_a_round_trip_get_their_own_replies(redis_url: str) -> None:
     """Replies never reach another caller, however many ask at once."""
     async with opened(redis_url) as client, trio.open_nursery() as nursery:

@@ -24,6 +24,7 @@ from tests.auth.tokens import secret_file
 from tests.helpers.clients import Client, connected, open_client
 from tests.helpers.identities import bearer
 from tests.helpers.operator import key_file, operator_of, two_servers, until_heard
+from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.redis_topology import ClusterService, SentinelService
 from tests.helpers.server import running_server
@@ -89,6 +90,22 @@ async def test_two_instances_of_two_workers_act_as_one(
         finally:
             os.kill(hanging, signal.SIGCONT)
         assert answer == {"count": 0, "processes": 4, "answered": 3}
+
+
+async def test_requests_go_through_a_redis_that_has_taken_the_place_of_another(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """The old one runs on, and would pass them on to nobody."""
+    old, new = own_redis_server(), own_redis_server()
+    proxy = Proxy(old.port)
+    async with proxy.run():
+        url = f"redis://127.0.0.1:{proxy.port}"
+        async with two_servers(url, key_file(tmp_path)) as (one, other):
+            proxy.server_port = new.port
+            with old.connect() as redis:
+                redis.client_kill_filter(_type="pubsub")
+            for server in (one, other):
+                await until_heard(server, 2)
 
 
 async def test_a_parent_uses_the_worker_that_answers(redis_url: str, tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ class PositionedProducer:
     def announce(self, stream: TopicStream) -> None:
         """Clients know the epoch by another name: no other server is there to learn of it."""
 
+    def note_behind(self) -> None:
+        """A publication that Redis does not have was rejected."""
+
     # What happens to it
 
     def join(self) -> None:

@@ -13,12 +13,15 @@ import pytest
 import redis as redis_py
 import structlog
 import trio
+import trio.testing
 
 from streamer.broker.keys import history_key, position_key
 from streamer.protocol.messages import Position
 from streamer.publisher import Publisher, open_publisher
 from streamer.server import Server
+from streamer.source.reads import ReadQueue
 from tests.helpers.clients import Client, connected
+from tests.helpers.proxy import Proxy
 from tests.helpers.publications import orderbook, price
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.server import running_server
@@ -100,6 +103,74 @@ async def test_a_hole_in_the_flow_is_read_from_the_history(
         assert (await client.data())["sequence"] == 4
         statistics = server.statistics().ingest
         assert (statistics.recovered, statistics.duplicates) == (2, 2)
+
+
+async def test_a_redis_that_has_taken_the_place_of_another_is_asked(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """The old one runs on and would still answer: with what it had before the failover."""
+    old = own_redis_server(repl_diskless_sync_delay=0)
+    new = own_redis_server(replicaof=f"127.0.0.1 {old.port}")
+    proxy = Proxy(old.port)
+    with old.connect() as old_redis, new.connect() as new_redis:
+        async with (
+            proxy.run(),
+            open_publisher(new.url) as publisher,
+            listening(f"redis://127.0.0.1:{proxy.port}") as (server, before, client),
+        ):
+            await before.publish("stock:A:price", price("A", 1))
+            await _expect(client, 1)
+            await eventually(lambda: old_redis.wait(1, 100))
+            new_redis.replicaof("no", "one")
+            proxy.server_port = new.port
+            await publisher.publish("stock:A:price", price("A", 2))
+            old_redis.client_kill_filter(_type="pubsub")
+            await _expect(client, 2)
+            await publisher.publish("stock:A:price", price("A", 3))
+            await _expect(client, 3)
+            assert server.statistics().ingest.rejected == 0
+
+
+async def test_a_redis_that_is_behind_is_asked_over_a_new_connection(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """It may be another one than is heard, as the answer of a sentinel that is cut off."""
+    async with listening(redis_url) as (server, publisher, client):
+
+        def connections() -> list[str]:
+            name = f"streamer-{server.instance}"
+            return [entry["id"] for entry in redis.client_list() if entry["name"] == name]
+
+        receipt = await publisher.publish("stock:A:price", price("A", 1))
+        assert receipt.position is not None
+        await _expect(client, 1)
+        before = connections()
+        assert len(before) == 1
+        epoch = receipt.position.epoch
+        redis.publish("stock:A:price", price("A", 99, epoch=epoch, sequence=99))
+        await eventually(lambda: server.statistics().ingest.rejected == 1)
+        assert server._commands is not None
+        await server._commands.execute_many([("ECHO", "x")])
+        await eventually(lambda: len(connections()) == 1)
+        assert connections() != before
+
+
+async def test_publications_beyond_redis_cost_a_connection_once_in_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Anybody may publish them, and as many as they like."""
+    renewals = 0
+
+    def renew() -> None:
+        nonlocal renewals
+        renewals += 1
+
+    queue = ReadQueue(renew)
+    for expected in (1, 2):
+        for _ in range(3):
+            queue.note_behind()
+        assert renewals == expected
+        await trio.sleep(1)
 
 
 @pytest.mark.parametrize("sequence", [5, 2**53 - 1])

@@ -85,6 +85,9 @@ class House:
         """Clients know the epoch by another name."""
         self.announced.append(stream.former_epoch)
 
+    def note_behind(self) -> None:
+        """A publication that Redis does not have was rejected."""
+
     # What the tests do
 
     def answer(self, record: TopicHistory | None) -> bool:
