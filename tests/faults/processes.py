@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -153,6 +153,7 @@ class Producer:
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
+        self._process = process
         self._stdin = process.stdin
         self._output = Output(process.stdout)
         self.counts: dict[str, int] = {}
@@ -182,7 +183,8 @@ class Producer:
 
     async def report(self, received_seconds: float) -> None:
         """Say how many seconds of the flow every client has had, and update `counts`."""
-        await self._stdin.send_all(b"%f\n" % received_seconds)
+        with suppress(trio.BrokenResourceError):  # it has ended, so that its output has, too
+            await self._stdin.send_all(b"%f\n" % received_seconds)
         await self._read()
 
     async def finish(self) -> None:
@@ -191,4 +193,7 @@ class Producer:
         await self._read()
 
     async def _read(self) -> None:
-        self.counts = json.loads(await self._output.line())
+        try:
+            self.counts = json.loads(await self._output.line())
+        except EOFError:
+            raise AssertionError(f"the producer ended with {await self._process.wait()}") from None
