@@ -23,6 +23,9 @@ ALLOWED_METHODS: Final = "GET, OPTIONS"
 _MAX_PREFLIGHT_AGE_SECONDS: Final = 600
 """How long a browser may keep the answer to a preflight: ten minutes."""
 
+HEARTBEAT_HEADER: Final = "Heartbeat-Interval"
+"""The seconds between the comments of a stream, so that a client knows what silence means."""
+
 _NOT_STORED: Final = ("Cache-Control", "no-store")
 
 _EVENT_STREAM_HEADERS: Final = (
@@ -79,10 +82,13 @@ class HttpAnswers:
     any page may read them, but no browser sends cookies with its request.
     """
 
-    def __init__(self, allowed_origins: Sequence[str]) -> None:
+    def __init__(
+        self, allowed_origins: Sequence[str], *, heartbeat_interval_seconds: float
+    ) -> None:
         """`allowed_origins` are normalized; none: any origin is allowed."""
         self._is_open = not allowed_origins
         self._origins = OriginRules(allowed_origins)
+        self._heartbeat_interval_seconds = heartbeat_interval_seconds
 
     def _cors(self, request: HttpRequest) -> Headers:
         if self._is_open:
@@ -135,8 +141,16 @@ class HttpAnswers:
         )
 
     def event_stream(self, request: HttpRequest) -> bytes:
-        """Return the head of a stream of events."""
-        return self._head(request, HTTPStatus.OK, _EVENT_STREAM_HEADERS)
+        """Return the head of a stream of events.
+
+        The interval is in a header, which pages have to be allowed to read: the first event has
+        always been `subscribed`.
+        """
+        heartbeat = (
+            (HEARTBEAT_HEADER, f"{self._heartbeat_interval_seconds:g}"),
+            ("Access-Control-Expose-Headers", HEARTBEAT_HEADER),
+        )
+        return self._head(request, HTTPStatus.OK, (*_EVENT_STREAM_HEADERS, *heartbeat))
 
     def _head(self, request: HttpRequest, status: HTTPStatus, headers: Headers) -> bytes:
         lines = [f"HTTP/1.1 {status.value} {status.phrase}", "Connection: close"]

@@ -53,7 +53,10 @@ class HttpApi:
         settings = services.settings
         self._services = services
         self._settings = settings
-        self.answers = HttpAnswers(settings.allowed_origins)
+        self.answers = HttpAnswers(
+            settings.allowed_origins,
+            heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
+        )
         self._max_topics = min(
             settings.max_targets_per_request, settings.max_subscriptions, MAX_STREAM_TOPICS
         )

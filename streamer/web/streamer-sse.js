@@ -145,6 +145,8 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     try {
       const response = await fetch(query(), { headers, signal, cache: "no-store" });
+      if (signal.aborted) return;
+      on.onAlive(Number(response.headers.get("heartbeat-interval")));
       await (response.ok ? read(response) : fail(response));
     } catch (error) {
       if (!signal.aborted) on.onClose(1006, error.message, wasOpen);

@@ -11,8 +11,6 @@
  */
 
 const HOUR_MS = 3_600_000;
-/** Beyond it, a timer fires at once. */
-const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Close codes after which the contract says not to come back. */
 const FINAL_CODES = new Set([1002, 1007, 1008, 1009, 4500]);
 const UNAUTHENTICATED = 4001;
@@ -22,12 +20,9 @@ const ABNORMAL = 1006;
 const PASSING = new Set(["RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR"]);
 /** Errors that answer no request. */
 const ABOUT_CONNECTION = new Set(["INVALID_TOKEN", "TOKEN_EXPIRED"]);
-/** Attempts without a WebSocket after which server-sent events are tried. */
-const ATTEMPTS_BEFORE_FALLBACK = 2;
 const MAX_VIOLATIONS_KEPT = 100;
 const MAX_HOLES_KEPT = 16;
 
-/** The kinds that the topics of each type carry. */
 export const KINDS = {
   stock: ["price", "orderbook"],
   market: ["status"],
@@ -36,7 +31,6 @@ export const KINDS = {
   user: ["alerts", "notifications"],
 };
 
-/** The kind of each data message. */
 const KIND_OF = {
   price_update: "price",
   price_delta: "price",
@@ -47,7 +41,6 @@ const KIND_OF = {
   notification: "notifications",
 };
 
-/** An error that the server sent. */
 export class StreamerError extends Error {
   constructor(code, message, details) {
     super(message);
@@ -59,14 +52,13 @@ export class StreamerError extends Error {
 
 // A JSON number beyond 2**53, or with zeros at its end, is another one in JavaScript.
 
-/** Return JSON with every number as a string of its digits; faster than a reviver of JSON.parse. */
+/** Faster than a reviver of JSON.parse. */
 export function quoteNumbers(json) {
   return json.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*/g, (token) =>
     token[0] === '"' ? token : `"${token}"`,
   );
 }
 
-/** Return a number's text as a plain decimal: no exponent, no zeros at the end. */
 export function decimal(text) {
   if (/^[1-9]\d*$/.test(text)) return text;
   const match = /^(-?)(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?$/.exec(text);
@@ -85,7 +77,6 @@ export function decimal(text) {
   return plain === "0" ? plain : sign + plain;
 }
 
-/** Compare two plain decimals exactly, even if they are the same double. */
 export function compareDecimals(a, b) {
   if (a === b) return 0;
   const difference = a - b;
@@ -103,7 +94,6 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   return byte;
 });
 
-/** Return the CRC-32 (IEEE 802.3) of an ASCII text, unsigned. */
 export function crc32(text) {
   let crc = 0xffffffff;
   for (let index = 0; index < text.length; index++) {
@@ -196,7 +186,7 @@ class Values {
       state.message = whole;
     }
     // Events have no last value.
-    if (KIND_OF[type] !== "alerts" && KIND_OF[type] !== "notifications") this.#last.set(key, state);
+    if (type !== "alert" && type !== "notification") this.#last.set(key, state);
     return whole;
   }
 }
@@ -437,7 +427,8 @@ function callOut(listener, value) {
 }
 
 function later(milliseconds, callback) {
-  return setTimeout(callback, Math.min(Math.max(milliseconds, 0), MAX_TIMER_MS));
+  // Beyond the largest, a timer fires at once.
+  return setTimeout(callback, Math.min(Math.max(milliseconds, 0), 2 ** 31 - 1));
 }
 
 function split(topic) {
@@ -513,7 +504,7 @@ export class Streamer {
   #pingedAt = 0;
   #watchdog;
   #hasGrace = false;
-  #heartbeatMs = 25_000;
+  #heartbeatMs;
 
   #token;
   #tokenFlight = null;
@@ -683,7 +674,7 @@ export class Streamer {
         widest,
         kinds: KINDS,
         cursor: this.#cursor,
-        onAlive: () => (this.#heardAt = performance.now()),
+        onAlive: (heartbeatSeconds) => isCurrent() && this.#hear(heartbeatSeconds),
         onText: (text) => isCurrent() && this.#receive(text),
         onClose: (...how) => isCurrent() && this.#lost(...how),
         lastsMs: this.#options.fallbackMs / (this.#hadSocket ? 6 : 1),
@@ -698,7 +689,7 @@ export class Streamer {
   /** Whether to try server-sent events. */
   get #isBlocked() {
     const { fallback, fetch } = this.#options;
-    const isBlocked = this.#unopened >= (this.#hadSocket ? 8 : ATTEMPTS_BEFORE_FALLBACK);
+    const isBlocked = this.#unopened >= (this.#hadSocket ? 8 : 2);
     return fallback && fetch && isBlocked && this.#unopened % 2 === 0;
   }
 
@@ -817,6 +808,14 @@ export class Streamer {
     if (this.#state !== "connected") return;
     // A stream of events answers nothing.
     if (this.#transport.name === "websocket") this.#ping();
+    this.#watch();
+  }
+
+  /** Note a sign of life, and perhaps the interval at which it has to come. */
+  #hear(heartbeatSeconds) {
+    this.#heardAt = performance.now();
+    if (!(heartbeatSeconds > 0)) return;
+    this.#heartbeatMs = heartbeatSeconds * 1000;
     this.#watch();
   }
 
@@ -1078,7 +1077,7 @@ export class Streamer {
   // Messages from the server
 
   #receive(text) {
-    this.#heardAt = performance.now();
+    this.#hear();
     let message;
     let exact;
     try {
@@ -1167,9 +1166,10 @@ export class Streamer {
     this.#openedAt = performance.now();
     this.#announced = null;
     this.#refused.clear();
-    if (message.heartbeat_interval > 0) this.#heartbeatMs = message.heartbeat_interval * 1000;
     clearTimeout(this.#timer);
     this.#pingedAt = 0;
+    this.#heartbeatMs = 25_000; // until the server has said another
+    this.#hear(message.heartbeat_interval);
     this.#watch();
     const attempt = this.#attempt;
     this.#change("connected", { code: null, transport: this.#transport.name });

@@ -54,6 +54,8 @@ async def test_a_stream_begins_with_the_last_known_values() -> None:
         async with streaming(server, "stock:A,market:M") as client:
             assert client.response.headers["content-type"] == "text/event-stream; charset=utf-8"
             assert client.response.headers["connection"] == "close"
+            assert client.response.headers["heartbeat-interval"] == "25"
+            assert client.response.headers["access-control-expose-headers"] == "Heartbeat-Interval"
             await subscribed(client, "stock", "market")
             assert client.retry_ms is not None
             assert RETRY_MS[0] <= client.retry_ms <= RETRY_MS[1]

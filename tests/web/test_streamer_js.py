@@ -349,6 +349,23 @@ async def test_a_quiet_stream_of_events_is_kept() -> None:
         assert (await client.update())["price"] == 1
 
 
+async def test_a_stream_of_events_that_died_in_silence_is_found() -> None:
+    """A stream has no pings to answer; the server says how often its comments come."""
+    network = Proxy()
+    async with running_server(heartbeat_interval_seconds=0.05) as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        url = f"ws://127.0.0.1:{network.port}/v1/ws"
+        async with remote(url, is_blocked=True, pongTimeoutMs=500) as client:
+            await client.ready(await client.subscribe("stock:A"))
+            # Longer than all that the client waits for, and shorter than the default interval.
+            await client.do("timer", milliseconds=20_000)
+            network.silence(1)
+            lost = await client.event("state", lambda value: value.get("code") == 1006)
+            while lost["reason"] != "no answer to a ping":
+                lost = await client.event("state", lambda value: value.get("code") == 1006)
+            assert client.waiting("timer") == []
+
+
 async def test_server_sent_events_resume_after_a_restart(redis_url: str) -> None:
     """The cursor of the last event brings what was missed, once."""
     async with running_server(redis=redis_url, drain_min_retry_ms=0) as server:
