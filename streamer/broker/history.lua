@@ -96,7 +96,10 @@ local follows = epoch == known or redis.call('HGET', KEYS[1], 'was:' .. known) =
 
 local found
 if follows then
-  found = redis.call('XRANGE', KEYS[2], '(' .. id, '+', 'COUNT', ARGV[3])
+  -- From the next sequence on: another program may have left entries behind the known one, such as
+  -- 7-1, and a read that ends among them would be repeated for ever.
+  local from = string.format('%.0f-0', after + 1)
+  found = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', ARGV[3])
 else
   found = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', ARGV[4])
 end

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import attrs
 
-from streamer.broker.connect import Command, RedisConnectionError, RedisReplyError
+from streamer.broker.connect import Command, RedisReplyError
 from streamer.broker.keys import history_key, position_key
 from streamer.broker.replies import is_passing
 from streamer.broker.requests import RedisClient
@@ -51,6 +51,13 @@ class TopicHistory:
 
 
 @attrs.frozen
+class Unanswered:
+    """Redis cannot answer about one topic now; it may do so later."""
+
+    reason: str
+
+
+@attrs.frozen
 class HistoryQuery:
     """A question about one topic: its position, and the publications after `after`."""
 
@@ -84,16 +91,20 @@ class RedisHistory:
 
     async def read(
         self, queries: Sequence[HistoryQuery], new_epoch: str
-    ) -> list[TopicHistory | None]:
+    ) -> list[TopicHistory | Unanswered | None]:
         """Return the records of topics, None for those that have no valid position.
 
         `new_epoch` begins for topics of which Redis has lost data. Raises RedisConnectionError.
         """
         commands = [self._command(query, new_epoch) for query in queries]
         replies = await self._commands.execute_many(commands)
-        if any(isinstance(r, RedisReplyError) and str(r).startswith("NOSCRIPT") for r in replies):
-            await self._commands.execute_many([("SCRIPT", "LOAD", self._script)])
-            replies = await self._commands.execute_many(commands)
+        if any(map(_lacks_script, replies)):
+            (loaded,) = await self._commands.execute_many([("SCRIPT", "LOAD", self._script)])
+            if isinstance(loaded, RedisReplyError):
+                # An ACL with EVALSHA, but without SCRIPT LOAD: no later question has an answer.
+                replies = [loaded if _lacks_script(reply) else reply for reply in replies]
+            else:
+                replies = await self._commands.execute_many(commands)
         records = []
         slices = Slices()  # decoding a long history takes a millisecond, and there may be 100
         for query, reply in zip(queries, replies, strict=True):
@@ -133,13 +144,14 @@ class RedisHistory:
             *(kind for kind in query.topic.kinds if not kind.is_event),
         )
 
-    def _record(self, query: HistoryQuery, reply: Any) -> TopicHistory | None:
+    def _record(self, query: HistoryQuery, reply: Any) -> TopicHistory | Unanswered | None:
         topic = query.topic
         if isinstance(reply, RedisReplyError):
             if is_passing(reply):
                 # It may have positions and return them later: a Redis that still loads its data
-                # already accepts subscriptions.
-                raise RedisConnectionError(f"Redis cannot read positions now: {reply}")
+                # already accepts subscriptions. The other topics may be answered: a replica, say,
+                # only refuses to begin an epoch.
+                return Unanswered(f"Redis cannot read positions now: {reply}")
             # An ACL without scripts, or a key of another type: treated as no position.
             self._on_unreadable(topic, f"position not read: {reply}")
             return None
@@ -165,6 +177,10 @@ class RedisHistory:
             end = min(found[-1][0], end)
         last = [entry for item in (rest[0] if rest else ()) if (entry := _entry(topic, item))]
         return TopicHistory(position, bool(follows), entries, end, last)
+
+
+def _lacks_script(reply: Any) -> bool:
+    return isinstance(reply, RedisReplyError) and str(reply).startswith("NOSCRIPT ")
 
 
 def _entry(topic: Topic, item: Any) -> Entry | None:

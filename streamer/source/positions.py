@@ -16,7 +16,7 @@ import trio
 
 from streamer.bounded_log import BoundedLog
 from streamer.broker.connect import RedisConnectionError
-from streamer.broker.history import HistoryQuery, RedisHistory, TopicHistory
+from streamer.broker.history import HistoryQuery, RedisHistory, TopicHistory, Unanswered
 from streamer.protocol.topics import Topic
 from streamer.slices import Slices
 from streamer.source.reads import ReadQueue
@@ -103,15 +103,29 @@ class PositionReader:
     async def read(self, queries: Sequence[HistoryQuery]) -> list[TopicHistory | None]:
         """Read the records of topics, None for those without a position.
 
-        Raises RedisConnectionError.
+        Raises RedisConnectionError, also if Redis cannot answer about one of them now.
         """
+        records: list[TopicHistory | None] = []
+        for record in await self._read(queries):
+            if isinstance(record, Unanswered):
+                self.note_failure()
+                raise RedisConnectionError(record.reason)
+            records.append(record)
+        return records
+
+    async def _read(
+        self, queries: Sequence[HistoryQuery]
+    ) -> list[TopicHistory | Unanswered | None]:
         try:
             records = await self._history.read(queries, self._new_epoch())
         except RedisConnectionError:
             self.note_failure()
             raise
-        self._failed_seconds = float("-inf")
-        self.answered_seconds = trio.current_time()
+        if all(isinstance(record, Unanswered) for record in records):
+            self.note_failure()
+        else:
+            self._failed_seconds = float("-inf")
+            self.answered_seconds = trio.current_time()
         return records
 
     async def run(self) -> NoReturn:
@@ -143,13 +157,17 @@ class PositionReader:
             return
         queries = [sequencer.ask() for sequencer in sequencers]
         try:
-            records = await self.read(queries)
+            records = await self._read(queries)
         except RedisConnectionError as error:
             self._warn("positions", "positions not read", reason=str(error))
             await trio.sleep(_RETRY_SECONDS)
             return
         slices = Slices()
         for sequencer, record in zip(sequencers, records, strict=True):
+            if isinstance(record, Unanswered):
+                self._warn("positions", "positions not read", reason=record.reason)
+                self._queue.postpone(sequencer)
+                continue
             # During the request, the topic may have been closed, or the connection lost.
             while self._still_asks(sequencer) and record and sequencer.fill_in_part(record):
                 await slices.end_if_long()
@@ -158,6 +176,8 @@ class PositionReader:
                 sequencer.answer(record)
                 await slices.end_if_long()
         self._queue.note_progress()
+        if all(isinstance(record, Unanswered) for record in records):
+            await trio.sleep(_RETRY_SECONDS)
 
     def _still_asks(self, sequencer: Sequencer) -> bool:
         return sequencer in self._queue and sequencer.is_asked

@@ -97,6 +97,12 @@ class ReadQueue:
         """See `TopicReads`."""
         self._sequencers.pop(sequencer, None)
 
+    def postpone(self, sequencer: Sequencer) -> None:
+        """Let the others go first, if the topic is not closed."""
+        if sequencer in self._sequencers:
+            del self._sequencers[sequencer]
+            self._sequencers[sequencer] = None
+
     def announce(self, stream: TopicStream) -> None:
         """See `TopicReads`."""
         self._renamed.append(stream)

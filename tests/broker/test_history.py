@@ -12,8 +12,13 @@ import pytest
 import redis as redis_py
 import trio
 
-from streamer.broker.connect import RedisConnectionError
-from streamer.broker.history import NEWEST_ENTRIES, HistoryQuery, RedisHistory, TopicHistory
+from streamer.broker.history import (
+    NEWEST_ENTRIES,
+    HistoryQuery,
+    RedisHistory,
+    TopicHistory,
+    Unanswered,
+)
 from streamer.broker.keys import history_key, position_key
 from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
@@ -71,6 +76,7 @@ async def ask(
         STOCK, after, may_begin=may_begin, had_position=had_position, digest=digest
     )
     (record,) = await history.read([query], new_epoch)
+    assert not isinstance(record, Unanswered)
     return record
 
 
@@ -356,6 +362,20 @@ async def test_an_entry_beyond_the_position_is_left_out(
         assert (sequences(record), record.end) == ([], 2)
 
 
+async def test_entries_of_other_programs_do_not_stop_a_read(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """However many are behind the position that is known, what follows it is read."""
+    at = await publish(redis_url, 1)
+    for number in range(1, 6):
+        redis.xadd(history_key("stock:A"), {"x": "y"}, id=f"1-{number}")
+    await publish(redis_url, 1)
+    async with opened(redis_url, entries_per_read=3) as history:
+        record = await ask(history, at)
+        assert record is not None
+        assert (sequences(record), record.end) == ([2], 2)
+
+
 @pytest.mark.parametrize("sequence", ["abc", str(2**53), "-1", "1e300", "inf", "nan"])
 async def test_a_position_that_is_none_is_no_position(
     redis_url: str, redis: redis_py.Redis, sequence: str
@@ -379,7 +399,7 @@ async def test_many_topics_are_answered_each_for_itself(redis_url: str) -> None:
         records = await history.read([HistoryQuery(topic, NOWHERE) for topic in topics], "new")
         assert [record is not None for record in records] == [True, False] * 125
         for topic, record in zip(topics[::2], records[::2], strict=True):
-            assert record is not None
+            assert isinstance(record, TopicHistory)
             assert f'"{topic.target}"'.encode() in record.entries[0][2]
 
 
@@ -396,13 +416,15 @@ async def test_a_redis_that_forgot_the_script_is_told_again(
             assert record.position == at
 
 
+@pytest.mark.parametrize("forbidden", ["evalsha", "script"])
 async def test_a_redis_that_refuses_scripts_keeps_no_positions(
-    redis_url: str, redis: redis_py.Redis
+    redis_url: str, redis: redis_py.Redis, forbidden: str
 ) -> None:
-    """An ACL without EVALSHA is no outage: the server numbers publications, and it is reported."""
+    """An ACL without them is no outage: the server numbers publications, and it is reported."""
     await publish(redis_url, 1)
+    redis.script_flush()
     redis.acl_setuser(
-        "limited", enabled=True, nopass=True, keys="*", commands=["+@all", "-evalsha"]
+        "limited", enabled=True, nopass=True, keys="*", commands=["+@all", f"-{forbidden}"]
     )
     limited = redis_url.replace("redis://", "redis://limited:x@")
     try:
@@ -410,7 +432,7 @@ async def test_a_redis_that_refuses_scripts_keeps_no_positions(
         async with opened(limited, unreadable=unreadable) as history:
             assert await ask(history, NOWHERE) is None
         assert len(unreadable) == 1
-        assert "evalsha" in unreadable[0]
+        assert forbidden in unreadable[0]
     finally:
         redis.acl_deluser("limited")
 
@@ -425,8 +447,12 @@ async def test_a_redis_that_cannot_answer_now_is_asked_again_later(
     async with opened(own.url) as history:
         with own.connect() as redis:
             redis.replicaof("127.0.0.1", 1)
-            with pytest.raises(RedisConnectionError, match="READONLY"):
-                await ask(history, ahead, may_begin=True)
+            refused, read = await history.read(
+                [HistoryQuery(STOCK, ahead, may_begin=True), HistoryQuery(STOCK, at)], "new"
+            )
+            assert isinstance(refused, Unanswered)
+            assert "READONLY" in refused.reason
+            assert isinstance(read, TopicHistory)  # what only reads is answered
             redis.replicaof("no", "one")
         record = await ask(history, ahead, may_begin=True)
         assert record is not None

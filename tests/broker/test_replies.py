@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from streamer.broker.connect import RedisConnectionError, RedisReplyError
-from streamer.broker.history import HistoryQuery, RedisHistory
+from streamer.broker.connect import RedisReplyError
+from streamer.broker.history import HistoryQuery, RedisHistory, Unanswered
 from streamer.broker.replies import is_passing
 from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
@@ -43,6 +43,8 @@ async def test_a_topic_has_positions_even_while_redis_cannot_tell_them(
     history = RedisHistory(commands, unreadable, entries_per_read=10)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(commands.run)
-        with pytest.raises(RedisConnectionError, match="MASTERDOWN"):
-            await history.read([HistoryQuery(Topic.parse("stock:005930"), Position("e", 0))], "")
+        query = HistoryQuery(Topic.parse("stock:005930"), Position("e", 0))
+        (record,) = await history.read([query], "")
+        assert isinstance(record, Unanswered)
+        assert "MASTERDOWN" in record.reason
         nursery.cancel_scope.cancel()

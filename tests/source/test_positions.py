@@ -462,6 +462,31 @@ async def test_positions_that_cannot_be_read_now_are_asked_for_again(
         await _expect(client, 3)
 
 
+async def test_a_topic_that_cannot_be_read_now_does_not_hold_up_the_others(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """On a replica, say, no epoch can begin; what needs none goes on."""
+    own = own_redis_server()
+    async with listening(own.url) as (_server, publisher, client):
+        await client.subscribe("stock:B", mode="all")
+        for number in (1, 2):
+            await publisher.publish("stock:A:price", price("A", number))
+        await _expect(client, 1, 2)
+        with own.connect() as redis:
+            redis.publish("stock:B:price", price("B", 3))
+            await _expect(client, 3)
+            redis.hset(position_key("stock:A"), "sequence", 1)
+            redis.replicaof("127.0.0.1", 1)
+            redis.client_kill_filter(_type="pubsub")
+            gap = await client.receive_type("gap")
+            assert (gap["target"], gap["reason"]) == ("B", "source_reconnected")
+            redis.publish("stock:B:price", price("B", 4))
+            await _expect(client, 4)
+            redis.replicaof("no", "one")
+        gap = await client.receive_type("gap")
+        assert (gap["target"], gap["reason"]) == ("A", "source_reconnected")
+
+
 async def test_history_that_cannot_be_read_is_a_gap(
     own_redis_server: Callable[..., RedisServer],
 ) -> None:
