@@ -33,6 +33,7 @@ from streamer.broker.connection import (
     open_server,
     unexpected_reply,
 )
+from streamer.broker.errors import RedisUnreachableError
 from streamer.broker.replies import is_elsewhere
 from streamer.broker.urls import HostsURL
 
@@ -59,7 +60,7 @@ class Topology:
         """
         try:
             ranges = [
-                (int(first), int(last) + 1, url.of_one(_text(host) or asked_host, int(port)))
+                (int(first), int(last) + 1, url.of_one(_host(host) or asked_host, int(port)))
                 for first, last, (host, port, *_), *_replicas in slots
             ]
         except (AttributeError, TypeError, ValueError):
@@ -96,11 +97,12 @@ async def discover(url: str, *, timeout_seconds: float, client_name: str) -> Top
 
     `timeout_seconds` bounds all of it; each server gets an equal share of what is left, so that a
     silent one does not take the time of the others. Raises RedisConnectionError where no server
-    knows a working Cluster.
+    knows a working Cluster, and RedisUnreachableError if none could be asked.
     """
     parts = HostsURL.parse(url, default_port=DEFAULT_PORT)
     deadline = trio.current_time() + timeout_seconds
     problems = []
+    unknown: type[RedisConnectionError] = RedisUnreachableError
     hosts = random.sample(parts.hosts, len(parts.hosts))
     for asked, (host, port) in enumerate(hosts):
         share_seconds = max(0.001, deadline - trio.current_time()) / (len(hosts) - asked)
@@ -109,12 +111,13 @@ async def discover(url: str, *, timeout_seconds: float, client_name: str) -> Top
                 async with open_server(
                     parts.of_one(host, port), timeout_seconds=share_seconds, client_name=client_name
                 ) as connection:
+                    unknown = RedisConnectionError
                     return await _read_topology(connection, parts, host)
         except (RedisConnectionError, RedisReplyError) as error:
             problems.append(f"{host}:{port}: {error}")
         except trio.TooSlowError:
             problems.append(f"{host}:{port}: no answer within {share_seconds:.1f} s")
-    raise RedisConnectionError(f"no server knows a working Cluster: {'; '.join(problems)}")
+    raise unknown(f"no server knows a working Cluster: {'; '.join(problems)}")
 
 
 async def _read_topology(connection: Connection, parts: HostsURL, host: str) -> Topology:
@@ -133,7 +136,11 @@ def check_state(information: Any) -> None:
         raise RedisConnectionError("the Cluster is not working")
 
 
-def _text(name: bytes | None) -> str:
+def _host(name: bytes | None) -> str:
+    """Return the host of a master as CLUSTER SLOTS has it; empty if it is that of the server."""
+    if name == b"?":
+        # In a URL, that would be the beginning of the options of a server on this machine.
+        raise RedisConnectionError("the Cluster prefers host names, and has none for a master")
     return name.decode() if name else ""
 
 

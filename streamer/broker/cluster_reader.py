@@ -19,6 +19,7 @@ import trio
 
 from streamer.broker.cluster import Topology, discover
 from streamer.broker.connection import RedisConnectionError
+from streamer.broker.errors import RedisUnreachableError
 from streamer.broker.keys import plain_channel, sharded_channel
 from streamer.broker.pubsub import Message, PubSubConnection
 from streamer.broker.pubsub_state import SHARDED_CHANNELS
@@ -104,7 +105,14 @@ class ClusterReader(PubSubReader):
         """
         while True:
             await trio.sleep(self._context.probe_interval_seconds)
-            if await self._discover() != self._topology:
+            try:
+                topology = await self._discover()
+            except RedisUnreachableError as error:
+                # As with a probe that is refused (too many clients): the subscriptions may be
+                # whole, and could not be made again. Their own probes notice if they are not.
+                self._context.on_probe_failed(str(error))
+                continue
+            if topology != self._topology:
                 raise RedisConnectionError("the Cluster has changed")
 
     def _probe_channel(self, master: int) -> bytes:

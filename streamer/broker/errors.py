@@ -13,6 +13,10 @@ class RedisTimeoutError(RedisConnectionError):
     """Redis did not accept the connection in time, or accepted it and did not answer in time."""
 
 
+class RedisUnreachableError(RedisConnectionError):
+    """No server of a Cluster accepted a connection, so that nothing is known of its state."""
+
+
 class RedisReplyError(Exception):
     """Redis answered a command with an error; the connection is intact."""
 

@@ -3,6 +3,7 @@
 Covers streamer.broker.cluster_reader.
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -202,6 +203,28 @@ async def test_a_change_that_concerns_no_channel_is_noticed_too(cluster: Cluster
         assert event == ("message", b"market:KOSPI:status", b"open")
 
 
+async def test_a_cluster_that_takes_no_more_clients_is_still_read(cluster: ClusterService) -> None:
+    """The subscriptions are whole, and would be refused if they were made again."""
+    channel = "stock:000000:price"
+    recorder = Recorder()
+    reader = ClusterReader(cluster.url, recorder, probe_interval_seconds=0.02)
+    reader.subscribe([channel])
+    with cluster.masters[cluster.index(channel)].connect() as redis:
+        async with running(reader):
+            await recorder.connected()
+            await eventually(lambda: reader.ready)
+            redis.ping()
+            for master in cluster.masters:
+                with master.connect() as client:
+                    client.config_set("maxclients", 1)
+            await eventually(lambda: "no server knows" in (reader.last_error or ""))
+            await eventually(lambda: not reader.ready)
+            redis.execute_command("SPUBLISH", "{stock:000000}:price", "x")
+            assert await recorder.next_event() == ("message", channel.encode(), b"x")
+            assert reader.connected
+            redis.config_set("maxclients", 100)
+
+
 async def test_a_slot_that_moves_is_followed(cluster: ClusterService) -> None:
     """Resharding under way costs a reconnect, and no publication."""
     channel = f"stock:{CODES[0]}:price"
@@ -296,6 +319,23 @@ async def refusal(url: str) -> str:
         async with open_connection(url, timeout_seconds=5, client_name="streamer-test"):
             raise AssertionError
     return str(caught.value)
+
+
+async def test_a_cluster_without_the_host_of_a_master_is_refused(cluster: ClusterService) -> None:
+    """Redis puts ? there; a URL with that is one of this machine."""
+    for master in cluster.masters:
+        with master.connect() as redis:
+            redis.config_set("cluster-preferred-endpoint-type", "hostname")
+    assert "has none for a master" in await refusal(cluster.url)
+    for master in cluster.masters:
+        with master.connect() as redis:
+            redis.config_set("cluster-announce-hostname", "localhost")
+    with trio.fail_after(DEADLINE_SECONDS):
+        while True:
+            with contextlib.suppress(RedisConnectionError):
+                topology = await discover(cluster.url, timeout_seconds=5, client_name="test")
+                break
+    assert all("//localhost:" in master for master in topology.masters)
 
 
 async def test_what_is_no_cluster_is_refused(own_redis_server: Callable[..., RedisServer]) -> None:
