@@ -76,7 +76,8 @@ class PubSubReader(abc.ABC):
     back after `probe_timeout_seconds` ends the connection. `connect_timeout_seconds` bounds all
     steps of connecting together. Before it reconnects, the reader waits a random time between 0 and
     a bound that doubles with each failure in a row, from `backoff_seconds` to `max_backoff_seconds`
-    (full jitter: servers that lost a Redis together must not reconnect together).
+    (full jitter: servers that lost a Redis together must not reconnect together). A connection that
+    was lost before `lasting_seconds` is such a failure, too: after each, all positions are read.
 
     Raises `ValueError` for a URL that is not one of Redis.
     """
@@ -91,11 +92,13 @@ class PubSubReader(abc.ABC):
         connect_timeout_seconds: float = 5.0,
         backoff_seconds: float = 0.1,
         max_backoff_seconds: float = 3.0,
+        lasting_seconds: float = 1.0,
     ) -> None:
         check_url(url)
         self._url = url
         self._handler = handler
         self._backoff = Backoff(backoff_seconds, max_backoff_seconds)
+        self._lasting_seconds = lasting_seconds
 
         self._instance_id = secrets.token_hex(8)
         self._context = PubSubContext(
@@ -113,6 +116,7 @@ class PubSubReader(abc.ABC):
 
         self._first_attempt_ended = trio.Event()
         self._connected = False
+        self._connected_at = 0.0
         self._connections = 0
         self._last_error: str | None = None
 
@@ -215,7 +219,7 @@ class PubSubReader(abc.ABC):
                 was_connected = self._connected
                 self._connected = False
             self._last_error = reason
-            if was_connected:
+            if was_connected and trio.current_time() - self._connected_at >= self._lasting_seconds:
                 self._backoff.reset()
             if was_connected or traffic.messages != messages_before:
                 self._handler.on_lost(reason)
@@ -238,6 +242,7 @@ class PubSubReader(abc.ABC):
         if all(pubsub.subscribed for pubsub in self._pubsubs):
             self._connections += 1
             self._connected = True
+            self._connected_at = trio.current_time()
             self._handler.on_connected()
             self._first_attempt_ended.set()
 

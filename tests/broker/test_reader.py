@@ -3,6 +3,7 @@
 Covers streamer.broker.pubsub.
 """
 
+import math
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -191,6 +192,28 @@ async def test_every_lost_connection_is_reported_and_regained(
             assert redis.publish("a", cut) == 1
             assert await recorder.next_event() == ("message", b"a", b"%d" % cut)
         assert reader.statistics().reconnects == 10
+
+
+@pytest.mark.parametrize(("lasting_seconds", "grows"), [(math.inf, True), (0, False)])
+async def test_only_a_connection_that_lasted_starts_the_backoff_anew(
+    redis_url: str, redis: redis_py.Redis, lasting_seconds: float, grows: bool
+) -> None:
+    """One that Redis closes at once, as for its size, must not be made again without a pause."""
+    recorder = Recorder()
+    reader = ServerReader(
+        redis_url,
+        recorder,
+        backoff_seconds=0.01,
+        max_backoff_seconds=0.05,
+        lasting_seconds=lasting_seconds,
+    )
+    async with running(reader):
+        for _ in range(5):
+            await recorder.connected()
+            redis.client_kill_filter(_type="pubsub")
+            await recorder.lost()
+        await recorder.connected()
+        assert (reader._backoff.failures >= 5) is grows
 
 
 @pytest.mark.parametrize("end", [RedisServer.stop, RedisServer.kill])
