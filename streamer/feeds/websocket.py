@@ -82,7 +82,10 @@ class FeedReader:
         self._ssl_context = ssl_context
         self._backoff = backoff or Backoff()
         self._answer_timeout_seconds = answer_timeout_seconds
-        self._messages = 0
+        self._progress = 0
+        """Counts the messages that have come, and those that have been taken."""
+        self._taking = 0
+        """Messages that the consumer is taking now."""
         self._conversation = trio.CancelScope()
         self._ending: Ending | None = None
         """Why this side ends the connection."""
@@ -155,14 +158,22 @@ class FeedReader:
 
     async def _take(self, message: str | bytes) -> None:
         received_ns = time.time_ns()
-        self._messages += 1
-        await self._consumer.take(message, received_ns)
+        self._progress += 1
+        self._taking += 1
+        try:
+            await self._consumer.take(message, received_ns)
+        finally:
+            self._taking -= 1
+            self._progress += 1
 
     async def _keep_alive(self, socket: WebSocket) -> None:
-        """Show the feed that this end is alive, and end the connection if the feed is mute."""
+        """Show the feed that this end is alive, and end the connection if the feed is mute.
+
+        While the consumer has no room, nothing is read: what the feed says then is not known.
+        """
         while True:
             await trio.sleep(self._source.heartbeat_seconds)
-            messages = self._messages
+            progress = self._progress
             answered = False
             with trio.move_on_after(self._answer_timeout_seconds):
                 try:
@@ -174,7 +185,7 @@ class FeedReader:
                         await trio.sleep_forever()
                 except WebSocketClosedError:
                     return  # the reader of messages says why
-            if not answered and self._messages == messages:
+            if not answered and not self._taking and self._progress == progress:
                 self._end(f"mute for {self._answer_timeout_seconds:g} s after a heartbeat")
 
     async def _fetch(self, url: str, first_message: trio.Event) -> None:

@@ -18,6 +18,7 @@ import trio
 from streamer.backoff import Backoff
 from streamer.feeds.websocket import FeedConnectError, FeedReader, FeedSource
 from tests.feeds.exchanges import (
+    UPBIT_BOOK,
     UPBIT_REQUEST,
     Exchange,
     binance_snapshots,
@@ -177,3 +178,29 @@ async def test_an_error_of_the_consumer_ends_the_reader() -> None:
         async with real_deadline():
             with pytest.raises(OSError, match="no space left"):
                 await reader.run()
+
+
+async def test_a_consumer_without_room_does_not_make_a_feed_mute() -> None:
+    """The answers to heartbeats cannot be read then; and the message that waits is not lost."""
+    room = trio.Event()
+
+    class Full(Received):
+        async def take(self, message: str | bytes, received_ns: int) -> None:
+            await room.wait()
+            await super().take(message, received_ns)
+
+    received = Full()
+    async with real_deadline(), serving(like_upbit) as exchange, trio.open_nursery() as nursery:
+        source = FeedSource(
+            url=exchange.url, subscribe=[UPBIT_REQUEST], heartbeat="PING", heartbeat_seconds=0.01
+        )
+        reader = FeedReader(
+            source, received, log=structlog.get_logger(), answer_timeout_seconds=0.1
+        )
+        nursery.start_soon(reader.run)
+        await eventually(lambda: exchange.requests.count("PING") >= 3)
+        assert exchange.connections == 1
+        room.set()
+        await eventually(lambda: len(received.messages) >= 1)
+        assert received.messages[0] == (1, json.loads(UPBIT_BOOK))
+        nursery.cancel_scope.cancel()
