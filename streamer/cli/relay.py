@@ -29,7 +29,6 @@ from streamer.feeds.websocket import FeedConnectError, FeedReader, FeedSource
 from streamer.nursery import first_of
 from streamer.publisher import (
     InvalidPublicationError,
-    Publisher,
     PublishFailedError,
     PublishRefusedError,
     Receipt,
@@ -126,6 +125,10 @@ class _Relay:
         self._arrival = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self._ended = False
+        self._receivers: dict[str, int] = {}
+        """How many servers received the last publication of each channel."""
+        self._mapped = 0
+        """Publications that came of messages."""
         self.published = 0
         self.unheard = 0
         """Publications that no server received."""
@@ -148,29 +151,39 @@ class _Relay:
             await self._room.park()
         publications = self.mapper.map(message, received_ns, origin)
         if publications:
+            self._mapped += len(publications)
             self._queue.extend(publications)
             self._arrival.unpark_all()
 
     # For the publisher
 
-    async def next_batch(self) -> list[Publication]:
+    async def next_batch(self, largest: int = _BATCH) -> list[Publication]:
         """Return publications that wait; none at the end."""
         while not self._queue and not self._ended:
             await self._arrival.park()
-        batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), largest))]
         self._room.unpark_all()
         return batch
+
+    def put_back(self, batch: Sequence[Publication]) -> None:
+        """Let publications wait again, before all others: nothing of them was sent."""
+        self._queue.extendleft(reversed(batch))
 
     def end(self) -> None:
         """Let the publisher end once nothing waits."""
         self._ended = True
         self._arrival.unpark_all()
 
-    def count(self, receipts: Sequence[Receipt | None]) -> None:
-        for receipt in receipts:
-            if receipt is not None:
-                self.published += 1
-                self.unheard += not receipt.receivers
+    def count(self, batch: Sequence[Publication], receipts: Sequence[Receipt | None]) -> None:
+        for (channel, _), receipt in zip(batch, receipts, strict=True):
+            if receipt is None:
+                continue
+            self.published += 1
+            self.unheard += not receipt.receivers
+            if receipt.receivers > self._receivers.get(channel, receipt.receivers):
+                # A server has just begun to read it. It may have no book to apply changes to.
+                self.mapper.renew_book(channel)
+            self._receivers[channel] = receipt.receivers
 
     def refuse(self, publication: Publication, reason: str) -> None:
         """Take note of a publication that will never be published."""
@@ -217,10 +230,15 @@ class _Relay:
             (counts.withheld, "{:,} changes of order books withheld"),
             (self.refused, "{:,} refused"),
             (self.lost, "{:,} lost"),
+            (self._unsettled, "{:,} not acknowledged at the end"),
         ):
             if count:
                 parts.append(text.format(count))
         return "; ".join(parts)
+
+    @property
+    def _unsettled(self) -> int:
+        return self._mapped - self.published - self.refused - self.lost
 
     @property
     def _connections(self) -> int:
@@ -293,31 +311,27 @@ async def _publish_to(settings: Settings, hold_seconds: float, relay: _Relay) ->
     async with open_producer(
         settings, client_name="streamer-relay", hold_seconds=hold_seconds
     ) as publisher:
-        while batch := await relay.next_batch():
+        singly = 0
+        while batch := await relay.next_batch(1 if singly else _BATCH):
+            singly = max(0, singly - 1)
             try:
-                relay.count(await publisher.publish_many(batch))
-            except InvalidPublicationError:
-                # Nothing of the batch was sent: one by one, to find those that are invalid.
-                for publication in batch:
-                    await _publish_one(publisher, relay, publication)
+                relay.count(batch, await publisher.publish_many(batch))
+            except InvalidPublicationError as error:
+                if len(batch) == 1:
+                    relay.refuse(batch[0], str(error))
+                else:
+                    # Nothing of the batch was sent: one by one, to find those that are invalid.
+                    # Changes that would follow one of these are dropped, as all that wait are.
+                    relay.put_back(batch)
+                    singly = len(batch)
             except PublishFailedError as error:
                 _count_failure(relay, batch, error)
-
-
-async def _publish_one(publisher: Publisher, relay: _Relay, publication: Publication) -> None:
-    channel, payload = publication
-    try:
-        relay.count([await publisher.publish(channel, payload)])
-    except InvalidPublicationError as error:
-        relay.refuse(publication, str(error))
-    except PublishFailedError as error:
-        _count_failure(relay, [publication], error)
 
 
 def _count_failure(
     relay: _Relay, publications: Sequence[Publication], error: PublishFailedError
 ) -> None:
-    relay.count(error.receipts)
+    relay.count(publications, error.receipts)
     if isinstance(error, PublishRefusedError):
         for index in error.unacknowledged:
             relay.refuse(publications[index], str(error))

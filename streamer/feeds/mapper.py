@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 
 from streamer.feeds.book_chains import BookChain, Ids
+from streamer.feeds.kept_books import KeptBook, Members
 from streamer.feeds.mapping import Condition, FeedMapping, Levels, MessageMapping
 from streamer.feeds.mapping_values import (
     Number,
@@ -78,9 +79,14 @@ class Mapper:
         origin of the message: only a new snapshot helps.
         """
         self._messages = mapping.messages
+        changes = [own for own in mapping.messages if own.type == OrderbookDelta.type]
+        self._has_changes = bool(changes)
+        self._has_bare_changes = any(own.ids is None for own in changes)
         self._on_problem = on_problem
         self._on_hole = on_hole
         self._chains: dict[str, BookChain] = {}
+        self._books: dict[str, KeptBook] = {}
+        """The books of the channels on which changes are published."""
         self._prices: dict[str, _Prices] = {}
         self.counts = MapperCounts()
         # Sums and differences are exact. Never divide in it: the digits would fill the memory.
@@ -112,8 +118,8 @@ class Mapper:
                     publications += self._publications(mapping, scope, received_ns, origin)
                 except (ArithmeticError, ValueError) as error:
                     self._reject(mapping.key, str(error) or type(error).__name__)
-                    if mapping.type == OrderbookDelta.type and mapping.ids is None:
-                        # Without ids, nothing else would show that a change is missing.
+                    if mapping.type in _BOOKS and mapping.ids is None and self._has_bare_changes:
+                        # Without ids, nothing else would show that it is missing.
                         self.lose_books()
                         self._on_hole(mapping.key, origin)
         self.counts.ignored += not is_known
@@ -127,6 +133,11 @@ class Mapper:
         for own_channel, chain in self._chains.items():
             if channel in {None, own_channel}:
                 chain.lose()
+
+    def renew_book(self, channel: str) -> None:
+        """Publish the whole book of a channel at its next change: somebody waits for it."""
+        if (book := self._books.get(channel)) is not None:
+            book.is_wanted = True
 
     def _reject(self, key: str, reason: str) -> None:
         self.counts.invalid += 1
@@ -152,7 +163,8 @@ class Mapper:
             payload = json_text(members)
             if mapping.type in _BOOKS:
                 for text in self._chained(mapping.type, channel, ids, payload, origin):
-                    yield channel, text
+                    own = members if text is payload else read_json(text)
+                    yield channel, self._kept(channel, own, text, received_ns)
             else:
                 yield channel, payload
 
@@ -203,6 +215,14 @@ class Mapper:
             texts["volume"] = format(prices.volume, "f")
         order = ("price", "change", "change_percent", "volume", "quantity")
         return {name: Number(texts[name]) for name in order if name in texts}
+
+    def _kept(self, channel: str, members: Members, payload: bytes, received_ns: int) -> bytes:
+        """Return what to publish of a book or a change: now and then, a book in place of it."""
+        if members["type"] == OrderbookUpdate.type:
+            if self._has_changes:
+                self._books[channel] = KeptBook.of(members, payload, received_ns)
+            return payload
+        return self._books[channel].change(members, payload, received_ns)
 
     def _chained(
         self, message_type: str, channel: str, ids: Ids, payload: bytes, origin: Origin
@@ -279,8 +299,11 @@ def _levels(
     for item in found:
         price = number_of(levels.price.of(item), f"a price of {levels.each.text}")
         quantity = number_of(levels.quantity.of(item), f"a quantity of {levels.each.text}")
-        if is_whole and not decimal_of(quantity, "a quantity"):
+        amount = decimal_of(quantity, "a quantity")
+        if is_whole and not amount:
             continue
+        if amount < 0 and not is_whole:
+            raise UnfitMessageError(f"a quantity of {levels.each.text} is below 0")
         level: dict[str, Any] = {"price": Number(price), "quantity": Number(quantity)}
         if levels.orders is not None:
             orders = levels.orders.of(item)

@@ -221,6 +221,95 @@ async def test_changes_of_books_that_are_lost_are_followed_by_whole_books(
     assert process.returncode == ExitCode.OK, errors
 
 
+async def test_a_server_that_comes_later_has_the_book(redis_url: str, tmp_path: Path) -> None:
+    """The feed's own book is long gone then: the relay publishes it whole for the server."""
+    async with real_deadline(), serving(send_books_without_end) as exchange:
+        mapping = local("binance.toml", tmp_path, url=exchange.url)
+        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        process = await start(mapping, "--redis", redis_url)
+        await eventually(lambda: exchange.sent > 100)
+        async with running_server(redis=redis_url) as server, connected(server) as client:
+            await client.subscribe("stock:BTCUSDT")
+            books = 0
+            while books < 3:
+                message = await client.data()
+                books = books + 1 if message["type"] == "orderbook_update" else 0
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert exchange.connections == 1
+    assert process.returncode == ExitCode.OK, errors
+
+
+async def test_no_change_follows_one_that_is_refused(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """Not even one that waits for Redis together with it: it would make a wrong book."""
+    redis_server = own_redis_server(save="", appendonly="no")
+    is_stopped = trio.Event()
+
+    async def send(exchange: Exchange, socket: trio_websocket.WebSocketConnection) -> None:
+        quantities = ["1.0", "2.0", "1e399", "4.0", "5.0"]  # one is beyond the range of a double
+        if exchange.connections > 1:
+            quantities = ["1.0", "2.0", "3.0"]
+        await socket.send_message(snapshot(0))
+        await is_stopped.wait()
+        for number, quantity in enumerate(quantities, 1):
+            await socket.send_message(depth(number, number, {"1.0": quantity}))
+        await ping_and_read(exchange, socket)
+
+    async with real_deadline(), serving(send) as exchange:
+        mapping = local("binance.toml", tmp_path, url=exchange.url)
+        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        process = await start(mapping, "--redis", redis_server.url)
+        history = history_key("stock:BTCUSDT")
+        with redis_server.connect() as client:
+            await eventually(lambda: client.xlen(history) == 1)
+            redis_server.pause()
+            is_stopped.set()
+            await eventually(lambda: exchange.pongs == 1)  # all are read before the ping
+            redis_server.resume()
+            await eventually(lambda: client.xlen(history) >= 7)
+            entries = client.xrange(history)
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    books = [
+        [level["quantity"] for level in json.loads(entry[b"m"])["bids"]] for _, entry in entries
+    ]
+    assert books == [[], [1], [2], [], [1], [2], [3]]
+    assert "; 1 refused; 2 lost" in errors.splitlines()[-1]
+
+
+async def test_what_redis_has_not_acknowledged_at_the_end_is_counted(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """A second signal does not wait for a Redis that is slow; nothing is lost without a trace."""
+    redis_server = own_redis_server(save="", appendonly="no")
+    async with real_deadline(), serving(send_books_without_end) as exchange:
+        mapping = local("binance.toml", tmp_path, url=exchange.url)
+        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        process = await start(mapping, "--redis", redis_server.url)
+        with redis_server.connect() as client:
+            await eventually(lambda: client.xlen(history_key("stock:BTCUSDT")) > 10)
+            client.client_pause(60_000)
+        seen = exchange.sent
+        await eventually(lambda: exchange.sent > seen + 10)
+        process.send_signal(signal.SIGINT)
+        await eventually(lambda: exchange.sockets[0].closed is not None)  # or the two are one
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    summary = errors.splitlines()[-1]
+    counts = re.match(
+        r"Received ([\d,]+) messages .* published ([\d,]+); .* ([\d,]+) not acknowledged", summary
+    )
+    assert counts is not None, summary
+    received, published, rest = (int(count.replace(",", "")) for count in counts.groups())
+    assert received == published + rest
+
+
 async def test_a_redis_that_is_away_at_the_start_is_an_error(tmp_path: Path) -> None:
     """As for the other commands that publish."""
     async with real_deadline(), serving(like_upbit) as exchange:

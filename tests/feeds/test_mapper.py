@@ -127,6 +127,41 @@ def test_a_snapshot_that_was_not_needed_changes_nothing(binance: Mapped) -> None
     assert len(binance.map(depth(6, 6))) == 1
 
 
+def test_ids_that_begin_anew_begin_another_book(binance: Mapped) -> None:
+    """A restarted exchange sends a book with a low id: it is no snapshot that was not needed."""
+    binance.map(snapshot(500))
+    binance.map(depth(501, 501))
+    binance.map(snapshot(1, {"2.0": "1.0"}))
+    whole, change = binance.exact(depth(2, 2, {"3.0": "1.0"}))
+    assert [level["price"] for level in whole["bids"]] == [Decimal("2.0")]
+    assert [level["price"] for level in change["bids"]] == [Decimal("3.0")]
+    assert len(binance.map(depth(3, 3))) == 1
+    assert binance.holes == []
+
+
+def test_ids_that_begin_anew_without_a_book_are_a_hole(binance: Mapped) -> None:
+    """Changes with low ids are not contained in a book with a high one."""
+    binance.map(snapshot(500))
+    binance.map(depth(501, 501))
+    assert binance.map(depth(2, 2)) == []
+    assert binance.holes == ["stock:BTCUSDT:orderbook"]
+    assert binance.map(depth(3, 3)) == []
+    assert len(binance.map(snapshot(1))) == 3
+
+
+def test_ids_may_begin_anew_before_the_first_book(binance: Mapped) -> None:
+    """The changes with the ids of before belong to no book that follows."""
+    binance.map(depth(500, 500))
+    binance.map(depth(2, 2))
+    assert len(binance.map(snapshot(1))) == 2
+
+
+def test_whole_books_alone_may_begin_anew(binance: Mapped) -> None:
+    """Without changes between, none of them can be one that was asked for."""
+    assert len(binance.map(snapshot(500))) == 1
+    assert len(binance.map(snapshot(1))) == 1
+
+
 def test_lost_publications_are_a_hole_of_all_books(binance: Mapped) -> None:
     """Redis does not have the book that the next change belongs to."""
     binance.map(snapshot(1))
@@ -156,6 +191,9 @@ def test_a_bad_change_without_ids_is_a_hole(tmp_path: Path) -> None:
     assert own.holes == ["message[1]"]
     assert own.map(change) == []
     assert len(own.map(whole)) == 2
+    assert own.map('{"t":"whole","b":[]}') == []
+    assert own.holes == ["message[1]", "message[0]"]
+    assert own.map(change) == []  # it would be of the book that was not read
 
 
 def test_a_whole_book_of_binance_is_named_by_its_stream(binance: Mapped) -> None:
@@ -220,6 +258,7 @@ def test_other_messages_are_ignored_and_counted(upbit: Mapped) -> None:
         (trade(1, "1", q="1" * 2000), "message[0]: quantity is beyond the bounds of numbers"),
         (depth(1, 1).replace('"b": []', '"b": [[1]]'), "message[1]: a quantity of data.b is miss"),
         (depth(1, 1).replace('"b": []', '"b": [7]'), "message[1]: a price of data.b is missing"),
+        (depth(1, 1, {"1": "-2"}), "message[1]: a quantity of data.b is below 0"),
         (depth(1, 1).replace('"b": []', '"b": 7'), "message[1]: data.b is no list"),
         (depth(1, 1).replace('"u": 1', '"u": -1'), "message[1]: data.u is no id of an update"),
     ],
@@ -293,9 +332,10 @@ def test_a_status_is_looked_up(tmp_path: Path) -> None:
         ('last = "u"', [(2, 0), (3, 0), (5, 0)], 2),
         ('last = "u", previous = "pu"', [(5, 1), (9, 5), (12, 9), (20, 13)], 3),
         ('last = "u", previous = "pu"', [(5, 0), (9, 4)], 2),
+        ('last = "u", previous = "pu"', [(5, 1), (9, 5), (2, 9), (4, 2), (3, 9)], 4),
         ("", [(2, 0), (9, 0)], 2),
     ],
-    ids=["consecutive", "previous", "overlapping", "none"],
+    ids=["consecutive", "previous", "overlapping", "begun anew", "none"],
 )
 def test_ids_are_those_that_the_feed_has(
     tmp_path: Path, ids: str, changes: list[tuple[int, int]], published: int
