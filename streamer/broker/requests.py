@@ -21,13 +21,18 @@ from streamer.broker.connect import (
     INCOMPLETE,
     Command,
     RedisConnectionError,
+    RedisReplyError,
     RedisTimeoutError,
     RequestConnection,
     open_connection,
 )
+from streamer.broker.replies import is_read_only
 
 _CLOSE_SECONDS: Final = 1.0
 """A generous bound: closing a socket does not wait."""
+
+_READ_ONLY_SECONDS: Final = 3.0
+"""The least time between two connections that are given up since they are to a replica."""
 
 _COMMANDS_PER_SEND: Final = 100
 """Few enough that Redis never waits for its replies to be read while commands are still sent."""
@@ -73,6 +78,7 @@ class RedisClient:
         self._connection: RequestConnection | None = None
         self._opened: AbstractAsyncContextManager[RequestConnection]
         self._is_outdated = False
+        self._read_only_until = -math.inf
         self._last_error = ""
         self._closed_until = -math.inf
 
@@ -131,11 +137,25 @@ class RedisClient:
                 request.settled.set()
             return
         self._backoff.reset()
+        self._leave_replica(replies)
         start = 0
         for request in requests:
             request.replies = replies[start : start + len(request.commands)]
             request.settled.set()
             start += len(request.commands)
+
+    def _leave_replica(self, replies: Sequence[Any]) -> None:
+        """Renew the connection if Redis refuses to write as a replica.
+
+        A master that is demoted may keep its connections, while the name in the URL has become that
+        of another; or the URL is that of a replica, which does not change.
+        """
+        now = trio.current_time()
+        if now >= self._read_only_until and any(
+            isinstance(reply, RedisReplyError) and is_read_only(reply) for reply in replies
+        ):
+            self._read_only_until = now + _READ_ONLY_SECONDS
+            self.renew()
 
     async def _execute(self, commands: Sequence[Command]) -> list[Any]:
         if self._connection is not None:

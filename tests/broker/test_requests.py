@@ -12,6 +12,7 @@ import trio.lowlevel
 
 from streamer.broker.connect import RedisConnectionError, RedisReplyError, RedisTimeoutError
 from streamer.broker.requests import RedisClient
+from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import DEADLINE_SECONDS, eventually
 
@@ -97,6 +98,22 @@ async def test_a_renewed_client_opens_one_new_connection(
         assert after != before
         assert await client.execute_many([("ECHO", "z")]) == [b"z"]
         assert connections(redis) == after
+
+
+async def test_a_master_that_was_demoted_is_left_for_the_one_behind_the_name(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """It keeps its connections, and would refuse to write for ever."""
+    old, new = own_redis_server(), own_redis_server()
+    proxy = Proxy(old.port)
+    async with proxy.run(), opened(f"redis://127.0.0.1:{proxy.port}") as client:
+        assert await client.execute_many([("SET", "k", "x")]) == [b"OK"]
+        with old.connect() as redis:
+            redis.replicaof("127.0.0.1", new.port)
+        proxy.server_port = new.port
+        (refused,) = await client.execute_many([("SET", "k", "x")])
+        assert "READONLY" in str(refused)
+        assert await client.execute_many([("SET", "k", "x")]) == [b"OK"]
 
 
 async def test_callers_that_share_a_round_trip_get_their_own_replies(redis_url: str) -> None:
