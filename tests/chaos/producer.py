@@ -22,6 +22,8 @@ from streamer.publisher.publisher import open_publisher
 
 HOLD_SECONDS: Final = 300.0
 """Longer than any fault: a producer that gave up would make holes of its own."""
+HOLD_MESSAGES: Final = 1_000_000
+"""More than is due after any pause, so that a call waits and does not fail for want of room."""
 _PACE_SECONDS: Final = 0.05
 _BOOK_EVERY: Final = 5
 
@@ -128,7 +130,10 @@ async def produce(order: Order) -> None:
 
     async with (
         open_publisher(
-            order.redis_url, history_length=order.history_length, hold_seconds=HOLD_SECONDS
+            order.redis_url,
+            history_length=order.history_length,
+            hold_seconds=HOLD_SECONDS,
+            hold_messages=HOLD_MESSAGES,
         ) as publisher,
         trio.open_nursery() as outer,
         trio.lowlevel.FdStream(sys.stdin.fileno()) as stdin,
