@@ -84,7 +84,7 @@ async def test_wrong_keys_are_answered_late_and_hold_up_nobody(
     with structlog.testing.capture_logs() as logs:
         limits = httpx2.Limits(max_connections=None)
         async with (
-            httpx2.AsyncClient(base_url=server.http_url, limits=limits, timeout=60) as client,
+            http_client(base_url=server.http_url, limits=limits) as client,
             trio.open_nursery() as nursery,
         ):
             for _ in range(api._MAX_FAILURES + 2):

@@ -61,9 +61,9 @@ async def test_redis_restarted_empty(
 async def test_redis_stopped_for_ten_seconds(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
-    """A probe that is patient enough gives nothing up, and then nothing at all is lost."""
+    """The probe is patient enough: it gives nothing up, and then nothing at all is lost."""
     redis = own_redis_server()
-    async with open_world(redis, tmp_path, "--probe-timeout-seconds", "60") as world:
+    async with open_world(redis, tmp_path) as world:
         await world.flow()
         redis.pause()
         await trio.sleep(STOPPED_REDIS_SECONDS)

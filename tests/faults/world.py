@@ -26,7 +26,7 @@ from tests.faults.processes import Producer, ServerProcess
 from tests.faults.producer import Order
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
-from tests.helpers.timing import DEADLINE_SECONDS, FLOW_DEADLINE_SECONDS, SLOW_POLL_SECONDS
+from tests.helpers.timing import FLOW_DEADLINE_SECONDS, SLOW_POLL_SECONDS
 
 PATIENCE_SECONDS: Final = 60.0
 """Before server or client gives the other up, where the test is not about that."""
@@ -275,15 +275,17 @@ async def open_world(
         network.server_port = server.port
         url = f"ws://127.0.0.1:{network.port}/v1/ws"
     async with server, trio.open_nursery() as nursery:
-        with trio.fail_after(DEADLINE_SECONDS):
+        with trio.fail_after(FLOW_DEADLINE_SECONDS):
             async with trio.open_nursery() as starting:
                 for client in clients:
                     starting.start_soon(nursery.start, client.run, url)
-        async with Producer.run(order) as producer:
+        # The producer is ended last: what fails in here must not look like its end.
+        async with Producer.run(order) as producer, trio.open_nursery() as pacing:
             world = World(server, producer, clients, rates)
-            nursery.start_soon(world.pace)
+            pacing.start_soon(world.pace)
             yield world
-            nursery.cancel_scope.cancel()
+            pacing.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
 
 
 def server_arguments(redis_port: int) -> tuple[str, ...]:
@@ -293,7 +295,10 @@ def server_arguments(redis_port: int) -> tuple[str, ...]:
         *("--history-length", str(HISTORY_LENGTH)),
         *("--flush-interval-ms", "100"),
         # On a busy machine, with the load that is on it here, what is neither lost nor silent may
-        # take long: Redis to tell the history to clients that come back, clients to answer.
+        # take long: Redis to tell the history to clients that come back and to answer a probe,
+        # clients to send their handshake and to answer.
+        *("--probe-timeout-seconds", str(PATIENCE_SECONDS)),
+        *("--handshake-timeout-seconds", str(PATIENCE_SECONDS)),
         *("--subscribe-timeout-seconds", str(PATIENCE_SECONDS)),
         *("--heartbeat-timeout-seconds", str(PATIENCE_SECONDS)),
         # And clients to come back to a topic that all of them have left, which without positions

@@ -18,6 +18,7 @@ from wsproto.utilities import LocalProtocolError
 
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.server import Server
+from tests.helpers.timing import FLOW_DEADLINE_SECONDS
 
 Message = dict[str, Any]
 
@@ -154,11 +155,17 @@ async def open_client(
 
 @asynccontextmanager
 async def open_url(url: str) -> AsyncIterator[trio_websocket.WebSocketConnection]:
-    """A connection of trio-websocket's to a URL, for tests that have no `Server` object."""
+    """A connection of trio-websocket's to a URL, for tests that have no `Server` object.
+
+    It has long to open: the faults' clients share its event loop, and may be busy for seconds.
+    """
     async with (
         quiet_close() as closing,
         trio_websocket.open_websocket_url(
-            url, max_message_size=1 << 24, message_queue_size=1000
+            url,
+            connect_timeout=FLOW_DEADLINE_SECONDS,
+            max_message_size=1 << 24,
+            message_queue_size=1000,
         ) as connection,
     ):
         yield connection

@@ -10,6 +10,7 @@ from typing import Any, Final
 import httpx2
 
 from streamer.server import Server
+from tests.helpers.http import http_client
 from tests.helpers.server import running_server
 
 KEY: Final = "an-operator-key-of-32-characters"
@@ -44,7 +45,7 @@ class Operator:
 @asynccontextmanager
 async def operator_of(http_url: str) -> AsyncIterator[Operator]:
     """An operator of the server with this URL."""
-    async with httpx2.AsyncClient(base_url=http_url, headers=HEADERS, timeout=60) as client:
+    async with http_client(base_url=http_url, headers=HEADERS) as client:
         yield Operator(client)
 
 
