@@ -10,11 +10,13 @@ import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from itertools import islice
+from operator import gt, lt
 from typing import Any, Final
 
 import attrs
+import orjson
 
-from streamer.protocol.json_text import items_of, read_members
+from streamer.protocol.json_text import items_of, read_members, read_value
 from streamer.protocol.messages import OrderbookDelta, PriceDelta
 from streamer.protocol.orderbook import (
     Level,
@@ -27,6 +29,7 @@ from streamer.protocol.orderbook import (
 )
 
 _BIDS, _ASKS = "bids", "asks"
+_USUAL_NAMES: Final = ('"price"', '"quantity"', '"orders"')
 _SUBJECT: Final = "stock_code"
 _IN_EVERY_DELTA: Final = (_SUBJECT, "timestamp", "subscription_type", "target")
 """Members that a delta repeats: those that say what it is about, and when."""
@@ -100,17 +103,64 @@ def cut_book(text: bytes, depth: int) -> bytes:
     """Return the JSON of an order book with the best `depth` levels a side, otherwise the same."""
     members: dict[str, str] = {}
     is_cut = False
-    for name, value, member in read_members(text.decode()):
-        if name in (_BIDS, _ASKS) and len(value) > depth:
-            is_cut = True
-            levels = _best_first(value, member, descending=name == _BIDS)
-            members[name] = f"[{','.join(islice(levels, depth))}]"
+    for name, value, member in read_members(text.decode(), _end_of_usual_side):
+        if name in (_BIDS, _ASKS):
+            side = _cut_side(value, member, depth, descending=name == _BIDS)
+            is_cut |= side is not member
+            members[name] = side
         else:
             members[name] = member
     if not is_cut:
         return text
     texts = (f"{_quoted(name)}:{member}" for name, member in members.items())
     return f"{{{','.join(texts)}}}".encode()
+
+
+def _end_of_usual_side(name: str, text: str, start: int) -> int | None:
+    """Return where a side ends whose only strings are the usual names of a level's members.
+
+    Then no bracket is in a string, and it need not be parsed to find its end, which would take
+    most of the time for a book of hundreds of levels. None for another side and for other members.
+    """
+    if name not in (_BIDS, _ASKS):
+        return None
+    end = text.index("]", start) + 1
+    if text.count("[", start, end) > 1:
+        return None
+    quotes = 2 * sum(text.count(usual, start, end) for usual in _USUAL_NAMES)
+    return end if text.count('"', start, end) == quotes else None
+
+
+def _cut_side(
+    levels: list[dict[str, Any]] | None, text: str, depth: int, *, descending: bool
+) -> str:
+    """Return the text of the best levels of a side; `text` itself if it has no more of them.
+
+    `levels` are None of a usual side (`_end_of_usual_side`).
+    """
+    if levels is None:
+        if text.count("{") <= depth:
+            return text
+        if _is_flat_and_best_first(text, descending=descending):
+            *_, rest = text.split("}", depth)
+            return f"{text[: len(text) - len(rest)]}]"
+        levels = read_value(text)
+    if len(levels) <= depth:
+        return text
+    return f"[{','.join(islice(_best_first(levels, text, descending=descending), depth))}]"
+
+
+def _is_flat_and_best_first(text: str, *, descending: bool) -> bool:
+    """Whether a side has no braces but those of its levels, and is in order for certain.
+
+    Numbers that are in order as doubles are in order; equal doubles may be of different numbers.
+    """
+    try:
+        prices = [float(level["price"]) for level in orjson.loads(text)]
+    except orjson.JSONDecodeError:  # a number beyond a double's range
+        return False
+    is_flat = len(prices) == text.count("{")
+    return is_flat and all(map(gt if descending else lt, prices, prices[1:]))
 
 
 def _best_first(levels: list[dict[str, Any]], text: str, *, descending: bool) -> Iterable[str]:

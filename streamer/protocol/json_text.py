@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final, NoReturn
 
@@ -71,18 +71,30 @@ def find_members(text: str) -> dict[str, str]:
     return found
 
 
-def read_members(text: str) -> Iterator[tuple[str, Any, str]]:
+def read_members(
+    text: str, end_of: Callable[[str, str, int], int | None] | None = None
+) -> Iterator[tuple[str, Any, str]]:
     """Yield the members of a valid JSON object: name, value, text of the value.
 
-    The numbers in a value are strings with their digits as written.
+    The numbers in a value are strings with their digits as written. A value is not read, but None,
+    if `end_of` finds its end: it is given the name, the whole text and the index of the value.
     """
     at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "}":
         name, at = _SPANS.raw_decode(text, at)
         start = skip_space(text, skip_space(text, at) + 1)
-        value, end = _SPANS.raw_decode(text, start)
+        end = None if end_of is None else end_of(name, text, start)
+        if end is None:
+            value, end = _SPANS.raw_decode(text, start)
+        else:
+            value = None
         yield name, value, text[start:end]
         at = _next(text, end)
+
+
+def read_value(text: str) -> Any:
+    """Return the value of a JSON text, with its numbers as strings as above."""
+    return _SPANS.decode(text)
 
 
 def find_items(text: str, limit: int) -> list[str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from streamer.protocol.deltas import cut_book, delta_text, read_content
 from streamer.protocol.orderbook import checksum
-from tests.protocol.books import levels_text, side_texts
+from tests.protocol.books import NUMBERS, levels_text, side_texts
 
 NOON = '"timestamp":"2026-01-02T12:00:00Z"'
 
@@ -118,6 +121,49 @@ def test_a_book_is_cut_to_its_best_levels_in_whatever_order_they_are() -> None:
         asks = f"{levels['9']},{levels['1e1']}"
         cut = cut_book(text.encode(), 2)
         assert cut.endswith(f"{sides.format(bids, asks)}}}".encode())
+
+
+MORE = ("", ',"orders":3', ',"orders":null', ', "x":"}],["', ',"x":{"price":1}', ',"orders":[1,{}]')
+
+
+@given(
+    st.lists(st.tuples(NUMBERS, st.sampled_from(MORE)), max_size=8),
+    st.integers(1, 9),
+    st.sampled_from([",", " ,\n "]),
+    st.booleans(),
+)
+def test_any_book_is_cut_to_its_best_levels(
+    levels: list[tuple[str, str]], depth: int, comma: str, in_order: bool
+) -> None:
+    """With numbers however they are written, and whatever else a level has."""
+    prices = sorted(Decimal(price) for price, _ in levels)
+    if in_order:
+        levels = [(str(price), more) for price, (_, more) in zip(prices, levels, strict=True)]
+    texts = [f'{{"price":{price},"quantity":1{more}}}' for price, more in levels]
+    text = f'{{"type":"orderbook_update","bids":[],"asks":[{comma.join(texts)}],"a":[1]}}'
+    asks = sorted(json.loads(text)["asks"], key=itemgetter("price"))
+    cut = json.loads(cut_book(text.encode(), depth))
+    if len(levels) <= depth:
+        assert cut == json.loads(text)
+    else:
+        assert cut == json.loads(text) | {"asks": asks[:depth]}
+
+
+def test_prices_that_differ_beyond_a_double_are_in_order_all_the_same() -> None:
+    """Two numbers may be the same double, or an integer between two of them."""
+    far, near = "9007199254740993.2", "9007199254740993.1"
+    text = book([], [(far, "1"), (near, "1")])
+    assert cut_book(text, 1) == book([], [(near, "1")])
+    huge = book([], [("1" + "0" * 400, "1"), ("1", "1")])
+    assert cut_book(huge, 1) == book([], [("1", "1")])
+
+
+def test_a_usual_book_is_cut_without_a_look_at_each_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may ask for a hundred books of hundreds of levels in one request."""
+    monkeypatch.delattr("streamer.protocol.deltas.Decimal")
+    monkeypatch.delattr("streamer.protocol.deltas.read_value")
+    asks = [(f"{number}.50", "1e2") for number in range(500)]
+    assert cut_book(book(asks[::-1], asks), 499) == book(asks[:0:-1], asks[:-1])
 
 
 @given(side_texts(most=10), side_texts(least=10), side_texts(most=10), side_texts(least=10))
