@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, assert_never
 
 import attrs
+import trio
 
 from streamer.auth.authenticator import Authenticator
 from streamer.auth.permissions import Permissions
@@ -18,9 +19,12 @@ from streamer.edge.token_expiry import TokenExpiry
 from streamer.histogram import Histogram
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
+from streamer.hub.parts import Walk
+from streamer.hub.publication import Publication
 from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.sessions import SessionRecord
+from streamer.hub.streams import LastKnown, whole_in_parts
 from streamer.hub.subscription import Subscription, SubscriptionOptions, Want
 from streamer.hub.upstream import Recovery, RecoveryOutcome, Source
 from streamer.protocol import messages
@@ -39,6 +43,9 @@ from streamer.wire.format import WireFormat
 
 _MAX_SESSION_ID_CHARACTERS: Final = 64
 """Characters of a session id; a longer one is not looked up."""
+
+_OVER: Final = object()
+"""In place of another part, where there is none."""
 
 
 @attrs.frozen
@@ -107,8 +114,7 @@ class Requests:
                 await self._services.loop_budget.wait_for(message.targets)
                 self._unsubscribe(message)
             case messages.Resync():
-                await self._services.loop_budget.wait_for(message.targets)
-                self._resync(message)
+                await self._resync(message)
             case messages.Ping():
                 self._send(messages.Pong(message.request_id))
             case messages.SetOptions():
@@ -210,20 +216,20 @@ class Requests:
             return WHOLE
         return Detail(message.delta, message.depth)
 
-    def _resync(self, message: messages.Resync) -> None:
+    async def _resync(self, message: messages.Resync) -> None:
+        await self._services.loop_budget.wait_for(message.targets)
         topics, rejected = self._topics(message)
         held = self._services.hub.resync(self._outbox, topics)
         answer = messages.Resynced(
             message.subscription_type,
-            [topic.target for topic, _ in held],
+            [lane.stream.topic.target for lane, _ in held],
             rejected,
             message.request_id,
         )
-        wire = self._outbox.wire
-        snapshots = [wire.snapshot(publication) for _, known in held for publication in known]
-        self._outbox.send_control(
-            wire.answer(answer) + wire.data(snapshots, self._outbox.positions)
-        )
+        values = [(lane, publication) for lane, known in held for publication in known]
+        rest = self._send_before_live(self._outbox.wire.answer(answer), values)
+        if rest is not None:
+            await rest
 
     def _topics(
         self, message: messages.Subscribe | messages.Unsubscribe | messages.Resync
@@ -391,8 +397,7 @@ class Requests:
         recoveries = services.source.prepare_nowait(topics, since)
         if recoveries is None:
             return self._enter_later(wants, answer, forbidden)
-        self._enter_now(wants, recoveries, answer, forbidden)
-        return None
+        return self._enter_now(wants, recoveries, answer, forbidden)
 
     async def _enter_later(
         self, wants: Sequence[Want], answer: Answer, forbidden: list[Topic]
@@ -400,7 +405,8 @@ class Requests:
         """Wait until the topics are live; fetch missed publications from Redis; then subscribe."""
         topics, since = self._wanted(wants)
         recoveries = await prepare(self._services, topics, since)
-        self._enter_now(wants, recoveries, answer, forbidden)
+        if (rest := self._enter_now(wants, recoveries, answer, forbidden)) is not None:
+            await rest
 
     def _wanted(self, wants: Sequence[Want]) -> tuple[list[Topic], dict[Topic, Position]]:
         """Return the topics of wants, and the positions to recover from."""
@@ -422,10 +428,11 @@ class Requests:
         recoveries: Mapping[Topic, Recovery],
         answer: Answer,
         forbidden: list[Topic],
-    ) -> None:
+    ) -> Awaitable[None] | None:
         """Subscribe, answer, and begin to send the messages before the live flow of each topic.
 
-        Nothing here waits, so no publication comes between the answer and the live flow.
+        Nothing here waits, so no publication comes between the answer and the live flow. Returns
+        the rest of the work if the last known values take long.
         """
         forbidden += self._services.source.forbidden([want.topic for want in wants])
         held_back = frozenset(forbidden)
@@ -441,12 +448,46 @@ class Requests:
         plan = subscribe(
             hub, outbox, admitted, max_replay_bytes=self._services.settings.max_replay_bytes
         )
-        wire = outbox.wire
-        snapshots = [wire.snapshot(publication) for publication in plan.snapshots]
-        known = wire.data(snapshots, outbox.positions) or wire.place(outbox.positions)
-        outbox.send_control(answer(plan) + known)
-        hub.fanout.start_replays(outbox)
+        rest = self._send_before_live(answer(plan), plan.last_values)
         self._services.sessions.changed(outbox.name)
+        return rest
+
+    def _send_before_live(
+        self, answer: bytes, values: Sequence[LastKnown]
+    ) -> Awaitable[None] | None:
+        """Send an answer, then last known values, and begin to send missed messages.
+
+        Returns the rest of the work if there are many order books to be cut to a depth.
+        """
+        making = Walk(whole_in_parts(values))
+        parts = iter(making)
+        if next(parts, _OVER) is _OVER:
+            self._outbox.send_control(answer + self._encoded(making.result))
+            self._services.hub.fanout.start_replays(self._outbox)
+            return None
+        self._outbox.send_control(answer)
+        self._services.hub.fanout.cork(self._outbox)
+        return self._send_later(making, parts)
+
+    async def _send_later(self, making: Walk[list[Publication]], parts: Iterator[None]) -> None:
+        """Make last known values in several turns of the loop, send them, and go on.
+
+        If this is cancelled, the connection ends, and nothing may be sent in front of them.
+        """
+        loop_budget, fanout = self._services.loop_budget, self._services.hub.fanout
+        is_over = False
+        while not is_over:
+            await trio.lowlevel.checkpoint()
+            if loop_budget.is_long:
+                await loop_budget.wait(is_heavy=True)
+            is_over = next(parts, _OVER) is _OVER
+        self._outbox.send_control(self._encoded(making.result))
+        fanout.uncork(self._outbox)
+
+    def _encoded(self, values: Iterable[Publication]) -> bytes:
+        """Return the bytes of last known values, or those that say where the client is."""
+        wire, positions = self._outbox.wire, self._outbox.positions
+        return wire.data(list(map(wire.snapshot, values)), positions) or wire.place(positions)
 
 
 async def prepare(

@@ -450,8 +450,8 @@ class FanOut:
     def _flush_solo(self, outbox: Outbox) -> int:
         """Write one client's waiting messages, and let it join a group if none is left."""
         messages = outbox.flush(self._clock())
-        due = outbox.due_seconds
-        if due is not None and not outbox.blocked and self._due.put(outbox, due):
+        due = None if outbox.blocked or outbox.corked else outbox.due_seconds
+        if due is not None and self._due.put(outbox, due):
             self._wakeup.set()  # called by a writer task, perhaps, while the flush loop sleeps
         self.join(outbox)
         return messages
@@ -464,6 +464,20 @@ class FanOut:
         self.leave(outbox)
         outbox.bandwidth = Bandwidth(bytes_per_second) if bytes_per_second else None
         if not outbox.blocked and not outbox.closed:
+            self._flush_solo(outbox)
+
+    def cork(self, outbox: Outbox) -> None:
+        """Write nothing but answers and heartbeats to a client, until `uncork`.
+
+        What is sent before the live flow is being made, in more than one turn of the loop.
+        """
+        self.leave(outbox)
+        outbox.corked = True
+
+    def uncork(self, outbox: Outbox) -> None:
+        """Write to a client again, first what has come meanwhile."""
+        outbox.corked = False
+        if not outbox.blocked:
             self._flush_solo(outbox)
 
     def start_replays(self, outbox: Outbox) -> None:

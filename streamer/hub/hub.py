@@ -289,14 +289,14 @@ class Hub:
 
     def resync(
         self, outbox: Outbox, topics: Iterable[Topic]
-    ) -> list[tuple[Topic, list[Publication]]]:
-        """Return, for each of these topics that a client holds, the whole messages that it lacks.
+    ) -> list[tuple[Lane, list[Publication]]]:
+        """Return, for each of these topics that a client holds, the messages that it lacks.
 
         They are those that the next deltas change. Without deltas, they are the last known values,
-        unless newer ones wait for the client.
+        unless newer ones wait for the client. They are still to be made whole (`whole_in_parts`).
         """
         self.fanout.leave(outbox)
-        answer = []
+        answer: list[tuple[Lane, list[Publication]]] = []
         for topic in topics:
             subscription = outbox.subscriptions.get(self.streams.get(topic))
             if subscription is None:
@@ -308,7 +308,7 @@ class Hub:
                 known = sorted(subscription.held.values(), key=attrgetter("order"))
             else:
                 known = self.snapshot(subscription, lane.kinds) if subscription.caught_up else []
-            answer.append((topic, list(map(lane.render_whole, known))))
+            answer.append((lane, known))
         self.fanout.join(outbox)
         return answer
 
@@ -319,10 +319,11 @@ class Hub:
             is_gap_owed = outbox.backlog.is_gap_owed
             for subscription in outbox.subscriptions.values():
                 # The ping overtakes a gap that waits, and whoever has not received that must be
-                # sent it again.
-                if not is_gap_owed(subscription):
+                # sent it again. It also overtakes last known values that are being made.
+                is_owed = is_gap_owed(subscription)
+                if not is_owed:
                     subscription.pinged = self.position(subscription)
-                elif sent := subscription.unconfirmed:
+                if (is_owed or outbox.corked) and (sent := subscription.unconfirmed):
                     subscription.unconfirmed = attrs.evolve(sent, pings=outbox.pings)
 
     def mark_pong(self, outbox: Outbox) -> None:

@@ -133,6 +133,7 @@ class Outbox:
         "blocked",
         "closed",
         "control_bytes",
+        "corked",
         "descriptor",
         "dropped",
         "entry",
@@ -185,6 +186,8 @@ class Outbox:
         """The number of its last entry into a group; entries into all groups count up."""
         self.blocked = False
         self.closed = False
+        self.corked = False
+        """Whether only answers and heartbeats are written (`FanOut.cork`)."""
         self.bandwidth: Bandwidth | None = None
         """None: the client is sent what its socket takes."""
         self.pings = 0
@@ -330,7 +333,7 @@ class Outbox:
     @property
     def _is_full(self) -> bool:
         """Whether there is room for a publication only in place of another."""
-        return self.blocked or self._waits_for_bandwidth
+        return self.blocked or self.corked or self._waits_for_bandwidth
 
     @property
     def _waits_for_bandwidth(self) -> bool:
@@ -372,7 +375,7 @@ class Outbox:
             if self.backlog.replay_bytes > self._max_replay_bytes:
                 self._overflow()
             return
-        if not merge and (self.blocked or self._waits_for_bandwidth):
+        if not merge and self._is_full:
             size = self.backlog.queued_bytes + len(publication.text)
             if size > self._max_queued_bytes:
                 self._count_dropped(1, "overflow")
@@ -472,6 +475,8 @@ class Outbox:
             if self.bandwidth is not None:
                 self.bandwidth.spend(len(control))
             return control, 0
+        if self.corked:
+            return b"", 0
         if self.bandwidth is not None:
             return self._take_paced(self.bandwidth, now_seconds)
         return self._take_data(now_seconds)
@@ -548,6 +553,7 @@ class Outbox:
         backlog = self.backlog
         return not (
             self.blocked
+            or self.corked
             or self.closed
             or self.descriptor < 0
             or self.bandwidth is not None

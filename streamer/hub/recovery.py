@@ -9,14 +9,16 @@ even if the topic's history drops them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
 import attrs
 
 from streamer.hub.hub import Hub, Replay
 from streamer.hub.outbox import Outbox
+from streamer.hub.parts import completed
 from streamer.hub.publication import Publication
+from streamer.hub.streams import LastKnown, whole_in_parts
 from streamer.hub.subscription import Subscription, Want
 from streamer.protocol.messages import GapReason, Position
 from streamer.protocol.topics import Kind, Topic
@@ -32,8 +34,13 @@ class RecoveryPlan:
     """How many missed messages the client will be sent."""
     recovered: bool = True
     """Whether these are all that it has missed."""
-    snapshots: list[Publication] = attrs.field(factory=list)
-    """The last known values that are sent right after the answer."""
+    last_values: list[LastKnown] = attrs.field(factory=list)
+    """The last known values that are sent right after the answer, as they were published."""
+
+    @property
+    def snapshots(self) -> list[Publication]:
+        """The same as they are sent, made at once."""
+        return completed(whole_in_parts(self.last_values))
 
 
 def subscribe(
@@ -61,7 +68,7 @@ def subscribe(
             recovery.positions[topic], missed, _ = replays[topic]
             recovery.missed_messages += len(missed)
             if want.unconfirmed is not None:
-                recovery.snapshots += _unconfirmed(hub, outbox, subscription, want)
+                recovery.last_values += _unconfirmed(hub, outbox, subscription, want)
             hub.recoveries["complete"] += 1
             continue
         if want.since is not None and topic not in held:
@@ -71,7 +78,7 @@ def subscribe(
             hub.announce_hole(outbox, subscription, want.since, reason, position)
         elif want.options.snapshot and subscription.lane.stream.latest:
             known = hub.snapshot(subscription, kinds)
-            recovery.snapshots += map(subscription.lane.render_whole, known)
+            recovery.last_values += [(subscription.lane, value) for value in known]
             if known:
                 sequence = hub.position(subscription).sequence
                 outbox.note_snapshots(subscription, kinds, sequence)
@@ -81,7 +88,7 @@ def subscribe(
 
 def _unconfirmed(
     hub: Hub, outbox: Outbox, subscription: Subscription, want: Want
-) -> Iterable[Publication]:
+) -> list[LastKnown]:
     """Return the last known values that the client may lack, of those before its position.
 
     They were sent on the former connection, and lost if it ended before they arrived. Those that
@@ -96,7 +103,7 @@ def _unconfirmed(
     known = [last for last in hub.snapshot(subscription, kinds) if last.sequence <= sequence]
     if known:
         outbox.note_snapshots(subscription, kinds, sequence)
-    return map(lane.render_whole, known)
+    return [(lane, value) for value in known]
 
 
 def _plan(

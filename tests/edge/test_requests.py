@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
+import orjson
 import pytest
 import redis as redis_py
 import trio
@@ -13,10 +15,12 @@ from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
 from streamer.broker.keys import history_key, position_key
+from streamer.protocol.deltas import cut_book
 from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.publisher import Publisher, open_publisher
 from streamer.server import Server
 from tests.helpers.clients import Client, Message, connected, open_client, raw_client
+from tests.helpers.events import streaming
 from tests.helpers.publications import orderbook, price
 from tests.helpers.server import first_session, publish, running_server
 from tests.helpers.timing import eventually
@@ -682,3 +686,79 @@ async def test_a_request_that_is_refused_changes_no_option_of_the_connection() -
         error = await client.subscribe("stock:A", depth=11, max_bandwidth=5000)
         assert error["code"] == "INVALID_MESSAGE"
         assert (await client.request(type="options"))["max_bandwidth"] == 0
+
+
+class Turns(trio.abc.Instrument):
+    """The number of the present turn of the loop."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        """Begin a turn."""
+        del timeout
+        self.number += 1
+
+
+def big_book(code: str, *, best_price: int = 0) -> bytes:
+    """An order book of some 40 KB."""
+    prices = [best_price, *range(1, 1000)]
+    asks = [{"price": price, "quantity": 1, "orders": 1} for price in prices]
+    book = {"type": "orderbook_update", "stock_code": code, "bids": [], "asks": asks}
+    return orjson.dumps(book | {"timestamp": "2026-01-02T03:04:05.678Z"})
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+async def test_many_books_are_cut_in_turns_between_which_others_are_served(
+    monkeypatch: pytest.MonkeyPatch, over_http: bool
+) -> None:
+    """In front of all that is published meanwhile; pings are answered, and streams not broken."""
+    codes = [f"A{number}" for number in range(20)]
+    topics = [f"stock:{code}" for code in codes]
+    turns = Turns()
+    cuts: list[int] = []
+
+    def counted(text: bytes, depth: int) -> bytes:
+        cuts.append(turns.number)
+        if len(cuts) == 10:
+            publish(server, "stock:A0:price", price("A0", 7))
+        return cut_book(text, depth)
+
+    monkeypatch.setattr("streamer.hub.renditions.cut_book", counted)
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        server = await enter(running_server(**AT_ONCE))
+        other = await enter(connected(server))
+        await other.subscribe(*topics)
+        for code in codes:
+            publish(server, f"stock:{code}:orderbook", big_book(code))
+            await other.data()
+        trio.lowlevel.add_instrument(turns)
+        client: Any
+        if over_http:
+            client = await enter(streaming(server, ",".join(topics), query="&depth=2"))
+            await client.message_type("subscribed")
+            received = [await client.message() for _ in range(len(codes) + 1)]
+        else:
+            client = await enter(connected(server))
+            await client.subscribe(*topics, depth=2)
+            received = [await client.data() for _ in range(len(codes) + 1)]
+        assert sorted(message["stock_code"] for message in received[:-1]) == sorted(codes)
+        assert all(len(message["asks"]) == 2 for message in received[:-1])
+        assert received[-1]["price"] == 7
+        assert len(cuts) == len(codes)
+        assert max(Counter(cuts).values()) < 6
+        if not over_http:
+            await client.subscribe(*topics, depth=3, delta=True, kinds=["orderbook"])
+            for code in codes:
+                await client.data()
+                publish(server, f"stock:{code}:orderbook", big_book(code, best_price=-1))
+            for _ in codes:
+                assert (await client.data())["type"] == "orderbook_delta"
+            cuts.clear()
+            await client.send(type="resync", subscription_type="stock", targets=codes, request_id=1)
+            assert (await client.receive_type("resynced"))["targets"] == codes
+            resynced = [await client.data() for _ in codes]
+            assert {message["asks"][0]["price"] for message in resynced} == {-1}
+            assert len(cuts) == len(codes)
+            assert max(Counter(cuts).values()) < 6

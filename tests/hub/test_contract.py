@@ -82,14 +82,17 @@ class ContractMachine(RuleBasedStateMachine):
         writes_per_turn=st.integers(1, 3),
         messages_per_flush=MESSAGES_PER_FLUSH,
         clients=st.lists(st.tuples(st.booleans(), EVENTS, OPTIONS), min_size=1, max_size=3),
+        values_take_long=st.booleans(),
     )
     def some_are_here(
         self,
         writes_per_turn: int,
         messages_per_flush: int,
         clients: list[tuple[bool, bool, Options]],
+        values_take_long: bool,
     ) -> None:
         self.world = World(writes_per_turn=writes_per_turn, messages_per_flush=messages_per_flush)
+        self.world.values_take_long = values_take_long
         for secured, events, options in clients:
             client = self.world.connect(secured=secured, events=events)
             self.world.subscribe(client, TOPICS[::4], options)
@@ -186,6 +189,11 @@ class ContractMachine(RuleBasedStateMachine):
     @rule(client=CLIENTS, topics=REQUESTS)
     def resync(self, client: int, topics: tuple[Topic, ...]) -> None:
         self.world.resync(self._client(client), topics)
+
+    @precondition(_someone)
+    @rule(client=CLIENTS)
+    def values_are_made(self, client: int) -> None:
+        self.world.values_are_made(self._client(client))
 
     @precondition(_someone)
     @rule(client=CLIENTS)

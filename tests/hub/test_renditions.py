@@ -319,9 +319,9 @@ def test_a_resync_sends_what_the_next_delta_changes() -> None:
         client.flush()
         publish(house, *texts[2:])
         client.flush()
-        ((topic, known),) = house.hub.resync(client.outbox, [STOCK, STOCKS[1]])
-        assert topic == STOCK
-        (base,) = [read_exactly(publication.snapshot_text) for publication in known]
+        ((lane, known),) = house.hub.resync(client.outbox, [STOCK, STOCKS[1]])
+        assert lane.stream.topic == STOCK
+        (base,) = [read_exactly(lane.render_whole(one).snapshot_text) for one in known]
         assert (base["sequence"], base["snapshot"]) == (2, True)
         _, delta = read_on(client)
         assert rebuilt(content(base), delta) == content(read_exactly(texts[-1]))

@@ -24,11 +24,12 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 from streamer.hub.fanout import FlushProgress
 from streamer.hub.hub import Hub
 from streamer.hub.outbox import Outbox
+from streamer.hub.parts import completed
 from streamer.hub.recovery import RecoveryPlan
 from streamer.hub.recovery import subscribe as begin_recovery
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.sessions import SessionRecord, decode_record, encode_session
-from streamer.hub.streams import TopicStream
+from streamer.hub.streams import LastKnown, TopicStream, whole_in_parts
 from streamer.hub.subscription import Subscription, SubscriptionOptions, Want
 from streamer.hub.wakeup import Wakeup
 from streamer.protocol.errors import TOO_SLOW
@@ -314,6 +315,8 @@ class Client:
         self.deltas = 0
         self.was_behind = False
         """Merging is allowed: since it last had everything, it was blocked or a flush stretched."""
+        self.making: list[LastKnown] | None = None
+        """Last known values that follow the last answer and are still being made."""
 
     # What the outbox reports
 
@@ -721,6 +724,8 @@ class World:
         )
         self.clients: list[Client] = []
         self.kept: list[Kept] = []
+        self.values_take_long = False
+        """Whether last known values are made in several turns of the loop."""
         """The last records of sessions, some of clients that have changed since."""
         self.logs: dict[Topic, Log] = {}
         self._values: dict[int, tuple[Topic, int]] = {}
@@ -902,6 +907,7 @@ class World:
         ]
         if not client.listened_to:
             return
+        self.values_are_made(client)
         for want in wants:
             self.hub.stream(want.topic)
         request_id = next(self._numbers)
@@ -932,17 +938,32 @@ class World:
 
     def _answer(self, client: Client, answer: ServerMessage, recovery: RecoveryPlan) -> None:
         """As `edge.requests` does it."""
-        wire = client.outbox.wire
-        snapshots = [wire.snapshot(publication) for publication in recovery.snapshots]
-        positions = client.outbox.positions
-        known = wire.data(snapshots, positions) or wire.place(positions)
-        client.outbox.send_control(wire.answer(answer) + known)
-        self.hub.fanout.start_replays(client.outbox)
+        self._send_before_live(client, answer, recovery.last_values)
+
+    def _send_before_live(
+        self, client: Client, answer: ServerMessage, values: list[LastKnown]
+    ) -> None:
+        outbox = client.outbox
+        if values and self.values_take_long:
+            outbox.send_control(outbox.wire.answer(answer))
+            self.hub.fanout.cork(outbox)
+            client.making = values
+        else:
+            outbox.send_control(outbox.wire.answer(answer) + _encoded(outbox, values))
+            self.hub.fanout.start_replays(outbox)
+
+    def values_are_made(self, client: Client) -> None:
+        """Last known values follow an answer to a client, in a later turn of the loop."""
+        values, client.making = client.making, None
+        if values is not None and client.listened_to:
+            client.outbox.send_control(_encoded(client.outbox, values))
+            self.hub.fanout.uncork(client.outbox)
 
     def unsubscribe(self, client: Client, topics: list[Topic]) -> None:
         """As `edge.session` carries it out."""
         if not client.listened_to:
             return
+        self.values_are_made(client)
         self.hub.unsubscribe(client.outbox, topics)
         for topic in topics:
             client.holdings.pop(topic, None)
@@ -953,13 +974,12 @@ class World:
         """As `edge.requests` carries it out, for topics of one type."""
         if not client.listened_to:
             return
-        wire = client.outbox.wire
+        self.values_are_made(client)
         held = self.hub.resync(client.outbox, topics)
-        snapshots = [wire.snapshot(publication) for _, known in held for publication in known]
+        values = [(lane, publication) for lane, known in held for publication in known]
         (subscription_type,) = {topic.subscription_type for topic in topics}
-        answer = Resynced(subscription_type, [topic.target for topic, _ in held], [])
-        data = wire.data(snapshots, client.outbox.positions)
-        client.outbox.send_control(wire.answer(answer) + data)
+        answer = Resynced(subscription_type, [lane.stream.topic.target for lane, _ in held], [])
+        self._send_before_live(client, answer, values)
 
     def ping(self, client: Client) -> None:
         """The heartbeat."""
@@ -1113,7 +1133,7 @@ class World:
         """Check the invariants that hold between any two steps."""
         for client in self.clients:
             self.check_account(client)
-            if client.outbox.blocked:
+            if client.outbox.blocked or client.outbox.corked:
                 client.was_behind = True
             if not client.broken:
                 assert client.writers == client.outbox.blocked
@@ -1135,6 +1155,7 @@ class World:
         for _ in range(200):
             busy = False
             for client in self.clients:
+                self.values_are_made(client)
                 if client.overflowed:
                     self.end(client)
                 busy |= client.read() > 0 or client.outbox.blocked
@@ -1175,6 +1196,12 @@ class World:
         assert not any(statistics.subscriptions_by_type.values())
         assert (statistics.topics, statistics.groups, statistics.messages_queued) == (0, 0, 0)
         assert self.hub.fanout.due_seconds is None
+
+
+def _encoded(outbox: Outbox, values: list[LastKnown]) -> bytes:
+    """As `edge.requests` encodes last known values."""
+    snapshots = list(map(outbox.wire.snapshot, completed(whole_in_parts(values))))
+    return outbox.wire.data(snapshots, outbox.positions) or outbox.wire.place(outbox.positions)
 
 
 def _extensions(wire: WireFormat) -> list[Extension]:
