@@ -56,9 +56,9 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
   function answer({ subscription_type: type, targets, positions, rejected }) {
     if (type === "user" && targets.length > 0) {
       const [userId] = targets;
-      const isResumed = cursor.topics.has(`user:${userId}`);
+      const fresh = cursor.topics.has(`user:${userId}`) ? [] : [userId];
       const own = { [`user:${userId}`]: positions[userId] };
-      say({ type: "authenticated", user_id: userId, positions: own, isResumed });
+      say({ type: "authenticated", user_id: userId, positions: own, fresh });
     }
     const isOurs = (target) => topics.has(`${type}:${target}`);
     for (const request of pending.filter((one) => one.subscription_type === type)) {
@@ -85,12 +85,19 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
     const message = /"(subscribed|closed)"/.test(data) ? JSON.parse(data) : {};
     if (message.type === "closed") on.onClose(message.code, message.reason);
     else if (message.type === "subscribed") answer(message);
-    else on.onText(data);
+    else return on.onText(data);
+  }
+
+  /** Have the next stream begin at the present, with whole messages. */
+  function forget() {
+    cursor.id = "";
+    cursor.topics.clear();
   }
 
   /** Refuse the topics that the server names, and ask for the others; else close. */
-  async function fail(response) {
+  async function fail(response, signal) {
     const { code, message, details } = await response.json().catch(() => ({}));
+    if (signal.aborted) return;
     const rejected = details?.rejected ?? [];
     for (const one of rejected) {
       const [, type, target] = /^([^:]*):(.*)$/s.exec(one.topic);
@@ -112,13 +119,14 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
       );
   }
 
-  async function read({ body }) {
+  async function read({ body }, signal) {
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     let data = [];
     let id;
     for (;;) {
       const { done, value } = await reader.read();
+      if (signal.aborted) return; // the next stream resumes from before this
       if (done) break;
       wasOpen = true;
       on.onAlive();
@@ -128,8 +136,10 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
         if (line.startsWith("data: ")) data.push(line.slice(6));
         else if (line.startsWith("id: ")) id = line.slice(4);
         else if (line === "") {
-          if (data.length > 0) take(data.join("\n"));
-          if (id) cursor.id = id; // a stream begins with an id that has no event
+          // No cursor is in the middle of a batch, where a listener may have closed the client.
+          if (data.length > 0 && take(data.join("\n")) === "cut") forget();
+          else if (id) cursor.id = id; // a stream begins with an id that has no event
+          if (signal.aborted) return;
           data = [];
         }
       }
@@ -147,7 +157,7 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
       const response = await fetch(query(), { headers, signal, cache: "no-store" });
       if (signal.aborted) return;
       on.onAlive(Number(response.headers.get("heartbeat-interval")));
-      await (response.ok ? read(response) : fail(response));
+      await (response.ok ? read : fail)(response, signal);
     } catch (error) {
       if (!signal.aborted) on.onClose(1006, error.message, wasOpen);
     }
@@ -174,8 +184,7 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
     },
     /** Begin again with whole messages: a stream has no other way to ask for them. */
     resync() {
-      cursor.id = "";
-      cursor.topics.clear();
+      forget();
       stream.abort();
       on.onClose(1006, "a delta does not fit");
     },

@@ -82,7 +82,11 @@ export interface OrderbookUpdate<N = number> {
 
 export interface Subscription {
   readonly topics: Topic[];
-  /** Resolves when the server has answered; rejects with a StreamerError if it refused a topic. */
+  /**
+   * Resolves when the server has answered; rejects with a StreamerError if it refused a topic, and
+   * with another error if the subscription is closed or the client disconnected before. After
+   * `connect`, there is another promise in place of the latter.
+   */
   readonly ready: Promise<void>;
   close(): void;
 }

@@ -1,10 +1,6 @@
 /**
  * streamer.js: the client of a streamer server, for browsers and for Node from version 20.
  *
- *     import { Streamer } from "./streamer.js";
- *     const streamer = new Streamer("wss://example.com/v1/ws");
- *     streamer.subscribe("stock:005930", (message) => console.log(message.topic, message.price));
- *
  * Subscriptions outlive connections: the client comes back, names the position of each topic, and
  * gets what it missed, or a `gap`. Every message is checked; `account()` has the counts. The public
  * names are described in streamer.d.ts.
@@ -14,11 +10,10 @@ const HOUR_MS = 3_600_000;
 /** Close codes after which the contract says not to come back. */
 const FINAL_CODES = new Set([1002, 1007, 1008, 1009, 4500]);
 const UNAUTHENTICATED = 4001;
-/** No close frame was received (RFC 6455, 7.1.5). */
+/** No close frame was received. */
 const ABNORMAL = 1006;
 /** Errors after which the same request may succeed later. */
 const PASSING = new Set(["RATE_LIMIT_EXCEEDED", "INTERNAL_ERROR"]);
-/** Errors that answer no request. */
 const ABOUT_CONNECTION = new Set(["INVALID_TOKEN", "TOKEN_EXPIRED"]);
 const MAX_VIOLATIONS_KEPT = 100;
 const MAX_HOLES_KEPT = 16;
@@ -104,8 +99,9 @@ export function crc32(text) {
 
 // Order books and prices that come as deltas
 
-/** One side of an order book: price as a plain decimal -> its level and quantity. */
+/** One side of an order book. */
 class Side {
+  /** Price as a plain decimal -> its level and quantity. */
   #levels = new Map();
   #direction;
 
@@ -130,7 +126,6 @@ class Side {
   }
 }
 
-/** An order book that is kept up to date by `orderbook_delta`. */
 export class Book {
   /** `exact` is the same message with its numbers as text. */
   constructor(message, exact) {
@@ -161,7 +156,6 @@ class Values {
   /** Type of message, and its stock -> {message, exact, book}. */
   #last = new Map();
 
-  /** Return the messages, each as a snapshot. */
   snapshots() {
     return [...this.#last.values()].map(({ message }) => ({ ...message, snapshot: true }));
   }
@@ -191,9 +185,7 @@ class Values {
   }
 }
 
-// The account: the rules of streamer/client/verify.py
-
-/** Checks the stream of every topic, over all connections, and counts. */
+/** Checks all streams, over all connections, by the rules of streamer/client/verify.py. */
 export class Account {
   #streams = new Map();
   #onViolation;
@@ -359,9 +351,9 @@ export function widest(all) {
   };
 }
 
-/** A subscription to some topics; made by `Streamer.subscribe`. */
+/** What streamer.d.ts lacks of it is internal. */
 class Subscription {
-  /** Topics whose answer is awaited; those that the server refused are in the error of `ready`. */
+  /** Topics whose answer is awaited. */
   #awaited;
   #refusals = [];
   #onClose;
@@ -373,46 +365,56 @@ class Subscription {
     this.onMessage = onMessage;
     this.#onClose = onClose;
     this.#awaited = new Set(topics);
-    this.ready = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
-    this.ready.catch(() => {}); // the refusal is an "error" event, too
+    this.ready = Promise.resolve();
+    this.expect();
   }
 
   close() {
     this.#onClose(this);
+    this.abandon("the subscription was closed");
   }
 
-  /** @internal */
+  /** Have `ready` wait for what is awaited; again, after `abandon`. */
+  expect() {
+    if (this.#settle || this.#awaited.size === 0) return;
+    this.ready = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
+    this.ready.catch(() => {}); // the refusal is an "error" event, too
+  }
+
+  abandon(reason) {
+    this.#settle?.reject(new Error(reason));
+    this.#settle = null;
+  }
+
   answered(topic, refusal) {
     if (!this.#awaited.delete(topic)) return;
     if (refusal) this.#refusals.push(refusal);
     if (this.#awaited.size > 0) return;
     const refusals = this.#refusals;
-    if (refusals.length === 0) return this.#settle.resolve();
-    const error = new StreamerError(refusals[0].code, refusals.map((it) => it.message).join("; "));
-    this.#settle.reject(Object.assign(error, { refusals }));
+    const [first] = refusals;
+    if (!first) return this.#settle?.resolve();
+    const error = new StreamerError(first.code, refusals.map((it) => it.message).join("; "));
+    this.#settle?.reject(Object.assign(error, { refusals }));
   }
 
-  /** @internal */
   needsSnapshot(topic, isLive) {
     return this.options.snapshot !== false && (!isLive || this.#awaited.has(topic));
   }
 
-  /** @internal */
-  wants(message) {
-    const { kinds } = this.options;
-    return !kinds || message.type === "gap" || kinds.includes(KIND_OF[message.type]);
-  }
-
-  /** @internal */
   deliver(message) {
-    if (!this.wants(message)) return;
-    const { depth } = this.options;
+    const { kinds, depth } = this.options;
+    if (kinds && message.type !== "gap" && !kinds.includes(KIND_OF[message.type])) return;
     if (depth && message.bids) {
       const { bids, asks } = message;
       message = { ...message, bids: bids.slice(0, depth), asks: asks.slice(0, depth) };
     }
     callOut(this.onMessage, message);
   }
+}
+
+/** Call for each member of a set, if there is one, but for those that it adds or removes. */
+function each(set, call) {
+  for (const one of [...(set ?? [])]) if (set.has(one)) call(one);
 }
 
 /** Call a function of the page; its fault is not the client's. */
@@ -482,6 +484,7 @@ export class Streamer {
   #options;
   #account;
   #listeners = new Map();
+  #events = [];
 
   #state = "disconnected";
   #attempt = 0;
@@ -577,13 +580,19 @@ export class Streamer {
   }
 
   #emit(name, value) {
-    for (const listener of this.#listeners.get(name) ?? []) callOut(listener, value);
+    // What a listener causes comes after this, to all of them in the same order.
+    if (this.#events.push([name, value]) > 1) return;
+    for (; this.#events.length > 0; this.#events.shift()) {
+      const [[name, value]] = this.#events;
+      each(this.#listeners.get(name), (listener) => callOut(listener, value));
+    }
   }
 
   connect() {
     if (!this.#isStopped) return;
     this.#isStopped = this.#isSuspended = false;
     this.#failures = this.#unopened = 0;
+    this.#each((it) => it.expect());
     this.#watchPage();
     this.#open();
   }
@@ -611,23 +620,27 @@ export class Streamer {
       this.#wanted.set(topic, (this.#wanted.get(topic) ?? new Set()).add(subscription));
       if (topic === "user") {
         subscription.answered(topic);
-      } else if (this.#session?.held.get(topic) === this.#optionsOf(topic)) {
-        this.#catchUp(topic, subscription);
-      }
+      } else this.#catchUp(topic, subscription);
     }
     this.#reconcileSoon();
     return subscription;
   }
 
+  #each(call) {
+    for (const subscriptions of this.#wanted.values()) subscriptions.forEach(call);
+  }
+
   /** Give a later subscriber the last values. */
   #catchUp(topic, subscription) {
     if (!this.#account.isLive(topic)) return; // the answer is still to come, for both
+    if (this.#session.held.get(topic) !== this.#optionsOf(topic)) return;
+    const needsSnapshot = subscription.needsSnapshot(topic, true);
+    const snapshots = (needsSnapshot && this.#values.get(topic)?.snapshots()) || [];
     subscription.answered(topic);
-    const snapshots = this.#values.get(topic)?.snapshots() ?? [];
-    if (subscription.options.snapshot === false) return;
     queueMicrotask(() => {
-      if (!this.#wanted.get(topic)?.has(subscription)) return;
-      for (const message of snapshots) subscription.deliver(message);
+      for (const message of snapshots) {
+        if (this.#wanted.get(topic)?.has(subscription)) subscription.deliver(message);
+      }
     });
   }
 
@@ -686,11 +699,10 @@ export class Streamer {
     }
   }
 
-  /** Whether to try server-sent events. */
   get #isBlocked() {
     const { fallback, fetch } = this.#options;
-    const isBlocked = this.#unopened >= (this.#hadSocket ? 8 : 2);
-    return fallback && fetch && isBlocked && this.#unopened % 2 === 0;
+    const attempts = this.#unopened;
+    return fallback && fetch && attempts >= (this.#hadSocket ? 8 : 2) && attempts % 2 === 0;
   }
 
   #setTimer(milliseconds, callback) {
@@ -698,7 +710,6 @@ export class Streamer {
     this.#timer = later(milliseconds, callback);
   }
 
-  /** End the connection, or the attempt to open it. */
   #drop() {
     this.#attempt++;
     clearTimeout(this.#timer);
@@ -713,7 +724,6 @@ export class Streamer {
     this.#isRestoring = false;
   }
 
-  /** Come back, unless the contract says not to. */
   #lost(code, reason, wasOpen = this.#openedAt > 0) {
     const announced = this.#announced;
     this.#announced = null;
@@ -723,27 +733,25 @@ export class Streamer {
     else if (code === 1012) this.#unopened--; // try one again
     this.#drop();
     if (code === UNAUTHENTICATED) this.#token = undefined;
-    const hasNoOtherToken = typeof this.#options.token !== "function";
+    const hasOtherToken = typeof this.#options.token === "function";
     if (
       FINAL_CODES.has(code) ||
       announced?.reconnect === false ||
-      (code === UNAUTHENTICATED && hasNoOtherToken)
+      (code === UNAUTHENTICATED && !hasOtherToken)
     ) {
       this.#stop(code, announced?.reason ?? reason);
       return;
     }
-    if (lastedMs > this.#options.maxDelayMs) this.#failures = 0;
-    const retryInMs = this.#delayMs(announced?.retry_after_ms);
-    this.#isWaiting = announced?.retry_after_ms == null;
+    const { firstDelayMs, maxDelayMs } = this.#options;
+    if (lastedMs > maxDelayMs) this.#failures = 0;
+    const announcedMs = announced?.retry_after_ms;
+    this.#isWaiting = announcedMs == null;
+    const retryInMs = this.#isWaiting
+      ? // Full jitter: clients lose a server together, and must not come back together.
+        Math.random() * Math.min(maxDelayMs, firstDelayMs * 2 ** this.#failures++)
+      : Math.min(Math.max(announcedMs, 0), HOUR_MS);
     this.#setTimer(retryInMs, () => this.#open());
     this.#change("connecting", { code, reason, retryInMs });
-  }
-
-  #delayMs(announcedMs) {
-    if (announcedMs != null) return Math.min(Math.max(announcedMs, 0), HOUR_MS);
-    const { firstDelayMs, maxDelayMs } = this.#options;
-    // Full jitter: clients lose a server together, and must not come back together.
-    return Math.random() * Math.min(maxDelayMs, firstDelayMs * 2 ** this.#failures++);
   }
 
   #stop(code, reason) {
@@ -751,11 +759,12 @@ export class Streamer {
     this.#isWaiting = false;
     this.#drop();
     this.#page?.abort();
+    this.#each((it) => it.abandon(`disconnected: ${reason}`));
     this.#change("disconnected", { code, reason });
   }
 
-  #change(state, detail = {}) {
-    if (state === this.#state && detail.code === undefined) return;
+  #change(state, detail) {
+    if (state === this.#state && (this.#isStopped || !detail)) return;
     this.#state = state;
     this.#emit("state", { state, ...detail });
   }
@@ -766,20 +775,17 @@ export class Streamer {
     const { addEventListener, document } = globalThis;
     if (!addEventListener) return; // Node
     this.#page = new AbortController();
-    const listen = (target, names, listener) => {
-      for (const name of names) {
-        target.addEventListener(name, listener, { signal: this.#page.signal });
-      }
-    };
-    listen(globalThis, ["online"], () => this.#wake());
-    listen(globalThis, ["offline"], () => this.probe());
+    const { signal } = this.#page;
+    const listen = (target, name, listener) => target.addEventListener(name, listener, { signal });
+    listen(globalThis, "online", () => this.#wake());
+    listen(globalThis, "offline", () => this.probe());
     // An open connection keeps a page out of the back/forward cache.
-    listen(globalThis, ["pagehide"], () => this.#suspend());
-    listen(globalThis, ["pageshow"], () => this.#resume());
+    listen(globalThis, "pagehide", () => this.#suspend());
+    listen(globalThis, "pageshow", () => this.#resume());
     if (!document) return; // a worker
-    listen(document, ["freeze"], () => this.#suspend());
-    listen(document, ["resume"], () => this.#resume());
-    listen(document, ["visibilitychange"], () => document.hidden || this.#wake());
+    listen(document, "freeze", () => this.#suspend());
+    listen(document, "resume", () => this.#resume());
+    listen(document, "visibilitychange", () => document.hidden || this.#wake());
   }
 
   #suspend() {
@@ -866,22 +872,22 @@ export class Streamer {
       const token = await this.#currentToken("expiring");
       if (attempt !== this.#attempt || !token) return;
       this.#request({ type: "authenticate", token }, (answer) => {
-        if (answer.type === "error") this.#fail(answer);
-        else this.#identify(answer);
+        this.#fail(answer);
+        this.#identify(answer);
       });
     } catch (error) {
       this.#emit("error", error);
     }
   }
 
-  /** Note who the user is, whose own topic comes without being asked for. */
-  #identify({ user_id: userId, positions, isResumed }) {
+  /** Note the user, whose own topic comes without being asked for. */
+  #identify({ user_id: userId, positions, fresh }) {
     if (userId == null) return;
     this.#userId = userId;
     for (const [topic, announced] of Object.entries(positions ?? {})) {
       const since = this.#account.position(topic);
       // A position from a former connection is restored by a request: see #restoreOwn.
-      if (!since || isResumed) this.#account.begin(topic, since, announced);
+      if (!since || fresh) this.#begin(topic, since, announced, fresh);
     }
     this.#refused.clear(); // the new token may allow more
     this.#reconcileSoon();
@@ -889,14 +895,13 @@ export class Streamer {
 
   // Requests
 
-  #request(message, onAnswer = (answer) => answer.type === "error" && this.#fail(answer)) {
+  #request(message, onAnswer = (answer) => this.#fail(answer)) {
     if (!this.#transport) return; // a listener closed it
     const id = ++this.#lastRequestId;
     this.#requests.set(id, onAnswer);
     this.#transport.send({ ...message, request_id: id });
   }
 
-  /** Hand an answer to its request, if there is one. */
   #answer(message) {
     let { request_id: id } = message;
     if (id == null && !ABOUT_CONNECTION.has(message.code)) {
@@ -909,18 +914,13 @@ export class Streamer {
     return onAnswer !== undefined;
   }
 
-  #fail({ code, message, details }) {
-    this.#emit("error", new StreamerError(code, message, details));
+  #fail({ type, code, message, details }) {
+    if (type === "error") this.#emit("error", new StreamerError(code, message, details));
   }
 
-  setBandwidth(maxBandwidth) {
-    this.#options.max_bandwidth = maxBandwidth;
-    if (this.#state === "connected") this.#sendOptions();
-  }
-
-  #sendOptions() {
-    const { max_bandwidth } = this.#options;
-    this.#request({ type: "options", max_bandwidth });
+  setBandwidth(max_bandwidth) {
+    this.#options.max_bandwidth = max_bandwidth;
+    if (this.#state === "connected") this.#request({ type: "options", max_bandwidth });
   }
 
   // Subscriptions on this connection
@@ -944,7 +944,7 @@ export class Streamer {
     });
   }
 
-  /** Subscribe to topics that are wanted and not held, and leave the others. */
+  /** Subscribe to what is wanted and not held, and leave the rest. */
   #reconcile() {
     this.#restoreOwn();
     const { held } = this.#session;
@@ -972,7 +972,8 @@ export class Streamer {
     const message = { type: "subscribe", ...naming([topic]), since: { [this.#userId]: since } };
     this.#request(message, ({ positions }) => {
       this.#asked.delete(topic);
-      if (positions) this.#account.begin(topic, since, positions[this.#userId]);
+      if (!positions || this.#account.isLive(topic)) return; // as on a stream of events
+      this.#account.begin(topic, since, positions[this.#userId]);
     });
   }
 
@@ -1008,12 +1009,8 @@ export class Streamer {
         for (const target of answer.targets) {
           const topic = `${type}:${target}`;
           const announced = answer.positions[target];
-          this.#account.begin(topic, since[target], announced, !!options.kinds);
-          if (since[target] && answer.fresh?.includes(target)) {
-            const reason = "transport_changed"; // a stream of events has no `since`
-            this.#take({ type: "gap", ...naming([topic]), target, reason, ...announced });
-          }
-          for (const it of this.#wanted.get(topic) ?? []) it.answered(topic);
+          this.#begin(topic, since[target], announced, answer.fresh, !!options.kinds);
+          each(this.#wanted.get(topic), (it) => it.answered(topic));
         }
         for (const { target, ...refusal } of answer.rejected) {
           this.#refuse(`${type}:${target}`, refusal);
@@ -1027,6 +1024,15 @@ export class Streamer {
     });
   }
 
+  /** Begin a topic; a stream of events has no `since`, and begins `fresh` ones now. */
+  #begin(topic, since, announced, fresh, partial) {
+    this.#account.begin(topic, since, announced, partial);
+    const [, target] = split(topic);
+    if (!since || !fresh?.includes(target)) return;
+    const reason = "transport_changed";
+    this.#take({ type: "gap", ...naming([topic]), target, reason, ...announced });
+  }
+
   /** Note a refusal; the server is asked again on the next connection. */
   #refuse(topic, { code, message, details }) {
     const refusal = new StreamerError(code, `${topic}: ${message}`, details);
@@ -1034,8 +1040,8 @@ export class Streamer {
     this.#session?.held.delete(topic);
     this.#account.end(topic);
     this.#refused.add(topic);
+    each(this.#wanted.get(topic), (it) => it.answered(topic, refusal));
     this.#emit("error", refusal);
-    for (const it of this.#wanted.get(topic) ?? []) it.answered(topic, refusal);
   }
 
   #retry(answer) {
@@ -1067,6 +1073,8 @@ export class Streamer {
             this.#account.begin(topic, positions[topic], answer.positions[topic]);
             if (former.held.has(topic)) this.#session.held.set(topic, former.held.get(topic));
             else if (topic !== own) this.#session.held.set(topic, "");
+            // Some of them have begun while there was no connection.
+            each(this.#wanted.get(topic), (it) => this.#catchUp(topic, it));
           }
         }
       } // else the server no longer knows the session: subscribe from the positions
@@ -1092,9 +1100,10 @@ export class Streamer {
       return;
     }
     const attempt = this.#attempt;
-    message.messages.forEach((one, index) => {
-      if (attempt === this.#attempt) this.#take(one, exact?.messages[index]);
-    });
+    for (const [index, one] of message.messages.entries()) {
+      if (attempt !== this.#attempt) return "cut"; // by a listener
+      this.#take(one, exact?.messages[index]);
+    }
   }
 
   /** Return a message, and `exact`, the same with numbers as text, which books need. */
@@ -1145,11 +1154,11 @@ export class Streamer {
         if (!this.#answer(message)) this.#fail(message);
         break;
       case "unsubscribed":
-        if (message.request_id == null) this.#takeRevocation(message);
-        else this.#answer(message);
+        if (message.request_id != null) this.#answer(message);
+        else this.#takeRevocation(message);
         break;
       default:
-        // An answer; or an event of a later version, which is to be ignored.
+        // An event of a later version is ignored.
         if (message.request_id != null) this.#answer(message);
         else this.#identify(message);
     }
@@ -1175,7 +1184,8 @@ export class Streamer {
     this.#change("connected", { code: null, transport: this.#transport.name });
     if (attempt !== this.#attempt) return;
     this.#identify(message);
-    if (this.#options.max_bandwidth != null) this.#sendOptions();
+    const { max_bandwidth } = this.#options;
+    if (max_bandwidth != null) this.setBandwidth(max_bandwidth);
     const holdsTopics = former?.held.size > 0 || this.#userId != null;
     if (former?.id && message.session_id && holdsTopics) this.#restore(former);
     else this.#reconcile();
@@ -1183,10 +1193,8 @@ export class Streamer {
 
   /** The server ended subscriptions, as those that a new token does not allow. */
   #takeRevocation({ subscription_type: type, targets, reason }) {
-    for (const target of targets) {
-      const topic = `${type}:${target}`;
-      this.#refuse(topic, { code: "FORBIDDEN", message: `ended: ${reason}` });
-    }
+    const refusal = { code: "FORBIDDEN", message: `ended: ${reason}` };
+    for (const target of targets) this.#refuse(`${type}:${target}`, refusal);
   }
 
   #takeData(message, exact) {
@@ -1217,10 +1225,9 @@ export class Streamer {
   }
 
   #dispatch(message) {
-    for (const it of this.#wanted.get(message.topic) ?? []) it.deliver(message);
-    if (message.topic === `user:${this.#userId}`) {
-      for (const it of this.#wanted.get("user") ?? []) it.deliver(message);
-    }
+    const deliver = (it) => it.deliver(message);
+    each(this.#wanted.get(message.topic), deliver);
+    if (message.topic === `user:${this.#userId}`) each(this.#wanted.get("user"), deliver);
   }
 
   /** Ask for whole messages, once, since a delta has no base here. */
@@ -1231,7 +1238,7 @@ export class Streamer {
     this.#account.resync(topic, message);
     this.#request({ type: "resync", ...naming([topic]) }, (answer) => {
       this.#asked.delete(topic);
-      if (answer.type === "error") this.#fail(answer);
+      this.#fail(answer);
     });
   }
 }

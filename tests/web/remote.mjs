@@ -7,12 +7,12 @@ const { Streamer } = await import(pathToFileURL(process.argv[2]));
 const tokens = [];
 const subscriptions = new Map();
 let streamer;
-let isBlocking = true;
+let isBlocking;
 
-/** A WebSocket where none can be opened: what answers in its place is plain HTTP. */
+/** A WebSocket where none can be opened, until `unblock`: what answers is plain HTTP. */
 class BlockedWebSocket extends WebSocket {
-  constructor(url) {
-    super(isBlocking ? url.replace("/v1/ws", "/blocked") : url);
+  constructor(url, protocols) {
+    super(isBlocking ? url.replace("/v1/ws", "/blocked") : url, protocols);
   }
 }
 
@@ -22,7 +22,8 @@ function say(event, value) {
 
 const commands = {
   open({ url, options, asksForToken, isBlocked }) {
-    if (isBlocked) options.WebSocket = BlockedWebSocket;
+    isBlocking = isBlocked;
+    options.WebSocket = BlockedWebSocket;
     const token = ({ why }) =>
       new Promise((resolve, reject) => {
         tokens.push({ resolve, reject });
@@ -45,11 +46,14 @@ const commands = {
       say("update", { id, message }),
     );
     subscriptions.set(id, subscription);
-    subscription.ready.then(
+    commands.await({ id });
+  },
+  await({ id }) {
+    subscriptions.get(id).ready.then(
       () => say("ready", { id, refusals: [] }),
-      ({ refusals }) => {
-        const codes = refusals.map(({ topic, code }) => [topic, code]);
-        say("ready", { id, refusals: codes });
+      (error) => {
+        const codes = error.refusals?.map(({ topic, code }) => [topic, code]);
+        say("ready", { id, refusals: codes ?? [[null, error.message]] });
       },
     );
   },
@@ -61,12 +65,30 @@ const commands = {
       streamer.close();
     });
   },
-  closeOnMessage({ topic }) {
-    streamer.subscribe(topic, () => streamer.close());
+  closeOnMessage({ topic, price }) {
+    const subscription = streamer.subscribe(topic, (message) => {
+      if (price !== undefined && message.price !== price) return;
+      subscription.close();
+      streamer.close();
+    });
+  },
+  connectOn({ name, state }) {
+    const off = streamer.on(name, (value) => {
+      if (value.state !== state) return;
+      off();
+      streamer.connect();
+    });
+  },
+  subscribeOnMessage({ id, topic }) {
+    const subscription = streamer.subscribe(topic, () => {
+      subscription.close();
+      commands.subscribe({ id, topics: [topic] });
+    });
   },
   timer: ({ milliseconds }) => setTimeout(() => say("timer", null), milliseconds),
   connect: () => streamer.connect(),
   close: () => streamer.close(),
+  block: () => (isBlocking = true),
   unblock: () => (isBlocking = false),
   probe: () => streamer.probe(),
   bandwidth: ({ value }) => streamer.setBandwidth(value),

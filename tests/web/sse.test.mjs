@@ -55,3 +55,55 @@ test("the server says how often a heartbeat comes", async (context) => {
   assert.equal(heartbeat, 60);
   transport.close();
 });
+
+test("a refusal that comes too late closes nothing", async (context) => {
+  let requests = 0;
+  const url = await serving(context, (_, response) => {
+    if (requests++ === 0) {
+      response.writeHead(400, { "Content-Type": "application/json" }).write("{"); // and no more
+    } else {
+      response.writeHead(200).write("data: {}\n\n");
+    }
+  });
+  const closes = [];
+  let transport;
+  await new Promise((resolve) => {
+    transport = open({
+      url,
+      onAlive: () => requests === 1 && transport.send({ ...WANTED, targets: ["B"] }),
+      onText: (text) => text === "{}" && resolve(),
+      onClose: (...how) => closes.push(how),
+    });
+    transport.send(WANTED);
+  });
+  assert.deepEqual(closes, []);
+  transport.close();
+});
+
+test("what follows a new stream is not taken from the old one", async () => {
+  const cursors = [];
+  const texts = [];
+  let transport;
+  const done = new Promise((resolve) => {
+    transport = open({
+      async fetch(url) {
+        const isFirst = cursors.push(new URL(url).searchParams.get("last_event_id")) === 1;
+        const events = isFirst ? ["1", "2", "3"] : ["2", "3", "4"];
+        const pull = (controller) => {
+          const event = events.shift();
+          if (event) controller.enqueue(new TextEncoder().encode(`data: ${event}\nid: ${event}\n\n`));
+        };
+        return new Response(new ReadableStream({ pull }));
+      },
+      onText(text) {
+        if (/^\d$/.test(text)) texts.push(text);
+        if (text === "1") transport.send({ ...WANTED, targets: ["B"] });
+        if (text === "4") resolve();
+      },
+    });
+  });
+  transport.send(WANTED);
+  await done;
+  transport.close();
+  assert.deepEqual([cursors, texts], [[null, "1"], ["1", "2", "3", "4"]]);
+});

@@ -147,6 +147,36 @@ async def test_messages_to_the_user_arrive_once(redis_url: str, tmp_path: Path) 
             assert client.waiting("update") == []
 
 
+async def test_a_user_is_told_of_a_gap_where_events_take_the_place_of_a_websocket(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """A stream of events begins now, also in the user's own topic."""
+    network = Proxy()
+    async with (
+        running_server(redis=redis_url, **required(tmp_path)) as server,
+        network.run(),
+        open_publisher(redis_url) as publisher,
+    ):
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        url = f"ws://127.0.0.1:{network.port}/v1/ws"
+        async with remote(url, token=signed(), firstDelayMs=1, maxDelayMs=2) as client:
+            await client.ready(await client.subscribe("stock:A"))
+            own = await client.subscribe("user")
+            await publisher.publish("alerts:42", alert(1))
+            assert (await client.update(own))["alert_id"] == 1
+            await client.do("block")
+            await client.ask("look")
+            network.break_off(1)
+            await client.event("state", lambda value: value.get("code") == 1006)
+            await publisher.publish("alerts:42", alert(2))
+            await client.event("state", lambda value: value.get("transport") == "sse")
+            gap = await client.update(own)
+            assert (gap["type"], gap["reason"]) == ("gap", "transport_changed")
+            await publisher.publish("alerts:42", alert(3))
+            assert (await client.update(own))["alert_id"] == 3
+            assert (await client.ask("account"))["faults"] == {}
+
+
 async def test_what_a_user_missed_is_asked_for_once(redis_url: str, tmp_path: Path) -> None:
     """Also after a connection that died in silence, whose session is not restored."""
     network = Proxy()

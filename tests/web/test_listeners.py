@@ -102,7 +102,51 @@ async def test_closing_when_a_topic_is_refused() -> None:
         await client.do("closeOn", name="error")
         number = await client.subscribe("stock:*", "stock:[", "stock:?")
         other = await client.subscribe("market:KOSPI")
-        assert len(await client.ready(number)) == 3
+        for one in (number, other):
+            assert await client.ready(one) == [[None, "disconnected: closed"]]
+        await client.event("error")
+        await client.event("error")
+        await client.event("error")
         await stays_closed(client)
         await client.do("connect")
+        await client.do("await", id=other)
         assert await client.ready(other) == []
+
+
+async def test_closing_in_the_middle_of_a_batch_of_a_stream_of_events() -> None:
+    """No cursor is in the middle of a batch, so the next stream begins with a gap."""
+    async with (
+        running_server() as server,
+        remote(server.websocket_url, is_blocked=True) as client,
+    ):
+        number = await client.subscribe("stock:A")
+        await client.ready(number)
+        await client.do("closeOnMessage", topic="stock:A", price=2)
+        await client.ask("position", topic="stock:A")  # the command before has been carried out
+        for value in (1, 2, 3, 4):  # the first is sent at once, the others after the interval
+            publish(server, "stock:A:price", price("A", value))
+        assert (await client.update(number))["price"] == 1
+        assert (await client.update(number))["price"] == 2
+        await stays_closed(client)
+        await client.do("connect")
+        gap = await client.update(number)
+        assert (gap["type"], gap["reason"]) == ("gap", "transport_changed")
+        whole = await client.update(number)
+        assert (whole["price"], whole["snapshot"]) == (4, True)
+        publish(server, "stock:A:price", price("A", 5))
+        assert (await client.update(number))["price"] == 5
+        assert (await client.ask("account"))["violations"] == 0
+
+
+async def test_subscribing_in_a_listener() -> None:
+    """The new subscription begins with the last value, and does not get it twice."""
+    async with running_server() as server, remote(server.websocket_url) as client:
+        await client.ready(await client.subscribe("stock:A"))
+        await client.do("subscribeOnMessage", id=100, topic="stock:A")
+        await client.ask("position", topic="stock:A")
+        publish(server, "stock:A:price", price("A", 1))
+        await client.ready(100)
+        publish(server, "stock:A:price", price("A", 2))
+        first, second = await client.update(100), await client.update(100)
+        assert (first["price"], first["snapshot"]) == (1, True)
+        assert (second["price"], "snapshot" in second) == (2, False)

@@ -159,6 +159,33 @@ async def test_a_server_that_never_greets_is_given_up() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_subscription_of_the_time_without_a_connection() -> None:
+    """A topic that the session holds is restored, and not asked for again: it is ready then."""
+    async with proxied() as (server, network, client):
+        publish(server, "stock:A:price", price("A", 1))
+        await client.update()
+        port, network.server_port = network.server_port, 1
+        network.break_off(1)
+        await client.event("state", lambda value: value.get("code") == 1006)
+        second = await client.subscribe("stock:A")
+        await client.ask("look")  # the command before has been carried out
+        network.server_port = port
+        assert await client.ready(second) == []
+        assert (await client.update(second))["snapshot"] is True
+        publish(server, "stock:A:price", price("A", 2))
+        assert (await client.update(second))["price"] == 2
+
+
+async def test_a_subscription_whose_connection_is_refused_for_good_is_not_ready() -> None:
+    """Its answer cannot come any more."""
+    async with proxied() as (_, network, client):
+        network.deafen()
+        number = await client.subscribe("stock:B")
+        await client.ask("look")
+        await network.inject(close_frame(4500, "the reason"))
+        assert await client.ready(number) == [[None, "disconnected: the reason"]]
+
+
 async def test_it_stays_closed_until_it_is_asked_to_connect() -> None:
     """`close` keeps subscriptions and positions, from which `connect` continues."""
     async with running_server() as server, remote(server.websocket_url) as client:
