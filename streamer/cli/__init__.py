@@ -7,7 +7,12 @@ import click
 from streamer import __version__
 from streamer.cli.errors import CommandError, ExitCode
 from streamer.cli.lazy_commands import LazyCommands
-from streamer.cli.standard_streams import drop_output, is_unwritable, open_closed_streams
+from streamer.cli.standard_streams import (
+    drop_output,
+    is_unwritable,
+    open_closed_streams,
+    replace_unwritable_characters,
+)
 from streamer.nursery import first_of
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(f"{code:>5}  {code.explanation}" for code in ExitCode)
@@ -47,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Every expected error is one line on stderr. A traceback on stderr is a bug.
     """
     open_closed_streams()
+    replace_unwritable_characters()
     try:
         return _run(arguments)
     except (OSError, BaseExceptionGroup) as raised:

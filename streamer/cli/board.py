@@ -1,5 +1,6 @@
 """The table that `streamer listen` shows on a terminal: one row for each stock and market."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -36,6 +37,21 @@ _GAP: Final = 2
 _LEAST_NAME: Final = 6
 """Characters of a name below which it is left out rather than cut."""
 
+_MAX_LABEL: Final = 64
+"""Characters of the code of a stock that are shown: in a sector, a producer may write any text."""
+
+_MAX_NUMBER: Final = 40
+"""Characters of a number that its column is made wide enough for: a freak one would leave no room
+for the topics of all rows."""
+
+_CUT: Final = "…"
+
+_UNSEEN: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+"
+)
+"""Control characters, those that change the direction of text, and lone surrogates: a producer must
+not command the terminal, nor begin another row."""
+
 _MAX_NOTES: Final = 3
 """Lines about gaps and about topics without publications: the rows need the screen."""
 
@@ -67,12 +83,17 @@ COLUMNS: Final = (
 _NAME: Final = 1
 """The index of the only column that may be cut, beside the topic."""
 
+_LAST: Final = 2
+"""The index of the only column of numbers that is never left out."""
+
 
 @attrs.define
 class _Row:
     label: str
     name: str = ""
     last: str = ""
+    is_text: bool = False
+    """Whether `last` is a text, which may be cut, and not a number."""
     change: Decimal | None = None
     change_percent: Decimal | None = None
     volume: str = ""
@@ -93,21 +114,21 @@ class _Row:
                     for levels in (message.bids, message.asks)
                 )
             case MarketStatus():
-                self.last = message.status
+                self.last, self.is_text = _visible(message.status), True
             case Alert() | Notification():
-                self.last = message.message
+                self.last, self.is_text = _visible(message.message), True
         name = message.extra.get("name")
         if isinstance(name, str):
-            self.name = name
+            self.name = _visible(name)
 
     def cells(self, now_seconds: float) -> list[Text]:
         style = ""
         if self.change is not None and self.change:
             style = "green" if self.change > 0 else "red"
         return [
-            Text(self.label),
-            Text(self.name),
-            Text(self.last),
+            Text(self.label, overflow="ellipsis"),
+            Text(self.name, overflow="ellipsis"),
+            Text(self.last, overflow="ellipsis" if self.is_text else None),
             Text("" if self.change is None else f"{self.change:+,f}", style),
             Text("" if self.change_percent is None else f"{self.change_percent:+,f} %", style),
             Text(self.volume),
@@ -166,10 +187,12 @@ class Board:
         topic = event.topic
         self._gaps.pop(topic, None)
         is_of_stock = isinstance(event, PriceUpdate | OrderbookUpdate)
-        subject = Topic(SubscriptionType.STOCK, event.about) if is_of_stock else topic
+        # The code need not be that of a topic: a sector's messages may name anything.
+        subject = f"{SubscriptionType.STOCK}:{event.about}" if is_of_stock else str(topic)
+        label = _visible(str(event.about))[:_MAX_LABEL] if is_of_stock else _label(topic)
         # Messages to the user come without having been asked for.
-        self._members.setdefault(topic, {})[str(subject)] = None
-        row = self._rows.setdefault(str(subject), _Row(_label(subject)))
+        self._members.setdefault(topic, {})[subject] = None
+        row = self._rows.setdefault(subject, _Row(label))
         published_seconds = _unix_seconds(event.timestamp)
         if published_seconds is None:
             published_seconds = self._clock()
@@ -233,6 +256,11 @@ class Board:
         return [*gaps, *self.hints][:_MAX_NOTES]
 
 
+def _visible(text: str) -> str:
+    """Return a producer's text without characters that do something."""
+    return _UNSEEN.sub(" ", text)
+
+
 def _label(topic: Topic) -> str:
     """A stock is known by its code; anything else needs its type."""
     is_stock = topic.subscription_type is SubscriptionType.STOCK
@@ -249,7 +277,7 @@ def _unix_seconds(timestamp: str) -> float | None:
 
 def _table(rows: Sequence[_Row], shown: Sequence[_Row], now_seconds: float, width: int) -> Table:
     # The widths are those of all rows, so that scrolling does not move the columns.
-    cells = [[cell_len(cell.plain) for cell in row.cells(now_seconds)] for row in rows]
+    cells = [[_wanted(cell) for cell in row.cells(now_seconds)] for row in rows]
     widths = [
         max([cell_len(column.name), *(row[index] for row in cells)])
         for index, column in enumerate(COLUMNS)
@@ -269,8 +297,20 @@ def _table(rows: Sequence[_Row], shown: Sequence[_Row], now_seconds: float, widt
                 overflow="ellipsis" if is_text else "fold",
             )
     for row in shown:
-        table.add_row(*(cell for index, cell in enumerate(row.cells(now_seconds)) if index in kept))
+        own = row.cells(now_seconds)
+        table.add_row(*(_fitted(own[index], width) for index, width in kept.items()))
     return table
+
+
+def _wanted(cell: Text) -> int:
+    """Return the width that a cell needs: a text that may be cut, or a number."""
+    width = cell_len(cell.plain)
+    return width if cell.overflow or width <= _MAX_NUMBER else cell_len(_CUT)
+
+
+def _fitted(cell: Text, width: int) -> Text:
+    """Return a cell as it is, or without a number that does not fit: a part is another number."""
+    return cell if cell.overflow or cell_len(cell.plain) <= width else Text(_CUT)
 
 
 def _is_used(cells: Sequence[Sequence[int]], index: int) -> bool:
@@ -297,8 +337,9 @@ def _fitting(widths: Sequence[int], used: set[int], width: int) -> dict[int, int
             del kept[index]
             if _NAME in kept:
                 kept[_NAME] = widths[_NAME]
-    if excess() > 0:
-        kept[0] = max(1, kept[0] - excess())
+    for index in (0, _LAST):
+        if excess() > 0:
+            kept[index] = max(1, kept[index] - excess())
     return kept
 
 
@@ -309,5 +350,5 @@ def _caption(account: Account, client: ClientStatistics) -> Text:
     if account.violations:
         caption.append(f" · violations {account.violations:,}", "bold red")
     if not client.connected:
-        caption.append(f" · reconnecting: {client.last_problem}", "yellow")
+        caption.append(f" · reconnecting: {_visible(client.last_problem or '')}", "yellow")
     return caption

@@ -21,6 +21,7 @@ from streamer.cli.mapping_file import load_mapping
 from streamer.cli.options import SettingsCommand, with_settings
 from streamer.cli.producer import PRODUCER_SETTINGS, open_producer, with_hold
 from streamer.cli.signals import handle_end_signals
+from streamer.cli.standard_streams import drop_output
 from streamer.config import Settings
 from streamer.feeds.mapper import Mapper, Publication, is_change
 from streamer.feeds.mapping import FeedMapping
@@ -291,6 +292,8 @@ async def _run(relay: _Relay, publishing: _Publishing, duration_seconds: float) 
                 working.start_soon(publishing, relay)
                 working.start_soon(read_feeds)
             nursery.cancel_scope.cancel()
+    except* BrokenPipeError:
+        drop_output()  # the reader of a dry run has seen enough, as `head` has
     except* (FeedConnectError, CommandError, OSError) as group:
         failure = CommandError(str(first_of(group)))
         if isinstance(cause := first_of(group), CommandError):

@@ -1,6 +1,7 @@
 """The standard streams of a command, of which some may be closed, or on a disk that is full."""
 
 import errno
+import io
 import os
 import sys
 from typing import Final
@@ -18,6 +19,15 @@ def open_closed_streams() -> None:
         if getattr(sys, name) is None:
             # The least number that is free: that of the stream.
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def replace_unwritable_characters() -> None:
+    """Let stdout write `?` for a character that the terminal's encoding does not have.
+
+    The name of a stock would otherwise end a command, and a table would leave its screen behind.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def is_unwritable(error: BaseException) -> bool:

@@ -14,8 +14,6 @@ from pathlib import Path as FilePath
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-import orjson
-
 from streamer.feeds.mapping import (
     PUBLICATION_KINDS,
     Condition,
@@ -114,6 +112,9 @@ class _Table:
                 self.reject(name, "is needed")
             return None
         value = self.contents[name]
+        if type(value) is Decimal and not value.is_finite():
+            self.reject(name, f"expected a number, got {value}")
+            return None
         if type(value) in types:
             return value
         expected = " or ".join(dict.fromkeys(_NAMES[kind] for kind in types))
@@ -271,7 +272,9 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def constant_text(value: Any) -> str:
     """Return the text by which a constant of TOML and a value of JSON are compared."""
-    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode().strip('"')
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
 
 
 def _topics(table: _Table, message_type: str | None) -> tuple[Template, ...]:

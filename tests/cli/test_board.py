@@ -97,6 +97,31 @@ def test_a_number_is_shown_whole_or_not_at_all(board: Board, width: int) -> None
         assert not left_out or max(left_out) < min(kept - {0}, default=100)
 
 
+def test_a_number_that_does_not_fit_is_not_cut(board: Board) -> None:
+    """The first digits of a price are another price."""
+    for width in range(3, 12):
+        assert "…" in lines(board, width)[1].split()
+    board.show(price("stock:B", "B", 1e300))
+    _, whole, freak, *_ = lines(board, 60)
+    assert whole.split()[0] == "005930"
+    assert freak.split()[:2] == ["B", "…"]
+
+
+def test_a_producer_does_not_command_the_terminal() -> None:
+    """Nor does it begin another row, or end the table with a code that is of no topic."""
+    board = Board([Topic.parse("sector:IT")], clock=lambda: NOW)
+    evil = "A\x1b]0;title\x07\x1b[2J\nB\x9b31m\u202eC\ud800*" + "x" * 100
+    board.show(price("sector:IT", evil, 5, name=evil))
+    _, row, caption = lines(board, 300)
+    assert row.startswith("A ]0;title [2J B 31m C *x")
+    assert row.count("A ]0;title [2J B 31m C *x") == 2
+    assert caption.startswith("received")
+    alert: dict[str, Any] = {"type": "alert", "alert_type": "above", "alert_id": 1, "data": {}}
+    board.show(message("user:u", **alert, stock_code="A", message="a\x1b[2Jb" + "c" * 99))
+    assert f"a [2Jb{'c' * 99} " in lines(board, 300)[2]
+    assert "a [2Jbccc" in lines(board, 60)[2]
+
+
 def test_a_sector_has_a_row_for_each_of_its_stocks() -> None:
     """In the place of the sector; before the first message it has one that waits."""
     board = Board([Topic.parse("sector:IT"), Topic.parse("market:KOSPI")], clock=lambda: NOW)

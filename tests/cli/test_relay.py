@@ -167,6 +167,23 @@ async def test_bad_messages_are_counted_and_logged_at_a_bounded_rate(tmp_path: P
     assert 2 <= errors.count("message_invalid") < 100
 
 
+async def test_a_reader_of_a_dry_run_that_has_seen_enough_ends_it(tmp_path: Path) -> None:
+    """As `head` does; that is no error."""
+    async with real_deadline(), serving(send_books_without_end) as exchange:
+        mapping = local("binance.toml", tmp_path, url=exchange.url)
+        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        process = await start(mapping, "--dry-run")
+        assert process.stdout is not None
+        await process.stdout.receive_some()
+        await process.stdout.aclose()
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    assert errors.splitlines()[-1].startswith("Received ")
+    assert "Broken pipe" not in errors
+    assert "BrokenPipeError" not in errors
+
+
 async def test_what_redis_refuses_costs_nothing_else(
     redis: redis_py.Redis, redis_url: str, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Standard streams that are closed, or on a disk that is full."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,16 @@ def test_a_full_disk_is_an_error_of_one_line() -> None:
     ran = run(">/dev/full", "-m", "streamer", "--help")
     assert ran.returncode == ExitCode.FAILURE
     assert ran.stderr == "streamer: error: cannot write: [Errno 28] No space left on device\n"
+
+
+def test_a_character_that_the_encoding_lacks_is_replaced() -> None:
+    """The name of a stock does not end a command."""
+    script = "from streamer.cli import main; main(['--version']); print('삼성')"
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert ran.stdout.splitlines()[-1] == b"??"
+    assert ran.returncode == 0

@@ -153,6 +153,14 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
         ("[[message]", "not TOML: "),
         ("", "message: at least one [[message]] is needed"),
         ("message = 1", "message: expected a list, got a number"),
+        (
+            '[feed]\nurl = "ws://a/"\nheartbeat_seconds = nan\n' + PRICE,
+            "feed.heartbeat_seconds: expected a number, got NaN",
+        ),
+        (
+            PRICE.replace('price = "p"', "price = { value = inf }"),
+            "message[0].fields.price.value: expected a number, got Infinity",
+        ),
         ("message = [1]", "message: write it as [[message]]"),
         ("[feed]\nurl = []\n" + PRICE, "feed.url: expected a string, or a list of strings"),
         (PRICE.replace("stock:{s}", "sector:{x}"), "message[0].fields.stock_code: is needed"),
