@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import attrs
 
@@ -29,6 +29,10 @@ looked up by itself."""
 LEAST_ENTRIES_PER_READ: Final = 100
 """A lower bound, so that missed publications are read in few round trips even if the server itself
 keeps a short history."""
+
+ENTRIES_PER_ROUND_TRIP: Final = 250
+"""The most that is read of one topic at once. Redis serves nobody else while it carries out what
+was sent together: a hundred histories of 5000 entries take it seconds, and the reader gives up."""
 
 Entry = tuple[Kind, int, bytes]
 """Kind, sequence and JSON text of one publication."""
@@ -73,7 +77,7 @@ class HistoryQuery:
 
 
 class RedisHistory:
-    """Reads positions and histories; each call is one round trip for up to 100 topics."""
+    """Reads positions and histories; up to 100 topics share a round trip."""
 
     def __init__(
         self,
@@ -82,7 +86,10 @@ class RedisHistory:
         *,
         entries_per_read: int,
     ) -> None:
-        """`on_unreadable` is called with a topic and the reason why its data is invalid."""
+        """`on_unreadable` is called with a topic and the reason why its data is invalid.
+
+        `entries_per_read` is the most that a call reads of a topic.
+        """
         self._commands = commands
         self._on_unreadable = on_unreadable
         self.entries_per_read = entries_per_read
@@ -96,7 +103,33 @@ class RedisHistory:
 
         `new_epoch` begins for topics of which Redis has lost data. Raises RedisConnectionError.
         """
-        commands = [self._command(query, new_epoch) for query in queries]
+        records = await self.read_part(queries, new_epoch)
+        read = ENTRIES_PER_ROUND_TRIP
+        unfinished = {n: record for n, record in enumerate(records) if _is_unfinished(record)}
+        while unfinished and read < self.entries_per_read:
+            rest = [
+                HistoryQuery(queries[index].topic, Position(record.position.epoch, record.end))
+                for index, record in unfinished.items()
+            ]
+            parts = await self.read_part(rest, new_epoch, most=self.entries_per_read - read)
+            read += ENTRIES_PER_ROUND_TRIP
+            for index, part in zip(list(unfinished), parts, strict=True):
+                whole = _joined(unfinished.pop(index), part)
+                if whole is not None:
+                    records[index] = whole
+                    if _is_unfinished(whole):
+                        unfinished[index] = whole
+        return records
+
+    async def read_part(
+        self, queries: Sequence[HistoryQuery], new_epoch: str, *, most: int | None = None
+    ) -> list[TopicHistory | Unanswered | None]:
+        """Do what `read` does in one round trip, which may read less of long histories.
+
+        `most` bounds the publications of each further.
+        """
+        most = min(ENTRIES_PER_ROUND_TRIP, self.entries_per_read if most is None else most)
+        commands = [self._command(query, new_epoch, most) for query in queries]
         replies = await self._commands.execute_many(commands)
         if any(map(_lacks_script, replies)):
             (loaded,) = await self._commands.execute_many([("SCRIPT", "LOAD", self._script)])
@@ -108,7 +141,7 @@ class RedisHistory:
         records = []
         slices = Slices()  # decoding a long history takes a millisecond, and there may be 100
         for query, reply in zip(queries, replies, strict=True):
-            records.append(self._record(query, reply))
+            records.append(self._record(query, reply, most))
             await slices.end_if_long()
         return records
 
@@ -126,7 +159,7 @@ class RedisHistory:
             ]
         )
 
-    def _command(self, query: HistoryQuery, new_epoch: str) -> Command:
+    def _command(self, query: HistoryQuery, new_epoch: str, most: int) -> Command:
         topic = str(query.topic)
         return (
             "EVALSHA",
@@ -136,7 +169,7 @@ class RedisHistory:
             history_key(topic),
             query.after.epoch,
             query.after.sequence,
-            self.entries_per_read,
+            most,
             NEWEST_ENTRIES,
             new_epoch if query.may_begin else "",
             query.digest,
@@ -144,7 +177,9 @@ class RedisHistory:
             *(kind for kind in query.topic.kinds if not kind.is_event),
         )
 
-    def _record(self, query: HistoryQuery, reply: Any) -> TopicHistory | Unanswered | None:
+    def _record(
+        self, query: HistoryQuery, reply: Any, most: int
+    ) -> TopicHistory | Unanswered | None:
         topic = query.topic
         if isinstance(reply, RedisReplyError):
             if is_passing(reply):
@@ -173,10 +208,29 @@ class RedisHistory:
             least = entry[1]
             entries.append(entry)
         end = position.sequence
-        if follows and len(found) >= self.entries_per_read:
+        if follows and len(found) >= most:
             end = min(found[-1][0], end)
         last = [entry for item in (rest[0] if rest else ()) if (entry := _entry(topic, item))]
         return TopicHistory(position, bool(follows), entries, end, last)
+
+
+def _is_unfinished(record: TopicHistory | Unanswered | None) -> TypeGuard[TopicHistory]:
+    return (
+        isinstance(record, TopicHistory)
+        and record.follows
+        and record.end < record.position.sequence
+    )
+
+
+def _joined(
+    record: TopicHistory, part: TopicHistory | Unanswered | None
+) -> TopicHistory | Unanswered | None:
+    """Return a record with what was read after it; None if that does not follow any more."""
+    if not isinstance(part, TopicHistory):
+        return part
+    if part.position.epoch != record.position.epoch:
+        return None
+    return attrs.evolve(part, entries=[*record.entries, *part.entries], last=record.last)
 
 
 def _lacks_script(reply: Any) -> bool:

@@ -7,7 +7,7 @@ topics in one round trip, and tries again for as long as Redis does not answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final, NoReturn, Protocol
 
@@ -27,6 +27,9 @@ _TOPICS_PER_READ: Final = 100
 
 _RETRY_SECONDS: Final = 0.2
 """The pause before positions that could not be read are requested again."""
+
+_Record = TopicHistory | Unanswered | None
+_Read = Callable[[Sequence[HistoryQuery], str], Awaitable[list[_Record]]]
 
 log = structlog.get_logger()
 
@@ -106,18 +109,16 @@ class PositionReader:
         Raises RedisConnectionError, also if Redis cannot answer about one of them now.
         """
         records: list[TopicHistory | None] = []
-        for record in await self._read(queries):
+        for record in await self._asked(queries, self._history.read):
             if isinstance(record, Unanswered):
                 self.note_failure()
                 raise RedisConnectionError(record.reason)
             records.append(record)
         return records
 
-    async def _read(
-        self, queries: Sequence[HistoryQuery]
-    ) -> list[TopicHistory | Unanswered | None]:
+    async def _asked(self, queries: Sequence[HistoryQuery], read: _Read) -> list[_Record]:
         try:
-            records = await self._history.read(queries, self._new_epoch())
+            records = await read(queries, self._new_epoch())
         except RedisConnectionError:
             self.note_failure()
             raise
@@ -157,7 +158,8 @@ class PositionReader:
             return
         queries = [sequencer.ask() for sequencer in sequencers]
         try:
-            records = await self._read(queries)
+            # A part of long histories: the sequencers ask for the rest.
+            records = await self._asked(queries, self._history.read_part)
         except RedisConnectionError as error:
             self._warn("positions", "positions not read", reason=str(error))
             await trio.sleep(_RETRY_SECONDS)

@@ -13,6 +13,7 @@ import redis as redis_py
 import trio
 
 from streamer.broker.history import (
+    ENTRIES_PER_ROUND_TRIP,
     NEWEST_ENTRIES,
     HistoryQuery,
     RedisHistory,
@@ -52,10 +53,11 @@ async def opened(
 
 async def publish(url: str, count: int, channel: str = "stock:A:price") -> Position:
     """Publish that many, each with its number as price; returns the position of the last."""
-    payload = orderbook if channel.endswith("orderbook") else price
+    _, code, kind = channel.split(":")
+    payload = orderbook if kind == "orderbook" else price
     async with open_publisher(url) as publisher:
         receipts = await publisher.publish_many(
-            [(channel, payload("A", number)) for number in range(1, count + 1)]
+            [(channel, payload(code, number)) for number in range(1, count + 1)]
         )
     position = receipts[-1].position
     assert position is not None
@@ -137,6 +139,60 @@ async def test_no_more_is_read_than_the_history_length(redis_url: str) -> None:
         record = await ask(history, Position(at.epoch, 4))
         assert record is not None
         assert (sequences(record), record.end) == ([5], 5)
+
+
+async def test_a_long_history_is_read_in_several_round_trips(
+    redis_url: str, redis: redis_py.Redis
+) -> None:
+    """Redis serves nobody else during one. Another topic is read with it, and is short."""
+    other = Topic.parse("stock:B")
+    count = 3 * ENTRIES_PER_ROUND_TRIP
+    at = await publish(redis_url, count)
+    near = await publish(redis_url, 2, "stock:B:price")
+    queries = [HistoryQuery(STOCK, Position(at.epoch, 1)), HistoryQuery(other, Position("?", 0))]
+    async with opened(redis_url, entries_per_read=count - 10) as history:
+        part, _ = await history.read_part(queries, "new")
+        assert isinstance(part, TopicHistory)
+        assert sequences(part) == [*range(2, ENTRIES_PER_ROUND_TRIP + 2)]
+        assert (part.position, part.end) == (at, ENTRIES_PER_ROUND_TRIP + 1)
+        record, newest = await history.read(queries, "new")
+        assert isinstance(record, TopicHistory)
+        assert sequences(record) == [*range(2, count - 8)]
+        assert (record.position, record.follows, record.end) == (at, True, count - 9)
+        assert isinstance(newest, TopicHistory)
+        assert newest.position == near
+    async with opened(redis_url, entries_per_read=2 * count) as history:
+        record, _ = await history.read(queries, "new")
+        assert isinstance(record, TopicHistory)
+        assert sequences(record) == [*range(2, count + 1)]
+        assert (record.position, record.end) == (at, count)
+
+
+@pytest.mark.parametrize("epoch", [None, "another"])
+async def test_a_history_that_ends_between_two_round_trips_is_read_as_far_as_it_went(
+    redis_url: str, redis: redis_py.Redis, monkeypatch: pytest.MonkeyPatch, epoch: str | None
+) -> None:
+    """Redis loses its data, or another epoch begins; what was read still counts."""
+    at = await publish(redis_url, 2 * ENTRIES_PER_ROUND_TRIP)
+    reads = 0
+    async with opened(redis_url) as history:
+        read_part = history.read_part
+
+        async def read_and_change(*arguments: Any, **more: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            records = await read_part(*arguments, **more)
+            redis.flushall()
+            if epoch is not None:
+                redis.hset(position_key("stock:A"), mapping={"epoch": epoch, "sequence": 1})
+            return records
+
+        monkeypatch.setattr(history, "read_part", read_and_change)
+        record = await ask(history, Position(at.epoch, 0))
+    assert reads == 2
+    assert record is not None
+    assert sequences(record) == [*range(1, ENTRIES_PER_ROUND_TRIP + 1)]
+    assert record.end == ENTRIES_PER_ROUND_TRIP
 
 
 async def test_the_newest_of_another_epoch_are_read(redis_url: str) -> None:
