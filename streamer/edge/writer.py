@@ -42,8 +42,9 @@ class BlockedWriter:
         try:
             while outbox.blocked and not outbox.closed:
                 await trio.lowlevel.wait_writable(outbox.descriptor)
-                if outbox.backlog.replaying and self._loop_budget.is_long:
-                    # Each client that missed much takes a millisecond of each turn.
+                is_work = outbox.backlog.replaying or outbox.renders
+                if is_work and self._loop_budget.is_long:
+                    # Each client that missed much takes a millisecond or more of each turn.
                     await self._loop_budget.wait()
                 self._fanout.resume(outbox)
                 self._advance()

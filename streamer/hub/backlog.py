@@ -70,6 +70,11 @@ class Backlog(Generic[S]):
         """When the first message of all may be sent, long ago if at once; None: none waits."""
         return -math.inf if self._pending or self._replays else self.due_seconds
 
+    @property
+    def has_more(self) -> bool:
+        """Whether missed or pending messages wait, those that wait for a rate aside."""
+        return bool(self._pending or self._replays)
+
     def is_behind(self, subscription: S) -> bool:
         """Whether messages wait that may belong to a subscription."""
         return bool(self._pending or subscription.waiting or self._replays)
@@ -208,6 +213,24 @@ class Backlog(Generic[S]):
         entries.sort(key=_publication_order)
         return entries
 
+    def take_some(self, now_seconds: float, portion_bytes: int) -> list[Entry[S]]:
+        """As `take`, but only the first messages, until their texts reach `portion_bytes`."""
+        if self._limited is not None:
+            for entry in self._limited.take_due(now_seconds):
+                self._pending[entry[1]] = entry
+                self._pending_bytes += len(entry[1].text)
+        entries: list[Entry[S]] = []
+        left = portion_bytes
+        for key, entry in sorted(self._pending.items(), key=_pending_order):
+            if left <= 0:
+                break
+            left -= len(entry[1].text)
+            entries.append(entry)
+            del self._pending[key]
+            if key is entry[1]:
+                self._pending_bytes -= len(entry[1].text)
+        return entries
+
     # Dropping
 
     def discard(
@@ -243,6 +266,10 @@ class Backlog(Generic[S]):
             self._limited.clear()
         self._replays = None
         return count
+
+
+def _pending_order(pending: tuple[object, Entry[S]]) -> int:
+    return pending[1][1].order
 
 
 def _publication_order(entry: tuple[object, Publication]) -> int:

@@ -35,6 +35,10 @@ REPLAYED_PER_TURN: Final = 1000
 """Messages replayed to one client before the loop serves others: a millisecond or two. A socket
 whose client reads takes megabytes without ever being full."""
 
+RENDERED_BYTES_PER_TURN: Final = 64 * 1024
+"""Bytes of messages that are rendered for one client before the loop serves others: of books of
+hundreds of levels that takes some 10 ms, as each is compared with the one that the client has."""
+
 _LEAST_PER_PORTION: Final = 64
 """A portion of a replay counts as so many messages at least: to copy its bytes takes as long."""
 
@@ -126,7 +130,7 @@ class Outbox:
         "_overflowed",
         "_owner",
         "_replayed",
-        "_replayed_now",
+        "_work_now",
         "_write",
         "backlog",
         "bandwidth",
@@ -204,8 +208,8 @@ class Outbox:
         self._delivered = 0
         self._conflated = 0
         self._replayed = 0
-        self._replayed_now = 0
-        """Messages of replays that the present `flush` has taken."""
+        self._work_now = 0
+        """Messages of replays that the present `flush` has taken, rendered ones for more."""
         self.dropped: dict[str, int] = {}
         """Messages that will never be sent, by reason."""
 
@@ -454,7 +458,7 @@ class Outbox:
         self._delivered += delivered
         # To render one message may take milliseconds.
         least = REPLAYED_PER_TURN if self.renders else _LEAST_PER_PORTION
-        self._replayed_now += max(len(parts), least)
+        self._work_now += max(len(parts), least)
         return self.wire.data(parts, self.positions), delivered
 
     # Taking waiting messages
@@ -493,11 +497,14 @@ class Outbox:
     def _take_data(self, now_seconds: float) -> tuple[bytes, int]:
         if self.backlog.replaying:
             return self._take_replay()
-        entries = self.backlog.take(now_seconds)
+        if self.renders:
+            self._work_now = REPLAYED_PER_TURN
+            some = self.backlog.take_some(now_seconds, RENDERED_BYTES_PER_TURN)
+            entries = [(subscription, subscription.render(p)) for subscription, p in some]
+        else:
+            entries = self.backlog.take(now_seconds)
         if not entries:
             return b"", 0
-        if self.renders:
-            entries = [(subscription, subscription.render(p)) for subscription, p in entries]
         parts: list[Part] = []
         encode = self.wire.part
         for subscription, publication in entries:
@@ -526,9 +533,10 @@ class Outbox:
     def flush(self, now_seconds: float) -> int:
         """Write waiting messages until the socket is full; return how many were written.
 
-        A long replay is continued by the writer task, in later turns of the loop.
+        A long replay, and many messages to be rendered, are continued by the writer task, in later
+        turns of the loop.
         """
-        total = self._replayed_now = 0
+        total = self._work_now = 0
         while not self.closed:
             data, messages = self.take(now_seconds)
             if not data:
@@ -537,7 +545,7 @@ class Outbox:
             total += messages
             if not self.write(data, messages):
                 break
-            if self._replayed_now >= REPLAYED_PER_TURN and self.backlog.replaying:
+            if self._work_now >= REPLAYED_PER_TURN and self.backlog.has_more:
                 self._block()
                 break
         return total

@@ -12,7 +12,12 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from streamer.hub.backlog import Backlog
 from streamer.hub.fanout import FlushProgress
-from streamer.hub.outbox import REPLAY_PORTION_BYTES, REPLAYED_PER_TURN, Outbox
+from streamer.hub.outbox import (
+    RENDERED_BYTES_PER_TURN,
+    REPLAY_PORTION_BYTES,
+    REPLAYED_PER_TURN,
+    Outbox,
+)
 from streamer.hub.recovery import RecoveryPlan, subscribe
 from streamer.hub.renditions import WHOLE, Detail
 from streamer.hub.subscription import SubscriptionOptions, Want
@@ -299,6 +304,43 @@ def test_a_long_replay_is_sent_in_portions_although_the_socket_takes_more(detail
     assert outbox.statistics().replayed == count
     owner.flush()
     assert house.hub.statistics().groups == 1
+
+
+@pytest.mark.parametrize("interval_seconds", [0.0, 1.0])
+def test_what_waits_is_rendered_in_portions(interval_seconds: float) -> None:
+    """Books of hundreds of topics may wait, and each is compared with the one before it."""
+    house = House()
+    topics = [Topic.parse(f"stock:{number}") for number in range(6)]
+    written: list[int] = []
+
+    def take_all(_: int, data: bytes | memoryview) -> int:
+        written.append(data.count(b'"previous"') if isinstance(data, bytes) else 0)
+        return len(data)
+
+    owner = Behind(house)
+    outbox = Outbox(
+        "renders", 0, owner, WebSocketJson(lambda: ""), max_queued_bytes=1 << 20, write=take_all
+    )
+    house.hub.add(outbox)
+    options = SubscriptionOptions(
+        Mode.LATEST, detail=Detail(depth=1), interval_seconds=interval_seconds
+    )
+    house.hub.subscribe(outbox, [Want(topic, options) for topic in topics])
+    owner.flush()
+    house.hub.fanout.leave(outbox)
+    outbox.hold(b"a frame that the socket has not taken", 0, 0)
+    for topic in topics:
+        house.publish(topic, 2, size=RENDERED_BYTES_PER_TURN // 2)
+    owner.flush()
+    house.now += interval_seconds
+    steps = 0
+    while outbox.blocked:  # as the writer task does
+        house.hub.fanout.resume(outbox)
+        steps += 1
+    assert written == [0, 2, 2, 2]
+    assert steps == 3
+    account = outbox.statistics()
+    assert (account.delivered, account.conflated, account.queued_bytes) == (6, 6, 0)
 
 
 def test_a_write_is_never_cut_by_an_answer() -> None:
