@@ -33,6 +33,7 @@ Publication = tuple[str, bytes]
 
 _CHANGE_START: Final = b'{"type":"%s",' % OrderbookDelta.type.encode()
 _PERCENT_STEP: Final = Decimal("0.0001")
+_USUAL_DIGITS: Final = 28
 _BOOKS: Final = frozenset({OrderbookUpdate.type, OrderbookDelta.type})
 _NS_PER_US: Final = 1000
 
@@ -206,8 +207,8 @@ class Mapper:
         if "change" not in texts:
             texts["change"] = format(change, "f")
         if "change_percent" not in texts:
-            percent = (change * 100 / reference).quantize(_PERCENT_STEP) if reference else 0
-            texts["change_percent"] = format(percent + 0, "f")  # + 0 makes 0.0000 of -0.0000
+            percent = self._percent(change, reference)
+            texts["change_percent"] = format(percent, "f")
         if "quantity" in texts:
             quantity = decimal_of(texts["quantity"], "quantity")
             prices.volume = self._exact.add(prices.volume, quantity)
@@ -223,6 +224,18 @@ class Mapper:
                 self._books[channel] = KeptBook.of(members, payload, received_ns)
             return payload
         return self._books[channel].change(members, payload, received_ns)
+
+    def _percent(self, change: Decimal, reference: Decimal) -> Decimal:
+        """Return a change in percent, with its sign also where prices are below 0."""
+        if not reference:
+            return Decimal(0)
+        hundredfold = self._exact.multiply(change, 100)
+        # Some digits more than the quotient has before the point; by default it might not fit.
+        digits = hundredfold.adjusted() - reference.adjusted() + 10
+        context = decimal.Context(prec=max(_USUAL_DIGITS, digits))
+        percent = context.divide(hundredfold, abs(reference))
+        # Adding 0 makes 0.0000 of -0.0000.
+        return context.add(context.quantize(percent, _PERCENT_STEP), 0)
 
     def _chained(
         self, message_type: str, channel: str, ids: Ids, payload: bytes, origin: Origin

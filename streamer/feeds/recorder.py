@@ -21,6 +21,7 @@ import orjson
 import trio
 
 from streamer.feeds.recording_lines import Origin, message_line
+from streamer.protocol.json_text import loads
 
 FLUSH_SECONDS: Final = 1.0
 """Between two writes: the most that a killed recorder loses."""
@@ -144,9 +145,7 @@ class Recorder:
     def add(self, message: str | bytes, received_ns: int) -> None:
         """Record a message without waiting for room."""
         text = message.encode(errors="surrogatepass") if isinstance(message, str) else message
-        try:
-            orjson.loads(text)
-        except orjson.JSONDecodeError:
+        if not _is_json(text):
             self.not_json += 1
             return
         # A clock that is set back must not disorder the files.
@@ -181,3 +180,14 @@ class Recorder:
     def _take_held(self) -> list[Line]:
         held, self._held, self._held_bytes = self._held, [], 0
         return held
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        try:
+            loads(text.decode())  # orjson refuses lone surrogates and 1e999
+        except ValueError:
+            return False
+    return True

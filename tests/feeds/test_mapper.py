@@ -308,6 +308,35 @@ def test_a_list_is_mapped_item_by_item(tmp_path: Path) -> None:
     assert own.problems == ["message[0]: data is no list"]
 
 
+@pytest.mark.parametrize(
+    ("price", "reference", "percent"),
+    [
+        ("-30", "-37.5", "20.0000"),
+        ("-40", "-37.5", "-6.6667"),
+        ("2", "1e-25", "1999999999999999999999999900.0000"),
+        ("12345678901234567890", "0.000001", "1234567890123456788999999900.0000"),
+        ("5", "0", "0"),
+        ("1.00000001", "1", "0.0000"),
+        ("0.99999999", "1", "0.0000"),
+    ],
+)
+def test_a_change_in_percent_is_of_any_size(
+    tmp_path: Path, price: str, reference: str, percent: str
+) -> None:
+    """It has the sign of the change, and never costs the price."""
+    own = mapped(
+        tmp_path,
+        """
+        [[message]]
+        publish = "price_update"
+        topic = "stock:A"
+        fields = { price = "p", reference = "r" }
+        """,
+    )
+    ((_, text),) = own.map(json.dumps({"p": price, "r": reference}))
+    assert f'"change_percent":{percent},' in text
+
+
 def test_a_status_is_looked_up(tmp_path: Path) -> None:
     """A code of the feed becomes a status; one that is not in the mapping is bad."""
     own = mapped(

@@ -64,6 +64,19 @@ def test_what_is_no_json_is_counted_and_left_out(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_unusual_json_is_recorded(tmp_path: Path) -> None:
+    """A parser that refuses it must not decide what a recording lacks."""
+    files = RecordingFiles(tmp_path / "feed")
+    recorder = Recorder(files)
+    texts = [r'{"a":"\ud800"}', '{"a":1e999}', f'{{"a":{10**30}}}']
+    for text in texts:
+        recorder.add(text, NOON_NS)
+    recorder.add('{"a":NaN}', NOON_NS)
+    recorder.close()
+    assert [text for _, text, _ in recorded(files.paths)] == texts
+    assert recorder.not_json == 1
+
+
 def test_a_day_begins_a_file_that_continues_the_connection(tmp_path: Path) -> None:
     """The second file says of which recording and connection its messages are."""
     files = RecordingFiles(tmp_path / "feed")
