@@ -8,9 +8,10 @@
  * file and of streamer.js.
  */
 
-import { Streamer, StreamerError } from "./streamer.js";
+import { callOut, checked, each, Streamer, StreamerError } from "./streamer.js";
 
 const EVENTS = ["state", "gap", "violation"];
+const CLOSED = "the subscription was closed";
 
 /** Return a client that shares its connection; an ordinary one where there are no such workers. */
 export function share(url, options) {
@@ -60,7 +61,8 @@ class SharedStreamer {
   subscribe(topics, options, onMessage) {
     if (typeof options === "function") [options, onMessage] = [{}, options];
     const id = ++this.#lastId;
-    const subscription = { topics: [topics].flat(), close: () => this.#unsubscribe(id) };
+    // The worker would throw where nobody sees it.
+    const subscription = { topics: checked(topics, options), close: () => this.#unsubscribe(id) };
     subscription.ready = new Promise((resolve, reject) => {
       this.#subscriptions.set(id, { subscription, options, onMessage, resolve, reject });
     });
@@ -80,6 +82,7 @@ class SharedStreamer {
 
   /** End this tab's subscriptions; the connection ends with those of the last tab. */
   close() {
+    for (const { reject } of this.#subscriptions.values()) reject(new Error(CLOSED));
     this.#subscriptions.clear();
     this.#send("leave");
   }
@@ -91,6 +94,7 @@ class SharedStreamer {
   }
 
   #unsubscribe(id) {
+    this.#subscriptions.get(id)?.reject(new Error(CLOSED));
     this.#subscriptions.delete(id);
     this.#send("unsubscribe", { id });
   }
@@ -100,7 +104,7 @@ class SharedStreamer {
   }
 
   #emit(name, value) {
-    for (const listener of this.#listeners.get(name) ?? []) listener(value);
+    each(this.#listeners.get(name), (listener) => callOut(listener, value));
   }
 
   #receive({ event, id, value }) {
@@ -196,9 +200,13 @@ function serveTabs() {
           port.postMessage({ event: "update", id, value }),
         );
         tab.subscriptions.set(id, subscription);
+        const answer = (message) => {
+          // A tab that is away subscribes again by the same id.
+          if (tab.subscriptions.get(id) === subscription) port.postMessage({ id, ...message });
+        };
         subscription.ready.then(
-          () => port.postMessage({ event: "ready", id }),
-          (error) => port.postMessage({ event: "refused", id, value: plain(error) }),
+          () => answer({ event: "ready" }),
+          (error) => answer({ event: "refused", value: plain(error) }),
         );
       },
       unsubscribe({ id }) {

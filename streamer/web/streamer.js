@@ -336,6 +336,22 @@ function isRenamed(stream, follows) {
 
 // Subscriptions
 
+/** Return the topics, each once. */
+export function checked(topics, options) {
+  topics = [...new Set([topics].flat())];
+  for (const topic of topics) {
+    const carried = KINDS[topic === "user" ? topic : split(topic)[0]];
+    if (!carried) throw new TypeError(`${topic} is no topic, which is TYPE:TARGET`);
+    if (options.kinds && !options.kinds.some((kind) => carried.includes(kind))) {
+      throw new TypeError(`the kinds of ${topic} are ${carried.join(" and ")}`);
+    }
+  }
+  if (options.max_rate && options.mode === "all") {
+    throw new TypeError("max_rate merges messages, which mode all forbids");
+  }
+  return topics;
+}
+
 /** Return the options that satisfy all of these: one topic has one stream on a connection. */
 export function widest(all) {
   const everyHas = (name) => all.every((options) => options[name] != null);
@@ -413,12 +429,12 @@ class Subscription {
 }
 
 /** Call for each member of a set, if there is one, but for those that it adds or removes. */
-function each(set, call) {
+export function each(set, call) {
   for (const one of [...(set ?? [])]) if (set.has(one)) call(one);
 }
 
 /** Call a function of the page; its fault is not the client's. */
-function callOut(listener, value) {
+export function callOut(listener, value) {
   try {
     listener(value);
   } catch (error) {
@@ -603,17 +619,7 @@ export class Streamer {
 
   subscribe(topics, options, onMessage) {
     if (typeof options === "function") [options, onMessage] = [{}, options];
-    topics = [...new Set([topics].flat())];
-    for (const topic of topics) {
-      const carried = KINDS[topic === "user" ? topic : split(topic)[0]];
-      if (!carried) throw new TypeError(`${topic} is no topic, which is TYPE:TARGET`);
-      if (options.kinds && !options.kinds.some((kind) => carried.includes(kind))) {
-        throw new TypeError(`the kinds of ${topic} are ${carried.join(" and ")}`);
-      }
-    }
-    if (options.max_rate && options.mode === "all") {
-      throw new TypeError("max_rate merges messages, which mode all forbids");
-    }
+    topics = checked(topics, options);
     const subscription = new Subscription(topics, options, onMessage, (it) => this.#leave(it));
     for (const topic of topics) {
       this.#refused.delete(topic); // ask again
@@ -1033,7 +1039,7 @@ export class Streamer {
     this.#take({ type: "gap", ...naming([topic]), target, reason, ...announced });
   }
 
-  /** Note a refusal; the server is asked again on the next connection. */
+  /** Note a refusal; the next connection asks again. */
   #refuse(topic, { code, message, details }) {
     const refusal = new StreamerError(code, `${topic}: ${message}`, details);
     refusal.topic = topic;
@@ -1230,7 +1236,7 @@ export class Streamer {
     if (message.topic === `user:${this.#userId}`) each(this.#wanted.get("user"), deliver);
   }
 
-  /** Ask for whole messages, once, since a delta has no base here. */
+  /** Ask once for whole messages: a delta has no base here. */
   #resync(topic, message) {
     this.#values.delete(topic);
     if (this.#asked.has(topic)) return;

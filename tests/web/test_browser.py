@@ -87,6 +87,50 @@ async def test_the_tabs_of_an_origin_share_a_connection(chromium: Chromium) -> N
             await second.close()
 
 
+async def test_a_tab_that_shares_a_connection_hears_of_each_end(chromium: Chromium) -> None:
+    """A topic that cannot be is a TypeError, and a closed subscription is not ready."""
+    network = Proxy()
+    async with running_server() as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        with serving(files(SHARING)) as origin:
+            tab = await chromium.open(f"{origin}/?url=ws://127.0.0.1:{network.port}/v1/ws")
+            await tab.evaluate("window.first.ready")
+            wrong = "try { streamer.subscribe('A', () => {}) } catch ({ name }) { return name }"
+            assert await tab.evaluate(f"(() => {{ {wrong} }})()") == "TypeError"
+            network.deafen()  # no other subscription is answered
+            await tab.evaluate("window.ends = []")
+            subscribe = (
+                "window.{0} = streamer.subscribe('stock:{0}', () => {{}});"
+                "window.{0}.ready.catch(({{ message }}) => ends.push(message));"
+            )
+            await tab.evaluate(subscribe.format("B") + "window.B.close()")
+            await tab.wait_for("ends.length === 1")
+            await tab.evaluate(subscribe.format("C") + "streamer.close()")
+            await tab.wait_for("ends.length === 2")
+            assert set(await tab.evaluate("ends")) == {"the subscription was closed"}
+            await tab.close()
+
+
+async def test_a_listener_that_throws_in_a_tab_keeps_no_other_from_an_event(
+    chromium: Chromium,
+) -> None:
+    """Its error is the page's."""
+    async with running_server() as server:
+        with serving(files(SHARING)) as origin:
+            tab = await chromium.open(f"{origin}/?url={server.websocket_url}")
+            await tab.evaluate("window.first.ready")
+            await tab.evaluate(
+                "(() => { window.codes = [];"
+                "streamer.on('error', () => { throw new Error('of the page'); });"
+                "streamer.on('error', ({ code }) => codes.push(code)); })()"
+            )
+            await tab.evaluate("streamer.subscribe('stock:*', () => {}).id")
+            await tab.wait_for("codes.length === 1")
+            assert await tab.evaluate("codes") == ["INVALID_TARGET"]
+            assert tab.errors == ["of the page"]
+            await tab.close()
+
+
 ASKED = """<script type="module">
 import { share } from "./streamer-shared.js";
 const token = () => new Promise((resolve) => (window.give = resolve));
