@@ -24,7 +24,7 @@ import attrs
 from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.due_clients import DueClients
 from streamer.hub.group import Group, GroupKey
-from streamer.hub.outbox import Outbox, Write
+from streamer.hub.outbox import RENDERED_BYTES_PER_TURN, Outbox, Write
 from streamer.hub.streams import Lane, TopicStream
 from streamer.hub.traffic import Traffic
 from streamer.wire.format import Part
@@ -114,7 +114,9 @@ class FanOut:
         self._lanes: tuple[Lane, ...] = ()
         """The lanes that have messages in the flush under way."""
         self._touched: dict[Group, None] = {}
-        """The groups that it writes to."""
+        """The groups that it writes to, those that deltas or a depth are rendered for last."""
+        self._rendering: dict[Group, None] = {}
+        """Those last ones."""
         self._changed: dict[Group, None] = {}
         """The groups whose members have changed since the last flush began."""
         self._frames: dict[GroupKey, tuple[bytes, int]] = {}
@@ -254,6 +256,7 @@ class FanOut:
         for lane in self._lanes:
             lane.clear()
         self._touched.clear()
+        self._rendering.clear()
         self._frames.clear()
         yield from self._flush_solos(solos, progress)
         self._has_left_due = False
@@ -296,7 +299,11 @@ class FanOut:
                 if lane.offered:
                     lanes.append(lane)
                     self._touched.update(lane.groups)
+                    if lane.renderer is not None:
+                        self._rendering.update(lane.groups)
             stream.flushed_order = stream.order
+        for group in self._rendering:
+            self._touched[group] = self._touched.pop(group)
         self._lanes = tuple(lanes)
         return solos
 
@@ -331,7 +338,10 @@ class FanOut:
 
     def _flush_groups(self, progress: FlushProgress) -> Iterator[None]:
         turn = self._writes_per_turn
+        rendering = self._rendering
         for group in self._touched:
+            if group in rendering:
+                yield from _render(group)
             frame, messages = self._open(group)
             if len(group.members) == 1:  # as with lists that each client chooses for itself
                 progress.count(messages, self._write_to_only_member(group, frame, messages))
@@ -507,6 +517,20 @@ def _write_to_all(write: Write, descriptors: Sequence[int], frame: bytes) -> lis
         except OSError:
             sent.append(_FAILED)
     return sent
+
+
+def _render(group: Group) -> Iterator[None]:
+    """Render what the flush under way sends to a group; yields after each portion.
+
+    A client that leaves the group meanwhile has the rest rendered at once.
+    """
+    left_bytes = RENDERED_BYTES_PER_TURN
+    for lane in group.lanes:
+        while lane.offered and (done_bytes := lane.render(left_bytes)):
+            left_bytes -= done_bytes
+            if left_bytes <= 0:
+                left_bytes = RENDERED_BYTES_PER_TURN
+                yield
 
 
 def _group(outbox: Outbox) -> Group | None:

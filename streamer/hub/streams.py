@@ -46,6 +46,7 @@ class Lane:
         "_cut_held",
         "_cut_position",
         "_parts",
+        "_rendered",
         "_window",
         "base",
         "detail",
@@ -99,6 +100,8 @@ class Lane:
         self._window: list[Publication] = []
         self._cut_position = 0
         """The publications that this flush sends, and the sequence at which its receivers are."""
+        self._rendered = 0
+        """How many of them are rendered."""
         self._parts: dict[WireFormat, list[Part]] = {}
         """The publications of this flush encoded, once for each format in use."""
 
@@ -147,16 +150,32 @@ class Lane:
     def clear(self) -> None:
         """Forget the flush that is over."""
         self._window = []
+        self._rendered = 0
         self._parts.clear()
         self.offered = 0
+
+    def render(self, portion_bytes: float = math.inf) -> int:
+        """Render what the flush under way sends, until the texts reach `portion_bytes`.
+
+        Returns their bytes; 0: nothing is left to be rendered.
+        """
+        if self.renderer is None:
+            return 0
+        window, done_bytes = self._window, 0
+        while done_bytes < portion_bytes and self._rendered < len(window):
+            publication = window[self._rendered]
+            if not self._rendered:
+                self._window = window = window.copy()  # the stream's, and so other lanes' too
+            window[self._rendered] = self.renderer.render(publication, self._cut_held)
+            self._rendered += 1
+            done_bytes += len(publication.text)
+        return done_bytes
 
     def parts(self, wire: WireFormat) -> list[Part]:
         """Return the messages that the flush under way sends to groups of this format."""
         parts = self._parts.get(wire)
         if parts is None:
-            if self.renderer is not None and not self._parts:
-                held = self._cut_held
-                self._window = [self.renderer.render(p, held) for p in self._window]
+            self.render()
             parts = self._parts[wire] = wire.parts(self._window, self._cut_position, self.stream)
         return parts
 

@@ -310,3 +310,13 @@ def test_the_contract_holds_for_topics_that_make_no_group(monkeypatch: pytest.Mo
     own = {TOPICS[1], POSITIONED}
     monkeypatch.setattr(Topic, "is_personal", property(own.__contains__))
     walk(EXAMPLES // 2)
+
+
+def test_the_contract_holds_where_all_is_rendered_in_portions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with books of hundreds of levels: a turn of the loop is between any two messages."""
+    monkeypatch.setattr("streamer.hub.fanout.RENDERED_BYTES_PER_TURN", 1)
+    monkeypatch.setattr("streamer.hub.outbox.RENDERED_BYTES_PER_TURN", 1)
+    monkeypatch.setattr("streamer.hub.outbox.REPLAYED_PER_TURN", 1)
+    walk(EXAMPLES // 2)

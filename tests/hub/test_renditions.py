@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamer.hub.fanout import FlushProgress
+from streamer.hub.outbox import RENDERED_BYTES_PER_TURN
 from streamer.hub.publication import Publication
 from streamer.hub.recovery import subscribe
 from streamer.hub.renditions import Detail, Renditions
@@ -252,6 +254,29 @@ def test_a_depth_without_deltas_cuts_books() -> None:
         received = client.heard()
         assert [len(message.get("asks", ())) for message in received] == [2, 1, 0]
         assert b'"price":1.50' in small
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_flush_renders_in_portions_after_what_needs_no_rendering(*, leaves: bool) -> None:
+    """The books of one client must not hold up all others; one that leaves is sent its rest."""
+    house = House()
+    text = book(LADDER, more=f',"pad":"{"x" * RENDERED_BYTES_PER_TURN}"')
+    with slow_reader(house.hub) as renders, slow_reader(house.hub) as plain:
+        for stock in STOCKS:
+            renders.subscribe(stock, detail=Detail(depth=2))
+            plain.subscribe(stock)
+        for stock in STOCKS:
+            house.hub.publishing.publish(house.hub.stream(stock), Kind.ORDERBOOK, text)
+        both = (renders.outbox, plain.outbox)
+        flush = house.hub.fanout.flush(FlushProgress(), stretched=False)
+        next(flush)
+        assert [outbox.account[1] for outbox in both] == [0, len(STOCKS)]
+        if leaves:
+            house.hub.fanout.leave(renders.outbox)
+            assert [outbox.account[1] for outbox in both] == [len(STOCKS)] * 2
+        turns = len(list(flush))  # large frames end a turn, too
+        assert leaves or turns >= len(STOCKS) - 1
+        assert [outbox.account[1] for outbox in both] == [len(STOCKS)] * 2
 
 
 def test_options_that_mean_nothing_to_a_topic_do_not_divide_its_clients() -> None:
