@@ -112,6 +112,11 @@ class Ledger:
             self.topics[str(event.topic)].take(event, self._number_of(event))
 
     @property
+    def taken(self) -> int:
+        """Messages with a value, of all topics."""
+        return sum(account.taken for account in self.topics.values())
+
+    @property
     def problems(self) -> list[str]:
         """Where the numbers do not agree with the messages."""
         return [
