@@ -29,6 +29,9 @@ LEAD_SECONDS: Final = 15.0
 HOLD_SECONDS: Final = 60.0
 """Longer than any fault here: a producer that gave up would make holes of its own."""
 
+HISTORY_SECONDS: Final = 3600.0
+"""Longer than any test: on a busy machine, a minute of the flow may take many minutes."""
+
 HOLD_MESSAGES: Final = 1_000_000
 """More than is due after any pause: a call waits while Redis is away, and does not fail for want of
 room."""
@@ -127,6 +130,7 @@ async def produce(order: Order) -> None:
         open_publisher(
             order.redis_url,
             history_length=order.history_length,
+            history_seconds=HISTORY_SECONDS,
             hold_seconds=HOLD_SECONDS,
             hold_messages=HOLD_MESSAGES,
         ) as publisher,

@@ -23,7 +23,7 @@ from streamer.client import Backoff, Client, Mode, open_client
 from streamer.protocol.messages import GapReason
 from tests.faults.ledger import Ledger, TopicAccount
 from tests.faults.processes import Producer, ServerProcess
-from tests.faults.producer import Order
+from tests.faults.producer import HISTORY_SECONDS, Order
 from tests.helpers.proxy import Proxy
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import FLOW_DEADLINE_SECONDS, SLOW_POLL_SECONDS, eventually
@@ -37,8 +37,9 @@ POSITIONED: Final = tuple(f"stock:positioned{number}" for number in range(14))
 PLAIN: Final = tuple(f"stock:plain{number}" for number in range(6))
 TOPICS: Final = POSITIONED + PLAIN
 CLIENTS: Final = 50
-HISTORY_LENGTH: Final = 5000
-"""25 s of the flow: longer than any fault that is to end in "nothing lost"."""
+HISTORY_LENGTH: Final = 12_000
+"""60 s of the flow: longer than any fault that is to lose nothing. A client that stalls may be 15 s
+behind the producer, and that is again 15 s ahead of the others when they have had 5 s more."""
 
 
 class Witness:
@@ -302,6 +303,7 @@ def server_arguments(redis_port: int) -> tuple[str, ...]:
     return (
         *("--redis", f"redis://127.0.0.1:{redis_port}/0"),
         *("--history-length", str(HISTORY_LENGTH)),
+        *("--history-seconds", str(HISTORY_SECONDS)),
         *("--flush-interval-ms", "100"),
         # On a busy machine, with the load that is on it here, what is neither lost nor silent may
         # take long: Redis to tell the history to clients that come back and to answer a probe,
