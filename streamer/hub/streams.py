@@ -175,7 +175,8 @@ class Lane:
         """Return the messages that the flush under way sends to groups of this format."""
         parts = self._parts.get(wire)
         if parts is None:
-            self.render()
+            if self.renderer is not None:
+                self.render()
             parts = self._parts[wire] = wire.parts(self._window, self._cut_position, self.stream)
         return parts
 
