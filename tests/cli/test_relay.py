@@ -54,6 +54,13 @@ def local(name: str, tmp_path: Path, **feed: str) -> Path:
     return path
 
 
+def without_fetch(tmp_path: Path, exchange: Exchange) -> Path:
+    """Return the mapping of Binance for an exchange that sends whole books by itself."""
+    mapping = local("binance.toml", tmp_path, url=exchange.url)
+    mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+    return mapping
+
+
 async def start(*arguments: str | Path) -> trio.Process:
     """Start to relay."""
     return await trio.lowlevel.open_process(
@@ -144,8 +151,7 @@ async def send_bad_trades(exchange: Exchange, socket: trio_websocket.WebSocketCo
 async def test_bad_messages_are_counted_and_logged_at_a_bounded_rate(tmp_path: Path) -> None:
     """They cost the others nothing. A dry run needs no Redis."""
     async with real_deadline(), serving(send_bad_trades) as exchange:
-        mapping = local("binance.toml", tmp_path, url=exchange.url)
-        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        mapping = without_fetch(tmp_path, exchange)
         process = await start(mapping, "--dry-run")
         async with trio.open_nursery() as nursery:
             lines: list[str] = []
@@ -170,8 +176,7 @@ async def test_bad_messages_are_counted_and_logged_at_a_bounded_rate(tmp_path: P
 async def test_a_reader_of_a_dry_run_that_has_seen_enough_ends_it(tmp_path: Path) -> None:
     """As `head` does; that is no error."""
     async with real_deadline(), serving(send_books_without_end) as exchange:
-        mapping = local("binance.toml", tmp_path, url=exchange.url)
-        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        mapping = without_fetch(tmp_path, exchange)
         process = await start(mapping, "--dry-run")
         assert process.stdout is not None
         await process.stdout.receive_some()
@@ -190,8 +195,7 @@ async def test_what_redis_refuses_costs_nothing_else(
     """A topic whose position is another program's key is refused, and counted."""
     redis.set(position_key("stock:BTCUSDT"), "something else")
     async with real_deadline(), serving(like_binance) as exchange:
-        mapping = local("binance.toml", tmp_path, url=exchange.url)
-        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        mapping = without_fetch(tmp_path, exchange)
         process = await start(mapping, "--redis", redis_url)
         await eventually(lambda: exchange.pongs >= 4)
         process.send_signal(signal.SIGINT)
@@ -218,8 +222,7 @@ async def test_changes_of_books_that_are_lost_are_followed_by_whole_books(
     """When Redis was away for too long, the feed begins anew; no change comes before its book."""
     redis_server = own_redis_server(save="", appendonly="no")
     async with real_deadline(), serving(send_books_without_end) as exchange:
-        mapping = local("binance.toml", tmp_path, url=exchange.url)
-        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        mapping = without_fetch(tmp_path, exchange)
         process = await start(mapping, "--redis", redis_server.url, "--hold-seconds", "0.2")
         with redis_server.connect() as client:
             await eventually(lambda: client.xlen(history_key("stock:BTCUSDT")) > 10)
@@ -241,8 +244,7 @@ async def test_changes_of_books_that_are_lost_are_followed_by_whole_books(
 async def test_a_server_that_comes_later_has_the_book(redis_url: str, tmp_path: Path) -> None:
     """The feed's own book is long gone then: the relay publishes it whole for the server."""
     async with real_deadline(), serving(send_books_without_end) as exchange:
-        mapping = local("binance.toml", tmp_path, url=exchange.url)
-        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        mapping = without_fetch(tmp_path, exchange)
         process = await start(mapping, "--redis", redis_url)
         await eventually(lambda: exchange.sent > 100)
         async with running_server(redis=redis_url) as server, connected(server) as client:
@@ -276,8 +278,7 @@ async def test_no_change_follows_one_that_is_refused(
         await ping_and_read(exchange, socket)
 
     async with real_deadline(), serving(send) as exchange:
-        mapping = local("binance.toml", tmp_path, url=exchange.url)
-        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        mapping = without_fetch(tmp_path, exchange)
         process = await start(mapping, "--redis", redis_server.url)
         history = history_key("stock:BTCUSDT")
         with redis_server.connect() as client:
@@ -305,8 +306,7 @@ async def test_what_redis_has_not_acknowledged_at_the_end_is_counted(
     """A second signal does not wait for a Redis that is slow; nothing is lost without a trace."""
     redis_server = own_redis_server(save="", appendonly="no")
     async with real_deadline(), serving(send_books_without_end) as exchange:
-        mapping = local("binance.toml", tmp_path, url=exchange.url)
-        mapping.write_text(re.sub(r"(?m)^fetch = .*$", "", mapping.read_text()))
+        mapping = without_fetch(tmp_path, exchange)
         process = await start(mapping, "--redis", redis_server.url)
         with redis_server.connect() as client:
             await eventually(lambda: client.xlen(history_key("stock:BTCUSDT")) > 10)
