@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -117,34 +119,39 @@ async def test_a_token_is_renewed_before_it_expires(tmp_path: Path) -> None:
         assert len(client.waiting("state")) == 2  # connecting, connected
 
 
+@asynccontextmanager
+async def server_behind(network: Proxy, redis_url: str, tmp_path: Path) -> AsyncIterator[str]:
+    """A server that asks for tokens: its URL through a network."""
+    async with running_server(redis=redis_url, **required(tmp_path)) as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        yield f"ws://127.0.0.1:{network.port}/v1/ws"
+
+
 async def test_messages_to_the_user_arrive_once(redis_url: str, tmp_path: Path) -> None:
     """Those of the time without a connection, too, without a subscription of that topic."""
     network = Proxy()
     async with (
-        running_server(redis=redis_url, **required(tmp_path)) as server,
-        network.run(),
+        server_behind(network, redis_url, tmp_path) as url,
         open_publisher(redis_url) as publisher,
+        remote(url, token=signed(), firstDelayMs=1, maxDelayMs=50) as client,
     ):
-        network.server_port = urlsplit(server.websocket_url).port or 0
-        url = f"ws://127.0.0.1:{network.port}/v1/ws"
-        async with remote(url, token=signed(), firstDelayMs=1, maxDelayMs=50) as client:
-            await client.ready(await client.subscribe("user"))
-            await client.state("connected")
-            await publisher.publish("alerts:42", alert(1))
-            assert (await client.update())["alert_id"] == 1
-            network.server_port = 1
-            network.break_off(1)
-            await client.event("state", lambda value: value.get("code") == 1006)
-            await publisher.publish("alerts:42", alert(2))
-            network.server_port = urlsplit(server.websocket_url).port or 0
-            await client.event("state", lambda value: value.get("transport") == "websocket")
-            await publisher.publish("alerts:42", alert(3))
-            for number in (2, 3):
-                message = await client.update()
-                assert (message["alert_id"], message["topic"]) == (number, "user:42")
-            account = await client.ask("account")
-            assert (account["violations"], account["gaps"], account["outstanding"]) == (0, {}, 0)
-            assert client.waiting("update") == []
+        await client.ready(await client.subscribe("user"))
+        await client.state("connected")
+        await publisher.publish("alerts:42", alert(1))
+        assert (await client.update())["alert_id"] == 1
+        server_port, network.server_port = network.server_port, 1
+        network.break_off(1)
+        await client.event("state", lambda value: value.get("code") == 1006)
+        await publisher.publish("alerts:42", alert(2))
+        network.server_port = server_port
+        await client.event("state", lambda value: value.get("transport") == "websocket")
+        await publisher.publish("alerts:42", alert(3))
+        for number in (2, 3):
+            message = await client.update()
+            assert (message["alert_id"], message["topic"]) == (number, "user:42")
+        account = await client.ask("account")
+        assert (account["violations"], account["gaps"], account["outstanding"]) == (0, {}, 0)
+        assert client.waiting("update") == []
 
 
 async def test_a_user_is_told_of_a_gap_where_events_take_the_place_of_a_websocket(
@@ -153,54 +160,46 @@ async def test_a_user_is_told_of_a_gap_where_events_take_the_place_of_a_websocke
     """A stream of events begins now, also in the user's own topic."""
     network = Proxy()
     async with (
-        running_server(redis=redis_url, **required(tmp_path)) as server,
-        network.run(),
+        server_behind(network, redis_url, tmp_path) as url,
         open_publisher(redis_url) as publisher,
+        remote(url, token=signed(), firstDelayMs=1, maxDelayMs=2) as client,
     ):
-        network.server_port = urlsplit(server.websocket_url).port or 0
-        url = f"ws://127.0.0.1:{network.port}/v1/ws"
-        async with remote(url, token=signed(), firstDelayMs=1, maxDelayMs=2) as client:
-            await client.ready(await client.subscribe("stock:A"))
-            own = await client.subscribe("user")
-            await publisher.publish("alerts:42", alert(1))
-            assert (await client.update(own))["alert_id"] == 1
-            await client.do("block")
-            await client.ask("look")
-            network.break_off(1)
-            await client.event("state", lambda value: value.get("code") == 1006)
-            await publisher.publish("alerts:42", alert(2))
-            await client.event("state", lambda value: value.get("transport") == "sse")
-            gap = await client.update(own)
-            assert (gap["type"], gap["reason"]) == ("gap", "transport_changed")
-            await publisher.publish("alerts:42", alert(3))
-            assert (await client.update(own))["alert_id"] == 3
-            assert (await client.ask("account"))["faults"] == {}
+        await client.ready(await client.subscribe("stock:A"))
+        own = await client.subscribe("user")
+        await publisher.publish("alerts:42", alert(1))
+        assert (await client.update(own))["alert_id"] == 1
+        await client.do("block")
+        await client.ask("look")
+        network.break_off(1)
+        await client.event("state", lambda value: value.get("code") == 1006)
+        await publisher.publish("alerts:42", alert(2))
+        await client.event("state", lambda value: value.get("transport") == "sse")
+        gap = await client.update(own)
+        assert (gap["type"], gap["reason"]) == ("gap", "transport_changed")
+        await publisher.publish("alerts:42", alert(3))
+        assert (await client.update(own))["alert_id"] == 3
+        assert (await client.ask("account"))["faults"] == {}
 
 
 async def test_what_a_user_missed_is_asked_for_once(redis_url: str, tmp_path: Path) -> None:
     """Also after a connection that died in silence, whose session is not restored."""
     network = Proxy()
     async with (
-        running_server(redis=redis_url, **required(tmp_path)) as server,
-        network.run(),
+        server_behind(network, redis_url, tmp_path) as url,
         open_publisher(redis_url) as publisher,
+        remote(url, token=signed(), firstDelayMs=1, maxDelayMs=50, pongTimeoutMs=300) as client,
     ):
-        network.server_port = urlsplit(server.websocket_url).port or 0
-        url = f"ws://127.0.0.1:{network.port}/v1/ws"
-        async with remote(
-            url, token=signed(), firstDelayMs=1, maxDelayMs=50, pongTimeoutMs=300
-        ) as client:
-            await client.ready(await client.subscribe("user"))
-            await client.event("state", lambda value: value.get("transport") == "websocket")
-            await publisher.publish("alerts:42", alert(1))
-            assert (await client.update())["alert_id"] == 1
-            network.silence(1)
-            await client.do("probe")
-            await publisher.publish("alerts:42", alert(2))
-            await client.event("state", lambda value: value.get("transport") == "websocket")
-            await publisher.publish("alerts:42", alert(3))
-            assert (await client.update())["alert_id"] == 2
-            assert (await client.update())["alert_id"] == 3
+        await client.ready(await client.subscribe("user"))
+        await client.event("state", lambda value: value.get("transport") == "websocket")
+        await publisher.publish("alerts:42", alert(1))
+        assert (await client.update())["alert_id"] == 1
+        network.silence(1)
+        await client.do("probe")
+        await publisher.publish("alerts:42", alert(2))
+        await client.event("state", lambda value: value.get("transport") == "websocket")
+        await publisher.publish("alerts:42", alert(3))
+        assert (await client.update())["alert_id"] == 2
+        assert (await client.update())["alert_id"] == 3
 
 
 async def test_a_topic_that_the_token_does_not_permit_is_refused(tmp_path: Path) -> None:
