@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
 from typing import Final, Protocol, cast
 
@@ -25,6 +25,7 @@ from streamer.hub.bandwidth import Bandwidth
 from streamer.hub.due_clients import DueClients
 from streamer.hub.group import Group, GroupKey
 from streamer.hub.outbox import RENDERED_BYTES_PER_TURN, Outbox, Write
+from streamer.hub.roster import Roster
 from streamer.hub.streams import Lane, TopicStream
 from streamer.hub.traffic import Traffic
 from streamer.wire.format import Part
@@ -113,10 +114,6 @@ class FanOut:
         """Clients with a later `entry` have everything that the flush under way writes."""
         self._lanes: tuple[Lane, ...] = ()
         """The lanes that have messages in the flush under way."""
-        self._touched: dict[Group, None] = {}
-        """The groups that it writes to, those that deltas or a depth are rendered for last."""
-        self._rendering: dict[Group, None] = {}
-        """Those last ones."""
         self._changed: dict[Group, None] = {}
         """The groups whose members have changed since the last flush began."""
         self._frames: dict[GroupKey, tuple[bytes, int]] = {}
@@ -142,7 +139,9 @@ class FanOut:
     def is_owed(self, outbox: Outbox) -> bool:
         """Whether the flush under way has still to reach the client: its lanes are ahead of it."""
         group = _group(outbox)
-        if group is None or group not in self._touched or outbox.entry > self._last_entry:
+        if not self._lanes or group is None or outbox.entry > self._last_entry:
+            return False
+        if not any(lane.offered for lane in group.lanes):
             return False
         return group.flush_number != self._flush_number or outbox.entry > group.written
 
@@ -177,8 +176,6 @@ class FanOut:
             group = self._groups[key] = Group(key)
         for subscription in subscriptions:
             del subscription.lane.stream.solos[subscription]
-        if group in self._touched:
-            self._open(group)
         outbox.enter(group, next(self._entries))
         group.has_newcomer = True
         self._changed[group] = None
@@ -190,9 +187,11 @@ class FanOut:
             return
         if self.is_owed(outbox):
             outbox.write(*self._open(group))
-        self._part(outbox, group)
+        self._part(outbox)
 
-    def _part(self, outbox: Outbox, group: Group) -> None:
+    def _part(self, outbox: Outbox) -> None:
+        group = _group(outbox)
+        assert group is not None
         outbox.leave()
         for subscription in outbox.subscriptions.values():
             subscription.lane.stream.solos[subscription] = outbox
@@ -255,8 +254,7 @@ class FanOut:
         yield from self._flush_groups(progress)
         for lane in self._lanes:
             lane.clear()
-        self._touched.clear()
-        self._rendering.clear()
+        self._lanes = ()
         self._frames.clear()
         yield from self._flush_solos(solos, progress)
         self._has_left_due = False
@@ -298,19 +296,14 @@ class FanOut:
                 lane.cut(window, stretched=stretched)
                 if lane.offered:
                     lanes.append(lane)
-                    self._touched.update(lane.groups)
-                    if lane.renderer is not None:
-                        self._rendering.update(lane.groups)
             stream.flushed_order = stream.order
-        for group in self._rendering:
-            self._touched[group] = self._touched.pop(group)
         self._lanes = tuple(lanes)
         return solos
 
     def _open(self, group: Group) -> tuple[bytes, int]:
         """Return the frame that the flush under way sends to each member, and its message count.
 
-        The frame is made once for all groups that share it, and counted once for all members.
+        The frame is made once for all groups that share it.
         """
         lanes = self._lanes
         if len(lanes) != 1:
@@ -327,21 +320,68 @@ class FanOut:
                 wire.data(parts, group.positions),
                 len(parts),
             )
-        if group.flush_number != self._flush_number:
-            group.flush_number = self._flush_number
-            group.written = 0
-            offered = sum([lane.offered for lane in lanes])
-            group.offered += offered
-            group.delivered += frame[1]
-            group.conflated += offered - frame[1]
         return frame
 
     def _flush_groups(self, progress: FlushProgress) -> Iterator[None]:
+        lanes = self._lanes
+        if len(lanes) == 1 and lanes[0].renderer is None:
+            lane = lanes[0]
+            if len(lane.groups) <= self._writes_per_turn:
+                yield from self._flush_lane(lane, progress)
+            else:
+                yield from self._write_to_groups(tuple(lane.groups), progress)
+            return
+        groups: dict[Group, None] = {}
+        rendering: dict[Group, None] = {}
+        for lane in lanes:
+            groups.update(lane.groups)
+            if lane.renderer is not None:
+                rendering.update(lane.groups)
+        for group in rendering:  # last
+            groups[group] = groups.pop(group)
+        yield from self._write_to_groups(groups, progress, rendering)
+
+    def _flush_lane(self, lane: Lane, progress: FlushProgress) -> Iterator[None]:
+        """Write to the groups of the only lane that has messages."""
+        if lane.roster is None:
+            lane.roster = Roster(lane.groups, self._writes_per_turn)
+        roster: Roster = lane.roster
+        if not roster.groups:
+            yield from self._write_to_groups(roster.others, progress)
+            return
+        if roster.others:
+            yield from self._write_to_groups(roster.others, progress)
+            if roster.members > self._writes_per_turn:
+                yield
+            if lane.roster is not roster:  # members have come or gone meanwhile
+                number = self._flush_number
+                left = [group for group in lane.groups if group.flush_number != number]
+                yield from self._write_to_groups(left, progress)
+                return
+        # Nothing is noted in the groups: no other task runs until the lane is cleared.
+        frame, messages = self._open(roster.groups[0])
+        sent = _write_to_all(self._write, roster.descriptors, frame)
+        writes = len(sent)
+        if sent.count(len(frame)) == writes:
+            self._traffic.sent_bytes += writes * len(frame)
+        else:
+            members = [outbox for group in roster.groups for outbox in group.members]
+            writes = self._settle(members, sent, frame, messages)
+        progress.count(messages, writes)
+
+    def _write_to_groups(
+        self,
+        groups: Iterable[Group],
+        progress: FlushProgress,
+        rendering: Container[Group] = (),
+    ) -> Iterator[None]:
         turn = self._writes_per_turn
-        rendering = self._rendering
-        for group in self._touched:
+        for group in groups:
             if group in rendering:
                 yield from _render(group)
+            if group.flush_number != self._flush_number:
+                group.flush_number = self._flush_number
+                group.written = 0
             frame, messages = self._open(group)
             if len(group.members) == 1:  # as with lists that each client chooses for itself
                 progress.count(messages, self._write_to_only_member(group, frame, messages))
@@ -359,7 +399,7 @@ class FanOut:
                     writes = len(sent)
                     self._traffic.sent_bytes += writes * len(frame)
                 else:
-                    writes = self._settle(group, members[start:stop], sent, frame, messages)
+                    writes = self._settle(members[start:stop], sent, frame, messages)
                 progress.count(messages, writes)
                 group.written = members[stop - 1].entry
                 turn -= stop - start
@@ -390,7 +430,7 @@ class FanOut:
         if sent == len(frame):
             self._traffic.sent_bytes += sent
             return 1
-        return self._settle(group, (outbox,), (sent,), frame, messages)
+        return self._settle((outbox,), (sent,), frame, messages)
 
     def _owed(self, group: Group) -> tuple[Sequence[Outbox], Sequence[int]]:
         """Return the members that the flush has still to write to, and their descriptors."""
@@ -407,7 +447,6 @@ class FanOut:
 
     def _settle(
         self,
-        group: Group,
         members: Sequence[Outbox],
         sent: Sequence[int],
         frame: bytes,
@@ -423,10 +462,10 @@ class FanOut:
             if count == len(frame):
                 continue
             if count != _FAILED:
-                self._part(outbox, group)
+                self._part(outbox)
                 outbox.hold(frame, count, messages)
             elif outbox.blocked:  # by an answer or a heartbeat
-                self._part(outbox, group)
+                self._part(outbox)
                 outbox.write(frame, messages)
             else:
                 outbox.fail(messages)

@@ -15,14 +15,11 @@ class Group:
 
     __slots__ = (
         "changes",
-        "conflated",
-        "delivered",
         "flush_number",
         "has_newcomer",
         "key",
         "lanes",
         "members",
-        "offered",
         "wire",
         "written",
     )
@@ -39,26 +36,26 @@ class Group:
         self.changes = 0
         """Counts changes of the members: a copy made before the last one is out of date."""
         self.flush_number = 0
-        """The number of the last flush that the account includes."""
+        """The number of the last flush that has written to it."""
         self.written = 0
         """The `entry` of the last member that this flush has written to."""
-        self.offered = 0
-        self.delivered = 0
-        self.conflated = 0
-        """The account of a member since the group began. Each member keeps the difference to when
-        it joined, so a flush counts once and not for each member."""
         for lane in self.lanes:
             lane.groups[self] = None
 
     def put(self, outbox: Outbox, descriptor: int) -> None:
         """Add a member, or change the descriptor to write to."""
         self.members[outbox] = descriptor
-        self.changes += 1
+        self._note_change()
 
     def remove(self, outbox: Outbox) -> None:
         """Remove a member."""
         del self.members[outbox]
+        self._note_change()
+
+    def _note_change(self) -> None:
         self.changes += 1
+        for lane in self.lanes:
+            lane.roster = None
 
     def positions(self) -> list[Placed]:
         """Return where the members are after the last flush, or the one under way."""
@@ -71,5 +68,13 @@ class Group:
 
     @property
     def account(self) -> tuple[int, int, int]:
-        """Return the messages offered, delivered and conflated so far."""
-        return self.offered, self.delivered, self.conflated
+        """Return the messages offered, delivered and conflated so far by its lanes.
+
+        They include those of other groups, and of former ones: each member keeps the difference to
+        when it joined. So a flush counts once, and not for each of its clients.
+        """
+        offered = delivered = 0
+        for lane in self.lanes:
+            offered += lane.offered_total
+            delivered += lane.delivered_total
+        return offered, delivered, offered - delivered

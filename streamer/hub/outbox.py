@@ -213,7 +213,7 @@ class Outbox:
         self.dropped: dict[str, int] = {}
         """Messages that will never be sent, by reason."""
 
-    # Membership of a group: the accounts are kept by the group and settled here.
+    # Membership of a group: the accounts are kept by its lanes and settled here.
 
     def enter(self, group: Membership, entry: int) -> None:
         """Join a group: the clients that are at the same position in the same lanes."""

@@ -49,6 +49,7 @@ class Lane:
         "_rendered",
         "_window",
         "base",
+        "delivered_total",
         "detail",
         "epoch",
         "groups",
@@ -56,8 +57,10 @@ class Lane:
         "kinds",
         "mode",
         "offered",
+        "offered_total",
         "position",
         "renderer",
+        "roster",
         "stream",
         "subscriptions",
         "whole",
@@ -92,11 +95,17 @@ class Lane:
         self.hold_latest()
         self.groups: dict[Any, None] = {}
         """The groups of clients that hold the lane. `Any`, since `group` imports this module."""
+        self.roster: Any = None
+        """How a flush of this lane alone writes to them (`streamer.hub.roster`): made when it is
+        needed, forgotten when members come, go or get another descriptor. `Any` as above."""
         self.subscriptions = 0
         """How many clients hold it, those outside of groups included."""
         self.offered = 0
         """How many publications the flush under way has for the lane's groups, those merged away
         included; 0 between flushes."""
+        self.offered_total = 0
+        self.delivered_total = 0
+        """How many publications all flushes had for its groups, and what they sent of them."""
         self._window: list[Publication] = []
         self._cut_position = 0
         """The publications that this flush sends, and the sequence at which its receivers are."""
@@ -135,6 +144,8 @@ class Lane:
             self._window = window
             self._cut_position = self.position
             self.offered = count
+            self.offered_total += count
+            self.delivered_total += len(window)
         if self.renderer is not None and self.held is not None:
             self._cut_held = dict(self.held)
             for publication in window:

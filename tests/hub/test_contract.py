@@ -79,7 +79,7 @@ class ContractMachine(RuleBasedStateMachine):
         return self.world.clients[number % len(self.world.clients)]
 
     @initialize(
-        writes_per_turn=st.integers(1, 3),
+        writes_per_turn=st.integers(1, 5),
         messages_per_flush=MESSAGES_PER_FLUSH,
         clients=st.lists(st.tuples(st.booleans(), EVENTS, OPTIONS), min_size=1, max_size=3),
         values_take_long=st.booleans(),

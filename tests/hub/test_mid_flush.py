@@ -1,6 +1,8 @@
 """A flush that is held up between two writes, and what one client does meanwhile: every case.
 
 The state machine of `test_contract` finds these, too, but not in each run.
+
+Covers streamer.hub.roster.
 """
 
 from __future__ import annotations
@@ -55,6 +57,13 @@ def be_replaced(world: World, client: Client) -> None:
     lane = subscription.lane
     world.subscribe(world.connect(), TOPICS[:1], Options(lane.mode, lane.kinds, 0.0))
     world.disconnect(client)
+
+
+def be_left_alone(world: World, client: Client) -> None:
+    """All others of its group disconnect."""
+    group = client.outbox.group
+    for other in [c for c in world.clients if c is not client and c.outbox.group is group]:
+        world.disconnect(other)
 
 
 def fill(world: World, client: Client) -> None:
@@ -117,6 +126,53 @@ def test_a_client_that_is_alone_in_its_group_gets_the_flush_once(
                 world.settle()
                 assert world.hub.fanout.groups == len(own)
                 flush_around(world, clients[number], event, turns)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        unsubscribe,
+        subscribe,
+        leave_and_return,
+        return_and_leave,
+        disconnect,
+        be_left_alone,
+        fill,
+        fill_and_read,
+    ],
+)
+def test_clients_with_lists_of_their_own_and_others_get_the_flush_once(
+    event: Callable[[World, Client], None],
+) -> None:
+    """Two have another topic besides, and so are alone in their groups; three share a frame."""
+    for number in range(CLIENTS):
+        for turns in range(CLIENTS):
+            with closing(World(writes_per_turn=3)) as world:
+                clients = [world.connect(events=place >= 2) for place in range(CLIENTS)]
+                for client in clients:
+                    world.subscribe(client, TOPICS[:1], OPTIONS)
+                for client, topic in zip(clients, TOPICS[1:3], strict=False):
+                    world.subscribe(client, [topic], OPTIONS)
+                world.publish(TOPICS[0], Kind.PRICE, 0)
+                world.settle()
+                assert world.hub.fanout.groups == 3
+                flush_around(world, clients[number], event, turns)
+
+
+def test_the_clients_of_a_topic_change_between_flushes() -> None:
+    """Each flush writes to those that are there, and to their present descriptors."""
+    with closing(World(writes_per_turn=9)) as world:
+        clients = [world.connect() for _ in range(CLIENTS)]
+        for client in clients:
+            world.subscribe(client, TOPICS[:1], OPTIONS)
+        for client, topic in zip(clients, TOPICS[1:4], strict=False):
+            world.subscribe(client, [topic], OPTIONS)
+        for event in (subscribe, unsubscribe, leave_and_return, fill_and_read, fill, disconnect):
+            for client in clients[:4]:
+                if client in world.clients:
+                    event(world, client)
+                    world.publish(TOPICS[0], Kind.PRICE, 0)
+                    world.settle()
 
 
 @pytest.mark.parametrize(("size", "turns"), [(0, 1), (20_000, 5)])
