@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,20 +43,23 @@ class Nobody:
     on_broken = on_overflow = on_blocked
 
 
-def request(number: int, topics: int) -> str:
-    """Return the subscribe of a client: its lists overlap with those of others."""
-    targets = [f"T{(number * topics + i) % STOCKS:05}" for i in range(topics)]
+def request(targets: Sequence[str]) -> str:
+    """Return a subscribe to the prices of these stocks."""
     message = {"type": "subscribe", "subscription_type": "stock", "targets": targets}
     return json.dumps(message | {"kinds": ["price"]})
 
 
+def connected(server: Server, descriptor: int) -> tuple[Outbox, Requests]:
+    """Return a client of the server, and what takes its requests; `descriptor` takes its bytes."""
+    services = server._services  # noqa: SLF001 - no other way to the parts without a connection
+    outbox = Outbox(new_session_id(), descriptor, Nobody(), services.wire, max_queued_bytes=1 << 20)
+    services.hub.add(outbox)
+    return outbox, Requests(None, outbox, services)
+
+
 def connect_and_leave(server: Server, descriptor: int, text: str, *, stays: bool) -> list[float]:
     """Return the seconds at the beginning, and after each of the stages."""
-    services = server._services  # noqa: SLF001 - no other way to the parts without a connection
-    hub = services.hub
-    outbox = Outbox(new_session_id(), descriptor, Nobody(), services.wire, max_queued_bytes=1 << 20)
-    hub.add(outbox)
-    requests = Requests(None, outbox, services)
+    outbox, requests = connected(server, descriptor)
     at = [time.thread_time()]
     message = decode_client(text)
     at.append(time.thread_time())
@@ -66,8 +70,9 @@ def connect_and_leave(server: Server, descriptor: int, text: str, *, stays: bool
     encode_session(outbox)
     at.append(time.thread_time())
     if not stays:
+        services = server._services  # noqa: SLF001
         services.sessions.ended(outbox)
-        hub.remove(outbox)
+        services.hub.remove(outbox)
     at.append(time.thread_time())
     return at
 
@@ -83,7 +88,9 @@ async def measure(topics: int, clients: int, sink: int) -> dict[str, float]:
         server: Server = await nursery.start(partial(serve, settings))
         for number in range(WARM_UP + clients):
             stays = number < WARM_UP // 2
-            at = connect_and_leave(server, sink, request(number, topics), stays=stays)
+            # Its list overlaps with those of others.
+            targets = [f"T{(number * topics + i) % STOCKS:05}" for i in range(topics)]
+            at = connect_and_leave(server, sink, request(targets), stays=stays)
             if number >= WARM_UP:
                 stages = [after - before for before, after in itertools.pairwise(at)]
                 taken.append([*stages, at[-1] - at[0]])

@@ -360,14 +360,7 @@ class FanOut:
                 return
         # Nothing is noted in the groups: no other task runs until the lane is cleared.
         frame, messages = self._open(roster.groups[0])
-        sent = _write_to_all(self._write, roster.descriptors, frame)
-        writes = len(sent)
-        if sent.count(len(frame)) == writes:
-            self._traffic.sent_bytes += writes * len(frame)
-        else:
-            members = [outbox for group in roster.groups for outbox in group.members]
-            writes = self._settle(members, sent, frame, messages)
-        progress.count(messages, writes)
+        self._write_frame(roster, roster.descriptors, frame, messages, progress)
 
     def _write_to_groups(
         self,
@@ -394,13 +387,8 @@ class FanOut:
             start = 0
             while start < len(members):
                 stop = min(start + turn, len(members))
-                sent = _write_to_all(self._write, descriptors[start:stop], frame)
-                if sent.count(len(frame)) == len(sent):
-                    writes = len(sent)
-                    self._traffic.sent_bytes += writes * len(frame)
-                else:
-                    writes = self._settle(members[start:stop], sent, frame, messages)
-                progress.count(messages, writes)
+                some = itertools.islice(members, start, stop)
+                self._write_frame(some, descriptors[start:stop], frame, messages, progress)
                 group.written = members[stop - 1].entry
                 turn -= stop - start
                 start = stop
@@ -411,6 +399,26 @@ class FanOut:
                     if group.changes != changes:
                         members, descriptors = self._owed(group)
                         start = 0
+
+    def _write_frame(
+        self,
+        members: Iterable[Outbox],
+        descriptors: Sequence[int],
+        frame: bytes,
+        messages: int,
+        progress: FlushProgress,
+    ) -> None:
+        """Write a frame to members of groups, and count it.
+
+        `members` are those of the descriptors, and looked at only if not all sockets take it.
+        """
+        sent = _write_to_all(self._write, descriptors, frame)
+        writes = len(sent)
+        if sent.count(len(frame)) == writes:
+            self._traffic.sent_bytes += writes * len(frame)
+        else:
+            writes = self._settle(tuple(members), sent, frame, messages)
+        progress.count(messages, writes)
 
     def _write_to_only_member(self, group: Group, frame: bytes, messages: int) -> int:
         """Write to the only member, if the flush owes it the frame.

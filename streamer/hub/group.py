@@ -36,7 +36,7 @@ class Group:
         self.changes = 0
         """Counts changes of the members: a copy made before the last one is out of date."""
         self.flush_number = 0
-        """The number of the last flush that has written to it."""
+        """The number of the last flush that has written to it, those by a roster aside."""
         self.written = 0
         """The `entry` of the last member that this flush has written to."""
         for lane in self.lanes:

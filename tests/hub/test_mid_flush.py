@@ -80,19 +80,19 @@ def fill_and_read(world: World, client: Client) -> None:
         client.write()
 
 
-@pytest.mark.parametrize("writes_per_turn", [1, 2])
-@pytest.mark.parametrize(
-    "event",
-    [
-        unsubscribe,
-        subscribe,
-        leave_and_return,
-        return_and_leave,
-        disconnect,
-        fill,
-        fill_and_read,
-    ],
+EVENTS = (
+    unsubscribe,
+    subscribe,
+    leave_and_return,
+    return_and_leave,
+    disconnect,
+    fill,
+    fill_and_read,
 )
+
+
+@pytest.mark.parametrize("writes_per_turn", [1, 2])
+@pytest.mark.parametrize("event", EVENTS)
 def test_whatever_one_client_does_meanwhile_each_gets_the_flush_once(
     event: Callable[[World, Client], None], writes_per_turn: int
 ) -> None:
@@ -128,19 +128,7 @@ def test_a_client_that_is_alone_in_its_group_gets_the_flush_once(
                 flush_around(world, clients[number], event, turns)
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
-        unsubscribe,
-        subscribe,
-        leave_and_return,
-        return_and_leave,
-        disconnect,
-        be_left_alone,
-        fill,
-        fill_and_read,
-    ],
-)
+@pytest.mark.parametrize("event", [*EVENTS, be_left_alone])
 def test_clients_with_lists_of_their_own_and_others_get_the_flush_once(
     event: Callable[[World, Client], None],
 ) -> None:
