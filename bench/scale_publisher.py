@@ -47,10 +47,10 @@ class Feed:
         return one.channel, text.encode()
 
 
-async def run(url: str, topics: int, rate: float) -> None:
+async def run(url: str, topics: int, rate: float, history_seconds: float) -> None:
     """Publish as asked on stdin."""
     feed = Feed(topics)
-    async with open_publisher(url) as publisher:
+    async with open_publisher(url, history_seconds=history_seconds) as publisher:
         await publisher.publish_many(feed.take(topics))
         _say("ready", feed)
         await trio.to_thread.run_sync(sys.stdin.readline)
@@ -84,9 +84,10 @@ def _say(event: str, feed: Feed) -> None:
 @click.option("--redis", "url", required=True)
 @click.option("--topics", default=2500, type=click.IntRange(1))
 @click.option("--rate", default=1000.0, type=click.FloatRange(min=0, min_open=True))
-def main(url: str, topics: int, rate: float) -> None:
+@click.option("--history-seconds", default=300.0, type=click.FloatRange(1))
+def main(url: str, topics: int, rate: float, history_seconds: float) -> None:
     """Publish to many topics in turn at a steady rate, with positions."""
-    trio.run(partial(run, url, topics, rate))
+    trio.run(partial(run, url, topics, rate, history_seconds))
 
 
 if __name__ == "__main__":

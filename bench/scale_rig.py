@@ -90,10 +90,12 @@ class Publisher:
 
 
 @contextlib.contextmanager
-def running_publisher(url: str, topics: int, rate: float, core: Core) -> Iterator[Publisher]:
+def running_publisher(plan: Plan, url: str, core: Core) -> Iterator[Publisher]:
     """Run the publisher until the block ends."""
     command = [sys.executable, "-m", "bench.scale_publisher", "--redis", url]
-    command += ["--topics", str(topics), "--rate", str(rate)]
+    command += ["--topics", str(plan.topics), "--rate", str(plan.rate_per_second)]
+    # What a new server replays comes from Redis, where only the producer says for how long it is.
+    command += ["--history-seconds", str(plan.absence_seconds)]
     with subprocess.Popen(
         core.command(command),
         stdin=subprocess.PIPE,

@@ -143,7 +143,7 @@ class Run:
         self._url = f"redis://127.0.0.1:{port}"
         self._port = free_port()
         self._publisher: Publisher = stack.enter_context(
-            running_publisher(self._url, plan.topics, plan.rate_per_second, self._core)
+            running_publisher(plan, self._url, self._core)
         )
         self._first = stack.enter_context(contextlib.ExitStack())
         self._server = self._first.enter_context(self._serving("first"))

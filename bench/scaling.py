@@ -109,7 +109,7 @@ def measure(case: Case, seconds: float, niceness: int) -> Point:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling-")))
         url, redis_seconds = stack.enter_context(_redis(case, directory, core))
-        publisher = stack.enter_context(running_publisher(url, TOPICS, case.rate_per_second, core))
+        publisher = stack.enter_context(running_publisher(plan, url, core))
         servers, crowds = [], []
         wanted = subscriptions(case.clients, TOPICS, mix)
         for number in range(case.instances):

@@ -7,11 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import redis as redis_py
 from click.testing import CliRunner
 
 from bench import scale_run
 from bench.crowd import Histogram, Mix, added, bucket_end, subscriptions
+from bench.rig import Core
 from bench.scale import scale
+from bench.scale_rig import Plan, running_publisher
+from streamer.broker.keys import history_key
 
 MIX = [Mix(1, 0.8), Mix(10, 0.2)]
 
@@ -68,6 +72,15 @@ def test_all_clients_come_back_without_loss(
     assert figures["last"]["counts"]["replayed"] > 0
     assert figures["missing"] == 0
     assert figures["received"]["updates_per_second"] > 0
+
+
+def test_the_publisher_keeps_histories_for_as_long_as_clients_may_be_away(
+    redis: redis_py.Redis, redis_url: str
+) -> None:
+    """A new server replays what Redis has, however long it keeps histories itself."""
+    plan = Plan(1, 1, 1, 1.0, MIX, 1.0, 0.0, 1, 1.0, absence_seconds=5000, niceness=0)
+    with running_publisher(plan, redis_url, Core(0, 0, pinned=False)):
+        assert redis.ttl(history_key("stock:T00000")) > 4000
 
 
 def test_a_mix_that_cannot_be_read_is_refused() -> None:
