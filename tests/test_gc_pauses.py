@@ -9,6 +9,9 @@ import pytest
 import trio
 import trio.testing
 
+from streamer.cli.errors import ExitCode
+from streamer.cli.serve import run_server
+from streamer.config import Settings
 from streamer.gc_pauses import (
     FULL_COLLECTION_INTERVAL_SECONDS,
     MAX_CONNECTIONS,
@@ -83,3 +86,21 @@ async def test_no_full_collection_comes_by_itself(nursery: trio.Nursery) -> None
     assert survivors
     assert not full
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("_collector_as_before")
+async def test_the_first_collection_is_over_before_a_server_listens() -> None:
+    """It visits all modules, and would hold up the first clients."""
+    frozen: list[int] = []
+
+    async def handle_signals(
+        *_: object, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        task_status.started()
+
+    async def run(*_: object, **__: object) -> None:
+        frozen.append(gc.get_freeze_count())
+
+    objects = len(gc.get_objects())
+    assert await run_server(run, Settings(), handle_signals, print) is ExitCode.OK
+    assert frozen[0] > objects / 2

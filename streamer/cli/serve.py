@@ -23,7 +23,7 @@ from streamer.cli.reload import reload_at_hangup
 from streamer.cli.service_manager import ServiceManager, take_sockets
 from streamer.cli.signals import handle_end_signals, ignore_hangup
 from streamer.config import LogLevel, Settings
-from streamer.gc_pauses import keep_collections_short
+from streamer.gc_pauses import frozen_objects, keep_collections_short
 from streamer.listen_error import ListenError, split_hosts
 from streamer.nursery import first_of
 from streamer.setting_rules import SettingError, is_loopback
@@ -172,7 +172,8 @@ async def run_server(
         announcement = _Announcement(announce, nursery, read_level, manager)
         await nursery.start(handle_signals, shutdown, nursery.cancel_scope)
         try:
-            await run(settings, shutdown=shutdown, task_status=announcement)
+            with frozen_objects():
+                await run(settings, shutdown=shutdown, task_status=announcement)
             code = ExitCode.OK
         except* RedisRequired as group:
             failure = CommandError(str(first_of(group)), ExitCode.REDIS_REQUIRED)
