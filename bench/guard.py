@@ -21,6 +21,7 @@ from bench.load import Load, Workload
 from bench.measure import Measurement, markdown, measure, price_topics, spread_subscriptions
 from bench.options import NICENESS, ROUNDS
 from bench.rig import Cores, RigError
+from bench.scenarios import order_books
 from bench.servers import streamer
 
 LARGEST_RATIO = 1.10
@@ -83,6 +84,7 @@ def _connects(clients: int, topics: int, per_client: int, seconds: float) -> Wor
 SCENARIOS = (
     Guarded("hot-topic", partial(_updates, 1000, 1, 1, 200), (CPU, P99)),
     Guarded("many-topics", partial(_updates, 200, 500, 20, 2000), (CPU, P99)),
+    Guarded("order-books", order_books, (CPU, P99)),
     Guarded("watchlists", partial(_updates, 2000, 500, 30, 2000), (CPU, DELIVERED)),
     Guarded("connects", partial(_connects, 2000, 100, 1), (CONNECT_CPU, CONNECTS, MEMORY)),
     Guarded("connects-30-topics", partial(_connects, 1000, 500, 30), (CONNECT_CPU, CONNECTS)),

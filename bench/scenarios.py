@@ -77,7 +77,8 @@ def _levels(price: int, step: int) -> str:
     )
 
 
-def _order_books(seconds: float) -> Workload:
+def order_books(seconds: float) -> Workload:
+    """Return the load of 500 clients with order books of 2 KB."""
     load = Load(500, seconds, payload_bytes=2048)
     return Workload(load, _book_topics(50), spread_subscriptions(500, 50, 10))
 
@@ -154,7 +155,7 @@ def scenarios(seconds: float, recordings: Path | None) -> list[Scenario]:
             "order-books",
             "Order books of 2 KB",
             "500 clients with 10 of 50 order books each, 500 publications/s.",
-            [Case("", 500, partial(_order_books, seconds))],
+            [Case("", 500, partial(order_books, seconds))],
         ),
         Scenario(
             "slow-clients",

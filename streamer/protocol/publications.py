@@ -49,6 +49,11 @@ _TYPES: Final = frozenset(SubscriptionType)
 _BOM: Final = b"\xef\xbb\xbf"
 _NUMBER: Final = b"0123456789+-.eE"
 
+# What these do not find needs no look at each token, which takes milliseconds for a large book.
+# Text in strings, such as the name of a feed or an id in hex, is rarely like this.
+_LONG_EXPONENT: Final = re.compile(rb"[eE](?<=[0-9].)[-+]?[0-9]{3,}(?=[],}\s])")
+_LONG_NUMBER: Final = re.compile(rb"[:\[,\s][-0-9][-+.0-9eE]{%d}" % MAX_NUMBER_CHARACTERS)
+
 # Only days 1 to 28, which every month has: such a date is valid without a look at the calendar.
 _USUAL_UTC: Final = re.compile(
     r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])"
@@ -208,7 +213,9 @@ def _has_exponent(raw: bytes) -> bool:
 
     Any other number with a large exponent is infinite to orjson.
     """
-    return b"e-" in raw or b"0e" in raw or (b"E" in raw and (b"E-" in raw or b"0E" in raw))
+    if b"e-" in raw or b"0e" in raw or (b"E" in raw and (b"E-" in raw or b"0E" in raw)):
+        return _LONG_EXPONENT.search(raw) is not None
+    return False
 
 
 def _has_long_number(raw: bytes) -> bool:
@@ -220,7 +227,7 @@ def _has_long_number(raw: bytes) -> bool:
             run = len(before) - len(before.rstrip(_NUMBER))
             run += len(after) - len(after.lstrip(_NUMBER))
             if run > MAX_NUMBER_CHARACTERS:
-                return True
+                return _LONG_NUMBER.search(raw) is not None
     return False
 
 

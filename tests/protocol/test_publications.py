@@ -443,6 +443,17 @@ def test_what_only_looks_like_such_a_number_is_passed_on(text: str) -> None:
     assert decode_publication(Kind.PRICE, "A", raw) == DecodedPublication(raw, None)
 
 
+@pytest.mark.parametrize("text", ["9" * 2000, "coinbase-pro", "7a0e4b0e999f", "0E-5", "e-" * 3000])
+@pytest.mark.parametrize("kind", [Kind.PRICE, Kind.ORDERBOOK])
+def test_a_string_that_looks_like_a_number_does_not_cost_a_look_at_each_token(
+    kind: Kind, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes milliseconds for a large book, for each of its publications."""
+    monkeypatch.delattr(publications, "check_bounds")
+    raw = publication(kind, note=text, change=0)
+    assert decode_publication(kind, "A", raw) == DecodedPublication(raw, None)
+
+
 @given(st.dictionaries(st.text(max_size=3), json_texts(), max_size=4))
 def test_every_number_within_the_bounds_is_taken(members: dict[str, str]) -> None:
     """However a message is spelt."""
