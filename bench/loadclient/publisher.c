@@ -118,7 +118,11 @@ static void append_publication(struct wire *wire, uint32_t topic, const char *he
         size_t width = o->payload_bytes - length - pad_frame;
         if (width > sizeof pad - 64)
             width = sizeof pad - 64;
-        pad_length = (size_t)sprintf(pad, ",\"pad\":\"%0*d\"", (int)width, 0);
+        // Letters, since a server may have to look closely at so many digits.
+        pad_length = (size_t)sprintf(pad, ",\"pad\":\"");
+        memset(pad + pad_length, 'x', width);
+        pad_length += width;
+        pad[pad_length++] = '"';
     }
     length += pad_length;
     int n = 0;
