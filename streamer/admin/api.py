@@ -201,5 +201,8 @@ class _Endpoints:
             if (value := getattr(request, subject, None)) is not None
         }
         assert self._api.carry_out is not None  # one of the two is given
-        members = dict(split_members(body.decode())) if body else {}
+        try:
+            members = dict(split_members(body.decode())) if body else {}
+        except ValueError as error:
+            raise ApiError(400, f"the body is not JSON: {error}") from None
         return CONVERTER.unstructure(await self._api.carry_out(request, members))

@@ -271,9 +271,12 @@ def _load_request(text: str | bytes) -> Any:
     has_odd_targets = not (_STRINGS.issuperset(map(type, targets)) or all(map(_is_exact, targets)))
     has_long_id = type(decoded.get("request_id")) is float
     if has_odd_targets or has_long_id:
-        texts = find_members(text if isinstance(text, str) else text.decode())
-        if has_odd_targets and "targets" in texts:
-            decoded["targets"] = _with_fragments(targets, texts["targets"])
+        try:
+            texts = find_members(text if isinstance(text, str) else text.decode())
+            if has_odd_targets and "targets" in texts:
+                decoded["targets"] = _with_fragments(targets, texts["targets"])
+        except ValueError as error:
+            raise ProtocolError(ErrorCode.INVALID_JSON, f"not JSON: {error}") from None
         if has_long_id and _INTEGER.fullmatch(texts.get("request_id", "")):
             decoded["request_id"] = int(texts["request_id"])
     return decoded

@@ -58,10 +58,22 @@ def loads(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def _scan(text: str, at: int) -> tuple[Any, int]:
+    """Return a value, with its numbers as strings, and the index after it.
+
+    Raises ValueError if it is nested too deeply: orjson reads 1,024 levels, this fewer than 1,000.
+    """
+    try:
+        return _SPANS.raw_decode(text, at)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def find_members(text: str) -> dict[str, str]:
     """Return the members of a valid JSON object: name -> text of the value.
 
-    Empty if the object has too many members.
+    Empty if the object has too many members. Here and below, ValueError is raised if a value is
+    nested too deeply.
     """
     found: dict[str, str] = {}
     for name, _, member in read_members(text):
@@ -81,11 +93,11 @@ def read_members(
     """
     at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "}":
-        name, at = _SPANS.raw_decode(text, at)
+        name, at = _scan(text, at)
         start = skip_space(text, skip_space(text, at) + 1)
         end = None if end_of is None else end_of(name, text, start)
         if end is None:
-            value, end = _SPANS.raw_decode(text, start)
+            value, end = _scan(text, start)
         else:
             value = None
         yield name, value, text[start:end]
@@ -94,7 +106,7 @@ def read_members(
 
 def read_value(text: str) -> Any:
     """Return the value of a JSON text, with its numbers as strings as above."""
-    return _SPANS.decode(text)
+    return _scan(text, skip_space(text, 0))[0]
 
 
 def find_items(text: str, limit: int) -> list[str]:
@@ -106,7 +118,7 @@ def items_of(text: str) -> Iterator[str]:
     """Yield the texts of the items of a valid JSON list."""
     at = skip_space(text, skip_space(text, 0) + 1)
     while text[at] != "]":
-        _, end = _SPANS.raw_decode(text, at)
+        _, end = _scan(text, at)
         yield text[at:end]
         at = _next(text, end)
 
@@ -127,20 +139,21 @@ def _next(text: str, at: int) -> int:
 def split_members(text: str) -> Iterator[tuple[str, str]]:
     """Yield the members of a valid JSON object, each with its text: `("price", '"price": 1.50')`.
 
-    The scanner of `json` would find their ends, too, but it recurses, and so fails at depths that
-    orjson accepts.
+    Values are skipped by the scanner of `json`: 0.5 ms for an order book of 1,000 levels, where a
+    look at each token takes 2.2.
     """
-    depth = start = 0
-    for token in _TOKEN.finditer(text):
-        opens, closes = token[0] in "{[", token[0] in "}]"
-        depth += opens - closes
-        if opens and depth == 1:
-            start = token.end()
-        elif (depth == 1 and token[0] == ",") or depth == 0:
+    start = at = text.index("{") + 1
+    while token := _TOKEN.search(text, at):
+        first = token[0][0]
+        if first in "{[":
+            _, at = _scan(text, token.start())
+            continue
+        at = token.end()
+        if first in ",}":
             member = text[start : token.start()].strip()
             if name := _NAME.match(member):  # else the object is empty
                 yield _USUAL.decode(name[0]), member
-            start = token.end()
+            start = at
 
 
 def check_bounds(

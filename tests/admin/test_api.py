@@ -160,6 +160,19 @@ async def test_a_body_that_is_no_json_object_is_refused(
     assert response.json().get("error", "") != "" or status == 200
 
 
+@pytest.mark.parametrize("depth", [40, 1000])
+async def test_a_publication_that_is_nested_too_deeply_is_refused(
+    operator: Operator, depth: int
+) -> None:
+    """However deep it is, and whichever parser gives it up."""
+    message = json.dumps(PRICE)[:-1] + ',"x":' + "[" * depth + "]" * depth + "}"
+    content = f'{{"topic": "stock:005930", "message": {message}}}'
+    headers = {"Content-Type": "application/json"}
+    response = await operator.client.post("/v1/api/publish", content=content, headers=headers)
+    assert response.status_code in {400, 422}
+    assert "nested" in response.json()["error"]
+
+
 async def test_other_methods_are_refused(operator: Operator) -> None:
     """GET of an endpoint is 405 with the method that is allowed, in JSON."""
     response = await operator.client.get("/v1/api/info")

@@ -1,5 +1,6 @@
 """The codec: what fits gets through to the letter, and nothing that clients send breaks it."""
 
+import contextlib
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -297,6 +298,21 @@ def test_an_encoded_message_says_its_type_and_time_and_leaves_out_nulls() -> Non
         "sequence": 5,
     }
     assert encode(messages.Pong(), NOON) == b'{"type":"pong","timestamp":"%s"}' % NOON.encode()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"type":"subscribe","subscription_type":"stock","targets":[1.5],"x":%s}',
+        '{"type":"subscribe","subscription_type":"stock","targets":[%s]}',
+        '{"type":"ping","request_id":99999999999999999999999,"x":%s}',
+    ],
+)
+def test_a_message_is_read_or_refused_however_deep_it_is(message: str) -> None:
+    """The parser for usual messages reads more levels than the one for exact texts."""
+    for depth in range(900, 1100, 5):
+        with contextlib.suppress(ProtocolError):
+            decode_client(message % ("[" * depth + "]" * depth))
 
 
 def test_a_batch_is_encoded_with_its_messages_types() -> None:
