@@ -509,8 +509,8 @@ class Settings:
     history_seconds: float = setting(
         300.0,
         SECONDS_OR_NONE,
-        "How long publications are kept for clients that reconnect. A server that has just started "
-        "reads them from Redis, where a producer keeps them for its own history_seconds.",
+        "How long publications are kept for clients that reconnect; in Redis, from which a new "
+        "server reads them, producers keep them for their own history_seconds.",
     )
 
     log_level: LogLevel = setting(

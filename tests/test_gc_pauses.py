@@ -97,9 +97,11 @@ async def test_the_first_collection_is_over_before_a_server_listens() -> None:
         *_: object, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         task_status.started()
+        await trio.lowlevel.checkpoint()
 
     async def run(*_: object, **__: object) -> None:
         frozen.append(gc.get_freeze_count())
+        await trio.lowlevel.checkpoint()
 
     objects = len(gc.get_objects())
     assert await run_server(run, Settings(), handle_signals, print) is ExitCode.OK
