@@ -56,14 +56,12 @@ def frozen_objects() -> Iterator[None]:
 async def keep_collections_short(serving: Serving) -> NoReturn:
     """Avoid long collections until cancelled; once per process, when all else has started."""
     thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*thresholds[:2], _NEVER)
-    try:
-        while True:
-            await trio.sleep(FULL_COLLECTION_INTERVAL_SECONDS)
-            if serving.active_connections <= MAX_CONNECTIONS:
-                gc.collect()
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
+    with frozen_objects():
+        gc.set_threshold(*thresholds[:2], _NEVER)
+        try:
+            while True:
+                await trio.sleep(FULL_COLLECTION_INTERVAL_SECONDS)
+                if serving.active_connections <= MAX_CONNECTIONS:
+                    gc.collect()
+        finally:
+            gc.set_threshold(*thresholds)
