@@ -78,6 +78,9 @@ class Deltas:
         asks = _changed(base.asks, delta.asks, descending=False)
         if checksum(map(_numbers, bids), map(_numbers, asks)) != delta.checksum:
             raise WrongChecksumError
+        # A checksum in the base is the producer's, of that book.
+        known = {name: value for name, value in base.extra.items() if name != "checksum"}
+        base = attrs.evolve(base, extra=known)
         return self._hold(topic, base, delta, delta.changes, {"bids": bids, "asks": asks})
 
     def _hold(

@@ -33,6 +33,7 @@ from streamer.hub.hub import Hub
 from streamer.hub.streams import TopicStream
 from streamer.protocol.codec import CONVERTER
 from streamer.protocol.errors import DISCONNECTED, INVALID_TOKEN, ErrorCode
+from streamer.protocol.json_text import loads
 from streamer.protocol.messages import Disconnected, Error
 from streamer.protocol.topics import Topic
 
@@ -286,5 +287,9 @@ def _last_message_at(stream: TopicStream) -> str | None:
     if not known:
         return None
     last = max(known, key=lambda publication: publication.order)
-    timestamp: str | None = orjson.loads(last.text).get("timestamp")
+    try:
+        message = orjson.loads(last.text)
+    except orjson.JSONDecodeError:  # it has a lone surrogate
+        message = loads(last.text.decode())
+    timestamp: str | None = message.get("timestamp")
     return timestamp

@@ -28,7 +28,7 @@ from streamer.protocol.orderbook import (
     side_of,
 )
 
-_BIDS, _ASKS = "bids", "asks"
+_BIDS, _ASKS, _CHECKSUM = "bids", "asks", "checksum"
 _USUAL_NAMES: Final = ('"price"', '"quantity"', '"orders"')
 _SUBJECT: Final = "stock_code"
 _IN_EVERY_DELTA: Final = (_SUBJECT, "timestamp", "subscription_type", "target")
@@ -75,6 +75,7 @@ def read_content(text: bytes, *, is_book: bool) -> Content | None:
             values[name] = value
     if not is_book:
         return Content(identity, members)
+    members.pop(_CHECKSUM, None)  # the producer's, of this book; a delta has the server's
     bids = side_of(read_levels(values[_BIDS], members.pop(_BIDS)), descending=True)
     asks = side_of(read_levels(values[_ASKS], members.pop(_ASKS)), descending=False)
     return None if bids is None or asks is None else Content(identity, members, bids, asks)
@@ -95,7 +96,7 @@ def read_changes(
             members[name] = member
     bids = list(read_levels(values[_BIDS], members.pop(_BIDS)))
     asks = list(read_levels(values[_ASKS], members.pop(_ASKS)))
-    checksum = members.pop("checksum", "null")
+    checksum = members.pop(_CHECKSUM, "null")
     return Content(identity, members), bids, asks, None if checksum == "null" else int(checksum)
 
 
@@ -181,6 +182,8 @@ def delta_text(base: Content, content: Content, sequence: int) -> bytes | None:
     if base.identity.get(_SUBJECT) != content.identity.get(_SUBJECT):
         return None
     if not base.members.keys() <= content.members.keys():
+        return None
+    if not base.identity.keys() <= content.identity.keys():
         return None
     kind = PriceDelta.type if base.bids is None else OrderbookDelta.type
     # The sequence is among the members that every delta has, not behind those that changed:

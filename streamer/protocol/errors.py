@@ -135,7 +135,7 @@ USER_FULL: Final = CloseReason(
 UNAUTHENTICATED: Final = CloseReason(
     4001,
     "authentication required",
-    "the server requires a token, and none came in time",
+    "the server requires a token, and none came in time, or it cannot verify tokens now",
     "reconnect with a new token",
 )
 TOKEN_EXPIRED: Final = CloseReason(

@@ -6,14 +6,13 @@ as decimals. No number becomes a float.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from itertools import islice
 from operator import gt, itemgetter, lt
 from typing import Any, Final
-
-import orjson
 
 from streamer.protocol.json_text import items_of, read_members
 
@@ -74,7 +73,7 @@ def read_levels(levels: list[dict[str, Any]], text: str) -> Iterator[tuple[Decim
             else:
                 texts = texts or list(items_of(text))
                 more = "".join(
-                    f",{orjson.dumps(name).decode()}:{member}"
+                    f",{json.dumps(name)}:{member}"  # orjson refuses a lone surrogate
                     for name, member in _further_members(texts[index])
                 )
         yield Decimal(level["price"]), (level["price"], level["quantity"], more)

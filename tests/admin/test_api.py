@@ -21,7 +21,8 @@ from streamer.server import Server
 from tests.helpers.clients import connected
 from tests.helpers.http import http_client
 from tests.helpers.operator import KEY, Operator, key_file, operator_of
-from tests.helpers.server import running_server
+from tests.helpers.publications import price
+from tests.helpers.server import publish, running_server
 from tests.helpers.timing import eventually
 
 PRICE = {"type": "price_update", "stock_code": "005930", "price": 1, "change": 0}
@@ -375,6 +376,18 @@ async def test_topics_are_listed_with_their_last_message(
         None,
         None,
     )
+
+
+async def test_a_topic_is_listed_whatever_text_is_in_its_last_message(
+    server: Server, operator: Operator
+) -> None:
+    """A lone surrogate, which few parsers read, is JSON."""
+    async with connected(server) as client:
+        await client.subscribe("stock:A")
+        publish(server, "stock:A:price", price("A", 1, name="\ud800"))
+        await client.data()
+        (row,) = (await operator.done("topics"))["topics"]
+        assert row["last_message_at"] == "2026-01-02T03:04:05.678Z"
 
 
 async def test_topics_are_paged_by_name(server: Server, operator: Operator) -> None:

@@ -70,6 +70,39 @@ def test_the_members_that_name_the_topic_are_repeated() -> None:
     )
 
 
+def test_a_member_that_names_another_topic_may_be_gone_as_well() -> None:
+    """On the topic of a stock, `target` may be the producer's own, such as a price that it aims at.
+
+    A delta repeats such members, but cannot remove them either.
+    """
+    assert delta(price('"price":1,"target":80000'), price('"price":2')) is None
+    assert delta(price('"price":1'), price('"price":2,"target":80000')) is not None
+
+
+@pytest.mark.parametrize("name", [r"\ud800", r"\u0000\"", "é", r"\ud83d\ude00"])
+def test_a_level_may_have_members_of_any_name(name: str) -> None:
+    """A lone surrogate in a name is JSON, and passed on as an escape."""
+    book_of = '{{"type":"orderbook_update","stock_code":"A",{},"bids":[{}],"asks":[],"n":1}}'
+    level = f'{{"price":1,"quantity":2,"{name}":[1.50]}}'
+    base, new = (book_of.format(NOON, levels).encode() for levels in ("", level))
+    text = delta(base, new)
+    assert text is not None
+    assert json.loads(text)["bids"] == [json.loads(level)]
+    assert "[1.50]" in text
+
+
+def test_the_checksum_in_a_whole_book_is_the_producers_own() -> None:
+    """A delta has the server's, once; and none is needed in the next whole book."""
+    base, new, last = (
+        book([(bid, "1")], [], more) for bid, more in (("1", ',"checksum":7'), ("2", ""), ("3", ""))
+    )
+    for former, later, bid in ((base, new, "2"), (new, last, "3"), (last, base, "1")):
+        text = delta(former, later)
+        assert text is not None
+        assert text.count("checksum") == 1
+        assert json.loads(text)["checksum"] == checksum([(bid, "1")], [])
+
+
 def test_an_orderbook_delta_has_changed_levels_and_a_checksum() -> None:
     """A level that is gone has the quantity 0; a number written differently is no change."""
     base = book([("10.5", "1"), ("10", "2"), ("9", "3")], [("11", "4")], ',"update_id":7')

@@ -87,6 +87,38 @@ async def test_each_client_receives_the_book_in_the_form_that_it_asks_for() -> N
         assert side(snapshot, "bids") == side(whole, "bids")
 
 
+async def test_a_level_may_have_members_of_any_name() -> None:
+    """A name that is no text, which JSON can write, ends no server, in books nor in changes."""
+    strange = r',"\ud800":[1.0]'
+    async with (
+        running_server(flush_interval_ms=0) as server,
+        connected(server) as plain,
+        connected(server) as delta,
+    ):
+        await subscribed(plain)
+        await subscribed(delta, delta=True)
+        level = f'{{"price":9,"quantity":1{strange}}}'.encode()
+        bids = b'"bids":[%b]' % level
+        publish(server, CHANNEL, book([], [], strange).replace(b'"bids":[]', bids))
+        publish(server, CHANNEL, change([("8", "1")], []))
+        publish(server, CHANNEL, change([], []).replace(b'"bids":[]', bids))
+        for client, last in ((plain, [9, 8]), (delta, [])):  # nothing has changed
+            books = [await client.data() for _ in range(3)]
+            assert [one["sequence"] for one in books] == [1, 2, 3]
+            assert books[0]["bids"] == [{"price": 9, "quantity": 1, "\ud800": [1.0]}]
+            assert [level["price"] for level in books[-1]["bids"]] == last
+
+
+async def test_a_checksum_of_the_producer_is_of_the_book_that_it_came_with() -> None:
+    """Books that are made of changes are others, and have none."""
+    async with running_server(flush_interval_ms=0) as server, connected(server) as client:
+        await subscribed(client)
+        publish(server, CHANNEL, book([("9", "1")], [], ',"checksum":7'))
+        publish(server, CHANNEL, change([("8", "1")], []))
+        assert (await client.data())["checksum"] == 7
+        assert "checksum" not in await client.data()
+
+
 async def test_a_change_of_an_unknown_book_is_a_gap_until_a_whole_one() -> None:
     """It is announced once; prices go on, and the whole book follows them."""
     async with running_server(flush_interval_ms=0) as server, connected(server) as client:
