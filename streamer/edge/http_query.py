@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import islice
 from typing import Final, TypeVar
 
 import attrs
@@ -151,7 +152,7 @@ def _option(options: Mapping[str, str], name: str, parse: Callable[[str], T], de
     try:
         return parse(options[name])
     except ValueError as error:
-        raise bad_request(f"{name}: {error}") from None
+        raise bad_request(f"{name}: {error}", details={"parameter": name}) from None
 
 
 def _mode(text: str) -> Mode:
@@ -200,6 +201,16 @@ def _topics(parameters: Iterable[tuple[str, str]], max_topics: int) -> tuple[Top
         raise bad_request(
             f"{len(texts)} topics in one request, where {max_topics} are allowed",
             code=ErrorCode.TOO_MANY_TARGETS,
+            details={
+                "rejected": [
+                    {
+                        "topic": text,
+                        "code": ErrorCode.TOO_MANY_TARGETS,
+                        "message": f"a request has at most {max_topics} topics",
+                    }
+                    for text in islice(texts, max_topics, None)
+                ]
+            },
         )
     topics: dict[Topic, None] = {}
     rejected: list[dict[str, str]] = []

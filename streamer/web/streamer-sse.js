@@ -94,11 +94,19 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
     cursor.topics.clear();
   }
 
-  /** Refuse the topics that the server names, and ask for the others; else close. */
+  /** The topics that a parameter of the stream, which the server does not take, comes from. */
+  function causes(parameter, code) {
+    const given = query().searchParams.get(parameter);
+    return [...topics]
+      .filter(([, options]) => given !== null && String(options[parameter]) === given)
+      .map(([topic]) => ({ topic, code }));
+  }
+
+  /** Refuse the topics that the server does not take, and ask for the others; else close. */
   async function fail(response, signal) {
     const { code, message, details } = await response.json().catch(() => ({}));
     if (signal.aborted) return;
-    const rejected = details?.rejected ?? [];
+    const rejected = details?.rejected ?? causes(details?.parameter, code);
     for (const one of rejected) {
       const [, type, target] = /^([^:]*):(.*)$/s.exec(one.topic);
       const refusal = { code: one.code, message: one.message ?? message, target };

@@ -19,6 +19,7 @@ const MAX_VIOLATIONS_KEPT = 100;
 const MAX_HOLES_KEPT = 16;
 
 export const KINDS = {
+  __proto__: null,
   stock: ["price", "orderbook"],
   market: ["status"],
   sector: ["price"],
@@ -367,7 +368,6 @@ export function widest(all) {
   };
 }
 
-/** What streamer.d.ts lacks of it is internal. */
 class Subscription {
   /** Topics whose answer is awaited. */
   #awaited;
@@ -451,7 +451,7 @@ function later(milliseconds, callback) {
 
 function split(topic) {
   const at = topic.indexOf(":");
-  return [topic.slice(0, at), topic.slice(at + 1)];
+  return [topic.slice(0, Math.max(at, 0)), topic.slice(at + 1)];
 }
 
 /** The members of a request that name topics, which are of one type. */
@@ -536,6 +536,8 @@ export class Streamer {
   #requests = new Map();
   #lastRequestId = 0;
   #retries = 0;
+  /** Whether any topic ever had deltas. */
+  #hasDeltas = false;
   /** Topics that have been asked for, whole or from a position, and have not come. */
   #asked = new Set();
   #refused = new Set();
@@ -999,6 +1001,7 @@ export class Streamer {
     const { held } = this.#session;
     const [type] = split(topics[0]);
     const options = JSON.parse(this.#optionsOf(topics[0]));
+    this.#hasDeltas ||= options.delta;
     const since = {};
     for (const topic of topics) {
       held.set(topic, this.#optionsOf(topic));
@@ -1120,15 +1123,8 @@ export class Streamer {
     }
     const message = JSON.parse(text);
     if (typeof message?.type !== "string") throw new TypeError("a message without a type");
-    const isBook = this.#wantsDeltas && text.includes('"orderbook_');
+    const isBook = this.#hasDeltas && text.includes('"orderbook_');
     return { message, exact: isBook ? JSON.parse(quoteNumbers(text)) : undefined };
-  }
-
-  get #wantsDeltas() {
-    for (const options of this.#session?.held.values() ?? []) {
-      if (options.includes('"delta"')) return true;
-    }
-    return false;
   }
 
   #take(message, exact) {

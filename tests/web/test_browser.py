@@ -95,8 +95,10 @@ async def test_a_tab_that_shares_a_connection_hears_of_each_end(chromium: Chromi
         with serving(files(SHARING)) as origin:
             tab = await chromium.open(f"{origin}/?url=ws://127.0.0.1:{network.port}/v1/ws")
             await tab.evaluate("window.first.ready")
-            wrong = "try { streamer.subscribe('A', () => {}) } catch ({ name }) { return name }"
-            assert await tab.evaluate(f"(() => {{ {wrong} }})()") == "TypeError"
+            for topic in ("A", "stocks", "users", "constructor:A"):
+                wrong = f"streamer.subscribe('{topic}', () => {{}})"
+                tried = f"try {{ {wrong} }} catch ({{ name }}) {{ return name }}"
+                assert await tab.evaluate(f"(() => {{ {tried} }})()") == "TypeError"
             network.deafen()  # no other subscription is answered
             await tab.evaluate("window.ends = []")
             subscribe = (

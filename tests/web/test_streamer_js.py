@@ -291,6 +291,25 @@ async def test_server_sent_events_where_no_websocket_can_be_opened() -> None:
         assert (account["violations"], account["gaps"]) == (0, {})
 
 
+async def test_a_stream_of_events_refuses_what_it_cannot_have() -> None:
+    """More topics than a stream has, or an option that the server does not take; the rest flow."""
+    topics = [f"stock:{number}" for number in range(103)]
+    async with (
+        running_server(max_book_levels=50) as server,
+        remote(server.websocket_url, is_blocked=True) as client,
+    ):
+        refusals = await client.ready(await client.subscribe(*topics))
+        assert refusals == [[topic, "TOO_MANY_TARGETS"] for topic in topics[100:]]
+        await client.do("unsubscribe", id=1)
+        some = await client.subscribe("stock:A", depth=20)
+        assert await client.ready(some) == []
+        refused = await client.subscribe("stock:B", depth=51)
+        assert await client.ready(refused) == [["stock:B", "INVALID_MESSAGE"]]
+        publish(server, "stock:A:price", price("A", 1))
+        assert (await client.update(some))["price"] == 1
+        assert (await client.ask("account"))["violations"] == 0
+
+
 async def test_a_websocket_is_tried_again_after_some_time() -> None:
     """Each time once; when it can be opened, the client stays there and has missed nothing."""
     async with (
@@ -447,6 +466,33 @@ async def test_deltas_become_whole_messages(numbers: str, is_blocked: bool) -> N
         assert changed > 50  # most of them came as deltas
         account = await client.ask("account")
         assert (account["violations"], account["resyncs"]) == (0, 0)
+
+
+async def test_a_delta_on_its_way_when_its_subscription_is_closed() -> None:
+    """The messages that come with it, and after it, are given to the others."""
+    network = Proxy()
+    async with running_server() as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        async with remote(f"ws://127.0.0.1:{network.port}/v1/ws") as client:
+            books = await client.subscribe("stock:A", delta=True)
+            prices = await client.subscribe("stock:B")
+            await client.ready(books)
+            await client.ready(prices)
+            publish(server, "stock:A:orderbook", orderbook("A", 7))
+            await client.update(books)
+            network.deafen()  # the end of the subscription is never acknowledged
+            await client.do("unsubscribe", id=books)
+            await client.ask("account")
+            delta = (
+                '{"type":"orderbook_delta","timestamp":"2026-01-02T03:04:05Z","stock_code":"A",'
+                '"bids":[{"price":7,"quantity":2}],"asks":[],"checksum":857449982,"sequence":2}'
+            )
+            update = price("B", 5, sequence=1).decode()
+            batch = f'{{"type":"batch","messages":[{delta},{update}]}}'
+            await network.inject(text_frame(batch.encode()))
+            assert (await client.update(prices))["price"] == 5
+            account = await client.ask("account")
+            assert (account["received"], account["violations"]) == (3, 0)
 
 
 async def test_a_wrong_checksum_is_answered_with_the_whole_book() -> None:
