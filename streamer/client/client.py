@@ -470,13 +470,14 @@ async def open_client(
 
     `token`, or the token that this function (async or not) returns, is sent with each connection.
     With a function, the client also presents a new token when the server announces the end of the
-    last, and reconnects after it has expired. A function that raises an error is called again after
-    the backoff, as if the server could not be reached. A client with a token receives the messages
-    to its user without subscribing. With `compress`, messages are compressed (permessage-deflate)
-    where the server agrees. `max_bandwidth` is the most bytes per second that the server sends
-    (`Client.limit_bandwidth`). `on_violation` is called for each message that violates the
-    contract. Raises ValueError for an invalid URL or bandwidth, and ConnectError, ClosedError and
-    DecodeError if the first connection fails; after that, the client reconnects.
+    last, and reconnects after it has expired. A function that raises an error, or returns what is
+    no token, such as an empty text, is called again after the backoff, as if the server could not
+    be reached. A client with a token receives the messages to its user without subscribing. With
+    `compress`, messages are compressed (permessage-deflate) where the server agrees.
+    `max_bandwidth` is the most bytes per second that the server sends (`Client.limit_bandwidth`).
+    `on_violation` is called for each message that violates the contract. Raises ValueError for an
+    invalid URL, token or bandwidth, and ConnectError, ClosedError and DecodeError if the first
+    connection fails; after that, the client reconnects.
     """
     messages.SetOptions(max_bandwidth)  # checks it
     parts = urlsplit(url)

@@ -95,6 +95,26 @@ async def test_a_function_that_fails_for_a_while_is_called_again(tmp_path: Path)
                 pass
 
 
+@pytest.mark.parametrize("wrong", ["", "a b", "secret\n", "geheimnis\u00e9"])
+async def test_what_no_header_can_carry_is_no_token(tmp_path: Path, wrong: str) -> None:
+    """As of a file that is being written: a connected client tries again; no error shows it."""
+    outcomes = [token(), wrong, token()]
+    async with identifying_server(tmp_path) as server:
+        assert server.bus is not None
+        async with open_client(
+            server.websocket_url, token=lambda: outcomes.pop(0), backoff=at_once()
+        ) as client:
+            cut(server)
+            await eventually(lambda: client.statistics().connections == 2)
+            server.bus.publish(ALERTS, alert(1))
+            assert await alerts(client, 1) == [1]
+        for given, expected in ((wrong, ValueError), (lambda: wrong, ConnectError)):
+            with pytest.raises(expected, match="the token is empty, or has") as caught:
+                async with open_client(server.websocket_url, token=given):
+                    pass
+            assert wrong.strip() == "" or wrong.strip() not in str(caught.value)
+
+
 @pytest.mark.parametrize("wanted", [[], ["stock:A"]])
 async def test_an_alert_while_away_arrives_once(tmp_path: Path, wanted: list[str]) -> None:
     """Without a subscription to it, and beside others; the stream is proven across the cut."""
