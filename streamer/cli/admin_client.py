@@ -33,8 +33,8 @@ class AdminClient:
     def post(self, name: str, body: dict[str, Any], show: Show) -> None:
         """Post a request without the fields that are None, and show the answer.
 
-        Raises CommandError if it is not carried out, or not everywhere: then what was done is shown
-        before.
+        Raises CommandError if it is not carried out, or if not every process answered: then what
+        was done is shown before.
         """
         import httpx2  # noqa: PLC0415 - it takes longer than the other commands need to start
 
@@ -67,14 +67,9 @@ class AdminClient:
             problem = "the API is off: start the server with --api-key-file"
         if problem is not None:
             raise CommandError(str(problem))
-        _report_silent(answer)
-
-
-def _report_silent(answer: dict[str, Any]) -> None:
-    """Say on stderr if some processes did not answer."""
-    processes, answered = answer.get("processes", 0), answer.get("answered", 0)
-    if answered < processes:
-        click.echo(f"only {answered} of {processes} processes answered", err=True)
+        processes, answered = answer.get("processes", 0), answer.get("answered", 0)
+        if answered < processes:
+            raise CommandError(f"only {answered} of {processes} processes answered")
 
 
 def _read_key(path: Path) -> str:

@@ -6,6 +6,8 @@ Covers streamer.cli.admin_client.
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +19,10 @@ import trio
 from streamer.cli import main
 from streamer.server import Server
 from tests.helpers.clients import connected
-from tests.helpers.operator import KEY, key_file
+from tests.helpers.operator import KEY, key_file, until_heard
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.server import running_server
+from tests.helpers.workers import running_workers
 
 PRICE = '{"type": "price_update", "stock_code": "A", "price": 1.50, "change": 0, '
 PRICE += '"change_percent": 0, "volume": 1}'
@@ -152,6 +155,27 @@ async def test_without_redis_the_part_that_was_done_is_shown(
         answer = json.loads(out)
         assert (code, answer["count"]) == (1, 0)
         assert answer["error"] in err
+
+
+async def test_a_process_that_does_not_answer_is_a_failure(
+    redis_url: str, tmp_path: Path, run: Run
+) -> None:
+    """The answer of the others is shown, and a script sees by the exit code that it is not all."""
+    keys = key_file(tmp_path)
+    async with (
+        running_server(redis=redis_url, api_key_file=keys) as server,
+        running_workers(redis_url, api_key_file=keys) as workers,
+    ):
+        await until_heard(server, 3)
+        hanging = workers.supervisor.workers[0].pid
+        assert hanging is not None
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            code, out, err = await run(server, "revoke", "--user", "42")
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+        assert (code, out.splitlines()[0]) == (1, "closed 0 connections (2 of 3 processes)")
+        assert "only 2 of 3 processes answered" in err
 
 
 @pytest.mark.parametrize(
