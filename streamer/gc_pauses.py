@@ -43,7 +43,7 @@ def frozen_objects() -> Iterator[None]:
     """Exempt the objects that exist from collections, for the length of the block.
 
     For the time before clients can connect: this first collection visits all modules, which takes
-    25 to 70 ms, and the one of `keep_collections_short` then only what was made since.
+    25 to 88 ms, and the one of `keep_collections_short` then only what was made since.
     """
     gc.collect()
     gc.freeze()

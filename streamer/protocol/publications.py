@@ -209,9 +209,10 @@ def _check_suspicious(kind: Kind, decoded: dict[str, Any], raw: bytes) -> None:
 
 
 def _has_exponent(raw: bytes) -> bool:
-    """Whether a number below 1, or 0, may have a large exponent.
+    """Whether a number may have a large exponent, but for one that needs no bound.
 
-    Any other number with a large exponent is infinite to orjson.
+    With a large positive exponent, only a number that begins with a hundred zeros is not infinite
+    to orjson, which refuses it: that is a usual number to any client.
     """
     if b"e-" in raw or b"0e" in raw or (b"E" in raw and (b"E-" in raw or b"0E" in raw)):
         return _LONG_EXPONENT.search(raw) is not None
