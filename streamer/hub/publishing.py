@@ -30,7 +30,8 @@ class Publishing:
         self._epochs = itertools.count(1)
         self._timestamp = timestamp
         self._max_history_bytes = max_history_bytes
-        self._history_bytes = 0
+        self.history_bytes = 0
+        """The size of the texts in all histories."""
         self._orders = itertools.count(1)
         self.order = 0
         """The order of the last publication of any topic; orders count up."""
@@ -53,9 +54,9 @@ class Publishing:
         publication = Publication(kind, sequence, next(self._orders), text)
         stream.latest[kind] = publication
         history = stream.history or stream.new_history()
-        self._history_bytes += len(text)
+        self.history_bytes += len(text)
         while history and (
-            len(history) == history.maxlen or self._history_bytes > self._max_history_bytes
+            len(history) == history.maxlen or self.history_bytes > self._max_history_bytes
         ):
             self._forget_oldest(stream)
         history.append(publication)
@@ -63,7 +64,7 @@ class Publishing:
         self._append(stream, publication)
 
     def _forget_oldest(self, stream: TopicStream) -> None:
-        self._history_bytes -= len(stream.history.popleft().text)
+        self.history_bytes -= len(stream.history.popleft().text)
 
     def _append(self, stream: TopicStream, publication: Publication) -> None:
         self.order = stream.order = publication.order
@@ -144,10 +145,10 @@ class Publishing:
         for kind, sequence, text in reversed(earlier):
             # They are old but only known from now on, so they are kept as long as new ones.
             publication = Publication(kind, sequence, self.order, stream.named(text))
-            history_bytes = self._history_bytes + len(publication.text)
+            history_bytes = self.history_bytes + len(publication.text)
             if len(history) == history.maxlen or history_bytes > self._max_history_bytes:
                 return
-            self._history_bytes = history_bytes
+            self.history_bytes = history_bytes
             history.appendleft(publication)
             if kind is Kind.ORDERBOOK:
                 # Clients may continue from this book: changes after it are not left out silently.
@@ -162,7 +163,7 @@ class Publishing:
 
     def forget_history(self, stream: TopicStream) -> None:
         """Forget all publications of a topic."""
-        self._history_bytes -= text_bytes(stream.history)
+        self.history_bytes -= text_bytes(stream.history)
         stream.forget_history()
 
     def gap(self, topic: Topic, reason: GapReason, position: Position) -> Publication:

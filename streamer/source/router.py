@@ -86,6 +86,8 @@ class Router:
         self._reads.discard(sequencer)
         self._report.forget(topic)
         sequencer.close()
+        # The hub has released the topic, and publications may have come until now.
+        self._publishing.forget_history(sequencer.stream)
 
     def sequencer(self, topic: Topic) -> Sequencer | None:
         """Return the sequencer of a topic; None if it is not open."""

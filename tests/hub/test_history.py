@@ -241,7 +241,7 @@ def test_fetched_history_gives_back_what_it_took() -> None:
     house.hub.publishing.extend_history(stream, [(Kind.PRICE, n, b'{"n":1}') for n in range(1, 6)])
     assert len(house.kept(sector)) == 5
     house.hub.expire_history(house.hub.publishing.order)
-    assert house.hub.publishing._history_bytes == 0
+    assert house.hub.publishing.history_bytes == 0
 
 
 def test_an_epoch_goes_by_two_names_until_the_next_begins() -> None:

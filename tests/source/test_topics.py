@@ -21,6 +21,7 @@ from streamer.protocol.topics import Topic
 from streamer.publisher import open_publisher
 from streamer.server import Server
 from streamer.source.missed import MissedReads
+from tests.helpers.clients import connected
 from tests.helpers.publications import orderbook, price
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.server import running_server
@@ -74,6 +75,20 @@ async def test_what_only_redis_knows_is_recovered_for_all_topics_at_once(redis_u
         for topic, position in since.items():
             assert recoveries[topic] == Recovery(RecoveryOutcome.RECOVERED, position)
             assert positions_missed(server, topic, position) == [2, 3]
+
+
+async def test_a_publication_to_a_topic_that_is_just_released_is_not_counted() -> None:
+    """The router hears of the release a turn later; the bytes of histories are those that exist."""
+    async with running_server(linger_seconds=0) as server, connected(server) as client:
+        await client.subscribe("stock:A")
+        await client.unsubscribe("stock:A")
+        publishing = server.hub.publishing
+        assert server.bus is not None
+        # No checkpoint, so that nothing else may hear of it in between.
+        server.hub.release_unused()
+        server.bus.publish("stock:A:price", price("A", 1))
+        assert publishing.history_bytes > 0, "the topic was still routed"
+        await eventually(lambda: publishing.history_bytes == 0)
 
 
 async def test_what_nobody_keeps_is_expired(redis_url: str) -> None:
