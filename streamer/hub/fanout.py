@@ -176,6 +176,8 @@ class FanOut:
             group = self._groups[key] = Group(key)
         for subscription in subscriptions:
             del subscription.lane.stream.solos[subscription]
+            # It is that far; a gap in a frame of the group would not end it.
+            subscription.skip_sequence = 0
         outbox.enter(group, next(self._entries))
         group.has_newcomer = True
         self._changed[group] = None

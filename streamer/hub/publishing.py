@@ -179,8 +179,11 @@ class Publishing:
         return LastValue(publication, sequence, next(self._orders))
 
     def owns_epoch(self, epoch: str) -> bool:
-        """Whether this hub has made an epoch, so that no producer publishes in it."""
-        return epoch.startswith(f"{self._epoch}-")
+        """Whether this hub has made an epoch that only this server knows.
+
+        One that it has begun in Redis, `NAME@MILLISECONDS`, is that of all servers and producers.
+        """
+        return epoch.startswith(f"{self._epoch}-") and "@" not in epoch
 
     def new_epoch(self) -> str:
         """Return an epoch that no other stream has or had, on any instance."""

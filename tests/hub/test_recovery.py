@@ -111,6 +111,41 @@ def test_a_client_ahead_of_the_server_never_goes_back() -> None:
         assert [sequence for sequence, _ in sequences(other)] == [4, 5, 6, 7, 8, 9]
 
 
+def test_an_epoch_that_this_server_began_in_redis_is_that_of_all() -> None:
+    """A client that is ahead in it never goes back, as in one that a producer began."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    epoch = f"{house.hub.publishing.new_epoch()}@1700000000000"
+    house.hub.publishing.adopt(stream, Position(epoch, 0))
+    filled(house, STOCK, 3)
+    with listening(house.hub) as client:
+        client.recover(STOCK, Position(epoch, 7))
+        (gap,) = client.heard()
+        assert (gap["reason"], gap["sequence"]) == (GapReason.SOURCE_UNAVAILABLE, 7)
+        filled(house, STOCK, 5)
+        assert sequences(client) == [(8, None)]
+
+
+def test_a_client_that_was_ahead_misses_nothing_of_a_later_epoch() -> None:
+    """It has joined a group, whose frames bring it a gap; then it is alone again."""
+    house = House()
+    stream = house.hub.stream(STOCK)
+    house.hub.publishing.adopt(stream, Position("first", 0))
+    filled(house, STOCK, 3)
+    with listening(house.hub) as client, listening(house.hub) as other:
+        other.subscribe(STOCK)
+        client.recover(STOCK, Position("first", 7))
+        client.heard()
+        filled(house, STOCK, 4)
+        client.heard()
+        assert client.outbox.group is not None
+        house.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, Position("next", 0))
+        assert [message["type"] for message in client.heard()] == ["gap"]
+        house.hub.fanout.leave(client.outbox)
+        filled(house, STOCK, 8)
+        assert sequences(client) == [(sequence, None) for sequence in range(1, 9)]
+
+
 def test_a_gap_behind_a_client_that_is_ahead_is_not_sent_to_it() -> None:
     """The server skips to 5, where a client was at 7: it would go back."""
     house = House()
