@@ -39,10 +39,10 @@ class Backlog(Generic[S]):
         self._replays: ReplayQueue[S] | None = None
         """Missed messages; None unless the client came back."""
         self._pending: dict[object, Entry[S]] = {}
-        """Pending messages: those that may be merged by subscription and kind, others by
-        publication."""
+        """Pending messages. Their keys are the publications of those whose size counts; for those
+        that a newer one may replace, subscription and kind."""
         self._pending_bytes = 0
-        """The size of the pending messages that may not be merged."""
+        """The size of the pending messages that count."""
         self._limited: RateQueue[S] | None = None
         """Messages of subscriptions with a limited rate; most clients have none."""
 
@@ -57,7 +57,11 @@ class Backlog(Generic[S]):
 
     @property
     def queued_bytes(self) -> int:
-        """The size of the waiting messages that may not be merged, replays aside."""
+        """The size of the waiting messages that have to be sent, replays aside.
+
+        In mode latest, prices, order books and last known values do not count: newer ones may
+        replace them.
+        """
         return self._pending_bytes + (0 if self._limited is None else self._limited.size_bytes)
 
     @property
@@ -103,21 +107,33 @@ class Backlog(Generic[S]):
 
     # Adding
 
-    def put(self, subscription: S, publication: Publication, *, merge: bool) -> bool:
-        """Let one publication wait; return whether, with `merge`, it replaced an older one."""
+    def put(
+        self, subscription: S, publication: Publication, *, merge: bool, counts: bool = True
+    ) -> bool:
+        """Let one publication wait; return whether it replaced an older one.
+
+        With `merge`, it replaces one of its kind. `counts`: whether it counts to `queued_bytes`; a
+        last known value that does not replaces an older one.
+        """
         # A message without a rate (a gap) does not overtake those that wait for their rate.
         if subscription.interval_seconds and (publication.merges or subscription.waiting):
             if self._limited is None:
                 self._limited = RateQueue()
             return self._limited.put(subscription, publication, merge=merge)
+        if merge or counts:
+            return self._add(subscription, publication, merge=merge)
+        # It comes in one piece with what is written now, or waits for the rest of that.
+        key = (subscription, publication.kind, "last") if publication.notice else (publication,)
+        return self._set(key, subscription, publication)
+
+    def _add(self, subscription: S, publication: Publication, *, merge: bool) -> bool:
         if merge:
-            return self._replace(subscription, publication)
+            return self._set((subscription, publication.kind), subscription, publication)
         self._pending[publication] = (subscription, publication)
         self._pending_bytes += len(publication.text)
         return False
 
-    def _replace(self, subscription: S, publication: Publication) -> bool:
-        key = (subscription, publication.kind)
+    def _set(self, key: object, subscription: S, publication: Publication) -> bool:
         replaced = self._pending.pop(key, None) is not None
         self._pending[key] = (subscription, publication)
         return replaced
@@ -131,11 +147,7 @@ class Backlog(Generic[S]):
         subscription.due_seconds = 0.0
         if self._limited is not None:
             for publication, may_merge in self._limited.take(subscription):
-                if may_merge:
-                    replaced += self._replace(subscription, publication)
-                else:
-                    self._pending[publication] = (subscription, publication)
-                    self._pending_bytes += len(publication.text)
+                replaced += self._add(subscription, publication, merge=may_merge)
         return replaced
 
     def replay(
@@ -209,27 +221,33 @@ class Backlog(Generic[S]):
         self._pending = {}
         self._pending_bytes = 0
         if limited is not None:
-            entries += limited.take_due(now_seconds)
+            entries += [(one, publication) for one, publication, _ in limited.take_due(now_seconds)]
         entries.sort(key=_publication_order)
         return entries
 
-    def take_some(self, now_seconds: float, portion_bytes: int) -> list[Entry[S]]:
-        """As `take`, but only the first messages, until their texts reach `portion_bytes`."""
+    def take_some(self, now_seconds: float, portion_bytes: int) -> tuple[list[Entry[S]], int]:
+        """As `take`, but only the first messages, until their texts reach `portion_bytes`.
+
+        A gap is taken with the last known values after it: a client that has received it and
+        resumes there is not sent them again. Returns also how many older messages were replaced by
+        those whose time had come.
+        """
+        replaced = 0
         if self._limited is not None:
-            for entry in self._limited.take_due(now_seconds):
-                self._pending[entry[1]] = entry
-                self._pending_bytes += len(entry[1].text)
+            for subscription, publication, may_merge in self._limited.take_due(now_seconds):
+                replaced += self._add(subscription, publication, merge=may_merge)
         entries: list[Entry[S]] = []
         left = portion_bytes
         for key, entry in sorted(self._pending.items(), key=_pending_order):
-            if left <= 0:
+            publication = entry[1]
+            if left <= 0 and not publication.is_last_value:
                 break
-            left -= len(entry[1].text)
+            left -= len(publication.text)
             entries.append(entry)
             del self._pending[key]
-            if key is entry[1]:
-                self._pending_bytes -= len(entry[1].text)
-        return entries
+            if key is publication:
+                self._pending_bytes -= len(publication.text)
+        return entries, replaced
 
     # Dropping
 

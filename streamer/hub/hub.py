@@ -189,7 +189,7 @@ class Hub:
                             pending().get(subscription, ()),
                             snapshot=options.snapshot,
                         )
-                    elif not subscription.caught_up:
+                    elif not self._has_everything(outbox, subscription):
                         kinds = frozenset()  # the waiting messages are newer
                 if lane.renderer is not None and options.snapshot and topic not in replays:
                     subscription.hold(kinds)
@@ -233,11 +233,7 @@ class Hub:
         to be sent with the answer.
         """
         stream = lane.stream
-        # A client restored from an older position has caught up once nothing waits.
-        behind = outbox.blocked or outbox.backlog.is_behind(subscription)
-        # One that is still to be sent a gap is at the gap's position.
-        is_gap_owed = outbox.backlog.is_gap_owed(subscription)
-        caught_up = (subscription.caught_up and not is_gap_owed) or not behind
+        caught_up = self._has_everything(outbox, subscription)
         former = subscription.lane.kinds
         added = lane.kinds - former
         lane.subscriptions += 1
@@ -263,6 +259,19 @@ class Hub:
             else:
                 outbox.put(subscription, latest, gap=gap)
         return frozenset(received)
+
+    @staticmethod
+    def _has_everything(outbox: Outbox, subscription: Subscription) -> bool:
+        """Whether a client outside of groups has been sent all publications of a topic.
+
+        That is so, at whatever position, once nothing waits: publications that no client is sent
+        are passed over, and one restored from an older position may lack none of its kinds.
+        """
+        backlog = outbox.backlog
+        if subscription.caught_up and not backlog.is_gap_owed(subscription):
+            return True  # whoever is still to be sent a gap is at the gap's position
+        is_behind = outbox.blocked or backlog.is_behind(subscription)
+        return not is_behind and subscription.seen_order == subscription.lane.stream.order
 
     def unsubscribe(self, outbox: Outbox, topics: Iterable[Topic]) -> None:
         """End subscriptions: nothing of these topics is written after this."""
@@ -307,7 +316,8 @@ class Hub:
                 assert subscription.held is not None
                 known = sorted(subscription.held.values(), key=attrgetter("order"))
             else:
-                known = self.snapshot(subscription, lane.kinds) if subscription.caught_up else []
+                has_everything = self._has_everything(outbox, subscription)
+                known = self.snapshot(subscription, lane.kinds) if has_everything else []
             answer.append((lane, known))
         self.fanout.join(outbox)
         return answer

@@ -109,7 +109,7 @@ class OutboxStatistics:
     """Messages that will never be sent, by reason."""
     blocked: bool
     queued_bytes: int
-    """The size of waiting messages that may not be merged; bounded by the settings."""
+    """The size of waiting messages that have to be sent; bounded by the settings."""
     replay_bytes: int
     """The size of missed messages that are still to be replayed; bounded by the settings."""
 
@@ -379,13 +379,16 @@ class Outbox:
             if self.backlog.replay_bytes > self._max_replay_bytes:
                 self._overflow()
             return
-        if not merge and self._is_full:
+        # Newer states replace older ones, so those of a client that is behind have a bound.
+        is_state = publication.merges or publication.is_last_value
+        counts = not is_state or subscription.lane.mode is Mode.ALL
+        if counts and self._is_full:
             size = self.backlog.queued_bytes + len(publication.text)
             if size > self._max_queued_bytes:
                 self._count_dropped(1, "overflow")
                 self._overflow()
                 return
-        self._conflated += self.backlog.put(subscription, publication, merge=merge)
+        self._conflated += self.backlog.put(subscription, publication, merge=merge, counts=counts)
 
     def _overflow(self) -> None:
         self._overflowed = True
@@ -454,7 +457,8 @@ class Outbox:
             self._replayed += sum(not publication.notice for publication in missed)
             delivered += len(live)
             for publication in live:
-                subscription.epoch = publication.epoch or subscription.epoch
+                if publication.epoch is not None:
+                    subscription.begin_epoch(publication.epoch)
         self._delivered += delivered
         # To render one message may take milliseconds.
         least = REPLAYED_PER_TURN if self.renders else _LEAST_PER_PORTION
@@ -499,7 +503,8 @@ class Outbox:
             return self._take_replay()
         if self.renders:
             self._work_now = REPLAYED_PER_TURN
-            some = self.backlog.take_some(now_seconds, RENDERED_BYTES_PER_TURN)
+            some, replaced = self.backlog.take_some(now_seconds, RENDERED_BYTES_PER_TURN)
+            self._conflated += replaced
             entries = [(subscription, subscription.render(p)) for subscription, p in some]
         else:
             entries = self.backlog.take(now_seconds)
@@ -510,7 +515,8 @@ class Outbox:
         for subscription, publication in entries:
             parts.append(encode(publication, subscription.position, subscription.lane.stream))
             subscription.position = publication.sequence
-            subscription.epoch = publication.epoch or subscription.epoch
+            if publication.epoch is not None:
+                subscription.begin_epoch(publication.epoch)
         self._delivered += len(parts)
         if self.group is not None:  # messages to the user alone
             return self.wire.data_apart(parts, self.positions), len(parts)

@@ -46,6 +46,11 @@ class Publication:
         return (self.kind is Kind.PRICE or self.kind is Kind.ORDERBOOK) and not self.notice
 
     @property
+    def is_last_value(self) -> bool:
+        """Whether it is a last known value after a gap."""
+        return self.notice and self.epoch is None
+
+    @property
     def original(self) -> Publication:
         """The publication whose value it is: another one only if it is a last known value."""
         return self

@@ -73,8 +73,11 @@ class RateQueue(Generic[S]):
             self._schedule(subscription)
         return replaced
 
-    def take_due(self, now_seconds: float) -> Iterator[tuple[S, Publication]]:
-        """Remove and yield the messages that may be sent now."""
+    def take_due(self, now_seconds: float) -> Iterator[tuple[S, Publication, bool]]:
+        """Remove and yield the messages that may be sent now.
+
+        Each is with its subscription and with whether it may be merged.
+        """
         interval_seconds = due_seconds = 0.0
         while self._times and self._times[0] <= now_seconds:
             for subscription in self._scheduled.pop(heapq.heappop(self._times)):
@@ -85,8 +88,8 @@ class RateQueue(Generic[S]):
                         interval_seconds = subscription.interval_seconds
                         due_seconds = now_seconds + interval_seconds
                     subscription.due_seconds = due_seconds
-                    for publication, _ in self._remove(subscription):
-                        yield subscription, publication
+                    for publication, may_merge in self._remove(subscription):
+                        yield subscription, publication, may_merge
 
     def take(self, subscription: S) -> list[tuple[Publication, bool]]:
         """Remove and return the messages of a subscription, each with whether it may be merged."""

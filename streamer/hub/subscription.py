@@ -101,6 +101,14 @@ class Subscription:
         """Whether the client has been sent everything that the lane carries."""
         return self.position >= self.lane.head and self.epoch == self.lane.stream.epoch
 
+    def begin_epoch(self, epoch: str) -> None:
+        """Continue in the epoch of a gap that is sent now.
+
+        Its producers may have named it otherwise while the gap waited.
+        """
+        stream = self.lane.stream
+        self.epoch = stream.epoch if epoch == stream.former_epoch else epoch
+
     def hold(self, kinds: Iterable[Kind]) -> None:
         """Note that the client is sent the last values of these kinds."""
         if self.held is not None and self.lane.renderer is not None:

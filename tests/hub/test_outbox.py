@@ -34,11 +34,11 @@ BOTH = PRICE | ORDERBOOK
 class Behind:
     """A client without a socket: what it is sent is taken by hand."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, *, max_queued_bytes: int = 1 << 20) -> None:
         self.house = house
         self.hub = house.hub
         wire = WebSocketJson(lambda: "2026-01-02T03:04:05.678Z")
-        self.outbox = Outbox("client", -1, self, wire, max_queued_bytes=1 << 20)
+        self.outbox = Outbox("client", -1, self, wire, max_queued_bytes=max_queued_bytes)
         self.hub.add(self.outbox)
 
     def on_blocked(self) -> None:
@@ -341,6 +341,116 @@ def test_what_waits_is_rendered_in_portions(interval_seconds: float) -> None:
     assert steps == 3
     account = outbox.statistics()
     assert (account.delivered, account.conflated, account.queued_bytes) == (6, 6, 0)
+
+
+@pytest.mark.parametrize("interval_seconds", [0.0, 1.0])
+def test_states_in_portions_do_not_crowd_out_an_event(interval_seconds: float) -> None:
+    """Newer states may replace those that wait: a client in mode latest that reads is kept."""
+    house = House()
+    topics = [Topic.parse(f"stock:{number}") for number in range(6)]
+    market = Topic.parse("market:KOSPI")
+    owner = Behind(house)  # an overflow is an error
+    outbox = Outbox(
+        "reads",
+        0,
+        owner,
+        WebSocketJson(lambda: ""),
+        max_queued_bytes=RENDERED_BYTES_PER_TURN,
+        write=lambda _, data: len(data),
+    )
+    house.hub.add(outbox)
+    options = SubscriptionOptions(
+        Mode.LATEST, detail=Detail(depth=1), interval_seconds=interval_seconds
+    )
+    house.hub.subscribe(outbox, [Want(topic, options) for topic in topics])
+    house.hub.subscribe(outbox, [Want(market)])
+    for _ in range(2):
+        house.hub.fanout.leave(outbox)  # a group is written to in another way
+        for topic in topics:
+            house.publish(topic, 1, size=RENDERED_BYTES_PER_TURN // 2)
+        house.now += interval_seconds
+        owner.flush()
+        assert outbox.blocked, "the rest of the portions waits"
+        assert outbox.statistics().queued_bytes == 0
+        house.publish(market, 1, kind=Kind.STATUS)
+        owner.flush()
+        while outbox.blocked:
+            house.hub.fanout.resume(outbox)
+    account = outbox.statistics()
+    assert (account.delivered, account.conflated, account.dropped) == (14, 0, {})
+
+
+def test_last_known_values_of_a_client_that_is_behind_are_replaced() -> None:
+    """After one gap and the next, only the newest wait: they need no bound, and close nobody."""
+    client = Behind(House(), max_queued_bytes=1000)
+    client.subscribe(BOTH)
+    stream = client.hub.stream(STOCK)
+    client.fall_behind()
+    for number in range(1, 4):
+        values = [(Kind.PRICE, 1, b'{"kind":"price","sequence":1,"pad":"%b"}' % (b"x" * 2000))]
+        position = Position(f"epoch-{number}", 1)
+        client.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, position, values)
+        client.flush()
+    assert [m.get("epoch") for m in client.received()] == ["epoch-1", "epoch-2", "epoch-3", None]
+    account = client.outbox.statistics()
+    assert (account.delivered, account.conflated, account.queued_bytes) == (4, 2, 0)
+
+
+def test_a_gap_and_its_values_are_in_one_portion() -> None:
+    """Whoever has received the gap, and resumes there, is not sent the values again."""
+    house = House()
+    topics = [Topic.parse(f"stock:{number}") for number in range(4)]
+    client = Behind(house)
+    options = SubscriptionOptions(Mode.LATEST, detail=Detail(depth=1))
+    house.hub.subscribe(client.outbox, [Want(topic, options) for topic in topics])
+    client.fall_behind()
+    pad = b"x" * RENDERED_BYTES_PER_TURN
+    for topic in topics:
+        values = [
+            (Kind.PRICE, 1, b'{"sequence":1,"pad":"%b"}' % pad),
+            (Kind.ORDERBOOK, 2, b'{"bids":[],"asks":[],"sequence":2}'),
+        ]
+        house.hub.publishing.start_epoch(
+            house.hub.stream(topic), GapReason.SOURCE_RECONNECTED, Position("next", 2), values
+        )
+    client.flush()
+    client.outbox.take(house.now)  # the rest of the write that has filled the socket
+    sizes = []
+    while data := client.outbox.take(house.now)[0]:
+        sizes.append((bytes(data).count(b'"gap"'), bytes(data).count(b'"snapshot":true')))
+    assert sizes == 4 * [(1, 2)]
+
+
+def test_a_client_that_lacks_nothing_is_sent_the_last_values(client: Behind) -> None:
+    """Also while changes of an unknown book are left out, which raise the sequence alone."""
+    client.subscribe(BOTH)
+    client.publish(Kind.PRICE)
+    client.received()
+    stream = client.hub.stream(STOCK)
+    client.hub.publishing.leave_out(stream, 2)
+    plan = client.subscribe(BOTH)
+    assert [value.sequence for value in plan.snapshots] == [1]
+    ((_, known),) = client.hub.resync(client.outbox, [STOCK])
+    assert [value.sequence for value in known] == [1]
+    client.hub.publishing.publish(stream, Kind.PRICE, b'{"kind":"price"}')
+    ((_, known),) = client.hub.resync(client.outbox, [STOCK])
+    assert known == [], "the next flush has a newer one"
+
+
+def test_a_gap_that_waits_while_its_epoch_is_renamed(client: Behind) -> None:
+    """The client is then in the epoch by its new name, like all others."""
+    client.subscribe(BOTH)
+    stream = client.hub.stream(STOCK)
+    client.fall_behind()
+    client.hub.publishing.start_epoch(
+        stream, GapReason.SOURCE_RECONNECTED, Position(client.hub.publishing.new_epoch(), 0)
+    )
+    client.flush()
+    client.hub.publishing.rename_epoch(stream, "of the producers")
+    client.received()
+    (subscription,) = client.outbox.subscriptions.values()
+    assert subscription.epoch == "of the producers"
+    assert subscription.caught_up
 
 
 def test_a_write_is_never_cut_by_an_answer() -> None:
