@@ -128,7 +128,7 @@ async def poisonous_numbers(target: Target) -> str | None:
 
     async def victim() -> None:
         async with open_client(f"ws://127.0.0.1:{target.port}/v1/ws") as reader:
-            await reader.subscribe(["stock:poison"])
+            await reader.subscribe(["stock:poison"], delta=True)
             async for event in reader:
                 number = int(getattr(event, "volume", 0))
                 received.append(number)
@@ -143,6 +143,12 @@ async def poisonous_numbers(target: Target) -> str | None:
         plain.replace(b'"padding": ""', b'"messages": [1, 2, 3]'),
         plain.replace(b'"padding": ""', b'"padding": "\\ud800"'),
     ]
+    sides = b'"bids":[{"price":1,"quantity":2,"\\ud800":0}],"asks":[]'
+    books = [
+        b'{"type":"orderbook_update","stock_code":"poison",%b}' % sides,
+        b'{"type":"orderbook_delta","stock_code":"poison",%b}' % sides,
+        b'{"type":"orderbook_update","stock_code":"poison","checksum":[],%b}' % sides,
+    ]
     with trio.move_on_after(target.seconds + 10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(victim)
@@ -150,6 +156,9 @@ async def poisonous_numbers(target: Target) -> str | None:
             with _connect(target) as redis:
                 for text in poison:
                     redis.publish("stock:poison:price", text)
+                    await trio.sleep(0.2)
+                for text in books:
+                    redis.publish("stock:poison:orderbook", text)
                     await trio.sleep(0.2)
                 redis.publish("stock:poison:price", price("poison", 777))
             while 777 not in received:  # noqa: ASYNC110 - it is in another task's list

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamer.hub.renditions import Detail
+from streamer.protocol.errors import InvalidPublicationError
 from streamer.protocol.messages import OrderbookDelta, PriceLevel
 from streamer.protocol.publications import BookChange, decode_publication
 from streamer.protocol.topics import Kind
@@ -25,7 +27,7 @@ from tests.helpers.rebuild import Message, content, read_exactly, rebuilt
 from tests.helpers.server import publish, running_server
 from tests.hub.listener import listening
 from tests.hub.test_history import STOCK, House
-from tests.protocol.books import levels_text, side_texts
+from tests.protocol.books import NUMBERS, levels_text, side_texts
 
 CHANNEL = "stock:A:orderbook"
 Levels = list[tuple[str, str]]
@@ -254,6 +256,63 @@ async def test_a_server_reads_the_book_from_the_history(
             await client.subscribe("stock:B")
             await client.ping_pong()
     assert redis.ping()
+
+
+USUAL_NAMES = ("price", "quantity", "orders", "checksum", "target", "sequence", "type", "bids")
+ODD_NAMES = ("", "a b", "\ud800", "\udfff\ud83d", "\u0000", '"', "\\", "é", "previous", "timestamp")
+NAMES = st.sampled_from([*USUAL_NAMES, *ODD_NAMES])
+VALUES = st.one_of(
+    st.sampled_from(["null", "true", '"\\ud800"', '"x"', "[]", "{}", '[{"a":1}]', "1e-400", "-0"]),
+    NUMBERS,
+)
+
+
+@st.composite
+def odd_texts(draw: Any) -> bytes:
+    """An order book, or changes of one, with members and numbers that few producers write."""
+
+    def members(*usual: str) -> str:
+        more = draw(st.lists(st.tuples(NAMES, VALUES), max_size=2))
+        texts = [f"{json.dumps(name)}: {value}" for name, value in more]
+        return ",".join(draw(st.permutations([*usual, *texts])))
+
+    def levels() -> str:
+        pairs = draw(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=3))
+        texts = [members(f'"price":{one}', f'"quantity":{other}') for one, other in pairs]
+        return f"[{','.join(f'{{{text}}}' for text in texts)}]"
+
+    kind = draw(st.sampled_from(["orderbook_update", "orderbook_delta"]))
+    usual = (f'"type":"{kind}"', '"stock_code":"A"', f'"bids":{levels()}', f'"asks":{levels()}')
+    return f"{{{members(*usual)}}}".encode()
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(odd_texts(), min_size=2, max_size=6))
+def test_each_book_that_is_taken_can_be_sent(texts: list[bytes]) -> None:
+    """Whole, cut, as deltas, and with changes: no producer can end a server by an odd one."""
+    house = House(history_length=50)
+    publishing = house.hub.publishing
+    keeper = BookKeeper(
+        publishing, SourceReport(lambda: 0.0), max_levels=50, max_book_bytes=1 << 18
+    )
+    stream = house.hub.stream(STOCK)
+    details = (Detail(), Detail(delta=True), Detail(depth=1), Detail(delta=True, depth=1))
+    with ExitStack() as stack:
+        clients = []
+        for detail in details:
+            clients.append(stack.enter_context(listening(house.hub)))
+            clients[-1].subscribe(STOCK, detail=detail)
+        for text in texts:
+            try:
+                decoded = decode_publication(Kind.ORDERBOOK, "A", text).text
+            except InvalidPublicationError:
+                continue
+            if isinstance(decoded, BookChange):
+                keeper.publish(stream, decoded, None)
+            else:
+                publishing.publish(stream, Kind.ORDERBOOK, decoded)
+            for client in clients:
+                client.heard()
 
 
 SIDES = st.tuples(side_texts(most=10), side_texts(least=10))
