@@ -12,7 +12,7 @@ import click
 import orjson
 
 from streamer.admin.keys import split_key
-from streamer.cli.errors import CommandError
+from streamer.cli.errors import CommandError, ExitCode
 from streamer.urls import redact
 
 _TIMEOUT_SECONDS: Final = 30.0
@@ -40,9 +40,13 @@ class AdminClient:
 
         given = {field: value for field, value in body.items() if value is not None}
         try:
+            content = orjson.dumps(given)
+        except TypeError:
+            raise CommandError("an argument is not UTF-8", ExitCode.USAGE) from None
+        try:
             response = httpx2.post(
                 f"{self.url.rstrip('/')}/v1/api/{name}",
-                content=orjson.dumps(given),
+                content=content,
                 headers={
                     "Authorization": f"Bearer {_read_key(self.key_file)}",
                     "Content-Type": "application/json",

@@ -3,13 +3,12 @@
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Final
 
 import click
 
 from streamer.cli.errors import CommandError
-from streamer.urls import redact
+from streamer.urls import is_url, is_websocket_url, redact
 
 with_ca: Final = click.option(
     "--ca",
@@ -30,7 +29,7 @@ with_duration: Final = click.option(
 
 def check_url(_context: click.Context, _parameter: click.Parameter, url: str) -> str:
     """Return a URL of a WebSocket. Raises click.UsageError if it is none."""
-    if not is_url(url, {"ws", "wss"}):
+    if not is_websocket_url(url):
         raise click.UsageError(f"{redact(url)!r} is no URL with the scheme ws or wss")
     return url
 
@@ -50,15 +49,6 @@ def check_http_urls(
         if not is_url(url, {"http", "https"}):
             raise click.UsageError(f"{redact(url)!r} is no URL with the scheme http or https")
     return urls
-
-
-def is_url(url: Any, schemes: set[str]) -> bool:
-    """Whether a value is a URL with one of these schemes and a host."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except (AttributeError, TypeError, ValueError):  # no text; a port that is no number
-        return False
 
 
 def ssl_context(ca: Path | None) -> ssl.SSLContext | None:

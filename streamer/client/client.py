@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, Self
-from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -39,7 +38,7 @@ from streamer.protocol.endpoint import WEBSOCKET_PATH
 from streamer.protocol.errors import ErrorCode
 from streamer.protocol.messages import Mode, Position
 from streamer.protocol.topics import Kind, Topic
-from streamer.urls import redact
+from streamer.urls import is_websocket_url, redact
 
 DEFAULT_URL: Final = f"ws://127.0.0.1:8765{WEBSOCKET_PATH}"
 _DEFAULT_HEARTBEAT_SECONDS: Final = 25.0
@@ -480,8 +479,7 @@ async def open_client(
     connection fails; after that, the client reconnects.
     """
     messages.SetOptions(max_bandwidth)  # checks it
-    parts = urlsplit(url)
-    if parts.scheme not in {"ws", "wss"} or not parts.hostname:
+    if not is_websocket_url(url):
         raise ValueError(f"{redact(url)!r} is no URL with the scheme ws or wss")
     client = Client(
         Dialer(

@@ -120,6 +120,7 @@ async def test_the_other_requests_have_their_commands(server: Server, run: Run) 
         (("disconnect",), 1, "exactly one of them has to be given"),
         (("disconnect", "--topic", "stock"), 1, "is not TYPE:TARGET"),
         (("publish", "stock:A", "{"), 2, "MESSAGE is not JSON"),
+        (("revoke", "--user", "\udcff"), 2, "an argument is not UTF-8"),
         (("publish", "stock:A", "{}"), 1, "message.type: "),
         (("explain", "stock:A", "--token-file", "/nowhere"), 1, "/nowhere"),
     ],

@@ -271,6 +271,8 @@ async def test_a_connection_that_ends_for_good_is_a_failure(
         (["stock:1", "--kinds", "prices"], "kinds are price, orderbook, status, not 'prices'"),
         (["stock:1", "--url", "http://h"], "'http://h' is no URL with the scheme ws or wss"),
         (["stock:1", "--url", "ws://h:x"], "'ws://h:x' is no URL"),
+        (["stock:1", "--url", "ws://h/a b"], "'ws://h/a b' is no URL"),
+        (["stock:1", "--url", "ws://h/é"], "'ws://h/é' is no URL"),
         (["stock:1", "--count", "0"], "Invalid value for '--count'"),
         (["stock:1", "--duration", "0"], "Invalid value for '--duration'"),
         (["stock:1", "--max-rate", "0"], "Invalid value for '--max-rate'"),
