@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path as FilePath
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 from streamer.feeds.mapping import (
     PUBLICATION_KINDS,
@@ -32,6 +31,7 @@ from streamer.protocol.messages import (
     PriceUpdate,
 )
 from streamer.protocol.topics import Kind, SubscriptionType, Topic
+from streamer.urls import is_url, is_websocket_url
 
 T = TypeVar("T")
 
@@ -171,11 +171,11 @@ def _sources(table: _Table) -> tuple[FeedSource, ...]:
     if not table.contents:
         return ()
     urls = table.strings("url", required=True)
-    for url in urls:
-        _check_url(table, "url", url, {"ws", "wss"})
+    if not all(map(is_websocket_url, urls)):
+        table.reject("url", "is no URL with the scheme ws or wss")
     fetch = table.strings("fetch")
-    for url in fetch:
-        _check_url(table, "fetch", url, {"http", "https"})
+    if not all(is_url(url, {"http", "https"}) for url in fetch):
+        table.reject("fetch", "is no URL with the scheme http or https")
     seconds = table.get("heartbeat_seconds", int, Decimal)
     if seconds is not None and seconds <= 0:
         table.reject("heartbeat_seconds", "must be above 0")
@@ -192,16 +192,6 @@ def _sources(table: _Table) -> tuple[FeedSource, ...]:
         )
         for url in urls
     )
-
-
-def _check_url(table: _Table, name: str, url: str, schemes: set[str]) -> None:
-    try:
-        parts = urlsplit(url)
-        is_valid = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        table.reject(name, f"is no URL with the scheme {' or '.join(sorted(schemes))}")
 
 
 def _message(table: _Table) -> MessageMapping:
