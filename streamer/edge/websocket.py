@@ -73,6 +73,7 @@ class WebSocket(BlockedWriter):
         "_max_unread_bytes",
         "_read_bytes",
         "_reader",
+        "is_held_up",
         "last_received_seconds",
     )
 
@@ -103,15 +104,18 @@ class WebSocket(BlockedWriter):
         """When bytes were last received, on trio's clock."""
         self._read_bytes = len(trailing)
         """The size of the last read."""
+        self.is_held_up = False
+        """Whether the socket is not read, since the client does not read the answers to pings."""
 
     # Reading
 
     async def receive(self) -> str | bytes | Pong:
-        """Wait for the next message (text as str, binary as bytes) or pong. Pings are answered.
+        """Wait for the next message (text as str, binary as bytes) or pong.
 
-        Every frame counts against the rate limit; messages and pongs are counted by the caller.
-        Raises ConnectionEndedError if the peer violates RFC 6455 or still sends after too many
-        refusals, MessageTooLargeError, and PeerClosedError.
+        Pings are answered; if the client does not read its answers, nothing more is read until it
+        does. Every frame counts against the rate limit; messages and pongs are counted by the
+        caller. Raises ConnectionEndedError if the peer violates RFC 6455 or still sends after too
+        many refusals, MessageTooLargeError, and PeerClosedError.
         """
         was_read_now = False
         while True:
@@ -137,7 +141,15 @@ class WebSocket(BlockedWriter):
             if opcode == frame_reader.PONG:
                 return Pong(control)
             if self.admit() and opcode == frame_reader.PING:
-                self.outbox.send_control(self.outbox.wire.pong(control))
+                await self._answer_ping(control)
+
+    async def _answer_ping(self, payload: bytes) -> None:
+        self.outbox.send_control(self.outbox.wire.pong(payload))
+        if not self.has_room:
+            # A pong is an answer, too, and memory: a client that does not read is not read either.
+            self.is_held_up = True
+            await self.wait_room()
+            self.is_held_up = False
 
     def admit(self) -> bool:
         """Count a frame against the rate limit; return whether it is within it.
