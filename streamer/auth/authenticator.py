@@ -37,6 +37,7 @@ from streamer.auth.refresh import TokenEndpoint
 from streamer.auth.revocations import NoRevocations, Revocations
 from streamer.auth.signing import SigningKey, check_is_access, check_is_refresh
 from streamer.config import Settings
+from streamer.protocol.json_text import is_utf8
 
 _MAX_KNOWN: Final = 20_000
 """Verified tokens kept: about 1 KB each, for twice the clients that one process is meant for."""
@@ -246,6 +247,8 @@ class Authenticator:
         elif self._endpoint is not None:
             if len(refresh_token) > MAX_TOKEN_CHARACTERS:
                 raise invalid(f"the token is longer than {MAX_TOKEN_CHARACTERS} characters")
+            if not is_utf8(refresh_token):
+                raise invalid("the token is not UTF-8")
             access_token = await self._endpoint.access_token(refresh_token)
         else:
             raise invalid(

@@ -9,7 +9,6 @@ counters that exist anyway, so sending a message costs nothing more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from operator import length_hint
 from typing import Final, NoReturn
 
@@ -19,7 +18,9 @@ from streamer.edge.served import Served
 
 _INTERVAL_SECONDS: Final = 0.25
 _SESSIONS_PER_TURN: Final = 1000
-"""Sessions that are checked without a checkpoint: a millisecond of work."""
+"""Sessions of few topics that are checked without a checkpoint: a millisecond of work."""
+_TOPICS_LIKE_A_SESSION: Final = 16
+"""Topics of a session that take as long to check as another session."""
 _PINGS_PER_TURN: Final = 50
 """A ping and its answer cost some 200 µs, the new record of the session in Redis included. If more
 clients receive much, some of them wait for the next turn, or the heartbeat."""
@@ -41,13 +42,16 @@ class Confirmations:
             self._take_turn(trio.current_time())
 
     def _take_turn(self, now_seconds: float) -> None:
-        pings = 0
-        for session_id in islice(self._remaining, _SESSIONS_PER_TURN):
+        pings = sessions = 0
+        for session_id in self._remaining:
             session = self._sessions.get(session_id)
-            if session is not None and session.is_confirmation_due(now_seconds):
+            if session is None:
+                continue
+            if session.is_confirmation_due(now_seconds):
                 session.ping()
                 pings += 1
-                if pings == _PINGS_PER_TURN:
-                    return  # the next turn continues here
+            sessions += 1 + len(session.outbox.subscriptions) // _TOPICS_LIKE_A_SESSION
+            if pings == _PINGS_PER_TURN or sessions >= _SESSIONS_PER_TURN:
+                break  # the next turn continues here
         if not length_hint(self._remaining):
             self._remaining = iter(list(self._sessions))

@@ -238,7 +238,11 @@ def _upgrade(
     """Make the request of a GET for the path of the WebSocket. Raises _Refused."""
     _check_upgrade(headers)
     if headers.get(b"sec-websocket-version") != b"13":
-        raise _Refused(426, "Version 13 is spoken here.", [("Sec-WebSocket-Version", "13")])
+        raise _Refused(
+            426,
+            "Version 13 is spoken here.",
+            [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")],
+        )
     key = headers.get(b"sec-websocket-key", b"")
     if len(key) != _KEY_CHARACTERS:
         raise _Refused(400, "The header Sec-WebSocket-Key is missing or wrong.")

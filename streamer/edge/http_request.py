@@ -67,6 +67,8 @@ def read_http_request(
         value = headers.get(name)
         return None if value is None else hide_tokens(value.decode("latin-1"))[:most_characters]
 
+    # A cursor may have the letters that a token begins with; nothing logs or shows it.
+    last_event_id = headers.get(b"last-event-id")
     return HttpRequest(
         method=method.decode("ascii"),
         path=path,
@@ -74,7 +76,7 @@ def read_http_request(
         token=find_token(headers, named, cookie=cookie),
         origin=text(b"origin"),
         user_agent=text(b"user-agent", MAX_USER_AGENT_CHARACTERS),
-        last_event_id=text(b"last-event-id"),
+        last_event_id=None if last_event_id is None else last_event_id.decode("latin-1"),
         forwarding=Forwarding.from_headers(headers),
         query_problem=problem,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import random
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final
@@ -23,6 +24,10 @@ _FRESH_SECONDS: Final = 1.0
 
 _MAX_PROBED: Final = 16
 """Connections that are pinged for one that waits for a place: the longest silent ones."""
+
+_MAX_EXAMINED: Final = 256
+"""Connections that are examined for one that waits: thousands may have one address, that of a
+proxy, and each takes some microseconds. Others are drawn for the next one that waits."""
 
 log = structlog.get_logger()
 
@@ -74,6 +79,8 @@ class Places:
         if named is not None and named in sessions:
             named.give_up()
             return [named]
+        if len(sessions) > _MAX_EXAMINED:
+            sessions = random.sample(sessions, _MAX_EXAMINED)
         fresh_since = trio.current_time() - _FRESH_SECONDS
         silent = [
             session

@@ -287,6 +287,8 @@ class Session:
         await self._stop_work()
         if is_heavy(self.outbox.subscriptions):  # else, the turn that the read waited for will do
             await self._services.loop_budget.wait_for(self.outbox.subscriptions)
+        if self._ending is not None:
+            return  # the server closes, too, and sends its own close frame
         self._keep_record()
         self._is_closing = True
         self._hub.retire(self.outbox, errors.NORMAL.reason)
@@ -319,15 +321,15 @@ class Session:
             self._send_error(error)
         else:
             if isinstance(request, _WAITING_REQUESTS):
-                self._start_work(self._requests.carry_out(request))
+                self._start_work(self._requests.carry_out(request), request.request_id)
                 return
             if isinstance(request, messages.Subscribe):
                 rest = self._subscribe(request)
                 if rest is not None:
-                    self._start_work(rest)
+                    self._start_work(rest, request.request_id)
                     return
             else:
-                await self._answer_errors(self._requests.carry_out(request))
+                await self._answer_errors(self._requests.carry_out(request), request.request_id)
         if not self._websocket.has_room:
             self._start_work(None)
 
@@ -340,22 +342,26 @@ class Session:
             )
         return decode_client(message)
 
-    def _start_work(self, request: Awaitable[None] | None) -> None:
+    def _start_work(
+        self, request: Awaitable[None] | None, request_id: messages.RequestId | None = None
+    ) -> None:
         self._work = _Work()
-        self._start_task(self._run_work, self._work, request)
+        self._start_task(self._run_work, self._work, request, request_id)
 
-    async def _run_work(self, work: _Work, request: Awaitable[None] | None) -> None:
+    async def _run_work(
+        self, work: _Work, request: Awaitable[None] | None, request_id: messages.RequestId | None
+    ) -> None:
         """Carry out a request, if any, and then the messages after it, at the client's pace."""
         try:
             with work.scope:
                 if request is not None:
-                    await self._answer_errors(request)
+                    await self._answer_errors(request, request_id)
                 await self._websocket.wait_room()
                 while work.waiting:
                     if self._services.loop_budget.is_long:
                         await self._services.loop_budget.wait()
                     message, is_admitted = work.take()
-                    await self._answer_errors(self._carry_out(message, is_admitted=is_admitted))
+                    await self._carry_out(message, is_admitted=is_admitted)
                     await self._websocket.wait_room()
                     await trio.lowlevel.checkpoint()
         finally:
@@ -364,30 +370,36 @@ class Session:
             work.ended.set()
 
     async def _carry_out(self, message: str | bytes, *, is_admitted: bool) -> None:
-        await self._requests.carry_out(self._decode(message, is_admitted=is_admitted))
+        try:
+            request = self._decode(message, is_admitted=is_admitted)
+        except ProtocolError as error:
+            self._send_error(error)
+            return
+        await self._answer_errors(self._requests.carry_out(request), request.request_id)
 
     def _subscribe(self, request: messages.Subscribe) -> Awaitable[None] | None:
         """Carry out a subscribe at once, or return what is left of it if that has to wait."""
         try:
             return self._requests.subscribe(request)
         except Exception as error:  # noqa: BLE001 - answered, and logged where it is a fault
-            self._answer_failure(error)
+            self._answer_failure(error, request.request_id)
             return None
 
-    async def _answer_errors(self, request: Awaitable[None]) -> None:
+    async def _answer_errors(
+        self, request: Awaitable[None], request_id: messages.RequestId | None
+    ) -> None:
         try:
             await request
         except Exception as error:  # noqa: BLE001 - answered, and logged where it is a fault
-            self._answer_failure(error)
+            self._answer_failure(error, request_id)
 
-    def _answer_failure(self, error: Exception) -> None:
+    def _answer_failure(self, error: Exception, request_id: messages.RequestId | None) -> None:
         if isinstance(error, ProtocolError):
             self._send_error(error)
             return
         log.error("a request failed", session=short_hash(self.session_id), exc_info=error)
-        self._send(
-            messages.Error(ErrorCode.INTERNAL_ERROR, "a fault of this server, which is logged")
-        )
+        reason = "a fault of this server, which is logged"
+        self._send(messages.Error(ErrorCode.INTERNAL_ERROR, reason, request_id=request_id))
 
     async def _stop_work(self) -> None:
         """Cancel the request under way, and wait for its end: it may use the hub's objects."""
@@ -470,13 +482,16 @@ class Session:
     def is_silent_since(self, seconds: float) -> bool:
         """Whether the client has given no sign of life since then, on trio's clock.
 
-        One whose socket is not read, since it has sent too many messages after a request that
-        waits, may have answered all the same: it is alive while its socket takes bytes. So is one
-        whose answer has arrived, but was not read yet: an overloaded server that cut its clients
-        would have their return as a load besides.
+        One that waits for its greeting has been sent no ping, and is not silent. One whose socket
+        is not read, since it has sent too many messages after a request that waits, may have
+        answered all the same: it is alive while its socket takes bytes. So is one whose answer has
+        arrived, but was not read yet: an overloaded server that cut its clients would have their
+        return as a load besides.
         """
         websocket = self._websocket
-        if self._is_held_up:
+        if not self._is_open:
+            return False
+        if self._is_held_up or websocket.is_held_up:
             return self.outbox.blocked and websocket.last_written_seconds < seconds
         return websocket.last_received_seconds < seconds and not websocket.has_unread
 

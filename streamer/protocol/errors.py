@@ -147,7 +147,7 @@ TOKEN_EXPIRED: Final = CloseReason(
 INVALID_TOKEN: Final = CloseReason(
     4500,
     "token invalid",
-    "the token of the handshake is not valid; `error` INVALID_TOKEN came first",
+    "the token of the handshake is not valid, or was revoked; `error` INVALID_TOKEN came first",
     "not reconnect",
 )
 DISCONNECTED: Final = CloseReason(

@@ -233,6 +233,15 @@ async def test_a_client_with_a_secret_proves_who_it_is(provider: Provider, tmp_p
     assert provider.requests[0].form.keys() == {"grant_type", "refresh_token"}
 
 
+async def test_a_refresh_token_that_is_no_text_is_refused(
+    provider: Provider, tmp_path: Path
+) -> None:
+    """A lone surrogate, which JSON may have, cannot be sent to the provider."""
+    with pytest.raises(TokenError, match="not UTF-8"):
+        await with_endpoint(tmp_path, provider).refresh("\ud800")
+    assert provider.requests == []
+
+
 async def test_the_secret_of_a_client_can_be_rotated(provider: Provider, tmp_path: Path) -> None:
     """Its file is read again for each request; while it cannot be used, the last one is."""
     path = tmp_path / "client-secret"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,7 @@ class Busy:
     def __init__(self, pings: list[str], name: str) -> None:
         self._pings = pings
         self._name = name
+        self.outbox: Any = SimpleNamespace(subscriptions={})
 
     def is_confirmation_due(self, _now_seconds: float) -> bool:
         """Whether much has been delivered since the last ping."""
@@ -136,3 +138,8 @@ def test_a_turn_is_bounded_and_nobody_is_left_out(monkeypatch: pytest.MonkeyPatc
     for _ in range(3):
         confirmations._take_turn(0.0)
     assert "".join(pings) == "cde"
+    monkeypatch.setattr(confirmation, "_SESSIONS_PER_TURN", 3)
+    sessions["a"].outbox.subscriptions = dict.fromkeys(range(32))
+    pings.clear()
+    confirmations._take_turn(0.0)
+    assert "".join(pings) == "a", "its topics are work, too"

@@ -70,6 +70,16 @@ async def test_the_answer_to_a_plain_request_says_what_to_do(mock_clock: MockClo
         assert b"connection: close, upgrade" in head
 
 
+async def test_another_version_is_told_what_to_speak() -> None:
+    """The same answer has the version that is served (RFC 6455, 4.4)."""
+    async with running_server() as server, raw_client(server, opened=False) as client:
+        request = b"GET /v1/ws HTTP/1.1\r\n" + UPGRADE.replace(b"13", b"8") + b"\r\n"
+        await client.stream.send_all(request)
+        head = (await client.response()).lower()
+        assert b"upgrade: websocket" in head
+        assert b"sec-websocket-version: 13" in head
+
+
 @pytest.mark.parametrize("beginning", [b"", b"GET /v1/ws HTTP/1.1\r\nHost:"])
 async def test_a_handshake_that_takes_too_long_is_cut(
     beginning: bytes, mock_clock: MockClock

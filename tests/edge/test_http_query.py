@@ -5,6 +5,7 @@ Covers streamer.edge.http_request.
 
 from __future__ import annotations
 
+import itertools
 from urllib.parse import urlencode
 
 import pytest
@@ -37,6 +38,19 @@ def request(query: str, headers: dict[bytes, bytes] | None = None) -> HttpReques
 def stream_query(query: str, headers: dict[bytes, bytes] | None = None) -> StreamQuery:
     """The query of a stream."""
     return read_stream_query(request(query, headers), max_topics=3, max_book_levels=50)
+
+
+def test_a_cursor_may_look_like_a_token() -> None:
+    """A token that somebody sends in a header of another meaning is hidden; this is no other."""
+    topics = (Topic.parse(f"stock:{number}") for number in itertools.count())
+    topic, cursor = next(
+        (topic, cursor)
+        for topic in topics
+        if "eyJ" in (cursor := encode_cursor([(topic, "e.f", 5)]))[1:-6]
+    )
+    headers = {b"last-event-id": cursor.encode()}
+    (want,) = stream_query(f"topics={topic}", headers).wants([topic], None)
+    assert want.since == Position("e.f", 5)
 
 
 def test_a_list_of_topics_is_split_at_commas_and_each_at_its_first_colon() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
+from streamer.config import Settings
 from streamer.edge.acceptor import Acceptor
-from streamer.edge.places import PROBE_SECONDS
+from streamer.edge.admission import Admission
+from streamer.edge.places import PROBE_SECONDS, Places
 from streamer.server import Server
 from streamer.source.topics import TopicSource
 from tests.auth.tokens import secret_file, signed
@@ -101,6 +105,22 @@ async def test_a_client_that_waits_to_be_greeted_keeps_its_place(
         assert (await first.response()).startswith(b"HTTP/1.1 101 ")
         async with aclosing(first.frames()) as frames:
             assert (await anext(frames))[1]["type"] == "connected"
+            await first.send(type="ping")
+            assert (await anext(frames))[1]["type"] == "pong"
+
+
+async def test_a_bounded_number_of_connections_is_examined() -> None:
+    """Thousands may have one address, that of a proxy, and each one that is refused would wait."""
+    examined = 0
+
+    def is_silent_since(_seconds: float) -> bool:
+        nonlocal examined
+        examined += 1
+        return False
+
+    alive: Any = SimpleNamespace(is_ending=False, is_silent_since=is_silent_since)
+    assert Places(Admission(Settings()), {})._probe([alive] * 5000, None) == []
+    assert examined == 256
 
 
 async def test_a_session_that_the_client_names_gives_way_at_once(mock_clock: MockClock) -> None:

@@ -5,16 +5,20 @@ Covers streamer.edge.ended_sessions, streamer.edge.limits and streamer.edge.sess
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import os
+import socket
+from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock
 from wsproto.frame_protocol import Opcode
 
 from streamer.config import Settings
 from streamer.edge.limits import VIOLATION_WINDOW_SECONDS
+from streamer.edge.session import Session
 from streamer.protocol.errors import SHUTTING_DOWN
 from streamer.protocol.messages import ServerShutdown
 from streamer.source.topics import TopicSource
@@ -412,6 +416,80 @@ async def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
                 assert (await anext(frames))[1]["request_id"] == number
 
 
+async def test_a_fault_of_the_server_is_answered_with_its_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client knows by the request_id which one it was; the log has the traceback."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with running_server() as server, connected(server) as client:
+        monkeypatch.setattr(server.hub, "resync", fail)
+        monkeypatch.setattr(server.hub, "subscribe", fail)
+        named = {"subscription_type": "stock", "targets": ["A"]}
+        with structlog.testing.capture_logs() as logs:
+            for message_type in ("resync", "subscribe"):
+                await client.send(type=message_type, request_id=message_type, **named)
+                answer = await client.receive()
+                assert (answer["code"], answer["request_id"]) == ("INTERNAL_ERROR", message_type)
+        assert [entry["event"] for entry in logs] == 2 * ["a request failed"]
+
+
+async def test_a_client_that_reads_no_pongs_is_not_read_either() -> None:
+    """Its pings wait in its own socket; when it reads on, each has its pong, in order."""
+    pings = 20_000
+    settings = {
+        "rate_limit": 0,
+        "max_unread_replies_bytes": 10_000,
+        "heartbeat_interval_seconds": 1000,  # no ping among the answers
+    }
+    async with (
+        running_server(**settings) as server,
+        raw_client(server, receive_buffer_bytes=32_768) as client,
+        connected(server) as neighbour,
+        trio.open_nursery() as nursery,
+    ):
+        payloads = [b"%0100d" % number for number in range(pings)]
+
+        async def ask() -> None:
+            await client.stream.send_all(b"".join(client_frame(0x89, one) for one in payloads))
+
+        nursery.start_soon(ask)
+        await eventually(lambda: any(info.outbox.blocked for info in server.connections()))
+        (outbox,) = (s.outbox for s in server._acceptor.sessions.values() if s.outbox.blocked)
+        await eventually(lambda: outbox.control_bytes > 10_000)
+        for _ in range(100):
+            await neighbour.ping_pong()
+            assert outbox.control_bytes < 10_200
+        async with aclosing(client.frames()) as frames:
+            await anext(frames)  # the greeting
+            for payload in payloads:
+                assert await anext(frames) == (Opcode.PONG, payload)
+
+
+async def test_a_client_that_pings_and_reads_nothing_is_given_up(mock_clock: MockClock) -> None:
+    """It is not read, so that more from it is no sign of life; its socket takes nothing."""
+    settings = {"rate_limit": 0, "max_unread_replies_bytes": 10_000}
+    async with (
+        running_server(**settings) as server,
+        raw_client(server, receive_buffer_bytes=32_768) as client,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def ask() -> None:
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await client.stream.send_all(client_frame(0x89, b"x" * 100) * 100)
+
+        nursery.start_soon(ask)
+        await eventually(lambda: any(info.outbox.blocked for info in server.connections()))
+        while server.connections():
+            mock_clock.jump(5)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.fixture
 def redis_answers(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
     """Each subscribe waits for this event, as it does for a Redis that does not answer."""
@@ -465,6 +543,32 @@ async def test_a_client_may_close_while_its_request_waits(redis_answers: trio.Ev
         assert code == 1000
         await eventually(lambda: server.statistics().active_connections == 0)
         assert server.statistics().subscriptions == 0
+
+
+async def test_there_is_one_close_frame_if_both_sides_close() -> None:
+    """In the same turn of the event loop, in either order; nothing follows it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with running_server() as server, trio.open_nursery() as nursery:
+            for _ in range(20):
+                async with raw_client(server) as client:
+                    async with aclosing(client.frames()) as frames:
+                        await anext(frames)
+                    session = first_session(server)
+
+                    async def end(session: Session = session) -> None:
+                        await trio.lowlevel.wait_readable(ours)
+                        ours.recv(1)
+                        session.end(SHUTTING_DOWN, ServerShutdown(1000))
+
+                    nursery.start_soon(end)
+                    await trio.testing.wait_all_tasks_blocked()
+                    # Both are readable when the loop looks next, and wake a task each.
+                    os.write(client.stream.socket.fileno(), client_frame(0x88, b"\x03\xe8"))
+                    theirs.send(b".")
+                    _, _, close = (await client.rest()).partition(b"\x88")
+                    assert len(close) == 1 + close[0], "its length, and nothing behind it"
+                await eventually(lambda: server.statistics().active_connections == 0)
 
 
 async def test_nothing_follows_the_answer_to_a_close(mock_clock: MockClock) -> None:
