@@ -57,9 +57,10 @@ local function forget_until(known_ms)
       kept, last = entry[1], '(' .. entry[1]
     end
   end
-  if kept then
-    redis.call('XTRIM', KEYS[2], 'MINID', kept)
-  else
+  -- A user may lack the permission for XTRIM. To forget all is then better than to keep a value from
+  -- before the loss.
+  local trimmed = kept and redis.pcall('XTRIM', KEYS[2], 'MINID', kept)
+  if type(trimmed) ~= 'number' then
     redis.call('DEL', KEYS[2])
   end
 end
@@ -84,9 +85,11 @@ if ARGV[5] ~= '' then
       redis.call('HSET', KEYS[1], 'epoch', epoch)
     end
   elseif epoch and began_ms(epoch) > 0 and began_ms(epoch) < began_ms(known) then
+    -- First, since a script that fails is not undone: with the new epoch in place, no later reader
+    -- would forget them.
+    forget_until(began_ms(known))
     epoch = new_epoch(known)
     redis.call('HSET', KEYS[1], 'epoch', epoch)
-    forget_until(began_ms(known))
   end
 end
 if not epoch then

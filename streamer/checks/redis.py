@@ -161,6 +161,7 @@ def _commands(settings: Settings) -> Iterator[_Probe]:
         ("DEL", session),  # there is none of that name
         ("XRANGE", history, "-", "+", "COUNT", 1),
         ("XREVRANGE", history, "+", "-", "COUNT", 1),
+        ("XTRIM", history, "MAXLEN", "no number"),
         ("GET", session),
         ("SET", session, "", "NO-SUCH-OPTION"),
         ("ZADD", REVOCATIONS_KEY, "no number", ""),

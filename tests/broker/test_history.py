@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import redis as redis_py
@@ -25,6 +26,7 @@ from streamer.broker.requests import RedisClient
 from streamer.protocol.messages import Position
 from streamer.protocol.topics import Kind, Topic
 from streamer.publisher import open_publisher
+from tests.broker.test_access import PASSWORD, documented_users
 from tests.helpers.publications import orderbook, price
 from tests.helpers.redis_server import RedisServer
 from tests.helpers.timing import DEADLINE_SECONDS
@@ -351,6 +353,39 @@ async def test_publications_since_an_old_epoch_came_back_are_kept(
         assert sequences(record)[0] == max(121, 121 + count - NEWEST_ENTRIES)
     stored: Any = redis.xrange(history_key("stock:A"))
     assert [entry[0] for entry in stored] == [b"%d-0" % n for n in range(121, 121 + count)]
+
+
+@pytest.mark.parametrize("lacking", [None, "xtrim"])
+async def test_the_documented_user_may_begin_an_epoch_where_an_old_one_came_back(
+    own_redis_server: Callable[..., RedisServer], lacking: str | None
+) -> None:
+    """One who lacks XTRIM, as of an earlier how-to, forgets all, and the epoch begins once."""
+    own = own_redis_server()
+    old = await publish(own.url, 2)
+    later_ms = int(old.epoch.partition("@")[2]) + 3_600_000
+    known = Position(f"later@{later_ms}", 2)
+    url = f"redis://streamer:{quote(PASSWORD)}@127.0.0.1:{own.port}"
+    with own.connect() as redis:
+        entry: dict[Any, Any] = {"m": b"{}", "k": "price", "t": later_ms + 1}
+        redis.xadd(history_key("stock:A"), entry, id="3-0")
+        redis.hset(position_key("stock:A"), "sequence", 3)
+        for rule in documented_users():
+            redis.execute_command(*rule)
+        if lacking is not None:
+            redis.execute_command("ACL", "SETUSER", "streamer", f"-{lacking}")
+        unreadable: list[str] = []
+        async with opened(url, unreadable=unreadable) as history:
+            record = await ask(history, known, may_begin=True, new_epoch="new-1")
+            assert unreadable == []
+            assert record is not None
+            begun = record.position
+            assert (name_of(begun), begun.sequence) == ("new-1", 3)
+            assert sequences(record) == ([3] if lacking is None else [])
+            record = await ask(history, known, may_begin=True, new_epoch="new-2")
+            assert record is not None
+            assert record.position == begun
+        if lacking is None:
+            assert redis.acl_log() == []
 
 
 @pytest.mark.parametrize("stored", ["epoch", "@", "x@y", "x@" + "9" * 40, "@5@"])

@@ -50,8 +50,8 @@ async def test_the_documented_user_suffices(
     "command",
     [
         "subscribe", "unsubscribe", "publish", "evalsha", "script|load", "hget", "hmget", "hset",
-        "del", "xrange", "xrevrange", "time", "get", "set", "zadd", "zremrangebyscore",
-        "zrevrangebyscore", "eval", "xadd", "xdel", "expire", "pexpire",
+        "del", "xrange", "xrevrange", "xtrim", "time", "get", "set", "zadd",
+        "zremrangebyscore", "zrevrangebyscore", "eval", "xadd", "xdel", "expire", "pexpire",
     ],
 )  # fmt: skip
 async def test_each_missing_command_is_named(
