@@ -129,20 +129,20 @@ class BlockingClusterConnection:
 
 @contextmanager
 def open_blocking(
-    url: str, *, timeout_seconds: float, client_name: str
+    url: str, *, timeout_seconds: float, answer_seconds: float, client_name: str
 ) -> Iterator[BlockingRequestConnection]:
     """Connect to the Redis at `url`, for requests, and close the connection at the end.
 
     The same URLs as `streamer.broker.connect.open_connection`. `timeout_seconds` bounds all of
-    connecting (but name resolution), and later each wait for an answer. Raises RedisTimeoutError,
-    RedisConnectionError, and ValueError for a URL that is not one of Redis.
+    connecting (but name resolution), `answer_seconds` each later wait for an answer. Raises
+    RedisTimeoutError, RedisConnectionError, and ValueError for a URL that is not one of Redis.
     """
     handover = Handover()
     connections: list[BlockingConnection] = []
     try:
         topology = connect(url, handover, timeout_seconds=timeout_seconds, client_name=client_name)
         connections = [
-            BlockingConnection(sock, timeout_seconds=timeout_seconds) for sock in handover.take()
+            BlockingConnection(sock, timeout_seconds=answer_seconds) for sock in handover.take()
         ]
         if topology is None:
             yield connections[0]
@@ -185,7 +185,10 @@ def _discover(url: str, deadline: float, client_name: str) -> Topology:
         share_seconds = max(0.001, deadline - time.monotonic()) / (len(hosts) - asked)
         try:
             with open_blocking(
-                parts.of_one(host, port), timeout_seconds=share_seconds, client_name=client_name
+                parts.of_one(host, port),
+                timeout_seconds=share_seconds,
+                answer_seconds=share_seconds,
+                client_name=client_name,
             ) as connection:
                 assert isinstance(connection, BlockingConnection)
                 check_state(connection.execute("CLUSTER", "INFO"))

@@ -189,11 +189,14 @@ class _ProcessPublisher:
             raise
 
     def _connect(self, call: Call) -> None:
+        options = self._options
         left_seconds = max(0.001, self._core.gives_up_at(call) - time.monotonic())
         self._connection = self._resources.enter_context(
             open_blocking(
                 self._url,
-                timeout_seconds=min(self._options.timeout_seconds, left_seconds),
+                timeout_seconds=min(options.timeout_seconds, left_seconds),
+                # The connection serves later calls, too, however little time this one has left.
+                answer_seconds=min(options.timeout_seconds, options.hold_seconds),
                 client_name=self._core.client_name,
             )
         )

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from decimal import Decimal
 from typing import Any
 
@@ -201,6 +201,33 @@ def test_a_silent_redis_is_given_up_for_another_connection(
         assert sequences(receipts) == [2, 3]
     with server.connect() as redis:
         assert numbers_of(redis) == [1, 2, 3]
+
+
+def test_a_connection_of_a_call_that_was_late_waits_as_long_for_answers_as_any(
+    own_redis_server: Callable[..., RedisServer],
+) -> None:
+    """Not for the time alone that was left to the call which made it."""
+    server = own_redis_server()
+    with (
+        sync_style.open_publisher(server.url, hold_seconds=0.5, timeout_seconds=0.5) as publisher,
+        server.connect() as redis,
+    ):
+        publisher.publish_many(prices(1))
+        redis.config_set("maxmemory", 1)
+
+        def give_memory() -> None:
+            wait_until(lambda: "OOM" in (publisher.statistics().last_error or ""))
+            redis.config_set("maxmemory", 0)
+
+        with in_a_thread(give_memory) as given:
+            while publisher.statistics().acknowledged < 2:
+                with suppress(PublishFailedError):  # on a machine that is slow
+                    publisher.publish_many(prices(2))
+            given()
+        server.pause()
+        with pytest.raises(PublishFailedError, match=r": no answer within 0\.5 s$"):
+            publisher.publish_many(prices(3))
+        server.resume()
 
 
 def test_publications_that_redis_refuses_fail_and_the_rest_is_published(
