@@ -1,5 +1,6 @@
 """The commands that publish: their settings and options, and a publisher made of them."""
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -17,9 +18,18 @@ PRODUCER_SETTINGS: Final = ("redis", "max_publication_bytes", "history_length", 
 
 _TIMEOUT_SECONDS: Final = 5.0
 
+
+def _check_finite(_context: click.Context, _parameter: click.Parameter, seconds: float) -> float:
+    """Refuse `inf` and `nan`, which a range of click lets through."""
+    if not math.isfinite(seconds):
+        raise click.BadParameter(f"{seconds} is not a time.")
+    return seconds
+
+
 with_hold: Final = click.option(
     "--hold-seconds",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_check_finite,
     default=PublisherOptions().hold_seconds,
     show_default=True,
     metavar="SECONDS",

@@ -205,8 +205,7 @@ async def open_publisher(
 ) -> AsyncIterator[Publisher]:
     """Open a publisher for the length of the block.
 
-    The parameters are those of `streamer.open_publisher`. Raises `ValueError` for a URL that is not
-    one of Redis.
+    The parameters are those of `streamer.open_publisher`. Raises `ValueError` as that does.
     """
     publisher = Publisher(url, PublisherOptions(**options))
     keeping = asyncio.create_task(publisher.run())

@@ -62,12 +62,18 @@ class PublisherStatistics:
 
 @attrs.frozen(kw_only=True)
 class PublisherOptions:
-    """How a publisher publishes; `open_publisher` describes each."""
+    """How a publisher publishes; `open_publisher` describes each.
+
+    Raises ValueError for `hold_seconds` that are not above 0, or not finite.
+    """
 
     positioned: bool = True
     history_length: int = 5000
     history_seconds: float = 300
-    hold_seconds: float = 30
+    hold_seconds: float = attrs.field(
+        default=30.0, validator=[attrs.validators.gt(0), attrs.validators.lt(math.inf)]
+    )
+    """With 0, each call would be overdue before Redis could answer."""
     hold_messages: int = 10_000
     max_publication_bytes: int = 262_144
     timeout_seconds: float = 5

@@ -203,7 +203,8 @@ async def open_publisher(
     needs no other permission: it has no position and no history, and one whose answer is lost is
     not sent again, since Redis could not tell the retry from a new publication.
 
-    Raises `ValueError` for a URL that is not one of Redis.
+    Raises `ValueError` for a URL that is not one of Redis, and for `hold_seconds` that are not
+    above 0, or not finite.
     """
     publisher = Publisher(
         url,

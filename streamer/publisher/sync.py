@@ -241,7 +241,7 @@ def open_publisher(url: str, **options: Unpack[PublisherArguments]) -> Iterator[
     `hold_messages` bounds the publications of all threads that wait. A program that never ends the
     block, such as a Django process, may make a `Publisher` and keep it.
 
-    Raises `ValueError` for a URL that is not one of Redis.
+    Raises `ValueError` as that does.
     """
     publisher = Publisher(url, PublisherOptions(**options))
     try:

@@ -386,6 +386,16 @@ def test_a_redis_that_goes_away_is_waited_for_but_not_for_ever(
     assert error.startswith("streamer: error: from line 2: 2 of 2 not acknowledged: nothing")
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_a_hold_time_that_is_none_is_refused(
+    redis_url: str, capsys: pytest.CaptureFixture[str], seconds: str
+) -> None:
+    """With 0, no message would ever be acknowledged in time."""
+    arguments = ["publish", "--redis", redis_url, "--hold-seconds", seconds, "stock:1"]
+    assert main([*arguments, "--price", "1"]) == ExitCode.USAGE
+    assert "--hold-seconds" in capsys.readouterr().err
+
+
 def test_what_redis_refuses_is_told_in_its_words(
     own_redis_server: Callable[..., RedisServer], capsys: pytest.CaptureFixture[str]
 ) -> None:

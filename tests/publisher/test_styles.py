@@ -7,6 +7,7 @@ streamer.broker.connect_blocking and streamer.broker.connect_asyncio.
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -161,6 +162,15 @@ def test_a_killed_redis_loses_and_doubles_nothing(
             assert sequences(receipts) == list(range(first, first + 100))
     with server.connect() as redis:
         assert numbers_of(redis) == list(range(1, 301))
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
+def test_a_hold_time_in_which_nothing_could_be_published_is_refused(
+    opened: Opening, redis_url: str, seconds: float
+) -> None:
+    """It is an error when the publisher is opened, rather than at each publication."""
+    with pytest.raises(ValueError, match="hold_seconds"), opened(redis_url, hold_seconds=seconds):
+        pass
 
 
 def test_a_redis_that_stays_away_is_a_failure_that_passes(
