@@ -186,16 +186,32 @@ class _Relay:
                 self.mapper.renew_book(channel)
             self._receivers[channel] = receipt.receivers
 
-    def refuse(self, publication: Publication, reason: str) -> None:
-        """Take note of a publication that will never be published."""
+    def refuse(self, publication: Publication, reason: str, *, is_invalid: bool = False) -> None:
+        """Take note of a publication that will never be published.
+
+        `is_invalid`: no Redis would take it, so that a book with the same levels would not help.
+        """
         channel, _ = publication
         self.refused += 1
         self._log("refused", "publication_refused", channel=channel, reason=reason)
         self.lost += self._forget_changes(channel)
-        self.mapper.lose_books(channel)
+        book = self.mapper.kept_book(channel)
         if is_change(publication):
-            for reader in self.readers:
-                reader.reconnect(f"a change of {channel} was refused")
+            if book is not None and book.is_refused:
+                return  # it followed that book, and another one will be published
+            what = "a change"
+        elif book is None:
+            self.mapper.lose_books(channel)
+            return  # nothing on this channel needs the publication before it
+        else:
+            is_spoilt = book.is_spoilt
+            book.refuse()
+            if not (is_invalid and is_spoilt):
+                return
+            what = "the book"
+        self.mapper.lose_books(channel)
+        for reader in self.readers:
+            reader.reconnect(f"{what} of {channel} was refused")
 
     def _forget_changes(self, channel: str | None = None) -> int:
         """Drop changes of books that wait, since they would follow a hole; return how many."""
@@ -321,7 +337,7 @@ async def _publish_to(settings: Settings, hold_seconds: float, relay: _Relay) ->
                 relay.count(batch, await publisher.publish_many(batch))
             except InvalidPublicationError as error:
                 if len(batch) == 1:
-                    relay.refuse(batch[0], str(error))
+                    relay.refuse(batch[0], str(error), is_invalid=True)
                 else:
                     # Nothing of the batch was sent: one by one, to find those that are invalid.
                     # Changes that would follow one of these are dropped, as all that wait are.

@@ -53,6 +53,13 @@ class KeptBook:
     _last_ask: Decimal | None = None
     is_wanted: bool = False
     """Whether somebody waits for a whole book."""
+    is_refused: bool = False
+    """Whether the last whole book was refused: no change may be published until another one is."""
+    _retried_ns: int | None = None
+    """When a book was last published in place of one that was refused."""
+    _is_feeds_own: bool = True
+    """Whether no whole book has been published since that of the feed."""
+    _feeds_own_was_refused: bool = False
 
     @classmethod
     def of(cls, whole: Members, payload: bytes, now_ns: int) -> KeptBook:
@@ -64,19 +71,39 @@ class KeptBook:
         book._apply(whole)
         return book
 
-    def change(self, change: Members, payload: bytes, now_ns: int) -> bytes:
+    def refuse(self) -> None:
+        """Take note that the last whole book was refused.
+
+        The book after the next change is published whole. If that is refused, too, another one
+        follows WHOLE_EVERY_NS later, and so on.
+        """
+        self.is_refused = True
+        self._feeds_own_was_refused |= self._is_feeds_own
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether changes have made it unlike the feed's own book, which was not refused."""
+        return not (self._is_feeds_own or self._feeds_own_was_refused)
+
+    def change(self, change: Members, payload: bytes, now_ns: int) -> bytes | None:
         """Apply a change; return what to publish: it, or the whole book after it.
 
         The whole book also takes the place of a change that crosses the book, as feeds that send
-        bids and asks apart do for a moment: a server would not take the change.
+        bids and asks apart do for a moment: a server would not take the change. None: a book was
+        refused, and it is too early for another one.
         """
         self._apply(change)
         self._members |= {
             name: value for name, value in change.items() if name not in {"type", "bids", "asks"}
         }
         is_due = not 0 <= now_ns - self._whole_ns < WHOLE_EVERY_NS
+        if self.is_refused:
+            retried_ns, is_due = self._retried_ns, True
+            if retried_ns is not None and 0 <= now_ns - retried_ns < WHOLE_EVERY_NS:
+                return None
+            self.is_refused, self._retried_ns = False, now_ns
         if is_due or self.is_wanted or self._is_crossed:
-            self._whole_ns, self.is_wanted = now_ns, False
+            self._whole_ns, self.is_wanted, self._is_feeds_own = now_ns, False, False
             return self._whole()
         return self._within(change, payload)
 

@@ -53,7 +53,7 @@ class MapperCounts:
     invalid: int = 0
     """Messages, or items of their lists, that cannot be what the mapping says that they are."""
     withheld: int = 0
-    """Changes of order books that do not follow a whole book."""
+    """Changes of order books that do not follow a whole book that was published."""
 
 
 @attrs.define
@@ -140,6 +140,10 @@ class Mapper:
         if (book := self._books.get(channel)) is not None:
             book.is_wanted = True
 
+    def kept_book(self, channel: str) -> KeptBook | None:
+        """Return the book of a channel on which changes are published, once there is one."""
+        return self._books.get(channel)
+
     def _reject(self, key: str, reason: str) -> None:
         self.counts.invalid += 1
         self._on_problem(key, reason)
@@ -165,7 +169,11 @@ class Mapper:
             if mapping.type in _BOOKS:
                 for text in self._chained(mapping.type, channel, ids, payload, origin):
                     own = members if text is payload else read_json(text)
-                    yield channel, self._kept(channel, own, text, received_ns)
+                    kept = self._kept(channel, own, text, received_ns)
+                    if kept is None:
+                        self.counts.withheld += 1
+                    else:
+                        yield channel, kept
             else:
                 yield channel, payload
 
@@ -217,8 +225,13 @@ class Mapper:
         order = ("price", "change", "change_percent", "volume", "quantity")
         return {name: Number(texts[name]) for name in order if name in texts}
 
-    def _kept(self, channel: str, members: Members, payload: bytes, received_ns: int) -> bytes:
-        """Return what to publish of a book or a change: now and then, a book in place of it."""
+    def _kept(
+        self, channel: str, members: Members, payload: bytes, received_ns: int
+    ) -> bytes | None:
+        """Return what to publish of a book or a change: now and then, a book in place of it.
+
+        None: nothing, after a book that was refused.
+        """
         if members["type"] == OrderbookUpdate.type:
             if self._has_changes:
                 self._books[channel] = KeptBook.of(members, payload, received_ns)

@@ -300,6 +300,78 @@ async def test_no_change_follows_one_that_is_refused(
     assert "; 1 refused; 2 lost" in errors.splitlines()[-1]
 
 
+async def test_a_whole_book_that_is_refused_for_a_moment_is_published_again(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """At a later change, without a new connection, also where it took the place of a change."""
+    redis_server = own_redis_server(user="writer on nopass ~* &* +@all")
+    is_revoked, is_granted = trio.Event(), trio.Event()
+
+    async def send(exchange: Exchange, socket: trio_websocket.WebSocketConnection) -> None:
+        await socket.send_message(snapshot(0, {"1.0": "1"}, {"2.0": "1"}))
+        await is_revoked.wait()
+        # Crosses the book, so that it is published whole.
+        await socket.send_message(depth(1, 1, {"3.0": "1"}))
+        await is_granted.wait()
+        await socket.send_message(depth(2, 2, {"3.0": "0"}))
+        for number in itertools.count(3):
+            await socket.send_message(depth(number, number, {"1.5": f"{number}.0"}))
+            await trio.sleep(PACE_SECONDS)
+
+    async with real_deadline(), serving(send) as exchange:
+        mapping = without_fetch(tmp_path, exchange)
+        url = f"redis://writer:any@127.0.0.1:{redis_server.port}"
+        process = await start(mapping, "--redis", url)
+        history = history_key("stock:BTCUSDT")
+        with redis_server.connect() as client:
+            await eventually(lambda: client.xlen(history) == 1)
+            client.execute_command("ACL", "SETUSER", "writer", "-eval", "-evalsha")
+            is_revoked.set()
+            await eventually(client.acl_log)
+            client.execute_command("ACL", "SETUSER", "writer", "+eval", "+evalsha")
+            is_granted.set()
+            await eventually(lambda: client.xlen(history) >= 4)
+            entries = client.xrange(history)
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    messages = [json.loads(entry[b"m"]) for _, entry in entries]
+    types = [message["type"] for message in messages]
+    assert types[:3] == ["orderbook_update", "orderbook_update", "orderbook_delta"], types
+    prices = [level["price"] for level in messages[1]["bids"]]
+    assert prices in ([1.0], [1.5, 1.0])  # the first changes may have come before the refusal
+    assert exchange.connections == 1
+    assert "; 1 refused" in errors.splitlines()[-1]
+
+
+async def test_a_book_that_a_change_has_spoilt_is_fetched_anew(
+    own_redis_server: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    """Also where the whole book was to be published in place of the change."""
+    redis_server = own_redis_server()
+
+    async def send(exchange: Exchange, socket: trio_websocket.WebSocketConnection) -> None:
+        await socket.send_message(snapshot(0, {"1.0": "1"}, {"2.0": "1"}))
+        if exchange.connections == 1:
+            # Crosses the book, with a number beyond the range of a double.
+            await socket.send_message(depth(1, 1, {"3.0": "1e399"}))
+        await ping_and_read(exchange, socket)
+
+    async with real_deadline(), serving(send) as exchange:
+        mapping = without_fetch(tmp_path, exchange)
+        process = await start(mapping, "--redis", redis_server.url)
+        history = history_key("stock:BTCUSDT")
+        with redis_server.connect() as client:
+            await eventually(lambda: client.xlen(history) == 2)
+        process.send_signal(signal.SIGINT)
+        errors = await drained(process.stderr)
+        await process.wait()
+    assert process.returncode == ExitCode.OK, errors
+    assert exchange.connections == 2
+    assert "the book of stock:BTCUSDT:orderbook was refused" in errors
+
+
 async def test_what_redis_has_not_acknowledged_at_the_end_is_counted(
     own_redis_server: Callable[..., RedisServer], tmp_path: Path
 ) -> None:

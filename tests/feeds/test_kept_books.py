@@ -125,6 +125,27 @@ def test_a_book_is_published_whole_when_it_is_wanted() -> None:
     assert [feed.change(BID, NOTHING) for _ in range(2)] == [True, False]
 
 
+def test_a_book_that_was_refused_is_published_again_but_not_all_the_time() -> None:
+    """At the next change, and after that at intervals; no change comes before it."""
+    feed = book(2)
+    kept = feed.mapper.kept_book(CHANNEL)
+    assert kept is not None
+    kept.refuse()
+    assert feed.change(BID, NOTHING)
+    assert not feed.change(BID, NOTHING)
+    kept.refuse()
+    feed.now_ns += WHOLE_EVERY_NS - 1
+    withheld = depth(feed.last + 1, feed.last + 1, {"1000.30": "1"}, {})
+    assert feed.mapper.map(withheld, feed.now_ns, ORIGIN) == []
+    assert feed.mapper.counts.withheld == 1
+    apply(feed.bids, [(Decimal("1000.30"), Decimal(1))])
+    feed.last += 1
+    feed.now_ns += 1
+    assert feed.change(NOTHING, {Decimal("1001.10"): Decimal(2)})
+    feed.check(4)
+    assert not feed.change(BID, NOTHING)
+
+
 def test_a_book_that_is_crossed_for_a_moment_is_published_whole() -> None:
     """A server takes no change that crosses a book, but whole books as they are."""
     feed = book(2)
