@@ -89,8 +89,9 @@ class KeptBook:
         """Apply a change; return what to publish: it, or the whole book after it.
 
         The whole book also takes the place of a change that crosses the book, as feeds that send
-        bids and asks apart do for a moment: a server would not take the change. None: a book was
-        refused, and it is too early for another one.
+        bids and asks apart do for a moment, since a server would not take the change, and of one
+        that leaves servers with too few levels of a side. None: a book was refused, and it is too
+        early for another one.
         """
         self._apply(change)
         self._members |= {
@@ -102,7 +103,7 @@ class KeptBook:
             if retried_ns is not None and 0 <= now_ns - retried_ns < WHOLE_EVERY_NS:
                 return None
             self.is_refused, self._retried_ns = False, now_ns
-        if is_due or self.is_wanted or self._is_crossed:
+        if is_due or self.is_wanted or self._is_crossed or self._is_thin:
             self._whole_ns, self.is_wanted, self._is_feeds_own = now_ns, False, False
             return self._whole()
         return self._within(change, payload)
@@ -111,6 +112,17 @@ class KeptBook:
     def _is_crossed(self) -> bool:
         bid, ask = self._bids.highest(1), self._asks.lowest(1)
         return bool(bid and ask and bid[0] > ask[0])
+
+    @property
+    def _is_thin(self) -> bool:
+        """Whether fewer than half of the levels of a side are left within the published bound.
+
+        The price has moved. Servers do not have the levels beyond the bound, which are known here.
+        """
+        least = max(1, self._count // 2)
+        return (self._last_bid is not None and self._bids.count_from(self._last_bid) < least) or (
+            self._last_ask is not None and self._asks.count_to(self._last_ask) < least
+        )
 
     def _apply(self, members: Members) -> None:
         for side, name in ((self._bids, "bids"), (self._asks, "asks")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Generic, TypeVar
@@ -41,6 +41,14 @@ class BookSide(Generic[V]):
     def lowest(self, count: int) -> Sequence[Decimal]:
         """Return the `count` lowest prices, the lowest first."""
         return self._prices[:count]
+
+    def count_from(self, price: Decimal) -> int:
+        """Return how many prices are `price` or above it."""
+        return len(self._prices) - bisect_left(self._prices, price)
+
+    def count_to(self, price: Decimal) -> int:
+        """Return how many prices are `price` or below it."""
+        return bisect_right(self._prices, price)
 
 
 def _apply(side: BookSide[Decimal], levels: Iterable[Level]) -> None:

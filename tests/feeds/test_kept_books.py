@@ -125,6 +125,26 @@ def test_a_book_is_published_whole_when_it_is_wanted() -> None:
     assert [feed.change(BID, NOTHING) for _ in range(2)] == [True, False]
 
 
+@pytest.mark.parametrize("name", ["bids", "asks"])
+def test_a_book_is_published_whole_when_half_of_its_levels_are_gone(name: str) -> None:
+    """The price has moved on to levels that servers were not sent; soon they would have none."""
+    feed = book(MIN_LEVELS)
+    assert not feed.change(
+        {Decimal(f"{900 - n}.10"): Decimal(1) for n in range(MIN_LEVELS)},
+        {Decimal(f"{1101 + n}.10"): Decimal(1) for n in range(MIN_LEVELS)},
+    )
+    feed.mapper.renew_book(CHANNEL)
+    assert feed.change({Decimal("1000.10"): Decimal(2)}, NOTHING)
+    side = feed.bids if name == "bids" else feed.asks
+    best = sorted(side, reverse=name == "bids")
+    half = dict.fromkeys(best[: MIN_LEVELS // 2], Decimal(0))
+    one_more = {best[MIN_LEVELS // 2]: Decimal(0)}
+    for levels, is_whole in (half, False), (one_more, True):
+        changed = {"bids": NOTHING, "asks": NOTHING} | {name: levels}
+        assert feed.change(**changed) == is_whole
+    feed.check(MIN_LEVELS)
+
+
 def test_a_book_that_was_refused_is_published_again_but_not_all_the_time() -> None:
     """At the next change, and after that at intervals; no change comes before it."""
     feed = book(2)
