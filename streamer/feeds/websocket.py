@@ -31,7 +31,7 @@ ANSWER_TIMEOUT_SECONDS: Final = 10.0
 
 
 class FeedConnectError(Exception):
-    """A feed cannot be connected to, from the start or for good; the text names its URL."""
+    """A feed cannot be connected to, from the start; the text names its URL."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,8 +95,9 @@ class FeedReader:
     async def run(self) -> NoReturn:
         """Read until cancelled.
 
-        Raises FeedConnectError if the first connection fails or the server refuses the handshake
-        for good, and the errors of the consumer.
+        Raises FeedConnectError if the first attempt to connect fails, and the errors of the
+        consumer. Once there has been a connection, every failure is followed by another attempt:
+        an exchange may refuse handshakes for as long as its maintenance takes.
         """
         dialer = Dialer(
             url=self._source.url,
