@@ -118,6 +118,7 @@ async def test_a_bounded_number_of_connections_is_examined() -> None:
         examined += 1
         return False
 
+    await trio.lowlevel.checkpoint()
     alive: Any = SimpleNamespace(is_ending=False, is_silent_since=is_silent_since)
     assert Places(Admission(Settings()), {})._probe([alive] * 5000, None) == []
     assert examined == 256
