@@ -491,9 +491,11 @@ class Session:
         websocket = self._websocket
         if not self._is_open:
             return False
+        if websocket.last_received_seconds >= seconds:
+            return False
         if self._is_held_up or websocket.is_held_up:
             return self.outbox.blocked and websocket.last_written_seconds < seconds
-        return websocket.last_received_seconds < seconds and not websocket.has_unread
+        return not websocket.has_unread
 
     def ping(self) -> None:
         """Ask the client for a sign of life, ahead of any waiting data."""

@@ -436,7 +436,7 @@ async def test_a_fault_of_the_server_is_answered_with_its_request(
         assert [entry["event"] for entry in logs] == 2 * ["a request failed"]
 
 
-async def test_a_client_that_reads_no_pongs_is_not_read_either() -> None:
+async def test_a_client_that_reads_no_pongs_is_not_read_either(mock_clock: MockClock) -> None:
     """Its pings wait in its own socket; when it reads on, each has its pong, in order."""
     pings = 20_000
     settings = {
@@ -451,6 +451,8 @@ async def test_a_client_that_reads_no_pongs_is_not_read_either() -> None:
         trio.open_nursery() as nursery,
     ):
         payloads = [b"%0100d" % number for number in range(pings)]
+        mock_clock.jump(100)
+        asked_seconds = trio.current_time()
 
         async def ask() -> None:
             await client.stream.send_all(b"".join(client_frame(0x89, one) for one in payloads))
@@ -462,6 +464,8 @@ async def test_a_client_that_reads_no_pongs_is_not_read_either() -> None:
         for _ in range(100):
             await neighbour.ping_pong()
             assert outbox.control_bytes < 10_200
+        (session,) = (s for s in server._acceptor.sessions.values() if s.outbox is outbox)
+        assert not session.is_silent_since(asked_seconds), "its socket has only just filled"
         async with aclosing(client.frames()) as frames:
             await anext(frames)  # the greeting
             for payload in payloads:
