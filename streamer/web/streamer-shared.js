@@ -124,7 +124,7 @@ class SharedStreamer {
     try {
       this.#send("token", { id, token: await this.#token(request) });
     } catch (error) {
-      this.#send("token", { id, problem: error.message });
+      this.#send("token", { id, problem: String(error?.message || error || "no token") });
     }
   }
 
@@ -218,7 +218,7 @@ function serveTabs() {
       token({ id, token: given, problem }) {
         const question = waiting.get(id);
         waiting.delete(id);
-        if (problem) question?.reject(new Error(problem));
+        if (problem !== undefined) question?.reject(new Error(problem));
         else question?.resolve(given);
       },
       lock: ({ name }) => navigator.locks.request(name, leave),

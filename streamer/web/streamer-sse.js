@@ -9,11 +9,14 @@
 const CLOSE_CODES = { 401: 4001, 429: 1013, 503: 1013 };
 const FINAL = 4500;
 const RETURNING = 1012;
+/** Topics that a server allows in a stream; more would make a URL that proxies refuse. */
+const MAX_TOPICS = 100;
 /** Beyond it, a timer fires at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /**
- * `cursor`, {id, topics}, outlives the connection: the id of the last event, and the topics in it.
+ * `cursor`, {id, topics, returnsAt}, outlives the connection: the id of the last event, the topics in
+ * it, and when to try a WebSocket again.
  * `widest` makes one set of options of several: a stream has one for all of its topics. After some
  * `lastsMs`, it gives way to a WebSocket.
  */
@@ -25,9 +28,14 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
   let isScheduled = false;
   let wasOpen = false;
   // What kept WebSockets away may have passed: a server that was down, a network that was left.
+  // The time is that of all streams in turn, since a proxy may cut each of them before.
+  cursor.returnsAt ??= performance.now() + lastsMs * (0.5 + Math.random());
   const returning = setTimeout(
-    () => on.onClose(RETURNING, "time to try a WebSocket"),
-    Math.min(lastsMs * (0.5 + Math.random()), MAX_TIMER_MS),
+    () => {
+      cursor.returnsAt = undefined;
+      on.onClose(RETURNING, "time to try a WebSocket");
+    },
+    Math.min(Math.max(cursor.returnsAt - performance.now(), 0), MAX_TIMER_MS),
   );
 
   function say(message) {
@@ -94,6 +102,20 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
     cursor.topics.clear();
   }
 
+  /** Leave topics out, and answer at once the requests of types of which none is left. */
+  function refuse(rejected, message) {
+    for (const one of rejected) {
+      const [, type, target] = /^([^:]*):(.*)$/s.exec(one.topic);
+      const refusal = { code: one.code, message: one.message ?? message, target };
+      refused.set(type, [...(refused.get(type) ?? []), refusal]);
+      topics.delete(one.topic);
+    }
+    const remaining = [...topics.keys()].map((topic) => topic.split(":", 1)[0]);
+    for (const type of [...refused.keys()].filter((type) => !remaining.includes(type))) {
+      answer({ subscription_type: type, targets: [], positions: {}, rejected: [] });
+    }
+  }
+
   /** The topics that a parameter of the stream, which the server does not take, comes from. */
   function causes(parameter, code) {
     const given = query().searchParams.get(parameter);
@@ -107,16 +129,7 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
     const { code, message, details } = await response.json().catch(() => ({}));
     if (signal.aborted) return;
     const rejected = details?.rejected ?? causes(details?.parameter, code);
-    for (const one of rejected) {
-      const [, type, target] = /^([^:]*):(.*)$/s.exec(one.topic);
-      const refusal = { code: one.code, message: one.message ?? message, target };
-      refused.set(type, [...(refused.get(type) ?? []), refusal]);
-      topics.delete(one.topic);
-    }
-    const remaining = [...topics.keys()].map((topic) => topic.split(":", 1)[0]);
-    for (const type of [...refused.keys()].filter((type) => !remaining.includes(type))) {
-      answer({ subscription_type: type, targets: [], positions: {}, rejected: [] });
-    }
+    refuse(rejected, message);
     if (rejected.length > 0) reopen();
     else if (code === "INVALID_TOKEN") on.onClose(FINAL, message);
     else
@@ -152,12 +165,17 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
         }
       }
     }
-    on.onClose(1006, "the stream was cut");
+    on.onClose(1006, "the stream was cut", wasOpen);
   }
 
   async function open() {
     isScheduled = false;
     stream.abort();
+    const surplus = [...topics.keys()].slice(MAX_TOPICS);
+    refuse(
+      surplus.map((topic) => ({ topic, code: "TOO_MANY_TARGETS" })),
+      `a stream of events has at most ${MAX_TOPICS} topics`,
+    );
     if (topics.size === 0) return;
     const { signal } = (stream = new AbortController());
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
@@ -165,6 +183,8 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
       const response = await fetch(query(), { headers, signal, cache: "no-store" });
       if (signal.aborted) return;
       on.onAlive(Number(response.headers.get("heartbeat-interval")));
+      const isStream = response.headers.get("content-type")?.startsWith("text/event-stream");
+      if (response.ok && !isStream) throw new Error("the answer is no stream of events");
       await (response.ok ? read : fail)(response, signal);
     } catch (error) {
       if (!signal.aborted) on.onClose(1006, error.message, wasOpen);
@@ -210,6 +230,10 @@ export function openEventStream({ url, token, fetch, widest, kinds, cursor, last
   queueMicrotask(() => say({ type: "connected" }));
   return {
     name: "sse",
+    /** Whether anything has come on a stream. */
+    get wasOpen() {
+      return wasOpen;
+    },
     send: (message) => queueMicrotask(() => requests[message.type]?.(message)),
     close() {
       clearTimeout(returning);

@@ -100,7 +100,6 @@ export function crc32(text) {
 
 // Order books and prices that come as deltas
 
-/** One side of an order book. */
 class Side {
   /** Price as a plain decimal -> its level and quantity. */
   #levels = new Map();
@@ -337,7 +336,6 @@ function isRenamed(stream, follows) {
 
 // Subscriptions
 
-/** Return the topics, each once. */
 export function checked(topics, options) {
   topics = [...new Set([topics].flat())];
   for (const topic of topics) {
@@ -428,7 +426,7 @@ class Subscription {
   }
 }
 
-/** Call for each member of a set, if there is one, but for those that it adds or removes. */
+/** Call for each member of a set, but for those that it adds or removes. */
 export function each(set, call) {
   for (const one of [...(set ?? [])]) if (set.has(one)) call(one);
 }
@@ -536,7 +534,6 @@ export class Streamer {
   #requests = new Map();
   #lastRequestId = 0;
   #retries = 0;
-  /** Whether any topic ever had deltas. */
   #hasDeltas = false;
   /** Topics that have been asked for, whole or from a position, and have not come. */
   #asked = new Set();
@@ -638,7 +635,7 @@ export class Streamer {
     for (const subscriptions of this.#wanted.values()) subscriptions.forEach(call);
   }
 
-  /** Give a later subscriber the last values. */
+  /** Give a subscriber the last values. */
   #catchUp(topic, subscription) {
     if (!this.#account.isLive(topic)) return; // the answer is still to come, for both
     if (this.#session.held.get(topic) !== this.#optionsOf(topic)) return;
@@ -732,7 +729,7 @@ export class Streamer {
     this.#isRestoring = false;
   }
 
-  #lost(code, reason, wasOpen = this.#openedAt > 0) {
+  #lost(code, reason, wasOpen = this.#transport?.wasOpen ?? this.#openedAt > 0) {
     const announced = this.#announced;
     this.#announced = null;
     const lastedMs = wasOpen ? performance.now() - this.#openedAt : 0;
@@ -765,6 +762,7 @@ export class Streamer {
   #stop(code, reason) {
     this.#isStopped = true;
     this.#isWaiting = false;
+    this.#token = undefined; // the next one may be another user's
     this.#drop();
     this.#page?.abort();
     this.#each((it) => it.abandon(`disconnected: ${reason}`));
@@ -1019,7 +1017,8 @@ export class Streamer {
           const topic = `${type}:${target}`;
           const announced = answer.positions[target];
           this.#begin(topic, since[target], announced, answer.fresh, !!options.kinds);
-          each(this.#wanted.get(topic), (it) => it.answered(topic));
+          const settle = (it) => (since[target] ? this.#catchUp(topic, it) : it.answered(topic));
+          each(this.#wanted.get(topic), settle);
         }
         for (const { target, ...refusal } of answer.rejected) {
           this.#refuse(`${type}:${target}`, refusal);

@@ -32,6 +32,7 @@ async function serving(context, answer) {
   return `ws://127.0.0.1:${server.address().port}/v1/ws`;
 }
 
+const STREAM = { "Content-Type": "text/event-stream" };
 const WANTED = { type: "subscribe", subscription_type: "stock", targets: ["A"], request_id: 1 };
 
 test("without topics there is nothing that could be silent", async () => {
@@ -45,7 +46,7 @@ test("without topics there is nothing that could be silent", async () => {
 
 test("the server says how often a heartbeat comes", async (context) => {
   const url = await serving(context, (_, response) => {
-    response.writeHead(200, { "Heartbeat-Interval": "60" }).flushHeaders();
+    response.writeHead(200, { ...STREAM, "Heartbeat-Interval": "60" }).flushHeaders();
   });
   let transport;
   const heartbeat = await new Promise((onAlive) => {
@@ -62,7 +63,7 @@ test("a refusal that comes too late closes nothing", async (context) => {
     if (requests++ === 0) {
       response.writeHead(400, { "Content-Type": "application/json" }).write("{"); // and no more
     } else {
-      response.writeHead(200).write("data: {}\n\n");
+      response.writeHead(200, STREAM).write("data: {}\n\n");
     }
   });
   const closes = [];
@@ -93,7 +94,7 @@ test("what follows a new stream is not taken from the old one", async () => {
           const event = events.shift();
           if (event) controller.enqueue(new TextEncoder().encode(`data: ${event}\nid: ${event}\n\n`));
         };
-        return new Response(new ReadableStream({ pull }));
+        return new Response(new ReadableStream({ pull }), { headers: STREAM });
       },
       onText(text) {
         if (/^\d$/.test(text)) texts.push(text);
@@ -106,4 +107,24 @@ test("what follows a new stream is not taken from the old one", async () => {
   await done;
   transport.close();
   assert.deepEqual([cursors, texts], [[null, "1"], ["1", "2", "3", "4"]]);
+});
+
+test("the time to try a WebSocket is that of all streams in turn", async (context) => {
+  const url = await serving(context, (_, response) => {
+    response.writeHead(200, STREAM).end("data: 1\n\n");
+  });
+  const cursor = { id: "", topics: new Set() };
+  const times = [];
+  for (let stream = 0; stream < 2; stream++) {
+    await new Promise((onClose) => {
+      open({ url, cursor, lastsMs: 60_000, onClose }).send(WANTED);
+    });
+    times.push(cursor.returnsAt);
+  }
+  assert.equal(times[0], times[1]);
+  const [code] = await new Promise((resolve) => {
+    cursor.returnsAt = performance.now();
+    open({ url, cursor, onClose: (...how) => resolve(how) });
+  });
+  assert.deepEqual([code, cursor.returnsAt], [1012, undefined]);
 });

@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -293,7 +294,7 @@ async def test_server_sent_events_where_no_websocket_can_be_opened() -> None:
 
 async def test_a_stream_of_events_refuses_what_it_cannot_have() -> None:
     """More topics than a stream has, or an option that the server does not take; the rest flow."""
-    topics = [f"stock:{number}" for number in range(103)]
+    topics = [f"stock:{number}" for number in range(500)]
     async with (
         running_server(max_book_levels=50) as server,
         remote(server.websocket_url, is_blocked=True) as client,
@@ -308,6 +309,68 @@ async def test_a_stream_of_events_refuses_what_it_cannot_have() -> None:
         publish(server, "stock:A:price", price("A", 1))
         assert (await client.update(some))["price"] == 1
         assert (await client.ask("account"))["violations"] == 0
+
+
+async def test_an_answer_that_is_no_stream_does_not_keep_it_from_websockets() -> None:
+    """A site may answer with its own page where only the WebSocket is passed on."""
+    requests: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            path = (await stream.receive_some()).split()[1].partition(b"?")[0]
+            requests.append(path)
+            if path == b"/v1/stream":
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n"
+                await stream.send_all(head + b"\r\n<p>\n")
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        async with remote(f"ws://127.0.0.1:{port}/v1/ws") as client:
+            await client.subscribe("stock:A")
+            await eventually(lambda: requests.count(b"/v1/stream") >= 3)
+        nursery.cancel_scope.cancel()
+    last = len(requests) - 1 - requests[::-1].index(b"/v1/stream")
+    first = requests.index(b"/v1/stream")
+    assert b"/v1/ws" in requests[first:last]
+
+
+async def test_a_new_token_is_asked_for_after_it_was_closed() -> None:
+    """Another user may have logged in, as in a worker that tabs share."""
+    async with (
+        running_server() as server,
+        remote(server.websocket_url, asks_for_token=True) as client,
+    ):
+        for _ in range(2):
+            assert await client.event("token") == "connect"
+            await client.do("token", token="a")
+            await client.state("connected")
+            await client.do("close")
+            await client.state("disconnected")
+            await client.do("connect")
+
+
+async def test_a_subscription_of_an_outage_gets_the_last_value() -> None:
+    """Though another one of the topic resumes from its position, and misses nothing."""
+    network = Proxy()
+    async with running_server() as server, network.run():
+        network.server_port = urlsplit(server.websocket_url).port or 0
+        url = f"ws://127.0.0.1:{network.port}/v1/ws"
+        async with remote(url, is_blocked=True, firstDelayMs=500) as client:
+            first = await client.subscribe("stock:A")
+            await client.ready(first)
+            publish(server, "stock:A:price", price("A", 1))
+            await client.update(first)
+            network.break_off(1)
+            await client.event("state", lambda state: state.get("code") == 1006)
+            second = await client.subscribe("stock:A")
+            assert await client.ready(second) == []
+            message = await client.update(second)
+            assert (message["price"], message["snapshot"]) == (1, True)
+            publish(server, "stock:A:price", price("A", 2))
+            assert (await client.update(first))["price"] == 2
+            assert (await client.update(second))["price"] == 2
+            assert (await client.ask("account"))["violations"] == 0
 
 
 async def test_a_websocket_is_tried_again_after_some_time() -> None:
