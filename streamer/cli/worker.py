@@ -45,10 +45,14 @@ class _Child:
 
     def __init__(self) -> None:
         self._server: Server | None = None
+        self._is_reload_due = False
+        """Whether a reload came while the server was starting: it has read its certificate."""
 
     def report(self, server: "Server") -> None:
         """Send the address of the server, now that it listens."""
         self._server = server
+        if self._is_reload_due:
+            server.reload()
         click.echo(server.websocket_url)
 
     async def obey_parent(
@@ -73,6 +77,8 @@ class _Child:
             *lines, received = (received + data).split(b"\n")
             for line in lines:
                 set_log_level(Reload.from_json(line).log_level)
-                if self._server is not None:  # else it reads the certificate later
+                if self._server is None:
+                    self._is_reload_due = True
+                else:
                     self._server.reload()
         shutdown.set()

@@ -24,6 +24,7 @@ import trio
 
 from streamer.backoff import Backoff
 from streamer.config import LogLevel
+from streamer.nursery import first_of
 from streamer.workers.assignment import Assignment, Reload, WorkerFailedError
 
 _ANSWER_TIMEOUT_SECONDS: Final = 5.0
@@ -61,14 +62,16 @@ class Worker:
     async def run(self) -> None:
         """Start the process, and another one whenever it ends, until the shutdown.
 
-        Raises WorkerFailedError if the first ends before it listens. Cancelling kills it.
+        Raises WorkerFailedError if the first ends before it listens, and OSError, in a group, if it
+        cannot be started. Cancelling kills it.
         """
         while True:
             began = trio.current_time()
-            exit_code = await self._run_process()
+            exit_code = await self._run_or_fail()
             if self._shutdown.is_set():
                 return
             if not self.listening.is_set():
+                assert exit_code is not None  # else the error has been raised
                 raise WorkerFailedError(exit_code)
             self.restarts += 1
             if trio.current_time() - began > _SETTLED_SECONDS:
@@ -90,6 +93,24 @@ class Worker:
         settings = attrs.evolve(self._assignment.settings, log_level=log_level)
         self._assignment = attrs.evolve(self._assignment, settings=settings)
         self._reload.set()
+
+    async def _run_or_fail(self) -> int | None:
+        """Run a process; None if none can be started now, for lack of memory or processes.
+
+        That is an error of its own only if none has run so far: the other workers go on.
+        """
+        try:
+            return await self._run_process()
+        except* OSError as group:
+            if not self.listening.is_set():
+                raise
+            log.error(  # noqa: TRY400 - the traceback says no more
+                "a worker cannot be started",
+                worker=self.number,
+                reason=str(first_of(group)),
+            )
+        self.pid = None
+        return None
 
     async def _run_process(self) -> int:
         async with trio.open_nursery() as nursery:

@@ -10,12 +10,17 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import trio
+from trio.testing import memory_stream_one_way_pair, wait_all_tasks_blocked
 
 from streamer.cli import main
+from streamer.cli import worker as worker_command
 from streamer.cli.errors import ExitCode
+from streamer.workers.assignment import Reload
 from tests.cli.test_serve import Serving, connect, errors, read_until
 from tests.helpers.timing import DEADLINE_SECONDS, wait_until
 
@@ -132,3 +137,23 @@ def test_memory_and_workers_exclude_each_other(capsys: pytest.CaptureFixture[str
     (line,) = errors(capsys.readouterr().err)
     assert "workers" in line
     assert "memory" in line
+
+
+async def test_a_reload_while_a_worker_starts_is_made_up_for() -> None:
+    """It has read its certificate before, and would serve an outdated one."""
+    reloads: list[None] = []
+    server: Any = SimpleNamespace(
+        reload=lambda: reloads.append(None), websocket_url="ws://127.0.0.1:1/v1/ws"
+    )
+    sender, stdin = memory_stream_one_way_pair()
+    shutdown = trio.Event()
+    child = worker_command._Child()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child._read, cast("trio.lowlevel.FdStream", stdin), shutdown)
+        await sender.send_all(Reload("warning").to_json() + b"\n")
+        await wait_all_tasks_blocked()
+        child.report(server)
+        assert len(reloads) == 1
+        await sender.send_all(Reload("warning").to_json() + b"\n")
+        await sender.aclose()
+    assert len(reloads) == 2

@@ -106,6 +106,22 @@ async def test_a_worker_that_is_killed_is_replaced_while_the_others_go_on(
         assert [worker["restarts"] for worker in statistics["workers"]] == [1, 0]
 
 
+async def test_a_worker_that_cannot_be_started_again_does_not_end_the_others(
+    redis_url: str,
+) -> None:
+    """There may be no memory or no process for it at first: it is tried again."""
+    async with running_workers(redis_url) as workers:
+        victim, other = workers.supervisor.workers
+        command, victim._command = victim._command, ["/nowhere/streamer"]
+        survivor = other.pid
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        await eventually(lambda: victim.restarts >= 2)
+        victim._command = command
+        await workers.until_ready()
+        assert (other.pid, other.restarts) == (survivor, 0)
+
+
 async def test_a_worker_that_is_told_to_stop_lets_its_clients_go_and_is_replaced(
     redis_url: str,
 ) -> None:
