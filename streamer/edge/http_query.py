@@ -208,7 +208,7 @@ def _topics(parameters: Iterable[tuple[str, str]], max_topics: int) -> tuple[Top
                         "code": ErrorCode.TOO_MANY_TARGETS,
                         "message": f"a request has at most {max_topics} topics",
                     }
-                    for text in islice(texts, max_topics, None)
+                    for text in islice(texts, max_topics, max_topics + MAX_STREAM_TOPICS)
                 ]
             },
         )

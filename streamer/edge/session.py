@@ -372,8 +372,8 @@ class Session:
     async def _carry_out(self, message: str | bytes, *, is_admitted: bool) -> None:
         try:
             request = self._decode(message, is_admitted=is_admitted)
-        except ProtocolError as error:
-            self._send_error(error)
+        except Exception as error:  # noqa: BLE001 - in a nursery of all connections
+            self._answer_failure(error, None)
             return
         await self._answer_errors(self._requests.carry_out(request), request.request_id)
 

@@ -39,8 +39,8 @@ class Backlog(Generic[S]):
         self._replays: ReplayQueue[S] | None = None
         """Missed messages; None unless the client came back."""
         self._pending: dict[object, Entry[S]] = {}
-        """Pending messages. Their keys are the publications of those whose size counts; for those
-        that a newer one may replace, subscription and kind."""
+        """Pending messages. The key of one whose size counts is the publication, that of one that
+        a newer one replaces has subscription and kind. Others have a key of their own, too."""
         self._pending_bytes = 0
         """The size of the pending messages that count."""
         self._limited: RateQueue[S] | None = None
@@ -119,10 +119,10 @@ class Backlog(Generic[S]):
         if subscription.interval_seconds and (publication.merges or subscription.waiting):
             if self._limited is None:
                 self._limited = RateQueue()
-            return self._limited.put(subscription, publication, merge=merge)
+            return self._limited.put(subscription, publication, merge=merge or not counts)
         if merge or counts:
             return self._add(subscription, publication, merge=merge)
-        # It comes in one piece with what is written now, or waits for the rest of that.
+        # The next flush takes all of these. If it leaves some to a later portion, newer ones merge.
         key = (subscription, publication.kind, "last") if publication.notice else (publication,)
         return self._set(key, subscription, publication)
 

@@ -241,7 +241,7 @@ def open_publisher(url: str, **options: Unpack[PublisherArguments]) -> Iterator[
     `hold_messages` bounds the publications of all threads that wait. A program that never ends the
     block, such as a Django process, may make a `Publisher` and keep it.
 
-    Raises `ValueError` as that does.
+    Raises `ValueError` as `streamer.open_publisher` does.
     """
     publisher = Publisher(url, PublisherOptions(**options))
     try:

@@ -164,7 +164,7 @@ async def test_a_process_that_does_not_answer_is_a_failure(
     """The answer of the others is shown, and a script sees by the exit code that it is not all."""
     keys = key_file(tmp_path)
     async with (
-        running_server(redis=redis_url, api_key_file=keys) as server,
+        running_server(redis=redis_url, api_key_file=keys, api_timeout_seconds=4) as server,
         running_workers(redis_url, api_key_file=keys) as workers,
     ):
         await until_heard(server, 3)

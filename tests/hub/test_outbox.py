@@ -380,20 +380,27 @@ def test_states_in_portions_do_not_crowd_out_an_event(interval_seconds: float) -
     assert (account.delivered, account.conflated, account.dropped) == (14, 0, {})
 
 
-def test_last_known_values_of_a_client_that_is_behind_are_replaced() -> None:
+@pytest.mark.parametrize("interval_seconds", [0.0, 1.0])
+def test_last_known_values_of_a_client_that_is_behind_are_replaced(interval_seconds: float) -> None:
     """After one gap and the next, only the newest wait: they need no bound, and close nobody."""
     client = Behind(House(), max_queued_bytes=1000)
-    client.subscribe(BOTH)
+    options = SubscriptionOptions(Mode.LATEST, BOTH, interval_seconds=interval_seconds)
+    subscribe(client.hub, client.outbox, [Want(STOCK, options)], max_replay_bytes=0)
     stream = client.hub.stream(STOCK)
     client.fall_behind()
+    client.publish(Kind.PRICE)
     for number in range(1, 4):
         values = [(Kind.PRICE, 1, b'{"kind":"price","sequence":1,"pad":"%b"}' % (b"x" * 2000))]
         position = Position(f"epoch-{number}", 1)
         client.hub.publishing.start_epoch(stream, GapReason.SOURCE_RECONNECTED, position, values)
         client.flush()
-    assert [m.get("epoch") for m in client.received()] == ["epoch-1", "epoch-2", "epoch-3", None]
+    assert client.outbox.statistics().queued_bytes < 1000
+    client.house.now += 1
+    epochs = [message.get("epoch") for message in client.received()]
+    assert [epoch for epoch in epochs if epoch] == ["epoch-1", "epoch-2", "epoch-3"]
+    assert epochs[-1] is None
     account = client.outbox.statistics()
-    assert (account.delivered, account.conflated, account.queued_bytes) == (4, 2, 0)
+    assert (account.delivered + account.conflated, account.queued_bytes) == (7, 0)
 
 
 def test_a_gap_and_its_values_are_in_one_portion() -> None:

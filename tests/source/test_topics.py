@@ -77,8 +77,11 @@ async def test_what_only_redis_knows_is_recovered_for_all_topics_at_once(redis_u
             assert positions_missed(server, topic, position) == [2, 3]
 
 
-async def test_a_publication_to_a_topic_that_is_just_released_is_not_counted() -> None:
+async def test_a_publication_to_a_topic_that_is_just_released_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The router hears of the release a turn later; the bytes of histories are those that exist."""
+    monkeypatch.setattr("streamer.server._EXPIRY_INTERVAL_SECONDS", 1000.0)
     async with running_server(linger_seconds=0) as server, connected(server) as client:
         await client.subscribe("stock:A")
         await client.unsubscribe("stock:A")
