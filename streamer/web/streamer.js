@@ -48,7 +48,6 @@ export class StreamerError extends Error {
 
 // A JSON number beyond 2**53, or with zeros at its end, is another one in JavaScript.
 
-/** Faster than a reviver of JSON.parse. */
 export function quoteNumbers(json) {
   return json.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[\d.eE+-]*/g, (token) =>
     token[0] === '"' ? token : `"${token}"`,
@@ -762,7 +761,7 @@ export class Streamer {
   #stop(code, reason) {
     this.#isStopped = true;
     this.#isWaiting = false;
-    this.#token = undefined; // the next one may be another user's
+    this.#token = this.#tokenFlight = null; // the next one may be another user's
     this.#drop();
     this.#page?.abort();
     this.#each((it) => it.abandon(`disconnected: ${reason}`));
@@ -866,8 +865,11 @@ export class Streamer {
     const { token } = this.#options;
     if (typeof token !== "function") return token;
     if (this.#token) return this.#token;
+    const attempt = this.#attempt;
     this.#tokenFlight ??= (async () => token({ why }))().finally(() => (this.#tokenFlight = null));
-    return (this.#token = await this.#tokenFlight);
+    const given = await this.#tokenFlight;
+    if (attempt === this.#attempt) this.#token = given;
+    return given;
   }
 
   async #renewToken() {

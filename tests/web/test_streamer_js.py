@@ -350,6 +350,23 @@ async def test_a_new_token_is_asked_for_after_it_was_closed() -> None:
             await client.do("connect")
 
 
+async def test_a_token_that_was_on_its_way_when_it_was_closed_is_not_used() -> None:
+    """It is the one of the user who has left."""
+    async with (
+        running_server() as server,
+        remote(server.websocket_url, asks_for_token=True) as client,
+    ):
+        await client.event("token")
+        await client.do("close")
+        await client.do("connect")
+        assert await client.event("token") == "connect"
+        await client.do("token", token="a")
+        await client.ask("look")
+        assert client.waiting("state")[-1]["state"] == "connecting"
+        await client.do("token", token="b")
+        await client.state("connected")
+
+
 async def test_a_subscription_of_an_outage_gets_the_last_value() -> None:
     """Though another one of the topic resumes from its position, and misses nothing."""
     network = Proxy()
