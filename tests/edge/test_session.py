@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -380,8 +381,18 @@ async def test_subscribing_again_changes_the_options_without_a_hole(
         assert server.statistics().subscriptions == 1
 
 
-async def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
-    """Its requests wait in its own socket; when it reads on, each has its answer, in order."""
+@pytest.mark.parametrize(
+    ("first_byte", "payload", "answer"),
+    [
+        (0x81, '{{"type":"ping","request_id":{}}}', lambda got: got[1]["request_id"]),
+        (0x89, "{:0100}", lambda got: int(got[1]) if got[0] is Opcode.PONG else got),
+    ],
+    ids=["requests", "pings"],
+)
+async def test_a_client_that_reads_no_answers_is_not_read_either(
+    first_byte: int, payload: str, answer: Callable[[Any], object], mock_clock: MockClock
+) -> None:
+    """All that it asks waits in its own socket; when it reads on, each has its answer, in order."""
     requests = 20_000
     settings = {
         "rate_limit": 0,
@@ -394,26 +405,28 @@ async def test_a_client_that_reads_no_answers_is_not_read_either() -> None:
         connected(server) as neighbour,
         trio.open_nursery() as nursery,
     ):
+        mock_clock.jump(100)
+        asked_seconds = trio.current_time()
 
         async def ask() -> None:
             frames = (
-                client_frame(0x81, b'{"type":"ping","request_id":%d}' % number)
+                client_frame(first_byte, payload.format(number).encode())
                 for number in range(requests)
             )
             await client.stream.send_all(b"".join(frames))
 
         nursery.start_soon(ask)
         await eventually(lambda: any(info.outbox.blocked for info in server.connections()))
-        unread = (s.outbox for s in server._acceptor.sessions.values() if s.outbox.blocked)
-        outbox = next(unread)
-        await eventually(lambda: outbox.control_bytes > 10_000)
+        (session,) = (s for s in server._acceptor.sessions.values() if s.outbox.blocked)
+        await eventually(lambda: session.outbox.control_bytes > 10_000)
         for _ in range(100):
             await neighbour.ping_pong()
-            assert outbox.control_bytes < 10_200
+            assert session.outbox.control_bytes < 10_200
+        assert not session.is_silent_since(asked_seconds), "its socket has only just filled"
         async with aclosing(client.frames()) as frames:
             await anext(frames)  # the greeting
             for number in range(requests):
-                assert (await anext(frames))[1]["request_id"] == number
+                assert answer(await anext(frames)) == number
 
 
 async def test_a_fault_of_the_server_is_answered_with_its_request(
@@ -434,42 +447,6 @@ async def test_a_fault_of_the_server_is_answered_with_its_request(
                 answer = await client.receive()
                 assert (answer["code"], answer["request_id"]) == ("INTERNAL_ERROR", message_type)
         assert [entry["event"] for entry in logs] == 2 * ["a request failed"]
-
-
-async def test_a_client_that_reads_no_pongs_is_not_read_either(mock_clock: MockClock) -> None:
-    """Its pings wait in its own socket; when it reads on, each has its pong, in order."""
-    pings = 20_000
-    settings = {
-        "rate_limit": 0,
-        "max_unread_replies_bytes": 10_000,
-        "heartbeat_interval_seconds": 1000,  # no ping among the answers
-    }
-    async with (
-        running_server(**settings) as server,
-        raw_client(server, receive_buffer_bytes=32_768) as client,
-        connected(server) as neighbour,
-        trio.open_nursery() as nursery,
-    ):
-        payloads = [b"%0100d" % number for number in range(pings)]
-        mock_clock.jump(100)
-        asked_seconds = trio.current_time()
-
-        async def ask() -> None:
-            await client.stream.send_all(b"".join(client_frame(0x89, one) for one in payloads))
-
-        nursery.start_soon(ask)
-        await eventually(lambda: any(info.outbox.blocked for info in server.connections()))
-        (outbox,) = (s.outbox for s in server._acceptor.sessions.values() if s.outbox.blocked)
-        await eventually(lambda: outbox.control_bytes > 10_000)
-        for _ in range(100):
-            await neighbour.ping_pong()
-            assert outbox.control_bytes < 10_200
-        (session,) = (s for s in server._acceptor.sessions.values() if s.outbox is outbox)
-        assert not session.is_silent_since(asked_seconds), "its socket has only just filled"
-        async with aclosing(client.frames()) as frames:
-            await anext(frames)  # the greeting
-            for payload in payloads:
-                assert await anext(frames) == (Opcode.PONG, payload)
 
 
 async def test_a_client_that_pings_and_reads_nothing_is_given_up(mock_clock: MockClock) -> None:
