@@ -1002,7 +1002,7 @@ export class Streamer {
     const [type] = split(topics[0]);
     const options = JSON.parse(this.#optionsOf(topics[0]));
     this.#hasDeltas ||= options.delta;
-    const since = {};
+    const since = { __proto__: null };
     for (const topic of topics) {
       held.set(topic, this.#optionsOf(topic));
       if (this.#account.isLive(topic)) continue; // it continues

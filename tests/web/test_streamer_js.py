@@ -367,6 +367,16 @@ async def test_a_token_that_was_on_its_way_when_it_was_closed_is_not_used() -> N
         await client.state("connected")
 
 
+async def test_a_target_may_have_a_name_that_all_objects_have() -> None:
+    """A topic that is new is asked for from no position, whatever its name."""
+    async with running_server() as server, remote(server.websocket_url) as client:
+        number = await client.subscribe("stock:constructor")
+        assert await client.ready(number) == []
+        publish(server, "stock:constructor:price", price("constructor", 1))
+        assert (await client.update(number))["price"] == 1
+        assert (await client.ask("account"))["violations"] == 0
+
+
 async def test_a_subscription_of_an_outage_gets_the_last_value() -> None:
     """Though another one of the topic resumes from its position, and misses nothing."""
     network = Proxy()
